@@ -1,0 +1,174 @@
+"""Audio files to mono float32 at the encoder's rate, and the reasons why a file is not usable.
+
+soundfile decodes (wav, flac, ogg, opus, mp3, aiff, ... at any rate, channel count and bit depth),
+soxr resamples. A file is read block by block, so that a lying header costs no memory. A file that
+ends before its container says it does is truncated, which libsndfile itself mostly passes over.
+"""
+
+import math
+import re
+import stat
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+RESAMPLER = "HQ"  # soxr's recipe; part of what the store's key is made of
+BLOCK_FRAMES = 1 << 18
+HALO_S = 0.05  # audio read to each side of a part, so that resampling it changes nothing
+UNKNOWN_SIZE = 0xFFFFFF00  # a streamed wav carries a size like this (or 0): nothing to check
+UNKNOWN_FRAMES = 1 << 62  # libsndfile's frame count of an Ogg file that it could not measure
+MP3_SLACK_FRAMES = 2 * 1152  # encoder delay and padding blur an mp3's length by a frame or two
+
+
+class AudioError(ValueError):
+    """A file that can't be used; the message is the reason, without the path."""
+
+
+def read_audio(
+    path: str | Path, sample_rate: int, start_s: float = 0.0, end_s: float | None = None
+) -> np.ndarray:
+    """Decode a file, or the part of it between two times, to mono at one rate.
+
+    Parameters
+    ----------
+    path : path of an audio file
+    sample_rate : int
+        Rate to resample to, in Hz.
+    start_s, end_s : float
+        Part to read, in seconds of the file; by default the whole file. Only that part (and a few
+        milliseconds to each side) is decoded, and it equals the same part of the whole file.
+
+    Returns
+    -------
+    ndarray of float32, shape (n_samples,)
+        Mean over the channels, resampled by soxr ("HQ": 100 dB, flat to 0.91 of Nyquist). Not
+        normalised: nominally within [-1, 1], beyond it where the file itself is.
+
+    Raises
+    ------
+    AudioError
+        With the reason, when the file is missing, empty, not audio, truncated, holds no samples
+        in the part asked for, or holds NaN or infinite samples.
+    """
+    check_file(path)
+    if start_s < 0 or (end_s is not None and end_s <= start_s):
+        raise ValueError(f"a part needs 0 <= start < end, got {start_s} to {end_s} s")
+    try:
+        with soundfile.SoundFile(path) as file:
+            whole = start_s == 0 and end_s is None
+            if whole:
+                mono = _read_mono(file, None)
+                _check_complete(path, file, len(mono))
+            else:
+                mono, offset, length = _read_part(file, sample_rate, start_s, end_s)
+            native_rate = file.samplerate
+    except soundfile.LibsndfileError as error:
+        raise AudioError(_libsndfile_reason(error)) from error
+    if not len(mono):
+        raise AudioError("holds no samples" if whole else f"holds nothing after {start_s} s")
+    if not np.isfinite(mono).all():
+        bad = np.flatnonzero(~np.isfinite(mono))
+        raise AudioError(
+            f"holds {len(bad)} NaN or infinite samples (the first at {bad[0] / native_rate:.3f} s)"
+        )
+    if native_rate != sample_rate:
+        mono = soxr.resample(mono, native_rate, sample_rate, quality=RESAMPLER)
+    if not whole:
+        mono = mono[offset : None if length is None else offset + length]
+    return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def is_silent(samples: np.ndarray) -> bool:
+    """Say whether every sample is exactly zero (digital silence)."""
+    return not samples.any()
+
+
+def check_file(path) -> None:
+    """Raise AudioError unless the path is a non-empty regular file."""
+    try:
+        info = Path(path).stat()
+    except FileNotFoundError:
+        raise AudioError("no such file") from None
+    except (OSError, ValueError) as error:
+        raise AudioError(f"unreadable: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(info.st_mode):
+        raise AudioError("not a regular file")
+    if info.st_size == 0:
+        raise AudioError("empty file (0 bytes)")
+
+
+def _read_mono(file: soundfile.SoundFile, frames: int | None) -> np.ndarray:
+    """Read up to `frames` frames from where the file stands and average the channels."""
+    blocks, left = [], math.inf if frames is None else frames
+    while left > 0:
+        block = file.read(int(min(BLOCK_FRAMES, left)), dtype="float32", always_2d=True)
+        if not len(block):
+            break
+        blocks.append(block[:, 0] if block.shape[1] == 1 else block.mean(axis=1))
+        left -= len(block)
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+
+
+def _read_part(file, sample_rate, start_s, end_s):
+    """Read a part with a halo; return it, the offset and the length to cut after resampling.
+
+    The read starts at a multiple of the smallest number of frames that is a whole number of
+    samples at the new rate, so that both grids coincide and the cut is exact.
+    """
+    step = file.samplerate // math.gcd(file.samplerate, sample_rate)
+    start = round(start_s * sample_rate)
+    halo = math.ceil(HALO_S * file.samplerate)
+    first = max(0, int(start * file.samplerate / sample_rate) - halo) // step * step
+    length = frames = None
+    if end_s is not None:
+        length = round(end_s * sample_rate) - start
+        frames = math.ceil((start + length) * file.samplerate / sample_rate) + halo - first
+    if first >= file.frames:
+        return np.zeros(0, np.float32), 0, length
+    file.seek(first)
+    return _read_mono(file, frames), start - first * sample_rate // file.samplerate, length
+
+
+def _check_complete(path, file: soundfile.SoundFile, n_read: int) -> None:
+    """Raise AudioError when the container announced more audio than there was."""
+    declared = None
+    if file.format in ("WAV", "WAVEX", "RF64", "AIFF", "W64"):
+        size = re.search(r"^\s*(?:data|SSND) : (\d+) \(should be (\d+)\)", file.extra_info, re.M)
+        if size and int(size[2]) < int(size[1]) < UNKNOWN_SIZE:
+            declared = n_read * int(size[1]) / max(1, int(size[2]))
+    elif file.format == "OGG":
+        if not _ogg_ends(path):
+            raise AudioError(f"truncated: the Ogg stream breaks off after {_seconds(file, n_read)}")
+    elif n_read + MP3_SLACK_FRAMES < file.frames < UNKNOWN_FRAMES:
+        declared = file.frames
+    if declared is not None:
+        raise AudioError(
+            f"truncated: {_seconds(file, n_read)} of the {_seconds(file, declared)} announced"
+        )
+
+
+def _seconds(file, frames) -> str:
+    """Frames of an open file as a duration."""
+    return f"{frames / file.samplerate:.2f} s"
+
+
+def _ogg_ends(path) -> bool:
+    """Say whether the file's last Ogg page is whole and marked as the end of its stream."""
+    with open(path, "rb") as file:
+        file.seek(max(0, Path(path).stat().st_size - (1 << 17)))  # a page has at most 65,307 bytes
+        tail = file.read()
+    at = tail.rfind(b"OggS")
+    if at < 0 or len(tail) < at + 27:
+        return False
+    lacing = tail[at + 27 : at + 27 + tail[at + 26]]
+    complete = len(lacing) == tail[at + 26] and len(tail) >= at + 27 + len(lacing) + sum(lacing)
+    return complete and bool(tail[at + 5] & 4)
+
+
+def _libsndfile_reason(error) -> str:
+    """Put libsndfile's error into one clause, without its path."""
+    text = str(getattr(error, "error_string", "") or error).strip().rstrip(".")
+    text = text.removeprefix("Error : ") or "the stream is damaged or truncated"
+    return f"can't be decoded: {text}"

@@ -1,0 +1,121 @@
+"""What the scripts share at the command line: argument types and how errors are shown.
+
+Flags have underscores and accept `--flag=value`, which is how a W&B sweep passes them; booleans
+accept `--flag`, `--flag=true` and `--flag=false`.
+"""
+
+import argparse
+import logging
+import re
+import sys
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line (exit code 2)."""
+
+    def __init__(self, **kwargs):
+        super().__init__(formatter_class=_Formatter, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str):
+        """Print one line and leave with code 2."""
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keep the description's lines, show defaults that say something."""
+
+    def _get_help_string(self, action):
+        if action.default in (None, "", argparse.SUPPRESS) or "default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
+def to_bool(text: str) -> bool:
+    """Read a boolean."""
+    if text.lower() in ("true", "1", "yes"):
+        return True
+    if text.lower() in ("false", "0", "no"):
+        return False
+    raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+
+
+def to_ints(text: str) -> list[int]:
+    """Read integers separated by spaces or commas, in brackets or not (as a sweep writes them)."""
+    try:
+        return [int(part) for part in re.split(r"[\s,\[\]]+", text) if part]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers, got {text!r}") from None
+
+
+def positive_int(text: str) -> int:
+    """Read a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def positive_float(text: str) -> float:
+    """Read a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
+def set_up_logging(is_main: bool) -> None:
+    """Let the library's messages through on the main process, warnings on the others."""
+    handler = logging.StreamHandler(_BesideProgress())
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logger = logging.getLogger("tune")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO if is_main else logging.WARNING)
+    logger.propagate = False
+
+
+class _BesideProgress:
+    """A stream that writes above a running progress bar instead of through it."""
+
+    def write(self, text: str) -> None:
+        """Write a line to stderr."""
+        from tqdm import tqdm
+
+        if text.strip():
+            tqdm.write(text.rstrip("\n"), file=sys.stderr)
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+
+def raised_by_us(error: BaseException) -> bool:
+    """Say whether an error was raised by this project's code (a message to the user).
+
+    A ValueError out of a library is a bug of ours, and its traceback is wanted.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).resolve().is_relative_to(ROOT)
+
+
+def run_script(main, is_main=lambda: True) -> None:
+    """Run a script's main; user errors end in one line and code 2, Ctrl-C in code 130."""
+    try:
+        main()
+    except ValueError as error:
+        if not raised_by_us(error):
+            raise
+        if is_main():
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        if is_main():
+            print(
+                "\nstopped: what was encoded is in the store; the same command goes on from there",
+                file=sys.stderr,
+            )
+        sys.exit(130)

@@ -1,0 +1,263 @@
+"""From files to rows of the store: decode, cut, encode, write, one track at a time.
+
+A batch never holds segments of two tracks or of two lengths, so a track's row does not depend, by
+a single bit, on which other tracks are encoded, in which order, or by how many processes. While
+one track is encoded the next ones are decoded in a thread; memory holds a few tracks, whatever
+the size of the data set.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tune.audio import AudioError, is_silent, read_audio
+from tune.encoders import Encoder, NonFiniteError
+from tune.segments import SegmentRule
+from tune.store import Collection, Row, Store
+
+log = logging.getLogger(__name__)
+
+PREFETCH = 3  # tracks decoded ahead
+WAIT_S = 0.5  # between two looks at a track that another process is encoding
+
+
+@dataclass
+class EncodeReport:
+    """What `encode_tracks` did.
+
+    Attributes
+    ----------
+    rows : dict, path -> (content, spans)
+        Where each usable track's row is.
+    skipped : list of {"path", "reason"}
+    silent : list of paths that are digital silence
+    encoded_tracks, encoder_passes, redone : int
+        Tracks and segments encoded now (0 when all were stored), batches redone in float32.
+    encode_seconds, audio_seconds : float
+        Time in the encoder, and seconds of audio that went through it.
+    stored_seconds : float
+        What encoding all the rows took, whenever that was: the strategy's cost, also when stored.
+    damaged : list of rows whose checksum was wrong and that were encoded again
+    """
+
+    rows: dict = field(default_factory=dict)
+    skipped: list = field(default_factory=list)
+    silent: list = field(default_factory=list)
+    encoded_tracks: int = 0
+    encoder_passes: int = 0
+    redone: int = 0
+    encode_seconds: float = 0.0
+    audio_seconds: float = 0.0
+    stored_seconds: float = 0.0
+    damaged: list = field(default_factory=list)
+
+
+def encode_tracks(
+    paths: Sequence[str],
+    encoder: Encoder,
+    rule: SegmentRule,
+    store: Store,
+    collection: Collection,
+    *,
+    frame_rate: float | None = None,
+    batch_seconds: float = 60.0,
+    strict: bool = False,
+    on_track: Callable[[str], None] = lambda path: None,
+) -> EncodeReport:
+    """Make sure that every usable track has its row in the store.
+
+    Parameters
+    ----------
+    paths : audio files; duplicates are encoded once
+    rule : how tracks are cut
+    frame_rate : float, optional
+        Store this many pooled frames a second instead of one vector a segment.
+    batch_seconds : float
+        Audio seconds of one encoder batch (at least one segment); halves itself on out-of-memory.
+    strict : bool
+        Raise at the first unusable file instead of reporting and skipping it.
+    on_track : called with each path that is done, for progress
+
+    Raises
+    ------
+    ValueError
+        When `strict` and a file is unusable; or when hidden states are not finite in float32.
+    """
+    report = EncodeReport()
+    passes, redone = encoder.passes, encoder.redone
+    pending: deque[tuple[str, str]] = deque()
+
+    def finish(path, content, spans, row: Row):
+        report.rows[path] = (content, spans)
+        report.stored_seconds += row.seconds
+        if row.silent:
+            log.warning("%s is digital silence: it was encoded all the same", path)
+            report.silent.append(path)
+        on_track(path)
+
+    def skip(path, reason):
+        if strict:
+            raise ValueError(f"{path}: {reason}")
+        log.warning("skipped %s: %s", path, reason)
+        report.skipped.append({"path": path, "reason": reason})
+        on_track(path)
+
+    for path in dict.fromkeys(paths):
+        try:
+            content = store.content(path)
+        except AudioError as error:
+            skip(path, str(error))
+            continue
+        stored = _stored(collection, encoder, rule, content)
+        if stored is None:
+            pending.append((path, content))
+        else:
+            finish(path, content, *stored)
+
+    def decode(path):
+        samples = read_audio(path, encoder.sample_rate)
+        seconds = len(samples) / encoder.sample_rate
+        if seconds < encoder.min_seconds:
+            raise AudioError(
+                f"too short: {len(samples)} samples ({seconds:.4f} s); "
+                f"the encoder needs {encoder.min_seconds:g} s"
+            )
+        return samples
+
+    for path, content, decoded, lock in _claimed(pending, store, decode):
+        try:
+            stored = _stored(collection, encoder, rule, content)
+            if stored is not None:  # another process was quicker, or the same audio came twice
+                finish(path, content, *stored)
+                continue
+            samples = decoded.result()
+            spans = rule.spans(len(samples), encoder.sample_rate)
+            started = time.perf_counter()
+            tokens, counts = encode_segments(
+                samples, spans, encoder, collection.layers, frame_rate, batch_seconds
+            )
+            seconds = time.perf_counter() - started
+            report.encode_seconds += seconds
+            report.audio_seconds += sum(end - start for start, end in spans) / encoder.sample_rate
+            report.encoded_tracks += 1
+            row = Row(tokens, spans, counts, is_silent(samples), seconds)
+            collection.write(content, len(samples), row)
+            finish(path, content, spans, row)
+        except AudioError as error:
+            skip(path, str(error))
+        except NonFiniteError as error:
+            raise ValueError(f"{path}: {error}") from error
+        finally:
+            lock.release()
+    report.encoder_passes = encoder.passes - passes
+    report.redone = encoder.redone - redone
+    report.damaged = list(collection.damaged)
+    return report
+
+
+def encode_segments(
+    samples: np.ndarray,
+    spans: Sequence[tuple[int, int]],
+    encoder: Encoder,
+    layers: Sequence[int],
+    frame_rate: float | None = None,
+    batch_seconds: float = 60.0,
+) -> tuple[np.ndarray, list[int]]:
+    """Encode one track's segments, each at its own length.
+
+    Parameters
+    ----------
+    samples : ndarray of float32, shape (n_samples,)
+    spans : the segments' bounds in samples
+
+    Returns
+    -------
+    tokens : ndarray of float32, shape (N, L, D)
+        In the order of the spans; with `frame_rate`, several tokens a segment.
+    counts : list of int
+        Tokens of each segment.
+    """
+    per_segment: list[np.ndarray | None] = [None] * len(spans)
+    lengths: dict[int, list[int]] = {}
+    for i, (start, end) in enumerate(spans):
+        lengths.setdefault(end - start, []).append(i)
+    for length, members in lengths.items():
+        size = max(1, int(batch_seconds * encoder.sample_rate / length))
+        at = 0
+        while at < len(members):
+            batch = members[at : at + size]
+            audio = np.stack([samples[slice(*spans[i])] for i in batch])
+            try:
+                pooled = encoder.embed(audio, layers, frame_rate)  # (B, P, L, D)
+            except torch.OutOfMemoryError as error:
+                if size == 1:
+                    raise ValueError(
+                        f"a segment of {length / encoder.sample_rate:.1f} s does not fit into the "
+                        f"device's memory: use a shorter --seg or --mixed_precision fp16"
+                    ) from error
+                size = max(1, min(size, len(batch)) // 2)
+                log.warning("out of memory: going on with %d segments a batch", size)
+                if encoder.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                continue
+            for i, tokens in zip(batch, pooled, strict=True):
+                per_segment[i] = tokens
+            at += len(batch)
+    return np.concatenate(per_segment), [len(tokens) for tokens in per_segment]
+
+
+def _stored(collection, encoder, rule, content) -> tuple[list, Row] | None:
+    """A track's spans and row when the store has them."""
+    n_samples = collection.length(content)
+    if n_samples is None:
+        return None
+    spans = rule.spans(n_samples, encoder.sample_rate)
+    row = collection.read(content, spans)
+    return None if row is None else (spans, row)
+
+
+def _claimed(pending: deque, store: Store, decode) -> Iterator[tuple]:
+    """Yield (path, content, future of samples, lock) for tracks that nobody else is encoding.
+
+    Tracks held by another process are put off and waited for at the end.
+    """
+    put_off: deque = deque()
+    window: deque = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="decode") as pool:
+        try:
+            while pending or window or put_off:
+                while pending and len(window) < PREFETCH:
+                    path, content = pending.popleft()
+                    lock = store.claim(content)
+                    if lock is None:
+                        put_off.append((path, content))
+                    else:
+                        window.append((path, content, pool.submit(decode, path), lock))
+                if window:
+                    yield window.popleft()
+                elif put_off:
+                    path, content = put_off.popleft()
+                    lock = store.claim(content, timeout_s=WAIT_S)
+                    if lock is None:
+                        put_off.append((path, content))
+                    else:
+                        yield path, content, pool.submit(decode, path), lock
+        finally:
+            for _, _, future, lock in window:
+                future.cancel()
+                lock.release()
+
+
+def read_row(collection: Collection, path: str | Path, content: str, spans: Sequence) -> Row:
+    """Read a row that `encode_tracks` reported; a row that has vanished since is an error."""
+    row = collection.read(content, spans)
+    if row is None:
+        raise ValueError(f"the stored embedding of {path} has vanished: run the command again")
+    return row

@@ -1,0 +1,66 @@
+"""What a track is known by: the hash of its file's bytes, and a cache of such hashes."""
+
+import hashlib
+import logging
+import sqlite3
+import time
+from pathlib import Path
+
+from tune.audio import AudioError, check_file
+
+log = logging.getLogger(__name__)
+
+
+def content_hash(path: str | Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal: what a track is known by in the store.
+
+    Raises
+    ------
+    AudioError
+        When the file is missing, not a regular file, empty or unreadable.
+    """
+    check_file(path)
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise AudioError(f"unreadable: {error.strerror or error}") from error
+
+
+class HashCache:
+    """Remembers file hashes by path, size and modification time; losing it costs only time."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._db: sqlite3.Connection | None = None
+
+    def get(self, path: Path) -> str:
+        """Hash of a file, from the cache when the file hasn't changed since."""
+        try:
+            before = path.stat()
+        except OSError:
+            return content_hash(path)  # raises with the reason
+        stamp = (str(path.resolve()), before.st_size, before.st_mtime_ns)
+        known = self._run("SELECT hash FROM hashes WHERE path=? AND size=? AND mtime=?", stamp)
+        if known:
+            return known[0][0]
+        digest = content_hash(path)
+        # A file written within the clock's grain could change again without a new time stamp.
+        if time.time_ns() - before.st_mtime_ns > 2_000_000_000:
+            self._run("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)", (*stamp, digest))
+        return digest
+
+    def _run(self, query: str, values: tuple) -> list:
+        """Run one statement; a cache that is locked, read-only or damaged is as good as empty."""
+        try:
+            if self._db is None:
+                self._db = sqlite3.connect(self.path, timeout=10, isolation_level=None)
+                self._db.execute("PRAGMA synchronous=OFF")  # losing it costs only time
+                self._db.execute(
+                    "CREATE TABLE IF NOT EXISTS hashes "
+                    "(path TEXT PRIMARY KEY, size INTEGER, mtime INTEGER, hash TEXT)"
+                )
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            log.debug("hash cache %s: %s", self.path, error)
+            return []

@@ -1,0 +1,177 @@
+"""Metrics over a whole split, and bootstrap intervals over its tracks.
+
+The point values come from scikit-learn through `evaluate.Metric` (ours, because `evaluate.load`
+fetches a script from the hub). The intervals resample tracks, which is a weighting of them, so
+they are computed for all resamples at once.
+"""
+
+from collections.abc import Callable, Sequence
+
+import datasets
+import evaluate
+import numpy as np
+from sklearn.metrics import accuracy_score, f1_score, r2_score
+
+N_RESAMPLES = 2000
+BOOTSTRAP_SEED = 0
+
+
+class Accuracy(evaluate.Metric):
+    """Share of tracks whose predicted class is right, 0 to 1."""
+
+    def _info(self):
+        return _info("Accuracy over a whole split.", datasets.Value("int64"))
+
+    def _compute(self, predictions, references):
+        return {"accuracy": float(accuracy_score(references, predictions))}
+
+
+class MacroF1(evaluate.Metric):
+    """Mean over classes of F1, over the classes that occur in references or predictions."""
+
+    def _info(self):
+        return _info("Macro-averaged F1 over a whole split.", datasets.Value("int64"))
+
+    def _compute(self, predictions, references):
+        score = f1_score(references, predictions, average="macro", zero_division=0.0)
+        return {"macro_f1": float(score)}
+
+
+class R2(evaluate.Metric):
+    """Coefficient of determination of each target and their mean; NaN for fewer than 2 tracks."""
+
+    def _info(self):
+        return _info("R² over a whole split.", datasets.Sequence(datasets.Value("float64")))
+
+    def _compute(self, predictions, references, targets):
+        references, predictions = np.asarray(references), np.asarray(predictions)
+        if len(references) < 2:
+            return dict.fromkeys(["r2", *(f"r2_{t}" for t in targets)], float("nan"))
+        each = r2_score(references, predictions, multioutput="raw_values", force_finite=False)
+        each = np.where(np.isfinite(each), each, np.nan)  # a constant target has no R²
+        named = {f"r2_{t}": float(v) for t, v in zip(targets, each, strict=True)}
+        return {"r2": float(each.mean())} | (named if len(targets) > 1 else {})
+
+
+def _info(description: str, feature) -> evaluate.MetricInfo:
+    """Boilerplate that `evaluate` asks for."""
+    return evaluate.MetricInfo(
+        description=description,
+        citation="",
+        inputs_description="predictions and references of a whole split",
+        features=datasets.Features({"predictions": feature, "references": feature}),
+    )
+
+
+def score(kind: str, labels: np.ndarray, predictions: np.ndarray, targets: Sequence[str]) -> dict:
+    """Every metric of a kind of task, over a whole split.
+
+    Parameters
+    ----------
+    kind : "classes" or "numbers"
+    labels, predictions : ndarray (n,) of class numbers, or (n, n_targets) of values
+    targets : names of the targets ("numbers" only)
+
+    Returns
+    -------
+    dict
+        accuracy and macro_f1, or r2 and (for several targets) r2_<target>; the first is the main.
+    """
+    if kind == "classes":
+        metrics, extra = (Accuracy, MacroF1), {}
+    else:
+        metrics, extra = (R2,), {"targets": list(targets)}
+    out = {}
+    for metric in metrics:
+        metric = metric(keep_in_memory=True)
+        metric.add_batch(predictions=predictions, references=labels)
+        out |= metric.compute(**extra)
+    return out
+
+
+def main_score(kind: str, labels: np.ndarray, predictions: np.ndarray) -> float:
+    """The metric that selects epochs: accuracy or mean R², without the overhead of `score`."""
+    if kind == "classes":
+        return float(accuracy_score(labels, predictions))
+    if len(labels) < 2:
+        return float("nan")
+    return float(r2_score(labels, predictions))
+
+
+def bootstrap(
+    kind: str,
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    targets: Sequence[str],
+    *,
+    n_resamples: int = N_RESAMPLES,
+    seed: int = BOOTSTRAP_SEED,
+) -> dict[str, tuple[float, float]]:
+    """95 % percentile intervals of each metric over test tracks.
+
+    A resample draws tracks with replacement; the metric is averaged over the probe's seeds in
+    each, so that the interval is that of the mean over seeds (Efron 1979). The resamples depend
+    on the number of tracks and the seed only, so two runs on the same test split are paired.
+
+    Parameters
+    ----------
+    labels : ndarray (n,) or (n, n_targets)
+    predictions : ndarray (n_seeds, n) or (n_seeds, n, n_targets)
+
+    Returns
+    -------
+    dict : metric name -> (low, high); NaN where a metric is undefined
+    """
+    n = len(labels)
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(n, np.full(n, 1 / n), size=n_resamples).astype(np.float64)  # (R, n)
+    curves = _weighted(kind, labels, predictions, weights, targets)
+    out = {}
+    for name, values in curves.items():  # (R, n_seeds)
+        values = values.mean(1)
+        values = values[np.isfinite(values)]
+        enough = len(values) > n_resamples / 2
+        low, high = np.percentile(values, [2.5, 97.5]) if enough else (np.nan, np.nan)
+        out[name] = (float(low), float(high))
+    return out
+
+
+def _weighted(kind, labels, predictions, weights, targets) -> dict[str, np.ndarray]:
+    """Each metric for each weighting of the tracks (R, n) and each seed: (R, n_seeds)."""
+    if kind == "classes":
+        return {
+            "accuracy": weights @ (predictions == labels).T / weights.sum(1, keepdims=True),
+            "macro_f1": _per_seed(_weighted_f1, labels, predictions, weights),
+        }
+    each = np.stack(
+        [
+            _per_seed(_weighted_r2, labels[:, t], predictions[:, :, t], weights)
+            for t in range(labels.shape[1])
+        ]
+    )  # (n_targets, R, n_seeds)
+    named = {f"r2_{t}": v for t, v in zip(targets, each, strict=True)}
+    return {"r2": each.mean(0)} | (named if len(targets) > 1 else {})
+
+
+def _per_seed(function: Callable, labels, predictions, weights) -> np.ndarray:
+    """Apply a weighted metric to each seed's predictions: (R, n_seeds)."""
+    return np.stack([function(labels, p, weights) for p in predictions], axis=1)
+
+
+def _weighted_f1(labels, predictions, weights) -> np.ndarray:
+    """Macro F1 for each weighting, over classes that occur in it: (R,)."""
+    scores = []
+    for c in np.union1d(labels, predictions):
+        true, predicted = labels == c, predictions == c
+        both, either = weights @ (true & predicted), weights @ true + weights @ predicted
+        scores.append(np.divide(2 * both, either, out=np.full(len(weights), np.nan),
+                                where=either > 0))  # fmt: skip
+    return np.nanmean(scores, axis=0)
+
+
+def _weighted_r2(labels, predictions, weights) -> np.ndarray:
+    """R² for each weighting: (R,)."""
+    centred = labels - labels.mean()  # for precision; R² doesn't change
+    error = weights @ (labels - predictions) ** 2
+    total = weights @ centred**2 - (weights @ centred) ** 2 / weights.sum(1)
+    return np.where(total > 1e-12, 1 - error / np.maximum(total, 1e-12), np.nan)

@@ -1,0 +1,269 @@
+"""MARBLE's probe, several of them trained side by side.
+
+A probe is one hidden layer of 512 with ReLU and dropout 0.2. A bank trains one probe per seed (and
+per layer, with `--layer all`) as a single batched computation. Each has its own initial weights,
+order of tracks and dropout, drawn from its own seed on the CPU: its result does not depend on
+which other probes share the bank, on the number of processes or on the device. That, and float64
+(the probes are tiny), is what makes a number reproducible.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+HIDDEN = 512
+DROPOUT = 0.2
+
+
+class Standardiser:
+    """Zero mean and unit variance by training statistics.
+
+    Parameters
+    ----------
+    values : (..., n, D) training embeddings; statistics are taken over n
+    valid : same shape, bool; False at values that only fill a hole: they count nowhere and become 0
+    """
+
+    def __init__(self, values: torch.Tensor, valid: torch.Tensor):
+        weight = valid.to(values.dtype)
+        count = weight.sum(-2, keepdim=True).clamp(min=1)
+        self.mean = (values * weight).sum(-2, keepdim=True) / count
+        variance = (((values - self.mean) * weight) ** 2).sum(-2, keepdim=True) / count
+        std = variance.sqrt()
+        # A dimension that never varies in training says nothing: it becomes 0, not infinity.
+        self.scale = torch.where(std > 1e-12, 1 / std, 0.0)
+
+    def __call__(self, values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """Standardise (..., n, D); holes become 0."""
+        return (values - self.mean) * self.scale * valid
+
+
+class ProbeData:
+    """What the probes see of a task: standardised inputs and labels of every split, on a device.
+
+    Parameters
+    ----------
+    task : tune.tasks.Task
+    features : {split: tune.features.Features}
+    device : torch.device
+
+    Attributes
+    ----------
+    inputs : {split: (L, n, D)} standardised by training statistics
+    labels : {split: (n,) class numbers or (n, C) values standardised by training statistics}
+    truth : {split: ndarray of labels as they came}
+    """
+
+    def __init__(self, task, features, device: torch.device):
+        self.kind = task.kind
+        self.dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        train = features["train"]
+        self.standardise = Standardiser(train.values, train.valid)
+        self.inputs = {
+            s: self.standardise(f.values, f.valid).to(device, self.dtype)
+            for s, f in features.items()
+        }
+        self.truth = {s: np.asarray(task.splits[s]["label"]) for s in features}
+        self.n_train, self.n_in = self.inputs["train"].shape[1:]
+        if self.kind == "classes":
+            self.n_out = len(task.classes)
+            self.labels = {s: torch.from_numpy(t).to(device) for s, t in self.truth.items()}
+            self.centre = self.scale = None
+        else:
+            self.n_out = len(task.targets)
+            self.centre, self.scale = self.truth["train"].mean(0), self.truth["train"].std(0)
+            self.labels = {
+                s: torch.from_numpy((t - self.centre) / self.scale).to(device, self.dtype)
+                for s, t in self.truth.items()
+            }
+
+    def layer_of(self, n_layers: int, n_seeds: int) -> torch.Tensor:
+        """The index of each probe's layer, (M, 1), in the order that a bank has them."""
+        device = self.inputs["train"].device
+        return torch.arange(n_layers, device=device).repeat_interleave(n_seeds)[:, None]
+
+    def labels_for(self, split: str, m: int) -> torch.Tensor:
+        """A split's labels for each of m probes: (m, n) or (m, n, C)."""
+        labels = self.labels[split]
+        return labels.expand(m, *labels.shape)
+
+    def decide(self, outputs: torch.Tensor) -> np.ndarray:
+        """Probe outputs (M, n, C) to predictions: class numbers (M, n), or values (M, n, C)."""
+        if self.kind == "classes":
+            return outputs.argmax(-1).cpu().numpy()
+        return outputs.cpu().numpy() * self.scale + self.centre
+
+    def guess(self, split: str) -> np.ndarray:
+        """What one would say without listening: the most frequent training class, or the mean."""
+        n = len(self.truth[split])
+        if self.kind == "classes":
+            return np.full(n, np.bincount(self.truth["train"]).argmax())
+        return np.tile(self.truth["train"].mean(0), (n, 1))
+
+    def constants(self, layer: int) -> dict[str, torch.Tensor]:
+        """What a saved probe needs beside its weights, for one layer."""
+        out = {
+            "standardise.mean": self.standardise.mean[layer],
+            "standardise.scale": self.standardise.scale[layer],
+        }
+        if self.kind == "numbers":
+            out |= {"target.centre": torch.from_numpy(self.centre),
+                    "target.scale": torch.from_numpy(self.scale)}  # fmt: skip
+        return {name: value.contiguous() for name, value in out.items()}
+
+
+class Probe(nn.Module):
+    """One head: Linear(D, 512), ReLU, dropout, Linear(512, C); MARBLE's `MLPDecoder`."""
+
+    def __init__(self, n_in: int, n_out: int, hidden: int = HIDDEN, *, generator: torch.Generator):
+        super().__init__()
+        self.w1, self.b1 = _linear(n_in, hidden, generator)
+        self.w2, self.b2 = _linear(hidden, n_out, generator)
+
+
+class ProbeBank(nn.Module):
+    """M probes side by side.
+
+    Parameters
+    ----------
+    seeds : one a probe
+    n_in, n_out, hidden : sizes
+    dropout : probability of zeroing a hidden unit in training
+    """
+
+    def __init__(self, seeds: Sequence[int], n_in: int, n_out: int, *, hidden: int = HIDDEN,
+                 dropout: float = DROPOUT, dtype: torch.dtype = torch.float64):  # fmt: skip
+        super().__init__()
+        self.hidden, self.dropout = hidden, dropout
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.probes = nn.ModuleList(
+            Probe(n_in, n_out, hidden, generator=g).to(dtype) for g in self.generators
+        )
+
+    def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        """Run every probe on its own batch.
+
+        Parameters
+        ----------
+        x : (M, B, D)
+        keep : (M, B, hidden), what dropout multiplies the hidden units by (see `dropout_masks`)
+
+        Returns
+        -------
+        logits or standardised values (M, B, C)
+        """
+        w1, b1, w2, b2 = (
+            torch.stack([getattr(probe, name) for probe in self.probes])
+            for name in ("w1", "b1", "w2", "b2")
+        )
+        hidden = F.relu(torch.baddbmm(b1, x, w1))  # (M, B, hidden)
+        if keep is not None:
+            hidden = hidden * keep
+        return torch.baddbmm(b2, hidden, w2)
+
+    def dropout_masks(self, n: int) -> torch.Tensor:
+        """Draw the dropout of a whole (global) batch of n tracks: (M, n, hidden)."""
+        draws = torch.stack(
+            [torch.rand(n, self.hidden, generator=g) >= self.dropout for g in self.generators]
+        )
+        return draws.to(self.probes[0].w1.dtype) / (1 - self.dropout)
+
+    def orders(self, n: int) -> torch.Tensor:
+        """Draw each probe's order of n training tracks: (M, n)."""
+        return torch.stack([torch.randperm(n, generator=g) for g in self.generators])
+
+
+class Positions(Dataset):
+    """Positions 0..n-1 in blocks of the effective batch, padded with -1 to divide by processes.
+
+    With `split_batches` every process gets its share of each block, whatever their number, and
+    the padding (weight 0) keeps them in step.
+    """
+
+    def __init__(self, n: int, batch_size: int, n_processes: int):
+        self.block = -(-batch_size // n_processes) * n_processes
+        self.items = []
+        for start in range(0, n, batch_size):
+            real = list(range(start, min(start + batch_size, n)))
+            self.items += real + [-1] * (self.block - len(real))
+
+    def __len__(self) -> int:
+        """Number of positions, padding included."""
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> int:
+        """A position, or -1."""
+        return self.items[i]
+
+
+class Selection:
+    """Each probe's best epoch by the validation metric (ties: the lower loss), and early stop.
+
+    Parameters
+    ----------
+    bank : ProbeBank
+    patience : epochs without improvement after which a probe stops (MARBLE: 20)
+    """
+
+    def __init__(self, bank: ProbeBank, patience: int):
+        m = len(bank.probes)
+        self.patience = patience
+        self.best_score, self.best_loss = np.full(m, -np.inf), np.full(m, np.inf)
+        self.best_epoch = np.zeros(m, int)
+        self.stopped = np.zeros(m, bool)
+        self.states: list[dict] = [{} for _ in range(m)]
+
+    def update(self, bank: ProbeBank, epoch: int, scores: np.ndarray, losses: np.ndarray) -> bool:
+        """Note an epoch's validation scores and losses (M,); return whether all have stopped."""
+        scores = self.comparable(scores, losses)
+        for i in np.flatnonzero(~self.stopped):
+            better = scores[i] > self.best_score[i]
+            tie = scores[i] == self.best_score[i] and losses[i] < self.best_loss[i]
+            if better or tie or not self.states[i]:
+                self.best_score[i], self.best_loss[i] = scores[i], losses[i]
+                self.states[i] = {k: v.clone() for k, v in bank.probes[i].state_dict().items()}
+                self.best_epoch[i] = epoch
+            elif epoch - self.best_epoch[i] >= self.patience:
+                self.stopped[i] = True
+        return bool(self.stopped.all())
+
+    @staticmethod
+    def comparable(scores: np.ndarray, losses: np.ndarray) -> np.ndarray:
+        """Scores, or minus the loss where the metric is undefined (R² of a constant target)."""
+        return np.where(np.isfinite(scores), scores, -losses)
+
+    def restore(self, bank: ProbeBank) -> None:
+        """Put every probe's best weights back."""
+        for probe, state in zip(bank.probes, self.states, strict=True):
+            probe.load_state_dict(state)
+
+
+def losses(kind: str, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Loss of every track under every probe.
+
+    Parameters
+    ----------
+    outputs : (M, B, C)
+    labels : (M, B) class numbers, or (M, B, C) standardised values
+
+    Returns
+    -------
+    (M, B) cross-entropy, or squared error averaged over targets
+    """
+    if kind == "classes":
+        return F.cross_entropy(outputs.flatten(0, 1), labels.flatten(), reduction="none").view(
+            labels.shape
+        )
+    return F.mse_loss(outputs, labels, reduction="none").mean(-1)
+
+
+def _linear(n_in, n_out, generator) -> tuple[nn.Parameter, nn.Parameter]:
+    """Weights (in, out) and bias (1, out) with nn.Linear's initial distribution."""
+    bound = n_in**-0.5
+    weight = (torch.rand(n_in, n_out, generator=generator) * 2 - 1) * bound
+    bias = (torch.rand(1, n_out, generator=generator) * 2 - 1) * bound
+    return nn.Parameter(weight), nn.Parameter(bias)

@@ -1,0 +1,254 @@
+"""Results: what a run leaves on disk, and the table that ends it.
+
+A run's folder holds result.json, config.json, predictions.parquet and probe.safetensors. It is
+written aside and renamed, so that it exists complete or not at all.
+"""
+
+import csv
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+
+PACKAGES = ("torch", "torchaudio", "transformers", "accelerate", "datasets", "evaluate", "muq",
+            "wandb", "soundfile", "soxr", "numpy")  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, this project and the packages that a number may depend on."""
+    from tune import __version__
+
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "tune": __version__, **found}
+
+
+def git_sha() -> str | None:
+    """Commit of the project's checkout, with "-dirty" when it was changed; None outside one."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        out = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return out.stdout.strip()
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the CPU's kind and number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}, {os.cpu_count()} cores)"
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak memory so far: allocated on a GPU, else resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def summarise(per_seed: Mapping[str, Sequence[float]], intervals: Mapping) -> dict:
+    """Metrics over seeds: {name: {mean, std, ci_low, ci_high, per_seed}}.
+
+    `std` is the sample deviation over seeds (0 for one seed); the interval is the bootstrap's.
+    """
+    out = {}
+    for name, values in per_seed.items():
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        low, high = intervals[name]
+        out[name] = {"mean": float(np.mean(values)), "std": std, "ci_low": low, "ci_high": high,
+                     "per_seed": [float(v) for v in values]}  # fmt: skip
+    return out
+
+
+def check_name(output_dir: Path, name: str | None, default: str, overwrite: bool) -> str:
+    """Choose a run's name: the one asked for, or the default with a number when it's taken.
+
+    Raises
+    ------
+    ValueError
+        When the name asked for has a result already and `overwrite` is off, or is no plain name.
+    """
+    if name is not None:
+        if not name or Path(name).name != name or name.startswith("."):
+            raise ValueError(f"--name must be a plain folder name, got {name!r}")
+        if (output_dir / name).exists() and not overwrite:
+            raise ValueError(
+                f"{output_dir / name} exists: choose another --name or pass --overwrite"
+            )
+        return name
+    return next(c for c in _numbered(default) if not (output_dir / c).exists())
+
+
+def prediction_columns(kind, ids, seeds, truth, guesses, probabilities, classes, targets) -> dict:
+    """Columns of predictions.parquet: one row a seed and test track.
+
+    Parameters
+    ----------
+    ids : (n,) track ids
+    truth : (n,) class numbers or (n, C) values; guesses : (S, n) or (S, n, C)
+    probabilities : (S, n, C), used for classes only
+
+    Returns
+    -------
+    dict
+        seed, id, label, prediction and p_<class>; or seed, id, label_<target>, prediction_<target>
+    """
+    n = len(ids)
+    out = {"seed": [seed for seed in seeds for _ in range(n)], "id": list(ids) * len(seeds)}
+    if kind == "classes":
+        out["label"] = [classes[i] for i in truth] * len(seeds)
+        out["prediction"] = [classes[i] for i in guesses.reshape(-1)]
+        for c, name in enumerate(classes):
+            out[f"p_{name}"] = probabilities[:, :, c].reshape(-1).tolist()
+        return out
+    for t, name in enumerate(targets):
+        out[f"label_{name}"] = truth[:, t].tolist() * len(seeds)
+        out[f"prediction_{name}"] = guesses[:, :, t].reshape(-1).tolist()
+    return out
+
+
+def write_run(output_dir: Path, name: str, *, result: Mapping, config: Mapping, outcome: Mapping,
+              history: Sequence[Mapping], split_made: Sequence[Mapping] | None,
+              overwrite: bool, rename: bool) -> Path:  # fmt: skip
+    """Write a run's folder, whole or not at all.
+
+    Parameters
+    ----------
+    result, config : written as JSON; undefined numbers (NaN) become null
+    outcome : holds "predictions" (columns) and "probe" (tensors)
+    history : one row an epoch, to history.csv
+    split_made : rows of split.csv, when the split was made by us
+    overwrite : replace an existing folder
+    rename : take the next free numbered name when another process took this one meanwhile
+
+    Returns
+    -------
+    Path of the folder
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    aside = output_dir / f".{name}.{uuid.uuid4().hex}.tmp"
+    aside.mkdir()
+    try:
+        for stem, value in (("result", result), ("config", config)):
+            text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+            (aside / f"{stem}.json").write_text(text + "\n", encoding="utf-8")
+        pq.write_table(pa.table(outcome["predictions"]), aside / "predictions.parquet")
+        meta = {k: json.dumps(result[k]) for k in ("classes", "targets", "agg", "seg", "layer")}
+        save_file(outcome["probe"], aside / "probe.safetensors", meta)
+        write_csv(aside / "history.csv", history)
+        if split_made:
+            write_csv(aside / "split.csv", split_made)
+        if overwrite and (output_dir / name).exists():
+            shutil.rmtree(output_dir / name)
+        for candidate in _numbered(name) if rename else [name]:
+            if not (output_dir / candidate).exists():
+                try:
+                    aside.rename(output_dir / candidate)
+                except OSError:  # another process was quicker
+                    continue
+                return output_dir / candidate
+        raise ValueError(f"{output_dir / name} was made by another process meanwhile")
+    finally:
+        if aside.exists():
+            shutil.rmtree(aside)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping]) -> None:
+    """Write rows with the same keys as CSV."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def print_result(result: Mapping, folder: Path, console: Console | None = None) -> None:
+    """Print what a person wants to know at the end of a run."""
+    console = console or Console()
+    n, counts, cost = result["n_tracks"], result["segments_per_track"], result["cost"]
+    encoder = result["encoder"] + (" (untrained)" if result["encoder_untrained"] else "")
+    seeds = len(result["seeds"])
+    title = f"{result['task']}: {encoder}, layer {result['layer']}, {result['seg']} s segments, "
+    title = title.replace("full s segments", "full track") + result["agg"]
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("test metric")
+    for head in ("mean", f"± over {seeds} seed{'s' * (seeds > 1)}", "95 % interval over tracks"):
+        table.add_column(head, justify="right")
+    for name, m in result["metrics"].items():
+        spread = f"{m['std']:.3f}" if seeds > 1 else "-"
+        table.add_row(name, _number(m["mean"]), spread,
+                      f"{_number(m['ci_low'])} to {_number(m['ci_high'])}")  # fmt: skip
+    console.print()
+    console.print(table)
+    tokens = "segments" if result["tokens"] == "segment" else f"tokens ({result['tokens']})"
+    lines = [
+        ("tracks", f"{n['train']} train, {n['val']} val, {n['test']} test"
+                   + (f"; {len(result['skipped'])} skipped" if result["skipped"] else "")),
+        (tokens, f"{counts['min']} to {counts['max']} a track (median {counts['median']:g})"),
+        ("embedding", f"{cost['embedding_dim']} values a track"),
+        ("encoder", f"{cost['encoder_passes']} passes, {cost['audio_seconds']:.0f} s of audio "
+                    f"in {cost['encode_seconds']:.1f} s"
+                    if cost["encoder_passes"] else "0 passes: everything was in the store"),
+        ("probe", f"{cost['probe_seconds']:.1f} s; peak memory "
+                  f"{cost['peak_memory_bytes'] / 1e9:.2f} GB ({cost['peak_memory_kind']})"),
+        ("result", str(folder / "result.json")),
+    ]  # fmt: skip
+    if result["degenerate"]:
+        lines.insert(2, ("note", f"degenerate: {result['degenerate']}"))
+    chance = result["chance"]
+    lines.insert(1, ("guessing", ", ".join(f"{k} {v:.3f}" for k, v in chance.items())))
+    for label, text in lines:
+        console.print(f"  {label:<10} {text}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _numbered(name: str):
+    """name, name-2, name-3, ..."""
+    yield name
+    i = 2
+    while True:
+        yield f"{name}-{i}"
+        i += 1
+
+
+def _number(value: float | None) -> str:
+    """A metric with three decimals, or what an undefined one is called."""
+    return "undefined" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def _plain(value):
+    """JSON-ready: no NumPy types, paths or NaN."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
