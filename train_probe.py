@@ -98,33 +98,27 @@ def parse_args(argv=None):
 
 args = parse_args() if __name__ == "__main__" else None
 
-import dataclasses
-import logging
 import sys
 import time
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, gather_object
+from accelerate.utils import DataLoaderConfiguration
 from torch.optim import Adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from tune import results
-from tune.aggregators import AGGREGATORS
 from tune.encoders import load_encoder, resolve_layers, resolve_precision
-from tune.encoding import EncodeReport, encode_tracks
-from tune.features import count_tokens, load_features
+from tune.encoding import encode_shared
+from tune.features import load_task_features
 from tune.metrics import bootstrap, main_score, score
 from tune.probe import Positions, ProbeBank, ProbeData, Selection, losses
-from tune.segments import describe_counts, is_degenerate, parse_rule
+from tune.segments import parse_rule
 from tune.store import Store, cache_folder, default_root
 from tune.tasks import SPLITS, TASKS, load_task
 from tune.tracking import Tracker, check_tracker
-
-log = logging.getLogger("tune.train_probe")
 
 
 def main(args):
@@ -132,7 +126,7 @@ def main(args):
     check_tracker(args.report_to)
     rule = parse_rule(args.seg, args.hop, args.min_tail)
     accelerator = Accelerator(
-        mixed_precision="no",  # the probe's; the encoder's is its own
+        mixed_precision="no",  # the probe's; the encoder has its own
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=str(args.output_dir),
         dataloader_config=DataLoaderConfiguration(split_batches=True),
@@ -142,9 +136,9 @@ def main(args):
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     precision = resolve_precision(args.mixed_precision, device.type, capability)
     encoder_name = args.encoder or (TASKS[args.task].encoder if args.task in TASKS else "muq")
-    run_name = results.check_name(
-        args.output_dir, args.name, default_name(args, encoder_name), args.overwrite
-    )
+    frame_rate = args.frame_rate if args.tokens == "frame" else None
+    default = results.default_name(args.task, encoder_name, args.layer, rule, args.agg, frame_rate)
+    run_name = results.check_name(args.output_dir, args.name, default, args.overwrite)
 
     with accelerator.main_process_first():
         task = load_task(
@@ -153,125 +147,58 @@ def main(args):
         )  # fmt: skip
         encoder = load_encoder(encoder_name, precision=precision, device=device)
     layers = resolve_layers(args.layer, encoder.n_layers)
-    check_fits(rule, encoder)
-    frame_rate = None
-    if args.tokens == "frame":
-        frame_rate = args.frame_rate
-        encoder.pool_width(frame_rate)  # raises when it's out of range
-
+    check_fits(rule, frame_rate, encoder)
     store = Store(args.store or default_root())
     collection = store.collection(encoder, layers, frame_rate)
-    config = describe_config(args, encoder, layers, accelerator)
+
+    config = results.describe_run(vars(args), sys.argv[1:], encoder, layers, accelerator)
     tracker = Tracker(accelerator, args.report_to)
     tracker.start(
         args.project, config, name=run_name, group=args.group or f"{task.name}-{encoder.name}",
         tags=[task.name, encoder.name, f"seg {rule.name}", args.agg, *args.tags],
-        folder=args.output_dir,
     )  # fmt: skip
     try:
-        report = encode(accelerator, task, encoder, rule, store, collection, frame_rate, args)
+        paths = [path for split in SPLITS for path in task.splits[split]["path"]]
+        report = encode_shared(
+            accelerator, paths, encoder, rule, store, collection, frame_rate=frame_rate,
+            batch_seconds=args.batch_seconds, strict=args.strict,
+        )  # fmt: skip
         task = task.without({item["path"] for item in report.skipped})
-        data, truncated = read_data(task, collection, report, args.agg, device)
+        features, truncated = load_task_features(task.splits, collection, report.rows, args.agg)
+        data = ProbeData(task, features, device)
+
         started = time.perf_counter()
         bank, selection, history = train(accelerator, tracker, task, data, layers, args)
         outcome = evaluate(accelerator, bank, selection, task, data, layers, args.seeds)
-        probe_seconds = time.perf_counter() - started
         if accelerator.is_main_process:
-            result = assemble_result(args, task, encoder, rule, report, collection, outcome,
-                                     truncated, probe_seconds, config, device)  # fmt: skip
+            result = results.assemble(
+                task, encoder, rule, collection, report, outcome, config, device,
+                layer_asked=args.layer, agg=args.agg, seeds=args.seeds, truncated=truncated,
+                probe_seconds=time.perf_counter() - started,
+            )  # fmt: skip
             folder = results.write_run(
                 args.output_dir, run_name, result=result, config=config, outcome=outcome,
                 history=history, split_made=task.split_made,
                 overwrite=args.overwrite, rename=args.name is None,
             )  # fmt: skip
             results.print_result(result, folder)
-            finish_tracking(tracker, result, outcome, folder)
+            for line in tracker.finish(result, outcome["predictions"], folder):
+                print(line)
     except BaseException:
         tracker.fail()
         raise
     accelerator.end_training()
 
 
-def default_name(args, encoder_name: str) -> str:
-    """A run's name when none is given: what was compared, readable in a list of runs."""
-    task = Path(args.task).stem.removesuffix(".train") or "task"
-    parts = [task, Path(encoder_name).name, f"layer-{args.layer}", f"seg-{args.seg}"]
-    parts += [f"hop-{args.hop:g}"] if args.hop else []
-    parts += [args.agg] + ([f"frame-{args.frame_rate:g}hz"] if args.tokens == "frame" else [])
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in "-".join(parts))
-
-
-def check_fits(rule, encoder) -> None:
-    """Raise when the rule could make pieces that are too short for the encoder."""
-    if rule.min_tail_s < encoder.min_seconds:
-        raise ValueError(
-            f"--min_tail {rule.min_tail_s:g}: {encoder.name} needs at least "
-            f"{encoder.min_seconds:g} s"
-        )
-    if rule.length_s is not None and rule.length_s < encoder.min_seconds:
-        raise ValueError(
-            f"--seg {rule.length_s:g}: {encoder.name} needs at least {encoder.min_seconds:g} s"
-        )
-
-
-def describe_config(args, encoder, layers, accelerator) -> dict:
-    """Everything that a result may depend on, without absolute paths of the user's home."""
-    home = str(Path.home())
-    given = {
-        k: str(v).replace(home, "~") if isinstance(v, Path) else v for k, v in vars(args).items()
-    }
-    return given | {
-        "encoder": encoder.name, "encoder_untrained": encoder.untrained,
-        "encoder_fingerprint": encoder.fingerprint, "layers": layers,
-        "precision": encoder.precision, "device": results.device_name(accelerator.device),
-        "n_processes": accelerator.num_processes, "versions": results.versions(),
-        "git_sha": results.git_sha(), "command": " ".join(["train_probe.py", *sys.argv[1:]]).replace(home, "~"),
-    }  # fmt: skip
-
-
-def encode(accelerator, task, encoder, rule, store, collection, frame_rate, args) -> EncodeReport:
-    """Fill the store, each process its share of the tracks; return everybody's report."""
-    paths = list(dict.fromkeys(p for split in SPLITS for p in task.splits[split]["path"]))
-    mine = paths[accelerator.process_index :: accelerator.num_processes]
-    bar = tqdm(total=len(mine), desc="encode", unit="track", dynamic_ncols=True,
-               disable=not accelerator.is_main_process, leave=False)  # fmt: skip
-    report, failure = None, None
-    with bar:
-        try:
-            report = encode_tracks(
-                mine, encoder, rule, store, collection, frame_rate=frame_rate,
-                batch_seconds=args.batch_seconds, strict=args.strict,
-                on_track=lambda path: bar.update(),
-            )  # fmt: skip
-        except ValueError as error:  # told to all processes, so that none waits for the others
-            failure = error
-    shares = gather_object([(report, str(failure) if failure else None)])
-    if failure:
-        raise failure
-    for _, message in shares:
-        if message:
-            raise ValueError(message)
-    merged = EncodeReport()
-    for share, _ in shares:
-        for f in dataclasses.fields(EncodeReport):
-            value, more = getattr(merged, f.name), getattr(share, f.name)
-            setattr(merged, f.name, {**value, **more} if isinstance(value, dict) else value + more)
-    return merged
-
-
-def read_data(task, collection, report, agg, device):
-    """Read and aggregate every split for the probe; also count tracks with tokens cut off."""
-    n_tokens = None
-    if AGGREGATORS[agg].fixed_n:
-        n_tokens = max(count_tokens(collection, task.splits["train"]["path"], report.rows))
-    features = {
-        split: load_features(collection, task.splits[split]["path"], report.rows, agg, n_tokens)
-        for split in SPLITS
-    }
-    truncated = sum(f.truncated for f in features.values())
-    if truncated:
-        log.warning("%s: %d tracks have more than %d tokens and are cut", agg, truncated, n_tokens)
-    return ProbeData(task, features, device), truncated
+def check_fits(rule, frame_rate, encoder) -> None:
+    """Raise when the encoder can't take the pieces that the rule makes, or the frame rate."""
+    for flag, value in (("--min_tail", rule.min_tail_s), ("--seg", rule.length_s)):
+        if value is not None and value < encoder.min_seconds:
+            raise ValueError(
+                f"{flag} {value:g}: {encoder.name} needs at least {encoder.min_seconds:g} s"
+            )
+    if frame_rate is not None:
+        encoder.pool_width(frame_rate)
 
 
 def train(accelerator, tracker, task, data, layers, args):
@@ -282,7 +209,8 @@ def train(accelerator, tracker, task, data, layers, args):
     bank = ProbeBank(seeds, data.n_in, data.n_out, dtype=data.dtype)
     positions = Positions(data.n_train, args.batch_size, accelerator.num_processes)
     loader = DataLoader(positions, batch_size=positions.block)
-    optimizers = [Adam(probe.parameters(), lr=args.lr or recipe.lr) for probe in bank.probes]
+    lr = args.lr or recipe.lr
+    optimizers = [Adam(probe.parameters(), lr=lr, fused=True) for probe in bank.probes]
     plateaus = [
         ReduceLROnPlateau(optimizer, "max", factor=0.5, patience=recipe.plateau_patience)
         for optimizer in optimizers
@@ -386,79 +314,6 @@ def evaluate(accelerator, bank, selection, task, data, layers, seeds) -> dict:
             out.softmax(-1).cpu().numpy(), task.classes, task.targets,
         ),
     }  # fmt: skip
-
-
-def assemble_result(args, task, encoder, rule, report, collection, outcome, truncated, probe_seconds,
-                    config, device) -> dict:  # fmt: skip
-    """Put result.json together (its fields are a contract, see the design)."""
-    used = {p for split in SPLITS for p in task.splits[split]["path"]}
-    rows = {path: row for path, row in report.rows.items() if path in used}
-    counts = [len(spans) for _, spans in rows.values()]
-    contents = {s: {rows[p][0] for p in task.splits[s]["path"]} for s in SPLITS}
-    leaked = contents["test"] & (contents["train"] | contents["val"])
-    if leaked:
-        log.warning("%d test tracks have the same audio as a train or val track", len(leaked))
-    return {
-        "task": task.name,
-        "kind": task.kind,
-        "encoder": encoder.name,
-        "encoder_untrained": encoder.untrained,
-        "layer": outcome["layer"],
-        "layer_asked": args.layer,
-        "layer_scores": outcome["layer_scores"],
-        "seg": rule.name,
-        "hop": rule.hop_s,
-        "min_tail": rule.min_tail_s,
-        "agg": args.agg,
-        "tokens": collection.key["tokens"],
-        "seeds": args.seeds,
-        "precision": encoder.precision,
-        "device": config["device"],
-        "versions": config["versions"],
-        "git_sha": config["git_sha"],
-        "command": config["command"],
-        "degenerate": "equals full" if is_degenerate(rule, counts) else None,
-        "segments_per_track": describe_counts(counts),
-        "n_tracks": {split: len(task.splits[split]) for split in SPLITS},
-        "classes": task.classes,
-        "targets": task.targets,
-        "skipped": task.skipped
-        + [{"where": item["path"], "reason": item["reason"]} for item in report.skipped],
-        "silent": [path for path in report.silent if path in used],
-        "truncated_tracks": truncated,
-        "same_audio_in_test_and_training": len(leaked),
-        "best_epochs": outcome["best_epochs"],
-        "metrics": outcome["metrics"],
-        "chance": outcome["chance"],
-        "cost": {
-            "encode_seconds": report.encode_seconds,
-            "encode_seconds_stored": report.stored_seconds,
-            "audio_seconds": report.audio_seconds,
-            "peak_memory_bytes": results.peak_memory_bytes(device),
-            "peak_memory_kind": "allocated" if device.type == "cuda" else "resident",
-            "store_bytes": sum(collection.bytes_of(*row) for row in rows.values()),
-            "embedding_dim": outcome["probe"]["standardise.mean"].shape[-1],
-            "probe_seconds": probe_seconds,
-            "encoder_passes": report.encoder_passes,
-            "encoded_tracks": report.encoded_tracks,
-            "redone_in_float32": report.redone,
-        },
-    }
-
-
-def finish_tracking(tracker, result, outcome, folder) -> None:
-    """Log the end of the run and say where to look at it."""
-    flat = {}
-    for name, m in result["metrics"].items():
-        flat |= {f"test/{name}": m["mean"], f"test/{name}_std": m["std"],
-                 f"test/{name}_ci_low": m["ci_low"], f"test/{name}_ci_high": m["ci_high"]}  # fmt: skip
-    flat |= {f"cost/{k}": v for k, v in result["cost"].items() if not isinstance(v, str)}
-    tracker.log(flat)
-    summary = {k: result[k] for k in ("layer", "degenerate", "segments_per_track", "n_tracks")}
-    summary["skipped"] = len(result["skipped"])
-    files = [folder / name for name in ("result.json", "probe.safetensors")]
-    for line in tracker.finish(summary, outcome["predictions"], files, folder.name):
-        print(line)
 
 
 if __name__ == "__main__":

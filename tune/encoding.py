@@ -7,15 +7,19 @@ the size of the data set.
 """
 
 import logging
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm import tqdm
 
 from tune.audio import AudioError, is_silent, read_audio
 from tune.encoders import Encoder, NonFiniteError
@@ -57,6 +61,17 @@ class EncodeReport:
     audio_seconds: float = 0.0
     stored_seconds: float = 0.0
     damaged: list = field(default_factory=list)
+
+    @classmethod
+    def merged(cls, reports: Sequence["EncodeReport"]) -> "EncodeReport":
+        """Add up the reports of several processes."""
+        out = cls()
+        for report in reports:
+            for item in fields(cls):
+                value, more = getattr(out, item.name), getattr(report, item.name)
+                both = {**value, **more} if isinstance(value, dict) else value + more
+                setattr(out, item.name, both)
+        return out
 
 
 def encode_tracks(
@@ -160,6 +175,46 @@ def encode_tracks(
     report.redone = encoder.redone - redone
     report.damaged = list(collection.damaged)
     return report
+
+
+def encode_shared(
+    accelerator: Accelerator,
+    paths: Sequence[str],
+    encoder: Encoder,
+    rule: SegmentRule,
+    store: Store,
+    collection: Collection,
+    *,
+    frame_rate: float | None = None,
+    batch_seconds: float = 60.0,
+    strict: bool = False,
+) -> EncodeReport:
+    """Run `encode_tracks` on all processes, each with its share, and return everybody's report.
+
+    Shows a progress bar on the main process. An error of one process is raised on all of them, so
+    that none waits for the others.
+    """
+    mine = list(dict.fromkeys(paths))[accelerator.process_index :: accelerator.num_processes]
+    report, failure = None, None
+    with tqdm(
+        total=len(mine), desc="encode", unit="track", leave=False, dynamic_ncols=True,
+        disable=not accelerator.is_main_process,
+        mininterval=0.2 if sys.stderr.isatty() else 30.0,
+    ) as bar:  # fmt: skip
+        try:
+            report = encode_tracks(
+                mine, encoder, rule, store, collection, frame_rate=frame_rate,
+                batch_seconds=batch_seconds, strict=strict, on_track=lambda path: bar.update(),
+            )  # fmt: skip
+        except ValueError as error:
+            failure = error
+    shares = gather_object([(report, str(failure) if failure else None)])
+    if failure:
+        raise failure
+    for _, message in shares:
+        if message:
+            raise ValueError(message)
+    return EncodeReport.merged([share for share, _ in shares])
 
 
 def encode_segments(

@@ -1,13 +1,17 @@
 """From the store to what the probe sees: one embedding a track and layer."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from datasets import DatasetDict
 
 from tune.aggregators import AGGREGATORS, aggregate_track
 from tune.encoding import read_row
 from tune.store import Collection
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -24,6 +28,28 @@ class Features:
     values: torch.Tensor
     valid: torch.Tensor
     truncated: int
+
+
+def load_task_features(
+    splits: DatasetDict, collection: Collection, rows: Mapping[str, tuple], agg: str
+) -> tuple[dict[str, Features], int]:
+    """Aggregate every split; an aggregator with a fixed number takes the training tracks' largest.
+
+    Returns
+    -------
+    {split: Features}, and how many tracks have more tokens than the aggregator takes
+    """
+    n_tokens = None
+    if agg in AGGREGATORS and AGGREGATORS[agg].fixed_n:
+        n_tokens = max(count_tokens(collection, splits["train"]["path"], rows))
+    features = {
+        name: load_features(collection, split["path"], rows, agg, n_tokens)
+        for name, split in splits.items()
+    }
+    truncated = sum(f.truncated for f in features.values())
+    if truncated:
+        log.warning("%s: %d tracks have more than %d tokens and are cut", agg, truncated, n_tokens)
+    return features, truncated
 
 
 def count_tokens(collection: Collection, paths: Sequence[str], rows: Mapping) -> list[int]:

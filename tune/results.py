@@ -7,6 +7,7 @@ written aside and renamed, so that it exists complete or not at all.
 import csv
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import platform
@@ -25,14 +26,17 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
+from tune import __version__
+from tune.segments import SegmentRule, describe_counts, is_degenerate
+
+log = logging.getLogger(__name__)
+
 PACKAGES = ("torch", "torchaudio", "transformers", "accelerate", "datasets", "evaluate", "muq",
             "wandb", "soundfile", "soxr", "numpy")  # fmt: skip
 
 
 def versions() -> dict[str, str]:
     """Versions of Python, this project and the packages that a number may depend on."""
-    from tune import __version__
-
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), "tune": __version__, **found}
 
@@ -71,6 +75,100 @@ def peak_memory_bytes(device: torch.device) -> int:
         return psutil.Process().memory_info().peak_wset
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def default_name(task: str, encoder: str, layer: str, rule: SegmentRule, agg: str,
+                 frame_rate: float | None) -> str:  # fmt: skip
+    """A run's name when none is given: what was compared, readable in a list of runs."""
+    stem = Path(task).name
+    for ending in (".jsonl", ".csv", ".tsv", ".train"):
+        stem = stem.removesuffix(ending)
+    parts = [stem or "task", Path(encoder).name, f"layer-{layer}", f"seg-{rule.name}"]
+    parts += [f"hop-{rule.hop_s:g}"] if rule.hop_s else []
+    parts += [agg] + ([f"frame-{frame_rate:g}hz"] if frame_rate else [])
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in "-".join(parts))
+
+
+def describe_run(given: Mapping, argv: Sequence[str], encoder, layers, accelerator) -> dict:
+    """Everything that a result may depend on: arguments and what they were resolved to.
+
+    Paths below the user's home are written with ~, since the configuration leaves the machine.
+    """
+    home = str(Path.home())
+    shown = {k: str(v).replace(home, "~") if isinstance(v, Path) else v for k, v in given.items()}
+    return shown | {
+        "encoder": encoder.name,
+        "encoder_untrained": encoder.untrained,
+        "encoder_fingerprint": encoder.fingerprint,
+        "layers": layers,
+        "precision": encoder.precision,
+        "device": device_name(accelerator.device),
+        "n_processes": accelerator.num_processes,
+        "versions": versions(),
+        "git_sha": git_sha(),
+        "command": " ".join(["train_probe.py", *argv]).replace(home, "~"),
+    }
+
+
+def assemble(task, encoder, rule, collection, report, outcome, config, device, *, layer_asked, agg,
+             seeds, truncated, probe_seconds) -> dict:  # fmt: skip
+    """Put result.json together; its fields are a contract that other tools rely on.
+
+    Parameters
+    ----------
+    task, encoder, rule, collection, report : what was run on, and `encode_shared`'s report
+    outcome : metrics, chance, layer, layer_scores, best_epochs and probe, as `evaluate` returns
+    config : as `describe_run` returns
+    """
+    paths = {split: data["path"][:] for split, data in task.splits.items()}
+    rows = {path: report.rows[path] for split in paths for path in paths[split]}
+    counts = [len(spans) for _, spans in rows.values()]
+    contents = {split: {rows[path][0] for path in paths[split]} for split in paths}
+    leaked = contents["test"] & (contents["train"] | contents["val"])
+    if leaked:
+        log.warning("%d test tracks have the same audio as a train or val track", len(leaked))
+    skipped = [{"where": item["path"], "reason": item["reason"]} for item in report.skipped]
+    return {
+        "task": task.name,
+        "kind": task.kind,
+        "encoder": encoder.name,
+        "encoder_untrained": encoder.untrained,
+        "layer": outcome["layer"],
+        "layer_asked": layer_asked,
+        "layer_scores": outcome["layer_scores"],
+        "seg": rule.name,
+        "hop": rule.hop_s,
+        "min_tail": rule.min_tail_s,
+        "agg": agg,
+        "tokens": collection.key["tokens"],
+        "seeds": list(seeds),
+        **{k: config[k] for k in ("precision", "device", "versions", "git_sha", "command")},
+        "degenerate": "equals full" if is_degenerate(rule, counts) else None,
+        "segments_per_track": describe_counts(counts),
+        "n_tracks": {split: len(paths[split]) for split in paths},
+        "classes": task.classes,
+        "targets": task.targets,
+        "skipped": task.skipped + skipped,
+        "silent": [path for path in report.silent if path in rows],
+        "truncated_tracks": truncated,
+        "same_audio_in_test_and_training": len(leaked),
+        "best_epochs": outcome["best_epochs"],
+        "metrics": outcome["metrics"],
+        "chance": outcome["chance"],
+        "cost": {
+            "encode_seconds": report.encode_seconds,
+            "encode_seconds_stored": report.stored_seconds,
+            "audio_seconds": report.audio_seconds,
+            "peak_memory_bytes": peak_memory_bytes(device),
+            "peak_memory_kind": "allocated" if device.type == "cuda" else "resident",
+            "store_bytes": sum(collection.bytes_of(*row) for row in rows.values()),
+            "embedding_dim": outcome["probe"]["standardise.mean"].shape[-1],
+            "probe_seconds": probe_seconds,
+            "encoder_passes": report.encoder_passes,
+            "encoded_tracks": report.encoded_tracks,
+            "redone_in_float32": report.redone,
+        },
+    }
 
 
 def summarise(per_seed: Mapping[str, Sequence[float]], intervals: Mapping) -> dict:
@@ -196,7 +294,7 @@ def print_result(result: Mapping, folder: Path, console: Console | None = None) 
     seeds = len(result["seeds"])
     title = f"{result['task']}: {encoder}, layer {result['layer']}, {result['seg']} s segments, "
     title = title.replace("full s segments", "full track") + result["agg"]
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table()
     table.add_column("test metric")
     for head in ("mean", f"± over {seeds} seed{'s' * (seeds > 1)}", "95 % interval over tracks"):
         table.add_column(head, justify="right")
@@ -204,7 +302,7 @@ def print_result(result: Mapping, folder: Path, console: Console | None = None) 
         spread = f"{m['std']:.3f}" if seeds > 1 else "-"
         table.add_row(name, _number(m["mean"]), spread,
                       f"{_number(m['ci_low'])} to {_number(m['ci_high'])}")  # fmt: skip
-    console.print()
+    console.print(f"\n{title}", style="bold", highlight=False, soft_wrap=True, markup=False)
     console.print(table)
     tokens = "segments" if result["tokens"] == "segment" else f"tokens ({result['tokens']})"
     lines = [

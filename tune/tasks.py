@@ -264,7 +264,7 @@ def _resolve(audio_path: str, folder: Path) -> Path:
     relative = Path(audio_path)
     if relative.is_absolute():
         return relative
-    folder = folder.absolute()
+    folder = folder.resolve()
     for base in (folder, *list(folder.parents)[:3]):
         if (base / relative).exists():
             return base / relative

@@ -65,7 +65,7 @@ class Tracker:
         self.mode = wandb_mode() if report_to == "wandb" else None
 
     def start(self, project: str, config: Mapping, *, name: str, group: str | None,
-              tags: Sequence[str], folder: Path) -> None:  # fmt: skip
+              tags: Sequence[str]) -> None:  # fmt: skip
         """Begin a run with its configuration."""
         if self.report_to == "none":
             return
@@ -90,48 +90,47 @@ class Tracker:
             numbers = {k: v for k, v in values.items() if not math.isnan(v)}
             self.accelerator.log(numbers, step=step)
 
-    def finish(self, summary: Mapping, predictions: Mapping[str, list], files: Sequence[Path],
-               name: str) -> list[str]:  # fmt: skip
-        """Log what the run ended with and close it.
+    def finish(self, result: Mapping, predictions: Mapping[str, list], folder: Path) -> list[str]:
+        """Log what the run ended with: `test/` and `cost/` numbers, predictions, the probe.
 
         Parameters
         ----------
-        summary : nested numbers and strings, put into W&B's summary
+        result : as in result.json
         predictions : columns of the predictions table
-        files : logged as one artifact of type "probe"
-        name : name of that artifact
+        folder : the run's; its result and probe go into one artifact of type "probe"
 
         Returns
         -------
         list of str
-            Lines for the user: how to look at an offline run and upload it.
+            Lines for the user: where the run is, how to look at it and to upload it.
         """
-        lines = []
-        if self.report_to == "wandb" and self.accelerator.is_main_process:
-            import wandb
+        numbers = {}
+        for name, m in result["metrics"].items():
+            numbers[f"test/{name}"] = m["mean"]
+            for part in ("std", "ci_low", "ci_high"):
+                numbers[f"test/{name}_{part}"] = m[part]
+        numbers |= {f"cost/{k}": v for k, v in result["cost"].items() if not isinstance(v, str)}
+        self.log(numbers)
+        if self.report_to != "wandb":
+            return []
+        import wandb
 
-            run = self.accelerator.get_tracker("wandb", unwrap=True)
-            run.summary.update(dict(summary))
-            columns = list(predictions)
-            rows = list(zip(*(c[:TABLE_ROWS] for c in predictions.values()), strict=True))
-            run.log({"predictions": wandb.Table(columns=columns, data=[list(r) for r in rows])})
-            artifact = wandb.Artifact(_artifact_name(name), type="probe")
-            for file in files:
-                artifact.add_file(str(file))
-            run.log_artifact(artifact)
-            if self.mode == "offline":
-                folder = _short(Path(run.dir).parent)
-                lines = [
-                    f"W&B is offline (not logged in): look with  wandb leet {folder}",
-                    f"                       upload with  wandb login && wandb sync {folder}",
-                ]
-                if os.environ.get("WANDB_MODE"):
-                    lines[0] = lines[0].replace("not logged in", "WANDB_MODE")
-            elif run.url:
-                lines = [f"W&B: {run.url}"]
-        if self.report_to != "none":
-            self.accelerator.end_training()
-        return lines
+        run = self.accelerator.get_tracker("wandb", unwrap=True)
+        facts = ("layer", "degenerate", "segments_per_track", "n_tracks", "encoder_untrained")
+        run.summary.update({k: result[k] for k in facts} | {"skipped": len(result["skipped"])})
+        rows = zip(*(column[:TABLE_ROWS] for column in predictions.values()), strict=True)
+        table = wandb.Table(columns=list(predictions), data=[list(row) for row in rows])
+        run.log({"predictions": table})
+        artifact = wandb.Artifact(_artifact_name(folder.name), type="probe")
+        for name in ("result.json", "probe.safetensors"):
+            artifact.add_file(str(folder / name))
+        run.log_artifact(artifact)
+        if self.mode == "offline":
+            why = "WANDB_MODE" if os.environ.get("WANDB_MODE") else "not logged in"
+            path = _short(Path(run.dir).parent)
+            return [f"  wandb      offline ({why}); look:    wandb leet {path}",
+                    f"             upload:  wandb login && wandb sync {path}"]  # fmt: skip
+        return [f"  wandb      {run.url}"] if run.url else []
 
     def fail(self) -> None:
         """Close the run as failed."""
