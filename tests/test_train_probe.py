@@ -1,0 +1,300 @@
+"""train_probe.py as its users run it: real subprocesses on small tasks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT, make_task, run, run_probe
+from safetensors.numpy import load_file
+from sklearn.metrics import accuracy_score, f1_score, r2_score
+from wandb_file import read_run
+
+
+def result_of(folder):
+    """Read a run's result.json."""
+    return json.loads((folder / "result.json").read_text())
+
+
+def rows_of(store):
+    """Every row file of a store with its tokens."""
+    return {str(p.relative_to(store)): load_file(p)["tokens"] for p in store.rglob("*.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def classes_run(tmp_path_factory):
+    """One classification run with three seeds through `accelerate launch`, tracked offline."""
+    folder = tmp_path_factory.mktemp("classes")
+    task = make_task(folder / "tones")
+    env = {"WANDB_DIR": str(folder)}
+    done = run(
+        "-m", "accelerate.commands.launch", ROOT / "train_probe.py", "--task", task,
+        "--encoder=muq-nano", "--seg=1", "--min_tail=0.5", "--agg=mean", "--layer=all",
+        "--seeds=[1234, 1235, 1236]", "--epochs=6", "--store", folder / "store", "--name=first",
+        "--group=a-group", "--tags", "one", "two", cwd=folder, env=env,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_a_run_prints_a_table_and_where_to_look(classes_run):
+    _, done = classes_run
+    out = done.stdout
+    assert "epoch   1/6" in out
+    assert "muq-nano (untrained)" in out
+    assert "95 % interval over tracks" in out
+    assert "8 train, 4 val, 6 test" in out
+    assert "wandb leet wandb/offline-run-" in out
+    assert "wandb sync wandb/offline-run-" in out
+    widths = {len(line) for line in out.splitlines() if line.startswith("epoch ")}
+    assert len(widths) == 1  # aligned
+
+
+def test_result_json_holds_what_the_contract_promises(classes_run):
+    folder, _ = classes_run
+    result = result_of(folder / "runs" / "first")
+    for key in ("task", "encoder", "layer", "seg", "agg", "tokens", "seeds", "precision", "device",
+                "versions", "git_sha", "segments_per_track", "n_tracks", "skipped", "metrics",
+                "cost"):  # fmt: skip
+        assert key in result
+    for key in ("encode_seconds", "audio_seconds", "peak_memory_bytes", "store_bytes",
+                "embedding_dim", "probe_seconds", "encoder_passes"):  # fmt: skip
+        assert result["cost"][key] > 0
+    assert result["n_tracks"] == {"train": 8, "val": 4, "test": 6}
+    assert result["segments_per_track"] == {"min": 2, "median": 3.0, "max": 3}
+    assert result["cost"]["encoder_passes"] == 6 * 3 + 6 * 2 + 6 * 3  # 2.57, 2.94 and 2.2 s
+    assert result["seeds"] == [1234, 1235, 1236]
+    assert set(result["layer_scores"]) == {"0", "1", "2", "3", "4"}
+    best = max(result["layer_scores"], key=result["layer_scores"].get)
+    assert result["layer"] == int(best)
+    assert result["degenerate"] is None
+    assert result["encoder_untrained"] is True
+
+
+def test_metrics_follow_from_the_predictions(classes_run):
+    folder, _ = classes_run
+    result = result_of(folder / "runs" / "first")
+    table = pq.read_table(folder / "runs" / "first" / "predictions.parquet").to_pandas()
+    assert len(table) == 3 * 6
+    expected = [accuracy_score(t.label, t.prediction) for _, t in table.groupby("seed")]
+    assert result["metrics"]["accuracy"]["per_seed"] == pytest.approx(expected)
+    assert result["metrics"]["accuracy"]["mean"] == pytest.approx(np.mean(expected))
+    assert result["metrics"]["accuracy"]["std"] == pytest.approx(np.std(expected, ddof=1))
+    f1 = [f1_score(t.label, t.prediction, average="macro") for _, t in table.groupby("seed")]
+    assert result["metrics"]["macro_f1"]["per_seed"] == pytest.approx(f1)
+    assert (table[["p_high", "p_low"]].to_numpy().argmax(1) == (table.prediction == "low")).all()
+    assert result["metrics"]["accuracy"]["mean"] == 1.0  # low and high tones are easily told apart
+
+
+def test_the_saved_probe_gives_the_saved_predictions(classes_run):
+    folder, _ = classes_run
+    run_folder = folder / "runs" / "first"
+    result = result_of(run_folder)
+    probe = load_file(run_folder / "probe.safetensors")
+    rows = rows_of(folder / "store")
+    table = pq.read_table(run_folder / "predictions.parquet").to_pandas()
+    table = table[table.seed == 1235].set_index("id")
+    from tune.hashing import content_hash
+
+    for name, line in table.iterrows():
+        content = content_hash(folder / "tones" / name)
+        tokens = next(v for k, v in rows.items() if content in k)[:, result["layer"]]
+        x = (tokens.astype(np.float64).mean(0) - probe["standardise.mean"]) * probe[
+            "standardise.scale"
+        ]
+        hidden = np.maximum(x @ probe["seed1235.w1"] + probe["seed1235.b1"], 0)
+        logits = (hidden @ probe["seed1235.w2"] + probe["seed1235.b2"])[0]
+        assert logits.argmax() == ("high", "low").index(line.prediction)
+        p = np.exp(logits) / np.exp(logits).sum()
+        np.testing.assert_allclose(p, [line.p_high, line.p_low], atol=1e-9)
+
+
+def test_the_offline_wandb_run_is_complete(classes_run):
+    folder, _ = classes_run
+    (run_folder,) = (folder / "wandb").glob("offline-run-*")
+    record = read_run(run_folder)
+    config, summary = record["config"], record["summary"]
+    result = result_of(folder / "runs" / "first")
+    assert config["seg"] == "1"
+    assert config["agg"] == "mean"
+    assert config["seeds"] == [1234, 1235, 1236]
+    assert config["encoder"] == "muq-nano"
+    assert config["git_sha"] == result["git_sha"]
+    assert config["versions"]["torch"] == result["versions"]["torch"]
+    assert record["run"].run_group == "a-group"
+    assert record["run"].display_name == "first"
+    assert record["run"].project == "tune"
+    assert {"one", "two", "mean", "muq-nano"} <= set(record["run"].tags)
+    epochs = [row for row in record["history"] if "train/loss" in row]
+    assert [row["epoch"] for row in epochs] == [1, 2, 3, 4, 5, 6]
+    assert all({"val/accuracy", "val/loss", "lr"} <= row.keys() for row in epochs)
+    assert summary["test/accuracy"] == result["metrics"]["accuracy"]["mean"]
+    assert summary["cost/encoder_passes"] == result["cost"]["encoder_passes"]
+    assert summary["cost/peak_memory_bytes"] == result["cost"]["peak_memory_bytes"]
+    assert summary["predictions/nrows"] == 18
+    assert summary["n_tracks"] == {"train": 8, "val": 4, "test": 6}
+    assert record["exit_code"] == 0
+
+
+def test_another_aggregator_encodes_nothing_and_a_long_segment_is_marked(classes_run):
+    folder, _ = classes_run
+    common = ["--task", folder / "tones", "--encoder=muq-nano", "--layer=2", "--report_to=none",
+              "--epochs=3", "--store", folder / "store", "--min_tail=0.5"]  # fmt: skip
+    done = run_probe(*common, "--seg=1", "--agg=concat", "--name=second", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    second = result_of(folder / "runs" / "second")
+    assert second["cost"]["encoder_passes"] == 0
+    assert second["cost"]["encode_seconds_stored"] > 0
+    assert second["cost"]["embedding_dim"] == 3 * 192 + 3  # three tokens and their mask
+    assert "0 passes: everything was in the store" in done.stdout
+    done = run_probe(*common, "--seg=full", "--agg=max", "--name=third", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert result_of(folder / "runs" / "third")["cost"]["encoder_passes"] == 18
+    done = run_probe(*common, "--seg=60", "--agg=max", "--name=fourth", cwd=folder)
+    fourth = result_of(folder / "runs" / "fourth")
+    assert fourth["cost"]["encoder_passes"] == 0
+    assert fourth["degenerate"] == "equals full"
+    assert "degenerate: equals full" in done.stdout
+    assert fourth["metrics"] == result_of(folder / "runs" / "third")["metrics"]
+
+
+def test_frames_as_tokens_and_numbers_as_labels(tmp_path):
+    task = make_task(tmp_path / "tones", numbers=True, n=(12, 5, 8))
+    done = run_probe(
+        "--task", task, "--encoder=muq-nano", "--seg=1", "--tokens=frame", "--frame_rate=5",
+        "--agg=stats", "--seeds", "1", "2", "--epochs=30", "--report_to=none", "--name=r",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = result_of(tmp_path / "runs" / "r")
+    assert result["kind"] == "numbers"
+    assert result["tokens"] == "frame at 5 Hz"
+    assert result["targets"] == ["target_0", "target_1"]
+    table = pq.read_table(tmp_path / "runs" / "r" / "predictions.parquet").to_pandas()
+    for t, name in enumerate(result["targets"]):
+        expected = [
+            r2_score(rows[f"label_{name}"], rows[f"prediction_{name}"])
+            for _, rows in table.groupby("seed")
+        ]
+        assert result["metrics"][f"r2_{name}"]["per_seed"] == pytest.approx(expected), t
+    assert result["metrics"]["r2_target_0"]["mean"] > 0.5  # pitch is plain to hear
+    # Guessing the training mean has an R² of at most 0.
+    assert result["chance"]["r2"] <= 0
+
+
+def test_two_processes_give_the_rows_and_metrics_of_one(tmp_path):
+    task = make_task(tmp_path / "tones", n=(9, 5, 7))
+    flags = ["--task", task, "--encoder=muq-nano", "--seg=1", "--agg=concat", "--layer=all",
+             "--seeds", "1", "2", "--epochs=5", "--batch_size=4", "--report_to=none"]  # fmt: skip
+    one = run_probe(*flags, "--name=one", "--store", tmp_path / "s1", cwd=tmp_path)
+    assert one.returncode == 0, one.stderr
+    two = run(
+        "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0",
+        "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", ROOT / "train_probe.py", *flags,
+        "--name=two", "--store", tmp_path / "s2", cwd=tmp_path, env={"ACCELERATE_USE_CPU": "true"},
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr
+    config = json.loads((tmp_path / "runs" / "two" / "config.json").read_text())
+    assert config["n_processes"] == 2
+    a, b = rows_of(tmp_path / "s1"), rows_of(tmp_path / "s2")
+    assert a.keys() == b.keys()
+    assert len(a) == 21
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], atol=1e-6, err_msg=name)
+    first, second = (result_of(tmp_path / "runs" / n) for n in ("one", "two"))
+    for key in ("layer", "layer_scores", "segments_per_track", "n_tracks", "best_epochs"):
+        assert first[key] == second[key], key
+    assert first["metrics"] == second["metrics"]
+    assert first["cost"]["encoder_passes"] == second["cost"]["encoder_passes"]
+    p, q = (
+        pq.read_table(tmp_path / "runs" / n / "predictions.parquet").to_pandas()
+        for n in ("one", "two")
+    )
+    np.testing.assert_allclose(p[["p_high", "p_low"]], q[["p_high", "p_low"]], atol=1e-6)
+
+
+def test_killed_while_encoding_it_goes_on_and_the_result_is_that_of_an_undisturbed_run(tmp_path):
+    task = make_task(tmp_path / "tones", seconds=50, n=(8, 5, 6))
+    flags = ["--task", task, "--encoder=muq-nano", "--seg=10", "--epochs=4", "--report_to=none"]
+    store = tmp_path / "killed"
+    victim = subprocess.Popen(
+        [sys.executable, ROOT / "train_probe.py", *flags, "--store", store, "--name=killed"],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(list(store.glob("muq-nano-*/*/*/*.safetensors"))) < 3:
+        assert victim.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.wait()
+    saved = rows_of(store)
+    assert 3 <= len(saved) < 19
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+    done = run_probe(*flags, "--store", store, "--name=resumed", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    resumed = result_of(tmp_path / "runs" / "resumed")
+    assert resumed["cost"]["encoded_tracks"] == 19 - len(saved)
+    done = run_probe(*flags, "--store", tmp_path / "calm", "--name=calm", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    calm = result_of(tmp_path / "runs" / "calm")
+    assert calm["cost"]["encoded_tracks"] == 19
+    assert resumed["metrics"] == calm["metrics"]
+    a, b = rows_of(store), rows_of(tmp_path / "calm")
+    assert a.keys() == b.keys()
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_two_agents_on_one_store_encode_each_segment_once(tmp_path):
+    task = make_task(tmp_path / "tones", seconds=30, n=(8, 4, 5))
+    agents = [
+        subprocess.Popen(
+            [sys.executable, ROOT / "train_probe.py", "--task", task, "--encoder=muq-nano",
+             "--seg=10", f"--agg={agg}", "--epochs=2", "--report_to=none", f"--name={agg}",
+             "--store", tmp_path / "store"],
+            cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for agg in ("mean", "max")
+    ]  # fmt: skip
+    for agent in agents:
+        _, stderr = agent.communicate(timeout=300)
+        assert agent.returncode == 0, stderr
+    passes = [result_of(tmp_path / "runs" / a)["cost"]["encoder_passes"] for a in ("mean", "max")]
+    assert sum(passes) == 17 * 3  # tails below 1 s are dropped
+    assert len(rows_of(tmp_path / "store")) == 17
+
+
+def test_real_music_is_told_apart_by_its_log_mel(gamemusic, tmp_path):
+    rows = {}
+    for split, n in (("train", 24), ("val", 8), ("test", 8)):
+        lines = (gamemusic / f"gamemusic.{split}.jsonl").read_text().splitlines()
+        rows[split] = [json.loads(line) for line in lines if '"label": "w' in line][:n]
+        for row in rows[split]:
+            row["audio_path"] = str(gamemusic / row["audio_path"])
+        text = "".join(json.dumps(row) + "\n" for row in rows[split])
+        (tmp_path / f"some.{split}.jsonl").write_text(text)
+    done = run_probe(
+        "--task", tmp_path, "--encoder=mel", "--seg=30", "--agg=stats", "--seeds", "1", "2", "3",
+        "--report_to=none", "--name=r", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = result_of(tmp_path / "runs" / "r")
+    assert result["skipped"] == []
+    assert result["segments_per_track"]["max"] == 2
+    assert result["metrics"]["accuracy"]["mean"] > result["chance"]["accuracy"] + 0.1
+
+
+def test_help_teaches_every_flag():
+    done = run(ROOT / "train_probe.py", "--help", cwd=ROOT)
+    assert done.returncode == 0
+    for flag in ("--task", "--data_dir", "--encoder", "--layer", "--seg", "--hop", "--min_tail",
+                 "--agg", "--tokens", "--seeds", "--mixed_precision", "--batch_seconds",
+                 "--report_to", "--project", "--group", "--name", "--tags", "--output_dir",
+                 "--store", "--strict"):  # fmt: skip
+        assert flag in done.stdout
+    assert "accelerate launch train_probe.py --seg 10 --agg mean" in done.stdout
