@@ -22,6 +22,7 @@ from tune.cli import (
     to_bool,
     to_ints,
 )
+from tune.segments import parse_rule
 
 
 # fmt: off
@@ -92,6 +93,10 @@ def parse_args(argv=None):
     args.seeds = list(dict.fromkeys(s for part in args.seeds for s in part))
     if not args.seeds or min(args.seeds) < 0:
         parser.error("--seeds needs one or more numbers of 0 or above")
+    try:
+        parse_rule(args.seg, args.hop, args.min_tail)
+    except ValueError as error:
+        parser.error(str(error))
     return args
 # fmt: on
 
@@ -115,9 +120,8 @@ from tune.encoding import encode_shared
 from tune.features import load_task_features
 from tune.metrics import bootstrap, main_score, score
 from tune.probe import Positions, ProbeBank, ProbeData, Selection, losses
-from tune.segments import parse_rule
 from tune.store import Store, cache_folder, default_root
-from tune.tasks import SPLITS, TASKS, load_task
+from tune.tasks import SPLITS, TASKS, check_task, load_task
 from tune.tracking import Tracker, check_tracker
 
 
@@ -140,14 +144,16 @@ def main(args):
     default = results.default_name(args.task, encoder_name, args.layer, rule, args.agg, frame_rate)
     run_name = results.check_name(args.output_dir, args.name, default, args.overwrite)
 
-    with accelerator.main_process_first():
+    check_task(args.task)
+    with accelerator.main_process_first():  # only one process downloads or composes
+        encoder = load_encoder(encoder_name, precision=precision, device=device)
+        layers = resolve_layers(args.layer, encoder.n_layers)
+        encoder.keep_layers(max(layers))
+        check_fits(rule, frame_rate, encoder)
         task = load_task(
             args.task, args.data_dir, cache_dir=args.cache_dir or cache_folder() / "demo",
             kind=args.kind, progress=accelerator.is_main_process,
         )  # fmt: skip
-        encoder = load_encoder(encoder_name, precision=precision, device=device)
-    layers = resolve_layers(args.layer, encoder.n_layers)
-    check_fits(rule, frame_rate, encoder)
     store = Store(args.store or default_root())
     collection = store.collection(encoder, layers, frame_rate)
 

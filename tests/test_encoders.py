@@ -57,11 +57,14 @@ def test_embedding_is_the_time_mean_of_the_golden_states(reference):
 def test_early_exit_gives_the_same_layers(reference):
     audio = np.load(reference / "muq-tiny.golden.npz")["a_audio"]
     whole = load_encoder(str(reference / "muq-tiny")).embed(audio, [0, 2])
-    short = load_encoder(str(reference / "muq-tiny"), deepest=2)
+    short = load_encoder(str(reference / "muq-tiny"))
+    short.keep_layers(2)
     assert len(short.model.conformer.layers) == 2
     np.testing.assert_array_equal(short.embed(audio, [0, 2]), whole)
-    # The last layer of the whole model is normalised, the last one kept here is not the last.
+    # The last layer of the whole model is normalised; the last one kept here is not the last.
     assert short.n_layers == 4
+    with pytest.raises(ValueError, match=r"layers must lie in 0\.\.2"):
+        short.embed(audio, [4])
 
 
 @pytest.mark.parametrize("name", ["muq-nano", "mel"])

@@ -6,6 +6,7 @@ ends before its container says it does is truncated, which libsndfile itself mos
 """
 
 import math
+import os
 import re
 import stat
 from pathlib import Path
@@ -17,8 +18,15 @@ import soxr
 RESAMPLER = "HQ"  # soxr's recipe; part of what the store's key is made of
 BLOCK_FRAMES = 1 << 18
 HALO_S = 0.05  # audio read to each side of a part, so that resampling it changes nothing
-UNKNOWN_SIZE = 0xFFFFFF00  # a streamed wav carries a size like this (or 0): nothing to check
+UNKNOWN_SIZES = (  # what writers that can't seek put into the header: nothing to check
+    range(0xFFFFFF00, 0x100000000),  # FFmpeg and others
+    range(0x7FFFE000, 0x80000001),  # SoX, arecord
+)
+SIZED_CHUNKS = {  # format -> chunk whose size libsndfile's log compares with the file's
+    "WAV": "data", "WAVEX": "data", "AIFF": "SSND", "RF64": "Riff size", "W64": "riff",
+}  # fmt: skip
 UNKNOWN_FRAMES = 1 << 62  # libsndfile's frame count of an Ogg file that it could not measure
+MP3_OPEN_ERROR = 7  # libsndfile then says that the file doesn't exist, which it does
 MP3_SLACK_FRAMES = 2 * 1152  # encoder delay and padding blur an mp3's length by a frame or two
 
 
@@ -38,7 +46,8 @@ def read_audio(
         Rate to resample to, in Hz.
     start_s, end_s : float
         Part to read, in seconds of the file; by default the whole file. Only that part (and a few
-        milliseconds to each side) is decoded, and it equals the same part of the whole file.
+        milliseconds to each side; an mp3 from its beginning) is decoded, and it equals the same
+        part of the whole file.
 
     Returns
     -------
@@ -53,30 +62,31 @@ def read_audio(
         in the part asked for, or holds NaN or infinite samples.
     """
     check_file(path)
+    # soundfile encodes a str strictly, but outside Windows a name need not be valid UTF-8.
+    name = os.fsencode(path) if os.name == "posix" else path
     if start_s < 0 or (end_s is not None and end_s <= start_s):
         raise ValueError(f"a part needs 0 <= start < end, got {start_s} to {end_s} s")
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(name) as file:
             whole = start_s == 0 and end_s is None
             if whole:
-                mono = _read_mono(file, None)
+                mono, offset, length = _read_mono(file, None), 0, None
                 _check_complete(path, file, len(mono))
             else:
                 mono, offset, length = _read_part(file, sample_rate, start_s, end_s)
             native_rate = file.samplerate
     except soundfile.LibsndfileError as error:
         raise AudioError(_libsndfile_reason(error)) from error
-    if not len(mono):
-        raise AudioError("holds no samples" if whole else f"holds nothing after {start_s} s")
     if not np.isfinite(mono).all():
         bad = np.flatnonzero(~np.isfinite(mono))
-        raise AudioError(
-            f"holds {len(bad)} NaN or infinite samples (the first at {bad[0] / native_rate:.3f} s)"
-        )
+        first_s = start_s - offset / sample_rate + bad[0] / native_rate
+        raise AudioError(f"holds {len(bad)} NaN or infinite samples (the first at {first_s:.3f} s)")
     if native_rate != sample_rate:
         mono = soxr.resample(mono, native_rate, sample_rate, quality=RESAMPLER)
-    if not whole:
-        mono = mono[offset : None if length is None else offset + length]
+    mono = mono[offset : None if length is None else offset + length]
+    if not len(mono):
+        part = "" if whole else f" from {start_s:g} s" + (f" to {end_s:g} s" if end_s else "")
+        raise AudioError(f"holds no samples{part}")
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
@@ -121,6 +131,8 @@ def _read_part(file, sample_rate, start_s, end_s):
     start = round(start_s * sample_rate)
     halo = math.ceil(HALO_S * file.samplerate)
     first = max(0, int(start * file.samplerate / sample_rate) - halo) // step * step
+    if file.format == "MP3":
+        first = 0  # libmpg123 seeks by estimate
     length = frames = None
     if end_s is not None:
         length = round(end_s * sample_rate) - start
@@ -134,10 +146,11 @@ def _read_part(file, sample_rate, start_s, end_s):
 def _check_complete(path, file: soundfile.SoundFile, n_read: int) -> None:
     """Raise AudioError when the container announced more audio than there was."""
     declared = None
-    if file.format in ("WAV", "WAVEX", "RF64", "AIFF", "W64"):
-        size = re.search(r"^\s*(?:data|SSND) : (\d+) \(should be (\d+)\)", file.extra_info, re.M)
-        if size and int(size[2]) < int(size[1]) < UNKNOWN_SIZE:
-            declared = n_read * int(size[1]) / max(1, int(size[2]))
+    if chunk := SIZED_CHUNKS.get(file.format):
+        size = re.search(rf"^\s*{chunk} : (\d+) \(should be (\d+)\)", file.extra_info, re.M)
+        announced, there = (int(size[1]), int(size[2])) if size else (0, 0)
+        if there < announced and not any(announced in sizes for sizes in UNKNOWN_SIZES):
+            declared = n_read * announced / max(1, there)
     elif file.format == "OGG":
         if not _ogg_ends(path):
             raise AudioError(f"truncated: the Ogg stream breaks off after {_seconds(file, n_read)}")
@@ -169,6 +182,8 @@ def _ogg_ends(path) -> bool:
 
 def _libsndfile_reason(error) -> str:
     """Put libsndfile's error into one clause, without its path."""
-    text = str(getattr(error, "error_string", "") or error).strip().rstrip(".")
+    if error.code == MP3_OPEN_ERROR:
+        return "can't be decoded: not an MP3 stream"
+    text = error.error_string.strip().rstrip(".")
     text = text.removeprefix("Error : ") or "the stream is damaged or truncated"
     return f"can't be decoded: {text}"

@@ -99,7 +99,10 @@ def raised_by_us(error: BaseException) -> bool:
     A ValueError out of a library is a bug of ours, and its traceback is wanted.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).resolve().is_relative_to(ROOT)
+    if not frames:
+        return False
+    file = Path(frames[-1].filename).resolve()  # a virtual environment may lie below ROOT
+    return file.parent == ROOT or file.is_relative_to(ROOT / "tune")
 
 
 def run_script(main, is_main=lambda: True) -> None:

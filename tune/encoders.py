@@ -114,6 +114,9 @@ class Encoder:
         """Yield the hidden states (B, T, D) of the layers asked for, in ascending order."""
         raise NotImplementedError
 
+    def keep_layers(self, deepest: int) -> None:
+        """Free what only layers above `deepest` need; asking for those later is an error."""
+
     def pool(self, states: torch.Tensor) -> torch.Tensor:
         """Reduce a window of frames (..., T, D) to one vector (..., E): here the mean."""
         return states.float().mean(-2)
@@ -187,7 +190,7 @@ class MuQEncoder(Encoder):
     keeps every state; the parts themselves are sound. Attention runs as SDPA.
     """
 
-    def __init__(self, name, config: dict, weights: dict | None, *, precision, device, deepest):
+    def __init__(self, name, config: dict, weights: dict | None, *, precision, device):
         model, digest = _build_muq(config, weights)
         super().__init__(
             name,
@@ -199,11 +202,15 @@ class MuQEncoder(Encoder):
             fingerprint=digest,
             untrained=weights is None,
         )
-        del model.conformer.layers[self.n_layers if deepest is None else deepest :]
         self._twin = None  # a float32 copy on the CPU, for batches that overflow in half precision
         if precision != "no":
             self._twin = copy.deepcopy(model)
         self.model = _cast(model, DTYPES[precision]).to(self.device)
+
+    def keep_layers(self, deepest):
+        """Drop the conformer layers above the deepest one asked for, and their memory."""
+        for model in filter(None, (self.model, self._twin)):
+            del model.conformer.layers[deepest:]
 
     def states(self, audio, layers, dtype):
         """Yield MuQ's hidden states (B, T, D) for the layers, T at 25 Hz."""
@@ -259,26 +266,26 @@ class MelEncoder(Encoder):
         return torch.cat([states.mean(-2), states.std(-2, correction=0)], -1)
 
 
-def _load_nano(name, *, precision, device, deepest):
+def _load_nano(name, *, precision, device):
     """MuQ in small with weights from a fixed seed (untrained)."""
     config = json.loads((NANO_FOLDER / "config.json").read_text(encoding="utf-8"))
-    return MuQEncoder(name, config, None, precision=precision, device=device, deepest=deepest)
+    return MuQEncoder(name, config, None, precision=precision, device=device)
 
 
-def _load_hub(name, *, precision, device, deepest):
+def _load_hub(name, *, precision, device):
     """MuQ from the hub, or from the hub's cache."""
     repo = HUB_NAMES.get(name, name)
     folder = _download(repo)
-    return _load_folder(folder, name, precision=precision, device=device, deepest=deepest)
+    return _load_folder(folder, name, precision=precision, device=device)
 
 
-def _load_folder(folder, name, *, precision, device, deepest):
+def _load_folder(folder, name, *, precision, device):
     """MuQ from config.json and model.safetensors in a folder."""
     config, weights = _read_muq(Path(folder))
-    return MuQEncoder(name, config, weights, precision=precision, device=device, deepest=deepest)
+    return MuQEncoder(name, config, weights, precision=precision, device=device)
 
 
-def _load_mel(name, *, precision, device, deepest):
+def _load_mel(name, *, precision, device):
     """The log-mel baseline; always float32."""
     return MelEncoder(device=device)
 
@@ -302,7 +309,7 @@ ENCODERS = {
 
 
 def load_encoder(
-    name: str, *, precision: str = "no", device: str = "cpu", deepest: int | None = None
+    name: str, *, precision: str = "no", device: str | torch.device = "cpu"
 ) -> Encoder:
     """Load a frozen encoder.
 
@@ -311,9 +318,7 @@ def load_encoder(
     name : str
         A name of `ENCODERS`, a folder with MuQ's config.json and model.safetensors, or a hub id.
     precision : "no", "fp16" or "bf16"
-    device : str
-    deepest : int, optional
-        Deepest layer that will be asked for; those above it are not kept.
+    device : what it runs on
 
     Raises
     ------
@@ -321,7 +326,7 @@ def load_encoder(
         When it is unknown, can't be downloaded, is incomplete or holds other weights than its
         configuration says. Weights are read from safetensors only, never from a pickle.
     """
-    kwargs = {"precision": precision, "device": device, "deepest": deepest}
+    kwargs = {"precision": precision, "device": device}
     if name in ENCODERS:
         return ENCODERS[name].load(name, **kwargs)
     if Path(name).is_dir():

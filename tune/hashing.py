@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import sqlite3
 import time
 from pathlib import Path
@@ -38,9 +39,9 @@ class HashCache:
         """Hash of a file, from the cache when the file hasn't changed since."""
         try:
             before = path.stat()
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a zero byte in the name
             return content_hash(path)  # raises with the reason
-        stamp = (str(path.resolve()), before.st_size, before.st_mtime_ns)
+        stamp = (os.fsencode(path.resolve()), before.st_size, before.st_mtime_ns)
         known = self._run("SELECT hash FROM hashes WHERE path=? AND size=? AND mtime=?", stamp)
         if known:
             return known[0][0]
@@ -58,9 +59,9 @@ class HashCache:
                 self._db.execute("PRAGMA synchronous=OFF")  # losing it costs only time
                 self._db.execute(
                     "CREATE TABLE IF NOT EXISTS hashes "
-                    "(path TEXT PRIMARY KEY, size INTEGER, mtime INTEGER, hash TEXT)"
+                    "(path BLOB PRIMARY KEY, size INTEGER, mtime INTEGER, hash TEXT)"
                 )
             return self._db.execute(query, values).fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OverflowError) as error:  # overflow: a time stamp beyond 2262
             log.debug("hash cache %s: %s", self.path, error)
             return []

@@ -47,8 +47,8 @@ class R2(evaluate.Metric):
         references, predictions = np.asarray(references), np.asarray(predictions)
         if len(references) < 2:
             return dict.fromkeys(["r2", *(f"r2_{t}" for t in targets)], float("nan"))
-        each = r2_score(references, predictions, multioutput="raw_values", force_finite=False)
-        each = np.where(np.isfinite(each), each, np.nan)  # a constant target has no R²
+        each = r2_score(references, predictions, multioutput="raw_values")
+        each = np.where(np.ptp(references, axis=0) > 0, each, np.nan)  # a constant has no R²
         named = {f"r2_{t}": float(v) for t, v in zip(targets, each, strict=True)}
         return {"r2": float(each.mean())} | (named if len(targets) > 1 else {})
 
@@ -93,8 +93,8 @@ def main_score(kind: str, labels: np.ndarray, predictions: np.ndarray) -> float:
     """The metric that selects epochs: accuracy or mean R², without the overhead of `score`."""
     if kind == "classes":
         return float(accuracy_score(labels, predictions))
-    if len(labels) < 2:
-        return float("nan")
+    if len(labels) < 2 or (np.ptp(labels, axis=0) == 0).any():
+        return float("nan")  # as `R2` says
     return float(r2_score(labels, predictions))
 
 
@@ -174,4 +174,5 @@ def _weighted_r2(labels, predictions, weights) -> np.ndarray:
     centred = labels - labels.mean()  # for precision; R² doesn't change
     error = weights @ (labels - predictions) ** 2
     total = weights @ centred**2 - (weights @ centred) ** 2 / weights.sum(1)
-    return np.where(total > 1e-12, 1 - error / np.maximum(total, 1e-12), np.nan)
+    varies = total > 1e-12 * (weights @ centred**2)  # else a resample of equal labels
+    return 1 - np.divide(error, total, out=np.full(len(weights), np.nan), where=varies)

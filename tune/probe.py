@@ -34,8 +34,8 @@ class Standardiser:
         self.mean = (values * weight).sum(-2, keepdim=True) / count
         variance = (((values - self.mean) * weight) ** 2).sum(-2, keepdim=True) / count
         std = variance.sqrt()
-        # A dimension that never varies in training says nothing: it becomes 0, not infinity.
-        self.scale = torch.where(std > 1e-12, 1 / std, 0.0)
+        # A dimension that never varies in training (but for rounding) says nothing: it becomes 0.
+        self.scale = torch.where(std > 1e-12 * (1 + self.mean.abs()), 1 / std, 0.0)
 
     def __call__(self, values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """Standardise (..., n, D); holes become 0."""

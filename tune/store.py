@@ -16,7 +16,6 @@ need no lock. A lock only keeps two agents from encoding the same track twice; i
 process. Nothing is ever unpickled.
 """
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -36,6 +35,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tune.audio import RESAMPLER
+from tune.cli import Parser
 from tune.hashing import HashCache
 
 log = logging.getLogger(__name__)
@@ -182,8 +182,9 @@ class Collection:
             try:
                 with safe_open(path, "numpy") as file:
                     tokens, meta = file.get_tensor("tokens"), file.metadata()
-                if _checksum(tokens) != meta["checksum"]:
+                if _checksum(tokens, meta["info"]) != meta["checksum"]:
                     raise ValueError("checksum differs")
+                info = json.loads(meta["info"])
             except FileNotFoundError:
                 continue
             except (SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -193,7 +194,6 @@ class Collection:
                 continue
             if folder == self.fallback:
                 tokens = tokens[:, self.layers]
-            info = json.loads(meta["info"])
             return Row(tokens, info["spans"], info["counts"], info["silent"], info["seconds"])
         return None
 
@@ -220,8 +220,8 @@ class Collection:
             "silent": bool(row.silent),
             "seconds": round(float(row.seconds), 6),
         }
-        meta = {"n_samples": str(n_samples), "checksum": _checksum(tokens),
-                "info": json.dumps(info)}  # fmt: skip
+        text = json.dumps(info)
+        meta = {"n_samples": str(n_samples), "checksum": _checksum(tokens, text), "info": text}
         _write_whole(path, lambda aside: save_file({"tokens": tokens}, aside, meta))
 
     def bytes_of(self, content: str, spans: Sequence) -> int:
@@ -251,9 +251,9 @@ def _write_whole(path: Path, write) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _checksum(tokens: np.ndarray) -> str:
-    """Digest of an array's bytes and shape."""
-    digest = hashlib.blake2b(str(tokens.shape).encode(), digest_size=16)
+def _checksum(tokens: np.ndarray, info: str) -> str:
+    """Digest of an array's shape and bytes, and of what is written about it."""
+    digest = hashlib.blake2b(f"{tokens.shape} {info}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(tokens).tobytes())
     return digest.hexdigest()
 
@@ -275,14 +275,16 @@ def describe(root: Path) -> list[dict]:
     for file in sorted(Path(root).glob("*/layers-*/collection.json")):
         try:
             key = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            log.warning("unreadable %s: %s", file, error)
+            shown = {k: str(key[k]) for k in ("encoder", "precision", "tokens")}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("unreadable %s: %r", file, error)
             continue
-        rows = list(file.parent.glob("??/*.safetensors"))
-        stats = [row.stat() for row in rows]
+        rows, stats = list(file.parent.glob("??/*.safetensors")), []
+        for row in rows:
+            with contextlib.suppress(FileNotFoundError):  # replaced or deleted meanwhile
+                stats.append(row.stat())
         found.append({
-            "path": file.parent, "encoder": key["encoder"], "precision": key["precision"],
-            "tokens": key["tokens"], "layers": file.parent.name.removeprefix("layers-"),
+            "path": file.parent, **shown, "layers": file.parent.name.removeprefix("layers-"),
             "tracks": len({row.name[:64] for row in rows}), "rows": len(rows),
             "bytes": sum(s.st_size for s in stats),
             "used": max((max(s.st_atime, s.st_mtime) for s in stats), default=0.0),
@@ -330,33 +332,36 @@ def _print_collections(items: list[dict], title: str) -> None:
 
     table = Table(title=title, title_justify="left")
     for head in ("encoder", "layers", "tokens", "precision"):
-        table.add_column(head)
+        table.add_column(head, overflow="fold")
     for head in ("tracks", "rows", "size", "last used"):
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", overflow="fold")
     for item in items:
         table.add_row(
             item["encoder"], item["layers"], item["tokens"], item["precision"],
             f"{item['tracks']:,}", f"{item['rows']:,}", _human(item["bytes"]),
             time.strftime("%Y-%m-%d", time.localtime(item["used"])),
         )  # fmt: skip
-    Console().print(table)
+    # In a pipe nothing is folded: names can be searched and copied.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: list, size and prune."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m tune.store", description="List, size and prune the embedding store."
     )
-    parser.add_argument("--store", type=Path, default=default_root(),
-                        help="the store's folder (default: %(default)s)")  # fmt: skip
-    sub = parser.add_subparsers(dest="verb", metavar="list | size | prune")
-    sub.add_parser("list", help="collections with their tracks, rows and sizes (the default)")
-    sub.add_parser("size", help="bytes of the whole store, as one number")
-    cut = sub.add_parser("prune", help="delete collections that fit every condition given")
+    parser.add_argument("verb", nargs="?", choices=["list", "size", "prune"], default="list",
+                        help="list: collections with their tracks, rows and sizes; size: bytes of "
+                        "the whole store, as one number; prune: delete the collections that fit "
+                        "every condition given")  # fmt: skip
+    parser.add_argument("--store", type=Path, default=default_root(), help="the store's folder")
+    cut = parser.add_argument_group("conditions of prune")
     cut.add_argument("--encoder", help="only this encoder's")
     cut.add_argument("--older_than", type=float, metavar="DAYS", help="only if unused this long")
     cut.add_argument("--dry_run", action="store_true", help="say what would go, delete nothing")
     args = parser.parse_args(argv)
+    if args.verb != "prune" and (args.encoder or args.older_than is not None or args.dry_run):
+        parser.error("--encoder, --older_than and --dry_run belong to prune")
     if not args.store.is_dir():
         print(f"no store at {args.store}: it is made by the first run", file=sys.stderr)
         return 2

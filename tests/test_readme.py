@@ -1,0 +1,31 @@
+"""The README's commands are the ones that CI runs, and every flag it names exists."""
+
+import re
+
+from conftest import ROOT, run
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_two_commands_are_those_of_ci():
+    commands = re.findall(r"```bash\n(.+?)\n```", README, re.S)
+    assert len(commands) == 2
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    for command in commands:
+        assert command in script
+
+
+def test_every_flag_named_exists():
+    known = run(ROOT / "train_probe.py", "--help", cwd=ROOT).stdout
+    named = set(re.findall(r"--[a-z_]+", README)) - {"--nproc_per_node", "--multi_gpu", "--quiet",
+                                                     "--style"}  # fmt: skip
+    assert "--seg" in named
+    for flag in named:
+        assert re.search(rf"{flag}\b", known), flag
+
+
+def test_the_first_table_names_its_command_and_machine():
+    head = README.split("```bash")[0]
+    assert "accelerate launch train_probe.py" in head
+    assert "untrained" in head
+    assert "cores" in head
