@@ -245,11 +245,11 @@ def train(accelerator, tracker, task, data, layers, args):
                 optimizer.step()
             total += each.sum(1).detach()
         train_loss = accelerator.reduce(total).mean().item() / data.n_train
-        if not np.isfinite(train_loss):
-            raise ValueError(f"the training loss is not finite in epoch {epoch}: try a lower --lr")
 
         out = predict(accelerator, model, data.inputs["val"], rows)  # (M, n, C)
         val_losses = losses(task.kind, out, data.labels_for("val", len(out))).mean(1).cpu().numpy()
+        if not (np.isfinite(train_loss) and np.isfinite(val_losses).all()):
+            raise ValueError(f"the loss is not finite in epoch {epoch}: try a lower --lr")
         guesses = data.decide(out)
         scores = np.array([main_score(task.kind, data.truth["val"], g) for g in guesses])
         done = selection.update(bank, epoch, scores, val_losses)

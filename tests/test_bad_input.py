@@ -14,12 +14,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import wandb
 from accelerate.state import AcceleratorState
 from conftest import ROOT, make_task, run_probe
 from safetensors import safe_open
 
 from tune import cli
 from tune.tasks import SPLITS
+from tune.tracking import Tracker
 
 RATE = 24_000
 QUICK = ("--encoder", "mel", "--report_to", "none", "--epochs", "2")
@@ -47,12 +49,13 @@ def plant(folder: Path) -> dict[str, str]:
     soundfile.write(audio / "one.wav", [0.5], RATE)
     soundfile.write(audio / "silent.wav", np.zeros(2 * RATE, np.float32), RATE)
     (audio / "folder.wav").mkdir()
+    (audio / "bare.raw").write_bytes(whole[44:])
     names = {
-        "train": ["zero", "cut", "folder", "silent"], "val": ["text", "nan"],
-        "test": ["one", "missing"],
+        "train": ["zero.wav", "cut.wav", "folder.wav", "silent.wav"],
+        "val": ["text.wav", "nan.wav", "bare.raw"], "test": ["one.wav", "missing.wav"],
     }  # fmt: skip
-    for split, stems in names.items():
-        rows = [{"audio_path": f"audio/{stem}.wav", "label": "low"} for stem in stems]
+    for split, files in names.items():
+        rows = [{"audio_path": f"audio/{name}", "label": "low"} for name in files]
         append(folder / f"tones.{split}.jsonl", *rows)
     polka = {"audio_path": "audio/001.wav", "label": "polka"}
     line = append(folder / "tones.test.jsonl", polka, '{"audio_path": "audio/002.wav", "lab')
@@ -65,6 +68,7 @@ def plant(folder: Path) -> dict[str, str]:
         str(audio / "one.wav"): r"too short: 1 samples .*the encoder needs 0\.1 s",
         str(audio / "missing.wav"): r"no such file",
         str(audio / "folder.wav"): r"not a regular file",
+        str(audio / "bare.raw"): r"can't be decoded: a \.raw file has no header .*",
         f"{folder / 'tones.test.jsonl'}:{line}": r"unknown label 'polka': .*",
         f"{folder / 'tones.test.jsonl'}:{line + 1}": r"malformed JSON: .*",
         f"{folder / 'tones.train.jsonl'}:{line_train}": r"needs audio_path and label",
@@ -386,6 +390,17 @@ def test_flags_take_their_values_after_an_equals_sign(train_probe):
         for flag, value in given.items()
     ]
     assert vars(train_probe.parse_args(argv)) == given | {"seeds": [1234]}
+
+
+def test_a_task_with_a_long_path_can_be_tracked():
+    started = {}
+    accelerator = SimpleNamespace(
+        init_trackers=lambda project, config, init_kwargs: started.update(init_kwargs["wandb"])
+    )
+    Tracker(accelerator, "wandb").start(
+        "tune", {}, name="n", group="g", tags=["mel", "/music/" * 20]
+    )  # fmt: skip
+    assert wandb.Settings(run_tags=started["tags"]).run_tags == ("mel", ("/music/" * 20)[:64])
 
 
 def test_an_error_out_of_a_library_keeps_its_traceback(monkeypatch):

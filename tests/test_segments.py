@@ -117,6 +117,7 @@ def test_longer_hop_samples_the_track():
 def test_longer_hop_may_end_in_the_gap_before_the_next_start():
     assert cut(35, 10, hop_s=20) == [(0, 10), (20, 30)]
     assert cut(40, 10, hop_s=20) == [(0, 10), (20, 30)]
+    assert cut(40, 10, hop_s=20, min_tail_s=0) == [(0, 10), (20, 30)]
 
 
 def test_tail_after_a_longer_hop_is_dropped_when_too_short():
@@ -223,3 +224,8 @@ def test_rule_that_cuts_nothing_is_degenerate():
     assert is_degenerate(SegmentRule(60), [1, 1, 1])
     assert not is_degenerate(SegmentRule(60), [1, 2, 1])
     assert not is_degenerate(SegmentRule(None), [1, 1, 1])
+
+
+def test_a_hop_that_samples_the_track_is_not_degenerate():
+    assert is_degenerate(SegmentRule(10.0, hop_s=5.0), [1, 1])
+    assert not is_degenerate(SegmentRule(10.0, hop_s=60.0), [1, 1])

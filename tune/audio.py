@@ -20,7 +20,7 @@ BLOCK_FRAMES = 1 << 18
 HALO_S = 0.05  # audio read to each side of a part, so that resampling it changes nothing
 UNKNOWN_SIZES = (  # what writers that can't seek put into the header: nothing to check
     range(0xFFFFFF00, 0x100000000),  # FFmpeg and others
-    range(0x7FFFE000, 0x80000001),  # SoX, arecord
+    range(0x7FFFE000, 0x80000001),  # SoX and others
 )
 SIZED_CHUNKS = {  # format -> chunk whose size libsndfile's log compares with the file's
     "WAV": "data", "WAVEX": "data", "AIFF": "SSND", "RF64": "Riff size", "W64": "riff",
@@ -62,6 +62,8 @@ def read_audio(
         in the part asked for, or holds NaN or infinite samples.
     """
     check_file(path)
+    if Path(path).suffix.lower() == ".raw":  # soundfile answers with a TypeError
+        raise AudioError("can't be decoded: a .raw file has no header that tells its rate")
     # soundfile encodes a str strictly, but outside Windows a name need not be valid UTF-8.
     name = os.fsencode(path) if os.name == "posix" else path
     if start_s < 0 or (end_s is not None and end_s <= start_s):

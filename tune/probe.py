@@ -201,7 +201,10 @@ class Positions(Dataset):
 
 
 class Selection:
-    """Each probe's best epoch by the validation metric (ties: the lower loss), and early stop.
+    """Each probe's best epoch by the validation metric, and early stop.
+
+    An equal score with a lower loss counts as better, which matters on small validation splits.
+    Where the metric is undefined (R² of a constant target) minus the loss stands in for it.
 
     Parameters
     ----------

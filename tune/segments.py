@@ -106,5 +106,10 @@ def describe_counts(counts: Sequence[int]) -> dict:
 
 
 def is_degenerate(rule: SegmentRule, counts: Sequence[int]) -> bool:
-    """Say whether cutting cut nothing: every track is one segment although the rule isn't full."""
-    return rule.length_s is not None and max(counts) == 1
+    """Say whether cutting cut nothing: every track is one segment although the rule isn't full.
+
+    A hop beyond the length samples the track instead, so one segment isn't all of it.
+    """
+    if rule.length_s is None or (rule.hop_s or 0) > rule.length_s:
+        return False
+    return max(counts, default=0) == 1

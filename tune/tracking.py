@@ -22,6 +22,7 @@ DEFAULT_URL = "https://api.wandb.ai"
 TRACKERS = {"wandb": "wandb", "tensorboard": "tensorboard", "trackio": "trackio",
             "mlflow": "mlflow", "comet_ml": "comet_ml", "aim": "aim", "clearml": "clearml",
             "dvclive": "dvclive", "swanlab": "swanlab"}  # fmt: skip
+TAG_LENGTH = 64  # W&B refuses a run with a longer tag, such as a long path
 TABLE_ROWS = 10_000  # a larger predictions table is cut in W&B; predictions.parquet has all
 
 
@@ -75,7 +76,8 @@ class Tracker:
 
             quiet = {"settings": wandb.Settings(silent=True)} if self.mode == "offline" else {}
             # An agent names the run's id, project and sweep itself, by environment variables.
-            init = {"wandb": {"name": name, "group": group, "tags": list(tags), "mode": self.mode,
+            tags = [tag[:TAG_LENGTH] for tag in tags]
+            init = {"wandb": {"name": name, "group": group, "tags": tags, "mode": self.mode,
                               "job_type": "probe", **quiet}}  # fmt: skip
             project = os.environ.get("WANDB_PROJECT", project)
         config = dict(config)
