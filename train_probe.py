@@ -103,6 +103,7 @@ def parse_args(argv=None):
 
 args = parse_args() if __name__ == "__main__" else None
 
+import logging
 import sys
 import time
 
@@ -121,8 +122,10 @@ from tune.features import load_task_features
 from tune.metrics import bootstrap, main_score, score
 from tune.probe import Positions, ProbeBank, ProbeData, Selection, losses
 from tune.store import Store, cache_folder, default_root
-from tune.tasks import SPLITS, TASKS, check_task, load_task
+from tune.tasks import SPLITS, TASKS, check_task, load_task, short_name
 from tune.tracking import Tracker, check_tracker
+
+log = logging.getLogger("tune.train_probe")
 
 
 def main(args):
@@ -141,7 +144,9 @@ def main(args):
     precision = resolve_precision(args.mixed_precision, device.type, capability)
     encoder_name = args.encoder or (TASKS[args.task].encoder if args.task in TASKS else "muq")
     frame_rate = args.frame_rate if args.tokens == "frame" else None
-    default = results.default_name(args.task, encoder_name, args.layer, rule, args.agg, frame_rate)
+    default = results.default_name(
+        short_name(args.task), encoder_name, args.layer, rule, args.agg, frame_rate
+    )
     run_name = results.check_name(args.output_dir, args.name, default, args.overwrite)
 
     check_task(args.task)
@@ -154,6 +159,10 @@ def main(args):
             args.task, args.data_dir, cache_dir=args.cache_dir or cache_folder() / "demo",
             kind=args.kind, progress=accelerator.is_main_process,
         )  # fmt: skip
+    if task.skipped and args.strict:
+        raise ValueError("{where}: {reason}".format(**task.skipped[0]))
+    for item in task.skipped:
+        log.warning("skipped %s: %s", item["where"], item["reason"])
     store = Store(args.store or default_root())
     collection = store.collection(encoder, layers, frame_rate)
 

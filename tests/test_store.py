@@ -16,7 +16,8 @@ from conftest import ROOT, run
 
 from tune.audio import AudioError
 from tune.segments import parse_rule
-from tune.store import Row, Store, cache_folder, default_root, describe, prune
+from tune.store import Row, Store, cache_folder, default_root
+from tune.upkeep import describe, prune
 
 RATE = 24_000
 CONTENT = "ab" * 32

@@ -171,7 +171,7 @@ def write_folder(folder: Path, stem="songs", **splits) -> Path:
 def test_a_folder_is_read_by_its_only_stem(tmp_path):
     folder = write_folder(tmp_path / "mine", stem="my.songs")
     task = load(folder, tmp_path)
-    assert task.name == str(folder)
+    assert task.name == "mine"
     assert labels(task, "val") == {"val0.wav": "x", "val1.wav": "y"}
     assert task.splits["val"]["path"][:] == [str(folder / "val0.wav"), str(folder / "val1.wav")]
 
@@ -645,6 +645,25 @@ def test_a_download_that_breaks_off_is_not_taken_for_a_data_set(tmp_path, monkey
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     with pytest.raises(TaskError, match=r"could not be downloaded \(ConnectionError\)"):
         load("gtzan", tmp_path)
+
+
+def test_a_download_that_broke_off_earlier_is_taken_up_again(tmp_path, monkeypatch, caplog):
+    folder = write_folder(tmp_path / "data" / "GTZAN", stem="GTZANGenre")
+    (folder / ".cache" / "huggingface").mkdir(parents=True)  # the hub's client was here
+    calls, network = [], False
+
+    def download(repo, **kwargs):
+        calls.append(repo)
+        if not network:
+            raise ConnectionError("unreachable")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert load("gtzan", tmp_path).classes == ["x", "y"]
+    assert "may be incomplete and could not be fetched again" in caplog.text
+    network = True
+    for _ in range(2):
+        load("gtzan", tmp_path)
+    assert len(calls) == 2  # once complete, it isn't asked for again
 
 
 def test_without_drops_tracks_and_leaves_the_rest_alone(hub, tmp_path):

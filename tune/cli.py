@@ -5,12 +5,16 @@ accept `--flag`, `--flag=true` and `--flag=false`.
 """
 
 import argparse
+import errno
 import logging
+import os
 import re
 import sys
 import traceback
 from pathlib import Path
 
+# What the machine refuses: a message to the user, not a bug.
+ENVIRONMENT = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -29,7 +33,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
     """Keep the description's lines, show defaults that say something."""
 
     def _get_help_string(self, action):
-        if action.default in (None, "", argparse.SUPPRESS) or "default" in (action.help or ""):
+        if action.default in (None, "", [], argparse.SUPPRESS) or "default" in (action.help or ""):
             return action.help
         return super()._get_help_string(action)
 
@@ -105,18 +109,24 @@ def raised_by_us(error: BaseException) -> bool:
     return file.parent == ROOT or file.is_relative_to(ROOT / "tune")
 
 
-def run_script(main, is_main=lambda: True) -> None:
+def run_script(main) -> None:
     """Run a script's main; user errors end in one line and code 2, Ctrl-C in code 130."""
+    is_main = os.environ.get("RANK", "0") == "0"  # all processes raise the same
     try:
         main()
     except ValueError as error:
         if not raised_by_us(error):
             raise
-        if is_main():
+        if is_main:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in ENVIRONMENT:
+            raise
+        print(f"error: {error.strerror}: {error.filename or 'while writing'}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
-        if is_main():
+        if is_main:
             print(
                 "\nstopped: what was encoded is in the store; the same command goes on from there",
                 file=sys.stderr,

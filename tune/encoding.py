@@ -206,7 +206,7 @@ def encode_shared(
                 mine, encoder, rule, store, collection, frame_rate=frame_rate,
                 batch_seconds=batch_seconds, strict=strict, on_track=lambda path: bar.update(),
             )  # fmt: skip
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             failure = error
     shares = gather_object([(report, str(failure) if failure else None)])
     if failure:

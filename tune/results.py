@@ -80,10 +80,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 def default_name(task: str, encoder: str, layer: str, rule: SegmentRule, agg: str,
                  frame_rate: float | None) -> str:  # fmt: skip
     """A run's name when none is given: what was compared, readable in a list of runs."""
-    stem = Path(task).name
-    for ending in (".jsonl", ".csv", ".tsv", ".train"):
-        stem = stem.removesuffix(ending)
-    parts = [stem or "task", Path(encoder).name, f"layer-{layer}", f"seg-{rule.name}"]
+    parts = [task, Path(encoder).name, f"layer-{layer}", f"seg-{rule.name}"]
     parts += [f"hop-{rule.hop_s:g}"] if rule.hop_s else []
     parts += [agg] + ([f"frame-{frame_rate:g}hz"] if frame_rate else [])
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in "-".join(parts))
@@ -95,7 +92,9 @@ def describe_run(given: Mapping, argv: Sequence[str], encoder, layers, accelerat
     Paths below the user's home are written with ~, since the configuration leaves the machine.
     """
     home = str(Path.home())
-    shown = {k: str(v).replace(home, "~") if isinstance(v, Path) else v for k, v in given.items()}
+    shown = {
+        k: str(v).replace(home, "~") if isinstance(v, Path | str) else v for k, v in given.items()
+    }
     return shown | {
         "encoder": encoder.name,
         "encoder_untrained": encoder.untrained,
@@ -167,6 +166,7 @@ def assemble(task, encoder, rule, collection, report, outcome, config, device, *
             "encoder_passes": report.encoder_passes,
             "encoded_tracks": report.encoded_tracks,
             "redone_in_float32": report.redone,
+            "damaged_rows": len(report.damaged),
         },
     }
 
@@ -193,6 +193,8 @@ def check_name(output_dir: Path, name: str | None, default: str, overwrite: bool
     ValueError
         When the name asked for has a result already and `overwrite` is off, or is no plain name.
     """
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"--output_dir {output_dir} is a file; runs need a folder")
     if name is not None:
         if not name or Path(name).name != name or name.startswith("."):
             raise ValueError(f"--name must be a plain folder name, got {name!r}")
