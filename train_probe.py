@@ -116,7 +116,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from tune import results
-from tune.encoders import load_encoder, resolve_layers, resolve_precision
+from tune.encoder import resolve_layers, resolve_precision
+from tune.encoders import load_encoder
 from tune.encoding import encode_shared
 from tune.features import load_task_features
 from tune.metrics import bootstrap, main_score, score

@@ -9,14 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tune.encoders import (
-    NANO_FOLDER,
-    EncoderError,
-    NonFiniteError,
-    load_encoder,
-    resolve_layers,
-    resolve_precision,
-)
+from tune.encoder import EncoderError, NonFiniteError, resolve_layers, resolve_precision
+from tune.encoders import load_encoder
+from tune.muq import NANO_FOLDER
 
 
 @pytest.fixture(scope="module")
@@ -130,13 +125,13 @@ def test_bf16_is_close_to_float32(segments, nano):
 def test_rotary_frequencies_stay_in_float32():
     half = load_encoder("muq-nano", precision="bf16")
     assert half.model.conformer.embed_positions.inv_freq.dtype == torch.float32
-    assert half.model.conv.linear.weight.dtype == torch.bfloat16
+    assert half.model.frontend.linear.weight.dtype == torch.bfloat16
 
 
 def test_a_batch_that_overflows_in_half_precision_is_redone_in_float32(segments, nano):
     half = load_encoder("muq-nano", precision="bf16")
     with torch.no_grad():
-        half.model.conv.linear.bias[0] = float("inf")  # only the half-precision copy
+        half.model.frontend.linear.bias[0] = float("inf")  # only the half-precision copy
     out = half.embed(segments, [4])
     assert half.redone == 1
     np.testing.assert_allclose(out, nano.embed(segments, [4]), atol=1e-6)
@@ -145,7 +140,7 @@ def test_a_batch_that_overflows_in_half_precision_is_redone_in_float32(segments,
 def test_states_that_are_not_finite_in_float32_are_an_error(segments):
     encoder = load_encoder("muq-nano")
     with torch.no_grad():
-        encoder.model.conv.linear.bias[0] = float("nan")
+        encoder.model.frontend.linear.bias[0] = float("nan")
     with pytest.raises(NonFiniteError, match="muq-nano gives NaN or infinite"):
         encoder.embed(segments, [4])
 

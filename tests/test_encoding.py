@@ -173,7 +173,7 @@ def test_bad_files_are_reported_and_good_ones_unchanged(files, nano, tmp_path):
 def test_states_that_are_not_finite_name_the_track(files, tmp_path):
     broken = load_encoder("muq-nano")
     with torch.no_grad():
-        broken.model.conv.linear.bias[0] = float("nan")
+        broken.model.frontend.linear.bias[0] = float("nan")
     with pytest.raises(ValueError, match=r"0\.wav: muq-nano gives NaN"):
         encode(files, broken, tmp_path / "s")
     assert not list((tmp_path / "s").rglob("*.safetensors"))

@@ -22,7 +22,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from tune.audio import AudioError, is_silent, read_audio
-from tune.encoders import Encoder, NonFiniteError
+from tune.encoder import Encoder, NonFiniteError
 from tune.segments import SegmentRule
 from tune.store import Collection, Row, Store
 
@@ -252,13 +252,14 @@ def encode_segments(
             try:
                 pooled = encoder.embed(audio, layers, frame_rate)  # (B, P, L, D)
             except torch.OutOfMemoryError as error:
-                if size == 1:
+                if size == 1 and not encoder.shrink():
                     raise ValueError(
                         f"a segment of {length / encoder.sample_rate:.1f} s does not fit into the "
                         f"device's memory: use a shorter --seg or --mixed_precision fp16"
                     ) from error
-                size = max(1, min(size, len(batch)) // 2)
-                log.warning("out of memory: going on with %d segments a batch", size)
+                if size > 1:
+                    size = max(1, min(size, len(batch)) // 2)
+                    log.warning("out of memory: going on with %d segments a batch", size)
                 if encoder.device.type == "cuda":
                     torch.cuda.empty_cache()
                 continue

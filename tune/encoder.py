@@ -1,0 +1,189 @@
+"""What all encoders share: pooling over time, precision, and the float32 second try.
+
+Layers are counted as MuQ counts its hidden states: 0 is the front end's output, k the output of
+layer k, the last one taken after the final layer norm. An encoder is used through `embed`, which
+runs a batch of equally long segments up to the deepest layer asked for and keeps only the time
+pooled states. The mel front end always runs in float32; half precision begins after it.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+SAMPLE_RATE = 24_000
+MIN_SECONDS = 0.1  # the mel window reflects 43 ms at each edge; below this there's no signal left
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class EncoderError(ValueError):
+    """An encoder that can't be loaded or used; the message says why and what to do."""
+
+
+class NonFiniteError(ArithmeticError):
+    """Hidden states that are NaN or infinite even in float32."""
+
+
+def resolve_precision(
+    requested: str, device_type: str, capability: tuple[int, int] | None = None
+) -> str:
+    """Choose the precision that the encoder runs in.
+
+    Parameters
+    ----------
+    requested : "auto", "no", "fp16" or "bf16"
+    device_type : "cuda", "cpu", "mps", ...
+    capability : (major, minor), optional
+        CUDA compute capability. Turing (7.5) reports bf16 as supported but emulates it slowly, so
+        the capability decides: fp16 below 8.0, bf16 from there.
+
+    Returns
+    -------
+    "no" (float32), "fp16" or "bf16"
+    """
+    if requested not in ("auto", *DTYPES):
+        raise ValueError(f"precision must be auto, no, fp16 or bf16, got {requested!r}")
+    if requested == "auto":
+        if device_type != "cuda":
+            return "no"
+        return "bf16" if capability is not None and capability >= (8, 0) else "fp16"
+    if requested == "fp16" and device_type == "cpu":
+        raise ValueError("fp16 needs a GPU: on a CPU use --mixed_precision no (or auto, or bf16)")
+    return requested
+
+
+class Encoder:
+    """What all encoders share: pooling, precision and the float32 second try.
+
+    Attributes
+    ----------
+    name : str
+        As given on the command line (a path is cut to its last part).
+    sample_rate : int
+        In Hz.
+    frame_rate : float
+        Hidden states per second.
+    n_layers : int
+        Number of the last hidden state; there are n_layers + 1.
+    embedding_dim : int
+        Size of one pooled state.
+    precision : str
+        "no", "fp16" or "bf16".
+    untrained : bool
+        True when the weights are random.
+    fingerprint : str
+        SHA-256 over everything that determines the numbers but audio, layers and precision.
+    passes, redone : int
+        Segments encoded so far, and batches computed again in float32.
+    """
+
+    sample_rate = SAMPLE_RATE
+    min_seconds = MIN_SECONDS
+
+    def __init__(self, name, *, frame_rate, n_layers, embedding_dim, precision, device,
+                 fingerprint, untrained=False):  # fmt: skip
+        self.name, self.untrained = name, untrained
+        self.frame_rate, self.n_layers, self.embedding_dim = frame_rate, n_layers, embedding_dim
+        self.precision, self.device = precision, torch.device(device)
+        self.fingerprint = fingerprint
+        self.passes = self.redone = 0
+
+    @property
+    def label(self) -> str:
+        """The name as shown to people, which says when the weights are random."""
+        return f"{self.name} (untrained)" if self.untrained else self.name
+
+    def states(self, audio, layers, dtype) -> Iterator[torch.Tensor]:
+        """Yield the hidden states (B, T, D) of the layers asked for, in ascending order."""
+        raise NotImplementedError
+
+    def keep_layers(self, deepest: int) -> None:
+        """Free what only layers above `deepest` need; asking for those later is an error."""
+
+    def shrink(self) -> bool:
+        """Use less memory after the device ran out of it; say whether that was possible."""
+        return False
+
+    def pool(self, states: torch.Tensor) -> torch.Tensor:
+        """Reduce a window of frames (..., T, D) to one vector (..., E): here the mean."""
+        return states.float().mean(-2)
+
+    def pool_width(self, frame_rate: float) -> int:
+        """Frames in one window of `frame_rate` a second; more than the encoder has is an error."""
+        if not 0 < frame_rate <= self.frame_rate:
+            raise ValueError(
+                f"--frame_rate must be above 0 and at most {self.frame_rate:g} Hz "
+                f"(the rate of {self.name}), got {frame_rate:g}"
+            )
+        return round(self.frame_rate / frame_rate)
+
+    @torch.inference_mode()
+    def embed(
+        self, audio: np.ndarray, layers: Sequence[int], frame_rate: float | None = None
+    ) -> np.ndarray:
+        """Encode a batch of equally long segments.
+
+        Parameters
+        ----------
+        audio : ndarray of float32, shape (B, n_samples)
+            At `sample_rate`, at least `min_seconds` long.
+        layers : ascending layer numbers, each from 0 to `n_layers`
+        frame_rate : float, optional
+            Pool to this many vectors a second instead of one a segment (at most the encoder's).
+
+        Returns
+        -------
+        ndarray of float32, shape (B, P, L, E)
+            P is 1, or the number of windows when `frame_rate` is given (the last one may be
+            shorter and is averaged over its own frames).
+
+        Raises
+        ------
+        NonFiniteError
+            When states are not finite in float32 either. In half precision a batch with
+            non-finite states is computed again in float32 and counted in `redone`.
+        """
+        if audio.ndim != 2 or audio.shape[1] < self.min_seconds * self.sample_rate:
+            raise ValueError(
+                f"expected (B, samples) with at least {self.min_seconds} s at "
+                f"{self.sample_rate} Hz, got shape {audio.shape}"
+            )
+        batch = torch.from_numpy(np.ascontiguousarray(audio, np.float32))
+        if self.device.type == "cuda":
+            batch = batch.pin_memory().to(self.device, non_blocking=True)
+        out = self._pooled(batch, layers, frame_rate, DTYPES[self.precision])
+        if not torch.isfinite(out).all() and self.precision != "no":
+            self.redone += 1
+            out = self._pooled(batch, layers, frame_rate, torch.float32)
+        if not torch.isfinite(out).all():
+            raise NonFiniteError(f"{self.name} gives NaN or infinite hidden states in float32")
+        self.passes += len(audio)
+        return out.cpu().numpy()
+
+    def _pooled(self, batch, layers, frame_rate, dtype) -> torch.Tensor:
+        """Pooled states of a batch, (B, P, L, E) in float32, holding one layer at a time."""
+        out = []
+        for states in self.states(batch, layers, dtype):  # (B, T, D)
+            if frame_rate is None:
+                out.append(self.pool(states)[:, None])  # (B, 1, E)
+            else:
+                width = self.pool_width(frame_rate)
+                out.append(torch.stack([self.pool(w) for w in states.split(width, 1)], 1))
+        return torch.stack(out, 2)
+
+
+def resolve_layers(layer: str, n_layers: int) -> list[int]:
+    """Turn `--layer last | all | K` into layer numbers.
+
+    Raises
+    ------
+    ValueError
+        When it is none of these or the encoder has no such layer.
+    """
+    if layer == "last":
+        return [n_layers]
+    if layer == "all":
+        return list(range(n_layers + 1))
+    if not layer.isdecimal() or int(layer) > n_layers:
+        raise ValueError(f"--layer must be last, all or a number from 0 to {n_layers}, got {layer}")
+    return [int(layer)]
