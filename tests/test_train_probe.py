@@ -10,7 +10,8 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, make_task, run, run_probe
+import soundfile
+from conftest import ROOT, make_task, run, run_probe, tone
 from safetensors.numpy import load_file
 from sklearn.metrics import accuracy_score, f1_score, r2_score
 from wandb_file import read_run
@@ -298,3 +299,50 @@ def test_help_teaches_every_flag():
                  "--store", "--strict"):  # fmt: skip
         assert flag in done.stdout
     assert "accelerate launch train_probe.py --seg 10 --agg mean" in done.stdout
+
+
+def test_emo_and_gtzan_run_from_the_hubs_layout(tmp_path):
+    def rows(folder, names, labels):
+        """Write wavs and one jsonl a split: (split, index) -> label."""
+        for split, n in (("train", 6), ("val", 3), ("test", 4)):
+            lines = []
+            for i in range(n):
+                path = names(split, i)
+                (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+                wave = tone(1.5, 200 + 300 * (i % 2), 44_100, seed=100 * len(split) + i)
+                soundfile.write(tmp_path / path, wave, 44_100, subtype="PCM_16")
+                lines.append({"audio_path": path, "label": labels(split, i), "duration": 1.5,
+                              "sample_rate": 44_100, "num_samples": 66_150, "bit_depth": 16,
+                              "channels": 1})  # fmt: skip
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            (tmp_path / "data" / folder[0] / f"{folder[1]}.{split}.jsonl").write_text(text)
+
+    (tmp_path / "data" / "EMO").mkdir(parents=True)
+    (tmp_path / "data" / "GTZAN").mkdir()
+    offset = {"train": 0, "val": 10, "test": 20}
+    rows(("EMO", "EMO"), lambda s, i: f"data/EMO/emomusic/wav/{offset[s] + i:04d}.wav",
+         lambda s, i: [0.1 * i - 0.2, (-1.0) ** i])  # fmt: skip
+    rows(("GTZAN", "GTZANGenre"),
+         lambda s, i: f"data/GTZAN/genres/{('blues', 'rock')[i % 2]}/{s}.{i}.wav",
+         lambda s, i: ("blues", "rock")[i % 2])  # fmt: skip
+    common = ["--data_dir=data", "--encoder=mel", "--seg=1", "--epochs=30", "--report_to=none"]
+    done = run_probe("--task=emo", *common, "--name=emo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    emo = result_of(tmp_path / "runs" / "emo")
+    assert emo["targets"] == ["arousal", "valence"]
+    assert emo["n_tracks"] == {"train": 6, "val": 3, "test": 4}
+    table = pq.read_table(tmp_path / "runs" / "emo" / "predictions.parquet").to_pandas()
+    assert table.id.tolist() == [f"data/EMO/emomusic/wav/{20 + i:04d}.wav" for i in range(4)]
+    np.testing.assert_allclose(table.label_arousal, [-0.2, -0.1, 0.0, 0.1], atol=1e-12)
+    assert table.label_valence.tolist() == [1, -1, 1, -1]
+    # Valence goes with the pitch, so it is the target that can be learnt.
+    assert emo["metrics"]["r2_valence"]["mean"] > 0.5
+    done = run_probe("--task=gtzan", *common, "--name=gtzan", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    gtzan = result_of(tmp_path / "runs" / "gtzan")
+    assert gtzan["classes"] == ["blues", "rock"]
+    table = pq.read_table(tmp_path / "runs" / "gtzan" / "predictions.parquet").to_pandas()
+    assert dict(zip(table.id, table.label, strict=True)) == {
+        f"data/GTZAN/genres/{g}/test.{i}.wav": g for i, g in enumerate(["blues", "rock"] * 2)
+    }
+    assert gtzan["metrics"]["accuracy"]["mean"] == 1.0

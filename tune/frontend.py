@@ -36,6 +36,7 @@ class FrontEnd(nn.Module):
         self.bands = nn.Buffer(mel.mel_scale.fb.clone())  # (n_fft / 2 + 1, n_mels)
         self.mean, self.std = muq.stat["melspec_2048_mean"], muq.stat["melspec_2048_std"]
         self.blocks = nn.ModuleList(_Block(block) for block in muq.conv.conv)
+        self.blocks.to(memory_format=torch.channels_last)  # a sixth faster on CPUs, more on GPUs
         self.linear = copy.deepcopy(muq.conv.linear)
         self.stride = 1
         for block in self.blocks:

@@ -18,10 +18,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from tune.encoder import DTYPES, Encoder, EncoderError
 from tune.frontend import FrontEnd
+from tune.kernels import ConformerConvolution, use_fast_linear
 
 log = logging.getLogger(__name__)
 
@@ -97,14 +97,16 @@ class MuQEncoder(Encoder):
         conformer, wanted = model.conformer, set(layers)
         if min(wanted) < 0 or max(wanted) > len(conformer.layers):
             raise ValueError(f"layers must lie in 0..{len(conformer.layers)}, got {layers}")
-        # The budget is for a batch: more segments at once get shorter chunks.
-        chunk_s = min(self.chunk_s / len(audio), audio.shape[1] / self.sample_rate + 1)
-        chunk = max(1, int(chunk_s * self.frame_rate))
+        # Segments side by side as far as the budget goes, then one at a time, then cut: whole
+        # segments need no halo.
+        seconds = audio.shape[1] / self.sample_rate
+        group = max(1, int(self.chunk_s / seconds))
+        chunk = max(1, int(min(self.chunk_s, seconds + 1) * self.frame_rate))
         # Convolutions in true float32 when float32 is what was asked for (cuDNN's default is TF32).
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=half):
-            x = model.frontend(audio, dtype, chunk)  # (B, T, D)
+            x = torch.cat([model.frontend(part, dtype, chunk) for part in audio.split(group)])
         if 0 in wanted:
-            yield x
+            yield x  # (B, T, D)
         positions = conformer.embed_positions(x)
         for k, layer in enumerate(conformer.layers[: max(wanted)], start=1):
             x = layer(x, relative_position_embeddings=positions)
@@ -125,9 +127,8 @@ class _Parts(nn.Module):
         self.conformer = muq.conformer
         del self.conformer.pos_conv_embed  # not used with rotary positions
         for layer in self.conformer.layers:
-            part = layer.conv_module
-            part.depthwise_conv = fuse_conv_bn_eval(part.depthwise_conv, part.batch_norm)
-            part.batch_norm = nn.Identity()
+            layer.conv_module = ConformerConvolution(layer.conv_module)
+        use_fast_linear(self)
 
     def cast(self, dtype: torch.dtype) -> "_Parts":
         """Cast the weights, but neither the mel part nor the rotary frequencies.
