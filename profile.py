@@ -1,6 +1,13 @@
-"""What a strategy costs: peak memory, time and throughput.
+"""What a strategy costs: peak memory, seconds a track, throughput.
 
-    python profile.py --help
+    python profile.py --seg 10 30 60 full --agg mean concat --duration 45
+    python profile.py --seg full --duration 30 60 120 --budget 11GB --plot full.png
+    python profile.py --encoder muq-nano --seg 10 full --audio song.mp3 --out costs.json
+
+Every flag that takes several values spans a grid; each cell is measured in a process of its own.
+The GPU is used where there is one (CUDA_VISIBLE_DEVICES= leaves it out). Weights are random unless
+you ask for others: what encoding costs doesn't depend on them, and nothing is downloaded. For the
+study's track lengths (45 s: EMO, 30 s: GTZAN) its figures stand beside ours.
 
 This file bears the name of a standard-library module, which cProfile, and through it torch's
 compiler and every optimizer, imports; scripts put the repository root first on the path, so ours
@@ -22,20 +29,233 @@ if __name__ != "__main__":
     _spec.loader.exec_module(_module)
 
 
-def main() -> int:
-    """Show the help; the measurements come with the next release."""
-    import argparse
+# Imports are inside the functions: imported as the standard library's module, this loads nothing.
+# fmt: off
+def parse_args(argv=None):
+    """Read the command line."""
+    import importlib.util
+    from argparse import ArgumentTypeError
+    from pathlib import Path
 
-    parser = argparse.ArgumentParser(
-        prog="profile.py",
-        description="Measure what a strategy costs: peak memory, time and throughput. The "
-        "measurements are not in this release; train_probe.py writes the cost of each run "
-        "(encoder seconds, peak memory, embedding size, store bytes) into its result.json.",
-    )
-    parser.parse_args()
-    parser.print_help()
-    return 2
+    from tune.cli import Parser, positive_float, positive_int, to_bool
+    from tune.costs import parse_budget
+    from tune.segments import parse_rule
+
+    def checked(read):
+        """Argument type: text that `read` takes."""
+        def check(text):
+            try:
+                read(text)
+            except ValueError as error:
+                raise ArgumentTypeError(str(error)) from error
+            return text
+        return check
+
+    # The form only: a fraction is one of the device's memory, which isn't known yet.
+    size = checked(lambda text: parse_budget(text, 10**12))
+    parser = Parser(prog="profile.py", description=__doc__.split("\n\nThis file")[0])
+    grid = parser.add_argument_group("grid (several values each)")
+    grid.add_argument("--seg", type=checked(parse_rule), nargs="+", default=["10", "full"],
+                      metavar="SECONDS|full",
+                      help="segment length in seconds, or full (default: 10 full)")
+    grid.add_argument("--agg", nargs="+", default=["mean"], metavar="NAME",
+                      help="how the segments' embeddings are joined (default: mean)")
+    grid.add_argument("--duration", type=positive_float, nargs="+", metavar="SECONDS",
+                      help="length of the track of noise that is encoded (default: 45)")
+    grid.add_argument("--encoder", nargs="+", default=["muq"], metavar="NAME",
+                      help="muq, muq-nano, mel, a folder or a hub id (default: muq)")
+    grid.add_argument("--layer", nargs="+", default=["last"], metavar="last|all|K",
+                      help="hidden layer (default: last)")
+    grid.add_argument("--mixed_precision", nargs="+", default=["auto"],
+                      choices=["auto", "no", "fp16", "bf16"],
+                      help="the encoder's precision (default: auto, as in train_probe.py)")
+    grid.add_argument("--batch_seconds", type=positive_float, nargs="+", default=[60.0],
+                      metavar="SECONDS", help="audio seconds per encoder batch (default: 60)")
+    how = parser.add_argument_group("how it is measured")
+    how.add_argument("--weights", choices=["random", "pretrained"], default="random",
+                     help="random needs no download")
+    how.add_argument("--audio", nargs="+", default=[], metavar="FILE",
+                     help="decode and encode these files instead of noise")
+    how.add_argument("--repeats", type=positive_int, default=3,
+                     help="timed runs of a cell; the median is shown")
+    how.add_argument("--memory_budget", type=size, metavar="SIZE", help="what the encoder should "
+                     "stay within, such as 2GB, or 0.5 of the device's memory (default: its own)")
+    how.add_argument("--compile", nargs="?", const=True, default=False, type=to_bool,
+                     metavar="BOOL", help="pass the encoder through torch.compile")
+    output = parser.add_argument_group("output")
+    output.add_argument("--budget", type=size, metavar="SIZE",
+                        help="say which cells fit into this, and the longest full track that does")
+    output.add_argument("--plot", type=Path, metavar="FILE", help="draw memory and time against "
+                        "track length (.png, .svg or .pdf; needs matplotlib)")
+    output.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
+    output.add_argument("--report_to", choices=["wandb", "none"], default="none",
+                        help="log cost/... of each cell to W&B")
+    args = parser.parse_args(argv)
+    if args.audio and args.duration:
+        parser.error("--audio and --duration exclude each other: a file has its own length")
+    args.duration = args.duration or [45.0]
+    if args.plot:
+        if args.audio or len(set(args.duration)) < 2:
+            parser.error("--plot draws against track length: give two or more --duration")
+        if args.plot.suffix not in (".png", ".svg", ".pdf"):
+            parser.error(f"--plot must end in .png, .svg or .pdf, got {args.plot.name!r}")
+        if importlib.util.find_spec("matplotlib") is None:
+            parser.error("--plot needs matplotlib: pip install matplotlib")
+    for flag, path in (("out", args.out), ("plot", args.plot)):
+        if path and path.is_dir():
+            parser.error(f"--{flag} {path} is a folder; a file is needed")
+    return args
+# fmt: on
+
+
+def main(args) -> None:
+    """Measure every cell of the grid, then print, write, draw and log."""
+    from pathlib import Path
+
+    import torch
+    from rich.console import Console
+
+    from tune import cost_report, results
+    from tune.aggregators import AGGREGATORS
+    from tune.costs import device_memory, matrix_rate, parse_budget
+    from tune.encoder import DTYPES
+    from tune.measuring import measure
+
+    for agg in args.agg:
+        if agg not in AGGREGATORS:
+            raise ValueError(f"--agg must be one of {', '.join(AGGREGATORS)}, got {agg!r}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    memory = device_memory(device)
+    budget = parse_budget(args.budget, memory) if args.budget else None
+    cells = list(grid(args, device, memory))
+    rates = {p: matrix_rate(device, DTYPES[p]) for p in dict.fromkeys(c.precision for c in cells)}
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # the cells' memory, not ours
+    name = results.device_name(device)
+    record = {
+        "machine": {
+            "device": name,
+            "memory_bytes": memory,
+            "threads": torch.get_num_threads(),
+            "matrix_flops_per_second": rates,
+        },
+        "versions": results.versions(),
+        "git_sha": results.git_sha(),
+        "command": " ".join(["profile.py", *sys.argv[1:]]).replace(str(Path.home()), "~"),
+        "repeats": args.repeats,
+        "rows": [],
+    }
+    wandb_run = start_wandb(record) if args.report_to == "wandb" else None
+    for path in filter(None, (args.out, args.plot)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    rows = record["rows"]
+    for i, cell in enumerate(cells, start=1):
+        settings = describe(cell)
+        print(f"[{i}/{len(cells)}] {cost_report.describe_cell(settings)}", file=sys.stderr)
+        found = measure(cell, args.repeats)
+        rows.append(cost_report.complete_row(settings, found, rates[cell.precision]))
+        write_json(args.out, record)  # a long grid that is stopped keeps what it has
+        if wandb_run:
+            wandb_run.log(numbers(rows[-1]), step=i)
+    console = Console(width=None if sys.stdout.isatty() else 170)
+    cost_report.print_costs(rows, name, console)
+    if budget:
+        record["budget"] = cost_report.budget_answer(rows, budget)
+        cost_report.print_budget(rows, record["budget"], console)
+        write_json(args.out, record)
+    if args.plot:
+        cost_report.plot_costs(rows, name, args.plot)
+    if wandb_run:
+        wandb_run.finish()
+
+
+def grid(args, device, memory):
+    """Yield every cell once; a budget needs the full track at two durations or more."""
+    import itertools
+
+    import torch
+
+    from tune.audio import AudioError, check_file
+    from tune.costs import parse_budget
+    from tune.encoder import resolve_precision
+    from tune.measuring import Cell
+
+    for path in args.audio:
+        try:
+            check_file(path)
+        except AudioError as error:
+            raise ValueError(f"--audio {path}: {error}") from error
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    precisions = [resolve_precision(p, device.type, capability) for p in args.mixed_precision]
+    fixed = {
+        "weights": args.weights,
+        "device": device.type,
+        "memory_budget": parse_budget(args.memory_budget, memory) if args.memory_budget else None,
+        "compile": args.compile,
+    }
+    tracks = [(seconds, ()) for seconds in args.duration]
+    wanted = itertools.product([(None, tuple(args.audio))] if args.audio else tracks,
+                               args.seg, args.agg)  # fmt: skip
+    wanted = [(track, seg, agg) for track, seg, agg in wanted]
+    if args.budget:
+        lengths = set(args.duration)
+        if len(lengths) == 1:
+            lengths.add(args.duration[0] / 2)
+        wanted += [((seconds, ()), "full", args.agg[0]) for seconds in sorted(lengths)]
+    settings = itertools.product(args.encoder, precisions, args.layer, args.batch_seconds)
+    cells = [
+        Cell(seg, agg, track[0], layer, encoder, precision=precision, batch_seconds=batch_s,
+             audio=track[1], **fixed)
+        for encoder, precision, layer, batch_s in settings
+        for track, seg, agg in wanted
+    ]  # fmt: skip
+    return dict.fromkeys(cells)
+
+
+def describe(cell) -> dict:
+    """A cell's settings as they go into a row; files without their folders."""
+    from dataclasses import asdict
+    from pathlib import Path
+
+    return asdict(cell) | {"audio": [Path(path).name for path in cell.audio]}
+
+
+def numbers(row) -> dict:
+    """A row's numbers under W&B's names; what was measured goes under cost/."""
+    settings = ("seg", "agg", "layer", "encoder", "precision", "batch_seconds", "duration_s")
+    out = {f"cell/{key}": row[key] for key in settings}
+    values = {k: v for k, v in row.items() if k not in settings and not isinstance(v, bool)}
+    return out | {f"cost/{k}": v for k, v in values.items() if isinstance(v, int | float)}
+
+
+def start_wandb(record):
+    """Begin a W&B run, offline without a login."""
+    import os
+
+    import wandb
+
+    from tune.tracking import wandb_mode
+
+    config = {key: record[key] for key in ("machine", "versions", "git_sha", "command")}
+    return wandb.init(
+        project=os.environ.get("WANDB_PROJECT", "tune"), job_type="profile", mode=wandb_mode(),
+        config=config, settings=wandb.Settings(silent=True),
+    )  # fmt: skip
+
+
+def write_json(path, record) -> None:
+    """Write the record, whole or not at all."""
+    import json
+
+    if path is not None:
+        aside = path.with_name(f".{path.name}.tmp")
+        aside.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        aside.replace(path)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    args = parse_args()
+    from tune.cli import run_script
+
+    run_script(lambda: main(args))

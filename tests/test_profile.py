@@ -1,10 +1,14 @@
 """profile.py bears a standard-library name; these keep both that module and ours usable."""
 
+import importlib.util
+import json
 import os
 import subprocess
 import sys
 
-from conftest import ROOT, run
+import pytest
+import soundfile
+from conftest import ROOT, run, tone
 
 
 def test_the_standard_librarys_profile_is_handed_on():
@@ -58,3 +62,137 @@ def test_installing_puts_no_profile_on_the_path(tmp_path):
     profile_file, tune_file = done.stdout.split()
     assert not profile_file.startswith(str(ROOT))
     assert tune_file.startswith(str(ROOT))
+
+
+def test_importing_it_loads_nothing_of_ours():
+    code = "import profile, sys; print(any(m.startswith(('tune', 'torch')) for m in sys.modules))"
+    done = run("-c", code, cwd=ROOT)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_a_grid_beside_the_studys_figures_and_a_budget(tmp_path):
+    done = run(
+        ROOT / "profile.py", "--encoder=muq-nano", "--seg", "30", "--agg", "concat",
+        "--duration=45", "--repeats=1", "--budget=11GB", "--out=costs/all.json", cwd=tmp_path,
+        env={"CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "costs" / "all.json").read_text())
+    rows = record["rows"]
+    assert [(row["seg"], row["duration_s"]) for row in rows] == [
+        ("30", 45), ("full", 22.5), ("full", 45)
+    ]  # fmt: skip
+    first, half, full = rows
+    assert first["encoder_passes"] == 2
+    assert first["embedding_dim"] == 2 * 192 + 2
+    assert full["encoder_passes"] == half["encoder_passes"] == 1
+    assert full["embedding_dim"] == 193
+    for row in rows:
+        assert row["weights_bytes"] < row["peak_memory_bytes"] < 2e9
+        assert row["peak_memory_bytes"] < row["peak_resident_bytes"]
+        assert row["seconds_per_track"] > 0
+        assert row["audio_seconds"] == row["duration_s"]
+        assert 0 < row["share_of_matrix_rate"] < 2
+    assert full["flops"] > 1.9 * half["flops"]
+    assert first["study"] is None  # the study has no 30 s concat
+    assert half["study"] is None
+    assert full["study"]["peak_memory_bytes"] == 6_816_000_000
+    assert full["study"]["peak_ratio"] is None  # not MuQ at its full size
+    assert record["budget"]["fits"] == [True, True, True]
+    (line,) = record["budget"]["longest_full_track"]
+    assert line["durations_s"] == [22.5, 45]
+    assert line["seconds"] is None or line["seconds"] > 45
+    assert record["machine"]["matrix_flops_per_second"]["no"] > 1e8
+    assert record["versions"]["torch"]
+    assert record["command"].startswith("profile.py --encoder=muq-nano")
+    assert "6.816" in done.stdout
+    assert "RTX 2080 Ti" in done.stdout
+    assert "longest full track (muq-nano, float32, layer last)" in done.stdout
+    assert "[3/3] muq-nano seg full" in done.stderr
+
+
+def test_a_file_is_decoded_and_a_long_segment_marked_and_tracked(tmp_path):
+    soundfile.write(tmp_path / "song.wav", tone(3.0, 220, 44_100), 44_100)
+    done = run(
+        ROOT / "profile.py", "--encoder=mel", "--seg=10", "--audio", "song.wav", "--repeats=2",
+        "--out=costs.json", "--report_to=wandb", cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "costs.json").read_text())["rows"]
+    assert row["audio"] == ["song.wav"]
+    assert row["duration_s"] == pytest.approx(3.0, abs=1e-3)
+    assert 0 < row["decode_seconds"] < row["seconds_per_track"]
+    assert row["degenerate"] == "equals full"
+    assert (row["encoder_passes"], row["embedding_dim"]) == (1, 256)
+    assert row["flops"] is None
+    assert row["seconds_per_track_min"] < row["seconds_per_track_max"]
+    assert "1 = full" in done.stdout
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_the_plot_is_drawn_or_says_what_is_missing(tmp_path):
+    done = run(
+        ROOT / "profile.py", "--encoder=mel", "--seg=full", "--duration", "1", "2", "--repeats=1",
+        "--plot=costs.svg", cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    if importlib.util.find_spec("matplotlib"):
+        assert done.returncode == 0, done.stderr
+        assert "</svg>" in (tmp_path / "costs.svg").read_text()
+    else:
+        assert done.returncode == 2
+        assert "pip install matplotlib" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--seg=ten"], "number of seconds or 'full'"),
+        (["--duration=0"], "a number above 0"),
+        (["--budget=11"], "write 11GB"),
+        (["--memory_budget=lots"], "a size such as 2GB"),
+        (["--repeats=0"], "a whole number above 0"),
+        (["--plot=costs.svg"], "two or more --duration"),
+        (["--plot=costs.doc", "--duration", "1", "2"], ".png, .svg or .pdf"),
+        (["--out=."], "is a folder"),
+        (["--audio", "a.wav", "--duration=3"], "exclude each other"),
+        (["--device=cuda"], "unrecognized arguments"),
+    ],
+)
+def test_a_bad_value_ends_in_one_line(tmp_path, flags, message):
+    done = run(ROOT / "profile.py", *flags, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--agg=magic"], "mean, max, concat"),
+        (["--mixed_precision=fp16"], "fp16 needs a GPU"),
+    ],
+)
+def test_a_value_that_only_the_library_knows_ends_in_one_line(tmp_path, flags, message):
+    done = run(ROOT / "profile.py", *flags, cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_unusable_file_ends_in_one_line(tmp_path):
+    (tmp_path / "bad.wav").write_bytes(b"")
+    done = run(ROOT / "profile.py", "--audio=bad.wav", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: --audio bad.wav: empty file (0 bytes)\n"
+
+
+def test_a_cell_that_is_wrong_ends_in_one_line_and_keeps_what_came_before(tmp_path):
+    done = run(
+        ROOT / "profile.py", "--encoder=mel", "--layer", "0", "7", "--seg=full", "--duration=1",
+        "--repeats=1", "--out=costs.json", cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "error: --layer must be last, all or a number from 0 to 0, got 7"
+    )
+    assert len(json.loads((tmp_path / "costs.json").read_text())["rows"]) == 1

@@ -100,7 +100,7 @@ class MuQEncoder(Encoder):
         # Segments side by side as far as the budget goes, then one at a time, then cut: whole
         # segments need no halo.
         seconds = audio.shape[1] / self.sample_rate
-        group = max(1, int(self.chunk_s / seconds))
+        group = max(1, int(min(len(audio), self.chunk_s / seconds)))
         chunk = max(1, int(min(self.chunk_s, seconds + 1) * self.frame_rate))
         # Convolutions in true float32 when float32 is what was asked for (cuDNN's default is TF32).
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=half):
