@@ -158,7 +158,7 @@ def main(args) -> None:
         write_json(args.out, record)  # a long grid that is stopped keeps what it has
         if wandb_run:
             wandb_run.log(numbers(rows[-1]), step=i)
-    console = Console(width=None if sys.stdout.isatty() else 170)
+    console = Console(width=None if sys.stdout.isatty() else 190)
     cost_report.print_costs(rows, name, console)
     if budget:
         record["budget"] = cost_report.budget_answer(rows, budget)

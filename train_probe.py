@@ -74,6 +74,12 @@ def parse_args(argv=None):
                          "below compute capability 8.0, bf16 from there, float32 on a CPU")
     machine.add_argument("--batch_seconds", type=positive_float, default=60.0, metavar="SECONDS",
                          help="audio seconds per encoder batch; halves itself on out-of-memory")
+    machine.add_argument("--memory_budget", default="2GB", metavar="SIZE|SHARE",
+                         help="what the encoder's weights and activations should stay within: a "
+                         "size such as 2GB, or a share of the device's memory such as 0.5; it sets "
+                         "the chunks of MuQ's front end and changes no result")
+    machine.add_argument("--compile", nargs="?", const=True, default=False, type=to_bool,
+                         metavar="BOOL", help="pass the encoder through torch.compile")
     machine.add_argument("--store", type=Path, metavar="DIR", help="embedding store "
                          "(default: $TUNE_STORE, or tune/store in the user's cache folder)")
     machine.add_argument("--cache_dir", type=Path, metavar="DIR", help="where composed demo "
@@ -116,6 +122,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from tune import results
+from tune.costs import device_memory, parse_budget
 from tune.encoder import resolve_layers, resolve_precision
 from tune.encoders import load_encoder
 from tune.encoding import encode_shared
@@ -143,6 +150,7 @@ def main(args):
     device = accelerator.device
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     precision = resolve_precision(args.mixed_precision, device.type, capability)
+    budget = parse_budget(args.memory_budget, device_memory(device))
     encoder_name = args.encoder or (TASKS[args.task].encoder if args.task in TASKS else "muq")
     frame_rate = args.frame_rate if args.tokens == "frame" else None
     default = results.default_name(
@@ -152,7 +160,10 @@ def main(args):
 
     check_task(args.task)
     with accelerator.main_process_first():  # only one process downloads or composes
-        encoder = load_encoder(encoder_name, precision=precision, device=device)
+        encoder = load_encoder(
+            encoder_name, precision=precision, device=device, memory_budget=budget,
+            compile=args.compile,
+        )  # fmt: skip
         layers = resolve_layers(args.layer, encoder.n_layers)
         encoder.keep_layers(max(layers))
         check_fits(rule, frame_rate, encoder)

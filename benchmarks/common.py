@@ -1,0 +1,373 @@
+"""What the benchmarks share: composed audio, the study's way of encoding, clocks and reports.
+
+Audio is mono float32, lengths are in seconds, memory in bytes. Layers are counted as in
+`tune.encoder`: 0 is the front end's output, k the output of layer k.
+"""
+
+import ctypes
+import datetime
+import gc
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from tune import muq
+from tune.encoders import load_encoder
+from tune.results import device_name, git_sha, versions
+
+RESULTS = Path(__file__).resolve().parent / "results"
+SAMPLE_S = 0.005  # between two looks at the resident memory
+
+
+def compose(duration_s: float, sample_rate: int, seed: int, channels: int = 1) -> np.ndarray:
+    """Make music of a kind: a harmonic tone every half second over a little noise.
+
+    Parameters
+    ----------
+    duration_s : seconds
+    sample_rate : Hz
+    seed : what pitches and noise are drawn from
+
+    Returns
+    -------
+    ndarray of float32, shape (n_samples,), or (n_samples, channels) for several
+    """
+    rng = np.random.default_rng(seed)
+    n_samples = max(1, round(duration_s * sample_rate))
+    note_s = 0.5
+    pitches = 110 * 2 ** (rng.integers(0, 36, int(duration_s / note_s) + 1) / 12)  # Hz
+    out = 0.02 * rng.standard_normal((n_samples, channels), np.float32)
+    for i, pitch in enumerate(pitches):
+        start, end = round(i * note_s * sample_rate), round((i + 1) * note_s * sample_rate)
+        t = np.arange(min(end, n_samples) - start) / sample_rate
+        wave = sum(np.sin(2 * np.pi * pitch * k * t) / k for k in range(1, 5))
+        out[start:end] += (0.2 * wave * np.exp(-4 * t)).astype(np.float32)[:, None]
+    return out[:, 0] if channels == 1 else out
+
+
+def begin(args) -> torch.device:
+    """Choose the device for --device and note how busy the machine is before we start.
+
+    Asking for a GPU where there is none ends with one line.
+    """
+    name = args.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        fail("--device cuda: there is no CUDA device")
+    args.load_at_start = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    if args.load_at_start and args.load_at_start > os.cpu_count() / 2:
+        print(f"warning: the machine is busy (load {args.load_at_start:.1f} on {os.cpu_count()} "
+              "cores), which shows in the times", file=sys.stderr)  # fmt: skip
+    return torch.device(name)
+
+
+def fail(message: str) -> NoReturn:
+    """End with one line and code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def load_ours(name: str, weights: str, device: torch.device, precision: str = "no"):
+    """Our encoder, as train_probe.py has it."""
+    return load_encoder(name, weights=weights, device=device, precision=precision)
+
+
+def muq_config(name: str, weights: str) -> tuple[dict, dict | None]:
+    """MuQ's configuration, and its weights (None: random, from the fixed seed)."""
+    config = muq._nano_config()
+    if name == "muq-nano":
+        return config, None
+    if weights == "pretrained":
+        return muq._read_muq(muq._download(muq.HUB_NAMES[name]))
+    config = config | muq.LARGE
+    config["w2v2_config"] |= muq.LARGE_W2V2
+    return config, None
+
+
+def load_original(name: str, weights: str, device: torch.device) -> nn.Module:
+    """muq's own MuQModel in float32 with eager attention and the same weights as `load_ours`.
+
+    Its batch normalisations are not folded and its codebook projection is there.
+    """
+    config, state = muq_config(name, weights)
+    model, _ = muq._build(config, state)
+    for layer in model.conformer.layers:
+        layer.self_attn.config["_attn_implementation"] = "eager"
+    return model.to(device)
+
+
+@torch.no_grad()
+def study_states(model: nn.Module, audio: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Walk muq's own parts, as its get_predictions does: yield every hidden state (B, T, D).
+
+    muq's forward itself breaks on transformers from 5.16.
+    """
+    x = model.preprocessing(audio, features=["melspec_2048"])
+    x = model.conv(model.normalize(x)["melspec_2048"])  # (B, T, D)
+    yield x
+    conformer = model.conformer
+    positions = conformer.embed_positions(x)
+    for k, layer in enumerate(conformer.layers, start=1):
+        x = layer(x, relative_position_embeddings=positions)
+        x = x[0] if isinstance(x, tuple) else x  # a tuple before transformers 5
+        if k == len(conformer.layers):
+            x = conformer.layer_norm(x)
+        yield x
+
+
+@torch.no_grad()
+def study_encode(
+    model: nn.Module,
+    samples: np.ndarray,
+    spans: Sequence[tuple[int, int]],
+    layers: Sequence[int],
+    device: torch.device,
+    tf32: bool = False,
+) -> np.ndarray:
+    """Encode a track as the study's released code does.
+
+    One segment at a time, float32, all layers computed and kept, codebook logits too, and the CUDA
+    cache emptied after each segment.
+
+    Parameters
+    ----------
+    samples : ndarray of float32, shape (n_samples,)
+    spans : the segments' bounds in samples
+    tf32 : let cuDNN round convolutions to TF32
+
+    Returns
+    -------
+    ndarray of float32, shape (N, L, D)
+        Time means of the layers asked for.
+    """
+    out = []
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
+        for start, end in spans:
+            audio = torch.from_numpy(samples[None, start:end]).to(device)
+            states = list(study_states(model, audio))
+            logits = model.linear(states[-1])  # computed and not used, as in muq's forward
+            out.append(torch.stack([states[k].mean(1)[0] for k in layers]).cpu())  # (L, D)
+            del audio, states, logits
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+    return torch.stack(out).numpy()
+
+
+def clock(device: torch.device, work: Callable):
+    """Run `work`; return its result and the seconds it took, the device's included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    result = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - started
+
+
+def summarise(seconds: Sequence[float]) -> dict:
+    """Median and spread of the rounds' seconds."""
+    return {
+        "median_s": statistics.median(seconds),
+        "min_s": min(seconds),
+        "max_s": max(seconds),
+        "rounds_s": list(seconds),
+    }
+
+
+def show_spread(times: dict) -> str:
+    """Median and spread for a table."""
+    return f"{times['median_s']:.3g} ({times['min_s']:.3g} to {times['max_s']:.3g})"
+
+
+@torch.inference_mode()
+def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+    """Measure the machine's own rate of square matrix products, best of a few sizes and tries.
+
+    Sizes grow until one product takes a tenth of a second: larger ones are not faster.
+
+    Returns
+    -------
+    FLOP/s
+    """
+    best = 0.0
+    for size in (1024, 2048, 4096) + ((8192, 16384) if device.type == "cuda" else ()):
+        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        seconds = _quickest(device, lambda a=a, b=b: torch.mm(a, b))
+        best = max(best, 2 * size**3 / seconds)
+        if seconds > 0.1:
+            break
+    return best
+
+
+@torch.inference_mode()
+def convolution_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+    """Measure the rate of the convolution that is most of MuQ's work: 3 x 3, 512 channels.
+
+    On a CPU it can be well above that of matrix products, which come from another library.
+
+    Returns
+    -------
+    FLOP/s, in true float32 when that is the type
+    """
+    n, channels, bands, frames = 8 if device.type == "cuda" else 1, 512, 64, 64
+    x = torch.randn(n, channels, bands, frames, device=device, dtype=dtype)
+    kernel = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        seconds = _quickest(device, lambda: nn.functional.conv2d(x, kernel, padding=1))
+    return 2 * 9 * channels**2 * n * bands * frames / seconds
+
+
+def _quickest(device, work, tries: int = 3) -> float:
+    """Seconds of the quickest of a few tries, after one to warm up."""
+    work()
+    return min(clock(device, work)[1] for _ in range(tries))
+
+
+class PeakMemory:
+    """Peak memory above what was held at the start of the `with` block.
+
+    On a GPU the allocator's own peak; else this process's resident memory, looked at every 5 ms.
+
+    Attributes
+    ----------
+    rest_bytes : held when the block began
+    peak_bytes : peak inside the block, all included
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.rest_bytes = self.peak_bytes = 0
+
+    def __enter__(self) -> "PeakMemory":
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            self.rest_bytes = torch.cuda.memory_allocated()
+            return self
+        give_back_free_memory()
+        self._process, self._done = psutil.Process(), threading.Event()
+        self.rest_bytes = self.peak_bytes = self._process.memory_info().rss
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc) -> None:
+        if self.device.type == "cuda":
+            self.peak_bytes = torch.cuda.max_memory_allocated()
+            return
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            self.peak_bytes = max(self.peak_bytes, self._process.memory_info().rss)
+            if self._done.wait(SAMPLE_S):
+                return
+
+
+def give_back_free_memory() -> None:
+    """Let the C library return freed memory, which would hide a part of the next peak (glibc)."""
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def run_child(script: str, cell: dict) -> dict:
+    """Run one cell of a benchmark in a process of its own: SCRIPT --cell JSON.
+
+    The child prints its result as JSON on its last line. A child that dies gives {"failed": why}.
+    """
+    done = subprocess.run(
+        [sys.executable, script, "--cell", json.dumps(cell)], capture_output=True, text=True
+    )
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    if done.returncode < 0:
+        return {"failed": f"ended by signal {-done.returncode} (9: out of memory)"}
+    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    return {"failed": lines[-1]}
+
+
+def write_report(name: str, args, device: torch.device, results: dict) -> Path:
+    """Write a benchmark's JSON with machine, versions, commit and command; return its path."""
+    slug = "cpu" if device.type == "cpu" else device_name(device).lower().replace(" ", "-")
+    nano = "-nano" if args.encoder == "muq-nano" else ""
+    path = args.out or RESULTS / f"{name}-{slug}{nano}.json"
+    report = {
+        "benchmark": name,
+        "command": _command(name),
+        "date": datetime.date.today().isoformat(),
+        "machine": describe_machine(device) | {"load_at_start": args.load_at_start},
+        "versions": versions(),
+        "git_sha": git_sha(),
+        "encoder": args.encoder,
+        "weights": "random" if args.encoder == "muq-nano" else args.weights,
+        **results,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return path
+
+
+def describe_machine(device: torch.device) -> dict:
+    """What the numbers were measured on."""
+    return {
+        "device": device_name(device),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]],
+                notes: Sequence[str]) -> None:  # fmt: skip
+    """Print a table, its first column to the left, and notes below it."""
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    table = Table()
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
+    console.print(f"\n{title}", style="bold", highlight=False, markup=False, soft_wrap=True)
+    console.print(table)
+    for note in notes:
+        console.print(f"  {note}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _command(name: str) -> str:
+    """The command line, without --out, which changes no number."""
+    kept, skip = [], False
+    for arg in sys.argv[1:]:
+        if not (skip or arg == "--out" or arg.startswith("--out=")):
+            kept.append(arg)
+        skip = arg == "--out"
+    return shlex.join(["python", f"benchmarks/{name}.py", *kept])
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

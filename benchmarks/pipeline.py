@@ -1,0 +1,130 @@
+"""End to end from compressed files against the encoder alone.
+
+    python benchmarks/pipeline.py
+    python benchmarks/pipeline.py --encoder muq-nano --tracks 2 --duration 5
+
+The pipeline: ogg files (44.1 kHz, stereo) are hashed, decoded, mixed down, resampled, cut, encoded
+and stored, as train_probe.py does it; one track is encoded while the next ones are decoded. The
+encoder alone: the same segments, already in memory. Both sides run in turn in every round; a ratio
+of 1 means that everything but the encoder is hidden behind it. The time of decoding and resampling
+alone is measured too. Writes medians, spreads and the ratio as JSON.
+"""
+
+# ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
+import sys
+
+from flags import add_common, check_common
+
+from tune.cli import Parser, positive_float, positive_int, run_script
+from tune.segments import parse_rule
+
+NAME = "pipeline"
+FILE_RATE = 44_100  # Hz
+
+
+# fmt: off
+def parse_args(argv=None):
+    """Read the command line."""
+    parser = Parser(prog=f"{NAME}.py", description=__doc__)
+    parser.add_argument("--rounds", type=positive_int, default=3,
+                        help="times that each side runs, in turn; the median counts")
+    parser.add_argument("--tracks", type=positive_int, default=4, metavar="N", help="files")
+    parser.add_argument("--duration", type=positive_float, default=30.0, metavar="SECONDS",
+                        help="length of each file")
+    parser.add_argument("--seg", default="10", metavar="SECONDS|full", help="segment length")
+    parser.add_argument("--precision", choices=["no", "fp16", "bf16"], default="no",
+                        help="the encoder's; no is float32")
+    add_common(parser)
+    args = parser.parse_args(argv)
+    check_common(parser, args, [args.seg])
+    return args
+# fmt: on
+
+
+args = parse_args() if __name__ == "__main__" else None
+
+import tempfile
+from pathlib import Path
+
+import common
+import soundfile
+
+from tune.audio import read_audio
+from tune.encoder import SAMPLE_RATE
+from tune.encoding import encode_segments, encode_tracks
+from tune.store import Store
+
+
+def main(args):
+    """Write the files, run both sides in turn, report."""
+    device = common.begin(args)
+    if args.precision == "fp16" and device.type == "cpu":
+        common.fail("--precision fp16 needs a GPU")
+    encoder = common.load_ours(args.encoder, args.weights, device, args.precision)
+    rule, layers = parse_rule(args.seg), [encoder.n_layers]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        paths = [str(folder / f"{i:04d}.ogg") for i in range(args.tracks)]
+        for i, path in enumerate(paths):
+            write_ogg(path, args.duration, seed=i)
+        file_bytes = sum(Path(path).stat().st_size for path in paths)
+        tracks = [read_audio(path, SAMPLE_RATE) for path in paths]
+        spans = [rule.spans(len(samples), SAMPLE_RATE) for samples in tracks]
+        encode_segments(tracks[0], spans[0], encoder, layers)  # warm
+
+        def decode():
+            for path in paths:
+                read_audio(path, SAMPLE_RATE)
+
+        def encode():
+            for samples, cuts in zip(tracks, spans, strict=True):
+                encode_segments(samples, cuts, encoder, layers)
+
+        def run(store_folder):
+            store = Store(store_folder)
+            collection = store.collection(encoder, layers, None)
+            return encode_tracks(paths, encoder, rule, store, collection)
+
+        seconds = {"decode": [], "encoder": [], "pipeline": []}
+        for i in range(args.rounds):
+            seconds["decode"].append(common.clock(device, decode)[1])
+            seconds["encoder"].append(common.clock(device, encode)[1])
+            report, took = common.clock(device, lambda i=i: run(folder / f"store-{i}"))
+            seconds["pipeline"].append(took)
+            assert report.encoder_passes == sum(map(len, spans))
+            print(f"round {i + 1} of {args.rounds} done", file=sys.stderr)
+
+    times = {name: common.summarise(each) for name, each in seconds.items()}
+    ratio = times["pipeline"]["median_s"] / times["encoder"]["median_s"]
+    audio_s = sum(map(len, tracks)) / SAMPLE_RATE
+    path = common.write_report(NAME, args, device, {
+        "tracks": args.tracks, "duration_s": args.duration, "seg": args.seg,
+        "precision": args.precision, "rounds": args.rounds, "audio_s": audio_s,
+        "file_bytes": file_bytes, "file_format": f"ogg vorbis, {FILE_RATE} Hz, 2 channels",
+        "pipeline": times["pipeline"], "encoder_alone": times["encoder"],
+        "decode_and_resample_alone": times["decode"], "ratio": ratio,
+    })  # fmt: skip
+    shown = {"encoder": "encoder alone, segments in memory", "pipeline": "files to store",
+             "decode": "decode and resample alone"}  # fmt: skip
+    common.print_table(
+        f"{args.encoder}, {args.tracks} ogg files of {args.duration:g} s: seconds, median of "
+        f"{args.rounds} rounds",
+        ["", "seconds", "times real time"],
+        [
+            [text, common.show_spread(times[key]), f"{audio_s / times[key]['median_s']:.3g}"]
+            for key, text in shown.items()
+        ],
+        [f"ratio, files to store / encoder alone: {ratio:.3f}x", str(path)],
+    )
+
+
+def write_ogg(path: str, duration_s: float, seed: int) -> None:
+    """Write a composed stereo file, a second at a time (libsndfile overflows on large blocks)."""
+    samples = common.compose(duration_s, FILE_RATE, seed, channels=2)
+    with soundfile.SoundFile(path, "w", FILE_RATE, 2, format="OGG", subtype="VORBIS") as file:
+        for start in range(0, len(samples), FILE_RATE):
+            file.write(samples[start : start + FILE_RATE])
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(args))
