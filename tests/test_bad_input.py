@@ -384,7 +384,8 @@ def test_flags_take_their_values_after_an_equals_sign(train_probe):
         "batch_size": 16, "lr": 0.001, "mixed_precision": "bf16", "batch_seconds": 90.0,
         "report_to": "none", "project": "p", "group": "g", "name": "n", "kind": "numbers",
         "data_dir": Path("d"), "store": Path("s"), "cache_dir": Path("c"), "output_dir": Path("o"),
-        "tags": ["a"], "strict": True, "overwrite": True,
+        "tags": ["a"], "strict": True, "overwrite": True, "memory_budget": "1GB",
+        "compile": True,
     }  # fmt: skip
     argv = [
         f"--{flag}={value[0] if isinstance(value, list) else value}"
