@@ -150,7 +150,8 @@ class Encoder:
             )
         batch = torch.from_numpy(np.ascontiguousarray(audio, np.float32))
         if self.device.type == "cuda":
-            batch = batch.pin_memory().to(self.device, non_blocking=True)
+            batch = batch.pin_memory()
+        batch = batch.to(self.device, non_blocking=True)
         out = self._pooled(batch, layers, frame_rate, DTYPES[self.precision])
         if not torch.isfinite(out).all() and self.precision != "no":
             self.redone += 1
