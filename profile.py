@@ -1,13 +1,16 @@
 """What a strategy costs: peak memory, seconds a track, throughput.
 
-    python profile.py --seg 10 30 60 full --agg mean concat --duration 45
+    python profile.py --seg 10 30 60 full --agg mean concat transformer --duration 45
     python profile.py --seg full --duration 30 60 120 --budget 11GB --plot full.png
-    python profile.py --encoder muq-nano --seg 10 full --audio song.mp3 --out costs.json
+    python profile.py --seg 10 30 full --agg mean hierarchical
+    python profile.py --agg transformer --aggregator_checkpoint aggregators/mine
+    python profile.py --encoder muq-nano --seg 10 structure --audio song.mp3 --out costs.json
 
 Every flag that takes several values spans a grid; each cell is measured in a process of its own.
-The GPU is used where there is one (CUDA_VISIBLE_DEVICES= leaves it out). Weights are random unless
-you ask for others: what encoding costs doesn't depend on them, and nothing is downloaded. For the
-study's track lengths (45 s: EMO, 30 s: GTZAN) its figures stand beside ours.
+Only hierarchical takes all --seg together, as one cell: its cost is that of all scales. The GPU is
+used where there is one (CUDA_VISIBLE_DEVICES= leaves it out). Weights are random unless you ask
+for others: what encoding and joining cost doesn't depend on them, and nothing is downloaded. For
+the study's track lengths (45 s: EMO, 30 s: GTZAN) its figures stand beside ours.
 
 This file bears the name of a standard-library module, which cProfile, and through it torch's
 compiler and every optimizer, imports; scripts put the repository root first on the path, so ours
@@ -42,24 +45,36 @@ def parse_args(argv=None):
     from tune.segments import parse_rule
 
     def checked(read):
-        """Argument type: text that `read` takes."""
+        """Argument type: what `read` makes of the text, its error in one line."""
         def check(text):
             try:
-                read(text)
+                return read(text)
             except ValueError as error:
                 raise ArgumentTypeError(str(error)) from error
-            return text
         return check
 
+    def amount(text):
+        """An amount of memory, as it was written."""
+        parse_budget(text, 10**12)
+        return text
+
+    def segment(text):
+        """Read a segment rule; the name that results go by, unless that rounds it."""
+        name = parse_rule(text).name
+        return name if parse_rule(name) == parse_rule(text) else text
+
     # The form only: a fraction is one of the device's memory, which isn't known yet.
-    size = checked(lambda text: parse_budget(text, 10**12))
+    size = checked(amount)
     parser = Parser(prog="profile.py", description=__doc__.split("\n\nThis file")[0])
     grid = parser.add_argument_group("grid (several values each)")
-    grid.add_argument("--seg", type=checked(parse_rule), nargs="+", default=["10", "full"],
-                      metavar="SECONDS|full",
-                      help="segment length in seconds, or full (default: 10 full)")
+    grid.add_argument("--seg", type=checked(segment), nargs="+", default=["10", "full"],
+                      metavar="SECONDS|full|structure", help="segment length in seconds, full, or "
+                      "structure: cut where the music changes, which noise doesn't, so give "
+                      "--audio (default: 10 full)")
     grid.add_argument("--agg", nargs="+", default=["mean"], metavar="NAME",
-                      help="how the segments' embeddings are joined (default: mean)")
+                      help="how the segments' embeddings are joined: mean, duration_mean, max, "
+                      "concat, stats, attention, transformer, or hierarchical, which joins all "
+                      "--seg in one cell (default: mean)")
     grid.add_argument("--duration", type=positive_float, nargs="+", metavar="SECONDS",
                       help="length of the track of noise that is encoded (default: 45)")
     grid.add_argument("--encoder", nargs="+", default=["muq"], metavar="NAME",
@@ -71,6 +86,14 @@ def parse_args(argv=None):
                       help="the encoder's precision (default: auto, as in train_probe.py)")
     grid.add_argument("--batch_seconds", type=positive_float, nargs="+", default=[60.0],
                       metavar="SECONDS", help="audio seconds per encoder batch (default: 60)")
+    joining = parser.add_argument_group("what is joined, and by which Transformer")
+    joining.add_argument("--tokens", choices=["segment", "frame"], default="segment",
+                         help="one vector a segment, or pooled frames as the study's Transformer")
+    joining.add_argument("--frame_rate", type=positive_float, default=1.0, metavar="HZ",
+                         help="pooled frames a second with --tokens frame")
+    joining.add_argument("--aggregator_checkpoint", metavar="DIR", help="measure this Transformer, "
+                         "a folder that pretrain_aggregator.py wrote or a hub id (default: the "
+                         "recipe tune with random weights, at the encoder's size)")
     how = parser.add_argument_group("how it is measured")
     how.add_argument("--weights", choices=["random", "pretrained"], default="random",
                      help="random needs no download")
@@ -94,6 +117,13 @@ def parse_args(argv=None):
     if args.audio and args.duration:
         parser.error("--audio and --duration exclude each other: a file has its own length")
     args.duration = args.duration or [45.0]
+    args.seg, args.agg = list(dict.fromkeys(args.seg)), list(dict.fromkeys(args.agg))
+    if "hierarchical" in args.agg and len(args.seg) < 2:
+        parser.error("--agg hierarchical needs several --seg, such as 10 30 full")
+    if "transformer" in args.agg and "all" in args.layer:
+        parser.error("a Transformer joins one layer's tokens: --layer last or K, not all")
+    if args.aggregator_checkpoint and "transformer" not in args.agg:
+        parser.error("--aggregator_checkpoint belongs to --agg transformer")
     if args.plot:
         if args.audio or len(set(args.duration)) < 2:
             parser.error("--plot draws against track length: give two or more --duration")
@@ -193,32 +223,48 @@ def grid(args, device, memory):
         "device": device.type,
         "memory_budget": parse_budget(args.memory_budget, memory) if args.memory_budget else None,
         "compile": args.compile,
+        "frame_rate": args.frame_rate if args.tokens == "frame" else None,
     }
     tracks = [(seconds, ()) for seconds in args.duration]
-    wanted = itertools.product([(None, tuple(args.audio))] if args.audio else tracks,
-                               args.seg, args.agg)  # fmt: skip
-    wanted = [(track, seg, agg) for track, seg, agg in wanted]
+    plain = [agg for agg in args.agg if agg != "hierarchical"]
+    strategies = list(itertools.product(args.seg, plain))
+    if "hierarchical" in args.agg:
+        strategies.append(("+".join(args.seg), "hierarchical"))
+    wanted = [
+        (track, *strategy)
+        for track in ([(None, tuple(args.audio))] if args.audio else tracks)
+        for strategy in strategies
+    ]
     if args.budget:
         lengths = set(args.duration)
         if len(lengths) == 1:
             lengths.add(args.duration[0] / 2)
-        wanted += [((seconds, ()), "full", args.agg[0]) for seconds in sorted(lengths)]
+        wanted += [((seconds, ()), "full", (plain or ["mean"])[0]) for seconds in sorted(lengths)]
     settings = itertools.product(args.encoder, precisions, args.layer, args.batch_seconds)
     cells = [
         Cell(seg, agg, track[0], layer, encoder, precision=precision, batch_seconds=batch_s,
-             audio=track[1], **fixed)
+             audio=track[1], aggregator_checkpoint=checkpoint_of(args, agg), **fixed)
         for encoder, precision, layer, batch_s in settings
         for track, seg, agg in wanted
     ]  # fmt: skip
     return dict.fromkeys(cells)
 
 
+def checkpoint_of(args, agg):
+    """The checkpoint of a cell with this aggregator: only the Transformer has one."""
+    return args.aggregator_checkpoint if agg == "transformer" else None
+
+
 def describe(cell) -> dict:
-    """A cell's settings as they go into a row; files without their folders."""
+    """A cell's settings as they go into a row; files and checkpoints without their folders."""
     from dataclasses import asdict
     from pathlib import Path
 
-    return asdict(cell) | {"audio": [Path(path).name for path in cell.audio]}
+    checkpoint = cell.aggregator_checkpoint
+    if checkpoint and Path(checkpoint).is_dir():
+        checkpoint = Path(checkpoint).resolve().name
+    return asdict(cell) | {"audio": [Path(path).name for path in cell.audio],
+                           "aggregator_checkpoint": checkpoint}  # fmt: skip
 
 
 def numbers(row) -> dict:

@@ -3,6 +3,8 @@
     accelerate launch train_probe.py --seg 10 --agg mean
     accelerate launch train_probe.py --task emo --seg full --seeds 1234 1235 1236
     accelerate launch train_probe.py --task my_music.csv --encoder muq --layer 6 --agg stats
+    accelerate launch train_probe.py --seg 10 30 full --agg hierarchical --layer mix
+    accelerate launch train_probe.py --agg transformer --aggregator_checkpoint aggregators/mine
 
 Audio is cut into segments; each is encoded once by a frozen encoder and kept in a store. The
 track's tokens are joined by an aggregator, and MARBLE's probe is trained on the result, chosen on
@@ -21,6 +23,7 @@ from tune.cli import (
     set_up_logging,
     to_bool,
     to_ints,
+    to_words,
 )
 from tune.segments import parse_rule
 
@@ -43,21 +46,45 @@ def parse_args(argv=None):
     strategy.add_argument("--encoder", help="muq (the default), muq-nano (the demo tasks' "
                           "default), mel, a folder with MuQ's config.json and "
                           "model.safetensors, or a hub id")
-    strategy.add_argument("--layer", default="last", metavar="last|all|K",
-                          help="hidden layer: the last, number K (0 is the front end), or all: "
-                          "one probe a layer, the best chosen on validation")
-    strategy.add_argument("--seg", default="10", metavar="SECONDS|full",
-                          help="segment length in seconds, or full for the whole track")
+    strategy.add_argument("--layer", default="last", metavar="last|all|mix|K",
+                          help="hidden layer: the last, number K (0 is the front end), all: one "
+                          "probe a layer, the best chosen on validation, or mix: all layers, "
+                          "averaged by weights that the probe learns")
+    strategy.add_argument("--seg", type=to_words, nargs="+", default=[["10"]],
+                          metavar="SECONDS|full|structure", help="segment length in seconds, full "
+                          "for the whole track, or structure: cut where the music changes; several "
+                          "with --agg hierarchical (default: 10)")
     strategy.add_argument("--hop", type=positive_float, metavar="SECONDS",
                           help="distance between segment starts (default: the segment length)")
     strategy.add_argument("--min_tail", type=float, default=1.0, metavar="SECONDS",
                           help="a last piece shorter than this is dropped unless it's the only one")
-    strategy.add_argument("--agg", choices=["mean", "max", "concat", "stats"], default="mean",
-                          help="how the segments' embeddings are joined")
+    strategy.add_argument("--min_seg", type=positive_float, metavar="SECONDS",
+                          help="shortest segment of --seg structure (default: 5)")
+    strategy.add_argument("--max_seg", type=positive_float, metavar="SECONDS",
+                          help="longest segment of --seg structure (default: 30)")
+    strategy.add_argument("--agg", choices=["mean", "duration_mean", "max", "concat", "stats",
+                                            "attention", "hierarchical", "transformer"],
+                          default="mean", help="how the segments' embeddings are joined; "
+                          "attention learns with the probe, hierarchical mixes several --seg, "
+                          "transformer is pretrained by pretrain_aggregator.py")
     strategy.add_argument("--tokens", choices=["segment", "frame"], default="segment",
                           help="what is joined: one vector a segment, or pooled frames")
     strategy.add_argument("--frame_rate", type=positive_float, default=1.0, metavar="HZ",
                           help="pooled frames a second with --tokens frame")
+    learned = parser.add_argument_group("aggregators that learn")
+    learned.add_argument("--aggregator_checkpoint", metavar="DIR", help="the Transformer: what "
+                         "pretrain_aggregator.py wrote to --out, or a hub id; frozen")
+    learned.add_argument("--readout", choices=["cls", "mean", "residual"],
+                         help="the Transformer's embedding: its [CLS] state, the mean of the token "
+                         "states, or the tokens' own mean with [CLS] beside it (default: as the "
+                         "checkpoint says)")
+    learned.add_argument("--tune_aggregator", nargs="?", const=True, default=False, type=to_bool,
+                         metavar="BOOL", help="train the Transformer with the probe, one copy a "
+                         "seed; without a checkpoint it starts from scratch")
+    learned.add_argument("--aggregator_lr", type=positive_float, metavar="RATE",
+                         help="Adam's rate for what learns in front of the probe (default: the "
+                         "probe's for attention, ten times that for the weights of hierarchical "
+                         "and --layer mix, 1e-4 for the Transformer)")
     probe = parser.add_argument_group("probe (MARBLE's protocol)")
     probe.add_argument("--seeds", type=to_ints, nargs="+", default=[[1234]], metavar="SEED",
                        help="one probe a seed, trained side by side (default: 1234)")
@@ -99,11 +126,38 @@ def parse_args(argv=None):
     args.seeds = list(dict.fromkeys(s for part in args.seeds for s in part))
     if not args.seeds or min(args.seeds) < 0:
         parser.error("--seeds needs one or more numbers of 0 or above")
+    args.seg = list(dict.fromkeys(word for part in args.seg for word in part))
+    if (len(args.seg) > 1) != (args.agg == "hierarchical"):
+        parser.error("--agg hierarchical needs several --seg, such as 10 30 full"
+                     if args.agg == "hierarchical" else
+                     f"several --seg need --agg hierarchical, got --agg {args.agg}")
+    if args.agg != "transformer":
+        for flag in ("aggregator_checkpoint", "readout", "tune_aggregator"):
+            if getattr(args, flag):
+                parser.error(f"--{flag} belongs to --agg transformer, got --agg {args.agg}")
+    elif not args.aggregator_checkpoint and not args.tune_aggregator:
+        parser.error("--agg transformer needs --aggregator_checkpoint (pretrain_aggregator.py "
+                     "makes one) or --tune_aggregator, which trains it from scratch with the probe")
+    elif args.layer in ("all", "mix"):
+        parser.error(f"a Transformer joins one layer's tokens: --layer last or K, "
+                     f"not {args.layer}")
     try:
-        parse_rule(args.seg, args.hop, args.min_tail)
+        read_rules(args)
     except ValueError as error:
         parser.error(str(error))
     return args
+
+
+def read_rules(args):
+    """The segment rules asked for; among several, each takes the flags that it knows."""
+    several = len(args.seg) > 1
+    rules = []
+    for seg in args.seg:
+        cut_by_length = seg not in ("full", "structure")
+        hop = None if several and not cut_by_length else args.hop
+        limits = (None, None) if several and seg != "structure" else (args.min_seg, args.max_seg)
+        rules.append(parse_rule(seg, hop, args.min_tail, *limits))
+    return rules
 # fmt: on
 
 
@@ -121,12 +175,12 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
-from tune import results
+from tune import learned, results, transformer
 from tune.costs import device_memory, parse_budget
 from tune.encoder import resolve_layers, resolve_precision
 from tune.encoders import load_encoder
 from tune.encoding import encode_shared
-from tune.features import load_task_features
+from tune.features import load_task_features, load_tokens
 from tune.metrics import bootstrap, main_score, score
 from tune.probe import Positions, ProbeBank, ProbeData, Selection, losses
 from tune.store import Store, cache_folder, default_root
@@ -139,7 +193,7 @@ log = logging.getLogger("tune.train_probe")
 def main(args):
     """Run the experiment: data, encoder, store, features, probe, test, result."""
     check_tracker(args.report_to)
-    rule = parse_rule(args.seg, args.hop, args.min_tail)
+    rules = read_rules(args)
     accelerator = Accelerator(
         mixed_precision="no",  # the probe's; the encoder has its own
         log_with=None if args.report_to == "none" else args.report_to,
@@ -154,8 +208,12 @@ def main(args):
     encoder_name = args.encoder or (TASKS[args.task].encoder if args.task in TASKS else "muq")
     frame_rate = args.frame_rate if args.tokens == "frame" else None
     default = results.default_name(
-        short_name(args.task), encoder_name, args.layer, rule, args.agg, frame_rate
+        short_name(args.task), encoder_name, args.layer, rules, args.agg, frame_rate
     )
+    if args.tune_aggregator:
+        default += "-tuned"
+    if args.aggregator_checkpoint:
+        default += f"-{Path(args.aggregator_checkpoint).name}"
     run_name = results.check_name(args.output_dir, args.name, default, args.overwrite)
 
     check_task(args.task)
@@ -166,7 +224,7 @@ def main(args):
         )  # fmt: skip
         layers = resolve_layers(args.layer, encoder.n_layers)
         encoder.keep_layers(max(layers))
-        check_fits(rule, frame_rate, encoder)
+        check_fits(rules, frame_rate, encoder)
         task = load_task(
             args.task, args.data_dir, cache_dir=args.cache_dir or cache_folder() / "demo",
             kind=args.kind, progress=accelerator.is_main_process,
@@ -177,29 +235,37 @@ def main(args):
         log.warning("skipped %s: %s", item["where"], item["reason"])
     store = Store(args.store or default_root())
     collection = store.collection(encoder, layers, frame_rate)
+    model = None
+    if args.aggregator_checkpoint:
+        model = transformer.load_for(args.aggregator_checkpoint, encoder, layers, collection, rules)
 
-    config = results.describe_run(vars(args), sys.argv[1:], encoder, layers, accelerator)
+    given = vars(args) | {"seg": results.joined_name(rules)}
+    config = results.describe_run(given, sys.argv[1:], encoder, layers, accelerator)
     tracker = Tracker(accelerator, args.report_to)
     tracker.start(
         args.project, config, name=run_name, group=args.group or f"{task.name}-{encoder.name}",
-        tags=[task.name, encoder.name, f"seg {rule.name}", args.agg, *args.tags],
+        tags=[task.name, encoder.name, f"seg {given['seg']}", args.agg, *args.tags],
     )  # fmt: skip
     try:
         paths = [path for split in SPLITS for path in task.splits[split]["path"]]
-        report = encode_shared(
-            accelerator, paths, encoder, rule, store, collection, frame_rate=frame_rate,
-            batch_seconds=args.batch_seconds, strict=args.strict,
-        )  # fmt: skip
-        task = task.without({item["path"] for item in report.skipped})
-        features, truncated = load_task_features(task.splits, collection, report.rows, args.agg)
-        data = ProbeData(task, features, device)
+        reports = [
+            encode_shared(
+                accelerator, paths, encoder, rule, store, collection, frame_rate=frame_rate,
+                batch_seconds=args.batch_seconds, strict=args.strict,
+            )
+            for rule in rules
+        ]  # fmt: skip
+        task = task.without({item["path"] for report in reports for item in report.skipped})
+        data, truncated = load_data(task, collection, reports, model, device, args)
 
         started = time.perf_counter()
-        bank, selection, history = train(accelerator, tracker, task, data, layers, args)
-        outcome = evaluate(accelerator, bank, selection, task, data, layers, args.seeds)
+        seeds = args.seeds * data.n_layers
+        joiners = make_joiners(data, seeds, model, device, args)
+        bank, selection, history = train(accelerator, tracker, task, data, joiners, args)
+        outcome = evaluate(accelerator, bank, selection, task, data, layers, rules, args)
         if accelerator.is_main_process:
             result = results.assemble(
-                task, encoder, rule, collection, report, outcome, config, device,
+                task, encoder, rules, collection, reports, outcome, config, device,
                 layer_asked=args.layer, agg=args.agg, seeds=args.seeds, truncated=truncated,
                 probe_seconds=time.perf_counter() - started,
             )  # fmt: skip
@@ -217,27 +283,60 @@ def main(args):
     accelerator.end_training()
 
 
-def check_fits(rule, frame_rate, encoder) -> None:
-    """Raise when the encoder can't take the pieces that the rule makes, or the frame rate."""
-    for flag, value in (("--min_tail", rule.min_tail_s), ("--seg", rule.length_s)):
-        if value is not None and value < encoder.min_seconds:
-            raise ValueError(
-                f"{flag} {value:g}: {encoder.name} needs at least {encoder.min_seconds:g} s"
-            )
+def check_fits(rules, frame_rate, encoder) -> None:
+    """Raise when the encoder can't take the pieces that the rules make, or the frame rate."""
+    for rule in rules:
+        lengths = {"--min_tail": rule.min_tail_s, "--seg": rule.length_s,
+                   "--min_seg": getattr(rule, "min_s", None)}  # fmt: skip
+        for flag, value in lengths.items():
+            if value is not None and value < encoder.min_seconds:
+                raise ValueError(
+                    f"{flag} {value:g}: {encoder.name} needs at least {encoder.min_seconds:g} s"
+                )
     if frame_rate is not None:
         encoder.pool_width(frame_rate)
 
 
-def train(accelerator, tracker, task, data, layers, args):
+def load_data(task, collection, reports, model, device, args):
+    """What the probes see, and how many tracks had more tokens than the aggregator takes."""
+    scales = [report.rows for report in reports]
+    agg, embed, tokens = args.agg, None, None
+    if agg == "transformer" and args.tune_aggregator:
+        agg = "mean"  # what the probes would see if they didn't see the tokens
+    elif agg == "transformer":
+        embed = transformer.embedder(model.to(device), args.readout)
+    features, truncated = load_task_features(task.splits, collection, scales, agg, embed)
+    if args.agg == "attention" or args.tune_aggregator:
+        tokens = load_tokens(task.splits, collection, scales[0])
+    data = ProbeData(
+        task, features, device, n_scales=len(scales), mix=args.layer == "mix", tokens=tokens,
+        raw=args.tune_aggregator,
+    )  # fmt: skip
+    return data, truncated
+
+
+def make_joiners(data, seeds, model, device, args):
+    """What learns in front of each probe, or None."""
+    if args.agg == "attention":
+        return learned.make_attention(data, seeds, device)
+    if args.tune_aggregator:
+        start = transformer.starter(model, data.tokens["train"])
+        return learned.make_transformers(data, seeds, start, args.readout, device)
+    return learned.make_mixes(data, seeds, device)
+
+
+def train(accelerator, tracker, task, data, joiners, args):
     """Train one probe per layer and seed side by side; return the bank with its best weights."""
     recipe, metric = task.recipe, task.recipe.main_metric
-    seeds = args.seeds * len(layers)
-    rows = data.layer_of(len(layers), len(args.seeds))  # (M, 1)
-    bank = ProbeBank(seeds, data.n_in, data.n_out, dtype=data.dtype)
+    seeds = args.seeds * data.n_layers
+    rows = data.layer_of(len(args.seeds))  # (M, 1)
+    n_in = joiners[0].n_out if joiners else data.n_in
+    bank = ProbeBank(seeds, n_in, data.n_out, dtype=data.dtype, joiners=joiners)
     positions = Positions(data.n_train, args.batch_size, accelerator.num_processes)
     loader = DataLoader(positions, batch_size=positions.block)
     lr = args.lr or recipe.lr
-    optimizers = [Adam(probe.parameters(), lr=lr, fused=True) for probe in bank.probes]
+    rates = {"probe": lr, "joiner": args.aggregator_lr or (joiners and joiners[0].default_lr(lr))}
+    optimizers = [Adam(probe.groups(rates), fused=True) for probe in bank.probes]
     plateaus = [
         ReduceLROnPlateau(optimizer, "max", factor=0.5, patience=recipe.plateau_patience)
         for optimizer in optimizers
@@ -253,7 +352,8 @@ def train(accelerator, tracker, task, data, layers, args):
             real, position = position >= 0, position.clamp(min=0)
             keep = bank.dropout_masks(args.batch_size).to(accelerator.device)
             index = orders[:, position]  # (M, B): each probe's own tracks
-            out = model(data.inputs["train"][rows, index], keep[:, position % args.batch_size])
+            x, mask = data.pick("train", rows, index)
+            out = model(x, keep[:, position % args.batch_size], mask)
             each = losses(task.kind, out, data.labels["train"][index]) * real  # (M, B)
             start = position[0] // args.batch_size * args.batch_size
             size = (data.n_train - start).clamp(max=args.batch_size)
@@ -267,7 +367,7 @@ def train(accelerator, tracker, task, data, layers, args):
             total += each.sum(1).detach()
         train_loss = accelerator.reduce(total).mean().item() / data.n_train
 
-        out = predict(accelerator, model, data.inputs["val"], rows)  # (M, n, C)
+        out = predict(accelerator, model, data, "val", rows)  # (M, n, C)
         val_losses = losses(task.kind, out, data.labels_for("val", len(out))).mean(1).cpu().numpy()
         if not (np.isfinite(train_loss) and np.isfinite(val_losses).all()):
             raise ValueError(f"the loss is not finite in epoch {epoch}: try a lower --lr")
@@ -300,42 +400,52 @@ def train(accelerator, tracker, task, data, layers, args):
 
 
 @torch.inference_mode()
-def predict(accelerator, model, inputs, rows) -> torch.Tensor:
+def predict(accelerator, model, data, split, rows) -> torch.Tensor:
     """Outputs of every probe for a whole split, (M, n, C), gathered from all processes."""
     model.eval()
-    batch_size = 256 * accelerator.num_processes
-    loader = accelerator.prepare(DataLoader(range(inputs.shape[1]), batch_size=batch_size))
+    share = 256 if data.tokens is None else 32  # tracks at once
+    n = len(data.truth[split])
+    loader = accelerator.prepare(DataLoader(range(n), batch_size=share * accelerator.num_processes))
     out = []
     for position in loader:  # (B,)
-        share = model(inputs[rows, position])  # (M, B, C)
-        out.append(accelerator.gather_for_metrics(share.transpose(0, 1).contiguous()))
+        x, mask = data.pick(split, rows, position)
+        part = model(x, mask=mask)  # (M, B, C)
+        out.append(accelerator.gather_for_metrics(part.transpose(0, 1).contiguous()))
     return torch.cat(out).transpose(0, 1)
 
 
-def evaluate(accelerator, bank, selection, task, data, layers, seeds) -> dict:
+def evaluate(accelerator, bank, selection, task, data, layers, rules, args) -> dict:
     """Test once: the layer chosen on validation, every seed."""
-    by_layer = selection.best_score.reshape(len(layers), len(seeds)).mean(1)
+    seeds = args.seeds
+    by_layer = selection.best_score.reshape(data.n_layers, len(seeds)).mean(1)
     chosen = int(by_layer.argmax())
-    rows = data.layer_of(len(layers), len(seeds))
-    out = predict(accelerator, bank, data.inputs["test"], rows)
+    names = ["mix"] if args.layer == "mix" else layers
+    out = predict(accelerator, bank, data, "test", data.layer_of(len(seeds)))
     mine = slice(chosen * len(seeds), (chosen + 1) * len(seeds))
-    out, truth = out[mine], data.truth["test"]  # (S, n, C)
+    out, truth, probes = out[mine], data.truth["test"], bank.probes[mine]  # (S, n, C)
     guesses = data.decide(out)  # (S, n) or (S, n, C)
     each = [score(task.kind, truth, guess, task.targets) for guess in guesses]
     per_seed = {name: [s[name] for s in each] for name in each[0]}
     intervals = bootstrap(task.kind, truth, guesses, task.targets)
-    probe = {
+    weights = {
         f"seed{seed}.{name}": value
-        for seed, p in zip(seeds, bank.probes[mine], strict=True)
+        for seed, p in zip(seeds, probes, strict=True)
         for name, value in p.state_dict().items()
     }
     return {
         "metrics": results.summarise(per_seed, intervals),
         "chance": score(task.kind, truth, data.guess("test"), task.targets),
-        "layer": layers[chosen],
-        "layer_scores": dict(zip(map(str, layers), by_layer.tolist(), strict=True)),
+        "layer": names[chosen],
+        "layer_scores": dict(zip(map(str, names), by_layer.tolist(), strict=True)),
         "best_epochs": selection.best_epoch[mine].tolist(),
-        "probe": probe | data.constants(chosen),
+        "aggregator": learned.describe(
+            probes, seeds, views=data.view_names([r.name for r in rules], layers),
+            checkpoint=args.aggregator_checkpoint, tuned=args.tune_aggregator,
+            readout=args.readout,
+        ),
+        "attention": learned.attention_columns(probes, seeds, data, chosen, task.splits["test"]),
+        "embedding_dim": bank.n_in,
+        "probe": weights | ({} if args.tune_aggregator else data.constants(chosen)),
         "predictions": results.prediction_columns(
             task.kind, task.splits["test"]["id"], seeds, truth, guesses,
             out.softmax(-1).cpu().numpy(), task.classes, task.targets,

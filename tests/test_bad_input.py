@@ -261,7 +261,7 @@ REFUSED = [
     (["--seg", "-5"], r"the segment length must be a number of seconds above 0, got -5"),
     (["--seg=nan"], r"the segment length must be a number of seconds above 0, got nan"),
     (["--seg=inf"], r"the segment length must be a number of seconds above 0, got inf"),
-    (["--seg", "abc"], r"a segment is a number of seconds or 'full', got 'abc'"),
+    (["--seg", "abc"], r"a segment is a number of seconds, 'full' or 'structure', got 'abc'"),
     (["--seg", "0.05"], r"--seg 0\.05: mel needs at least 0\.1 s"),
     (["--seg", "full", "--hop", "5"], r"a hop needs a segment length: .*"),
     (["--min_tail", "-1"], r"the shortest tail must be 0 s or more, got -1"),

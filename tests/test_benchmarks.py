@@ -134,7 +134,7 @@ def test_help_teaches(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "args", "message"),
     [
-        ("study_loop", ("--segs", "ten"), "a segment is a number of seconds or 'full'"),
+        ("study_loop", ("--segs", "ten"), "a segment is a number of seconds, 'full' or 'structure'"),
         ("per_epoch", ("--tracks", "5"), "--tracks must be 6 or more"),
         ("scaling", ("--max_memory", "much"), "expected an amount such as 16GB"),
         ("scaling", ("--durations", "--tracks"), "nothing to do"),

@@ -144,7 +144,7 @@ def test_the_plot_is_drawn_or_says_what_is_missing(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--seg=ten"], "number of seconds or 'full'"),
+        (["--seg=ten"], "number of seconds, 'full' or 'structure', got 'ten'"),
         (["--duration=0"], "a number above 0"),
         (["--budget=11"], "write 11GB"),
         (["--memory_budget=lots"], "a size such as 2GB"),
@@ -166,7 +166,7 @@ def test_a_bad_value_ends_in_one_line(tmp_path, flags, message):
 def test_an_aggregator_that_only_the_library_knows_ends_in_one_line(tmp_path):
     done = run(ROOT / "profile.py", "--agg", "mean", "magic", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: --agg must be one of mean, max, concat")
+    assert done.stderr.startswith("error: --agg must be one of mean, duration_mean, max, concat")
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -192,7 +192,7 @@ def test_length_out_of_range_raises(seg):
 
 @pytest.mark.parametrize("seg", ["abc", "", "10s", "Full", "1,5"])
 def test_length_that_is_no_number_raises(seg):
-    with pytest.raises(ValueError, match=f"a number of seconds or 'full', got '{seg}'"):
+    with pytest.raises(ValueError, match=f"of seconds, 'full' or 'structure', got '{seg}'"):
         parse_rule(seg)
 
 

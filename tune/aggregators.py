@@ -4,6 +4,8 @@ A table of functions over tokens (B, N, D) and a mask (B, N) that is True at rea
 never changes a result. Each returns the embeddings (B, D') and a mask of the same shape that is
 False at values which only fill a hole (a segment that the track doesn't have); the probe's
 standardisation leaves those at zero.
+
+What learns is elsewhere: with the probe in `tune.learned`, before it in `tune.aggregator_model`.
 """
 
 from collections.abc import Callable
@@ -15,6 +17,18 @@ import torch
 def mean(tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Average the tokens: (B, N, D) -> (B, D). The study's `mean`: a short tail counts fully."""
     weight = mask.unsqueeze(-1).to(tokens.dtype)
+    out = (tokens * weight).sum(1) / weight.sum(1)
+    return out, torch.ones_like(out, dtype=torch.bool)
+
+
+def duration_mean(
+    tokens: torch.Tensor, mask: torch.Tensor, seconds: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Average the tokens by how long each one lasts: (B, N, D) -> (B, D).
+
+    `seconds` (B, N) are the tokens' durations: a tail of 2 s weighs a fifth of a 10 s segment.
+    """
+    weight = (seconds * mask).unsqueeze(-1).to(tokens.dtype)
     out = (tokens * weight).sum(1) / weight.sum(1)
     return out, torch.ones_like(out, dtype=torch.bool)
 
@@ -51,23 +65,32 @@ class AggregatorRow:
 
     Attributes
     ----------
-    function : (tokens, mask) -> (embeddings, valid)
+    function : (tokens, mask[, seconds]) -> (embeddings, valid); for attention the pooling that it
+        starts from, for hierarchical the pooling inside each scale, None for the Transformer
     about : one line for --help and the README
     fixed_n : whether all tracks need the same number of tokens
+    needs_seconds : whether the function takes the tokens' durations
     """
 
-    function: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    function: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None
     about: str
     fixed_n: bool = False
+    needs_seconds: bool = False
 
 
 AGGREGATORS = {
     "mean": AggregatorRow(mean, "average of the tokens"),
+    "duration_mean": AggregatorRow(
+        duration_mean, "average of the tokens by their duration", needs_seconds=True
+    ),
     "max": AggregatorRow(maximum, "largest value of each dimension"),
     "concat": AggregatorRow(
         concat, "tokens end to end, as many as the longest training track has", fixed_n=True
     ),
     "stats": AggregatorRow(stats, "mean and deviation of each dimension"),
+    "attention": AggregatorRow(mean, "gated attention over the tokens, learned with the probe"),
+    "hierarchical": AggregatorRow(mean, "means at several segment lengths, mixed by the probe"),
+    "transformer": AggregatorRow(None, "BERT-style Transformer, pretrained by masked modelling"),
 }
 
 
@@ -90,15 +113,16 @@ def fit_tokens(tokens: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 def aggregate_track(
-    name: str, tokens: torch.Tensor, n: int | None = None
+    name: str, tokens: torch.Tensor, n: int | None = None, seconds: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, bool]:
     """Join one track's tokens.
 
     Parameters
     ----------
-    name : a name of `AGGREGATORS`
+    name : a name of `AGGREGATORS` that has a function
     tokens : (N, D)
     n : fixed number of tokens, for aggregators that need one
+    seconds : (N,), each token's duration, for aggregators that need it
 
     Returns
     -------
@@ -111,5 +135,8 @@ def aggregate_track(
         if n is None:
             raise ValueError(f"{name} needs the number of tokens")
         tokens, mask, truncated = fit_tokens(tokens, n)
-    embedding, valid = row.function(tokens[None], mask[None])
+    if row.needs_seconds and seconds is None:
+        raise ValueError(f"{name} needs the tokens' durations")
+    more = (seconds[None],) if row.needs_seconds else ()
+    embedding, valid = row.function(tokens[None], mask[None], *more)
     return embedding[0], valid[0], truncated

@@ -55,6 +55,11 @@ def to_ints(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"expected whole numbers, got {text!r}") from None
 
 
+def to_words(text: str) -> list[str]:
+    """Read words separated by spaces or commas, in brackets and quotes or not."""
+    return [part for part in re.split(r"[\s,\[\]'\"]+", text) if part]
+
+
 def positive_int(text: str) -> int:
     """Read a whole number above 0."""
     if not text.isdecimal() or int(text) < 1:
@@ -70,6 +75,17 @@ def positive_float(text: str) -> float:
         value = float("nan")
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
+def share(text: str) -> float:
+    """Read a number from 0 to 1, without 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to below 1, got {text!r}")
     return value
 
 

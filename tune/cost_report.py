@@ -11,6 +11,7 @@ from rich.table import Table
 
 from tune.costs import STUDY_DEVICE, STUDY_TASKS, longest_within, study_cost
 
+NOTED_S = 1e-4  # a stage that takes less a track isn't worth a line
 # Settings that get a column only when they differ between the rows.
 SETTINGS = {"encoder": "encoder", "precision": "precision", "layer": "layer",
             "batch_seconds": "batch s"}  # fmt: skip
@@ -118,9 +119,17 @@ def _notes(rows, device, study) -> list[str]:
         notes.append("= full: the segment isn't shorter than the track, so nothing was cut.")
     if any(row["redone_in_float32"] for row in done):
         notes.append("Some batches overflowed and ran again in float32, which the times include.")
-    if any(row["decode_seconds"] > 1e-4 for row in done):
-        per = ", ".join(dict.fromkeys(f"{row['decode_seconds']:.3f} s" for row in done))
-        notes.append(f"Times include decoding: {per} a track.")
+    for stage, word in (("decode_seconds", "decoding"), ("cut_seconds", "cutting")):
+        if any(row[stage] > NOTED_S for row in done):
+            per = ", ".join(dict.fromkeys(f"{row[stage]:.3f} s" for row in done))
+            notes.append(f"Times include {word}: {per} a track.")
+    for agg in dict.fromkeys(row["agg"] for row in done if row["aggregator_parameters"]):
+        part = [row for row in done if row["agg"] == agg]
+        joining = max(row["join_seconds"] for row in part)
+        notes.append(
+            f"{agg}: {part[0]['aggregator_parameters']:,} parameters, in the weights; joining takes "
+            f"up to {joining:.4f} s a track, in the times."
+        )
     if study:
         tasks = ", ".join(f"{name} ({row.duration_s:g} s, {row.test_tracks} tracks)"
                           for name, row in STUDY_TASKS.items())  # fmt: skip
@@ -129,6 +138,10 @@ def _notes(rows, device, study) -> list[str]:
             f"seconds. Its seconds are for its whole test split, here divided by the number of "
             f"tracks: {tasks}."
         )
+        if any(row["study"] and row["agg"] == "transformer" and not row["frame_rate"]
+               for row in done):  # fmt: skip
+            notes.append("The study's Transformer joins frames at 25 Hz (here: --tokens frame "
+                         "--frame_rate 25), ours one vector a segment.")  # fmt: skip
         if any(row["study"] and row["study"]["peak_ratio"] is None for row in done):
             notes.append("No ratio: this encoder isn't MuQ at its full size.")
     return notes

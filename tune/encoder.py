@@ -174,7 +174,7 @@ class Encoder:
 
 
 def resolve_layers(layer: str, n_layers: int) -> list[int]:
-    """Turn `--layer last | all | K` into layer numbers.
+    """Turn `--layer last | all | mix | K` into layer numbers; a mix takes all.
 
     Raises
     ------
@@ -183,8 +183,10 @@ def resolve_layers(layer: str, n_layers: int) -> list[int]:
     """
     if layer == "last":
         return [n_layers]
-    if layer == "all":
+    if layer in ("all", "mix"):
         return list(range(n_layers + 1))
     if not layer.isdecimal() or int(layer) > n_layers:
-        raise ValueError(f"--layer must be last, all or a number from 0 to {n_layers}, got {layer}")
+        raise ValueError(
+            f"--layer must be last, all, mix or a number from 0 to {n_layers}, got {layer}"
+        )
     return [int(layer)]

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from tune.audio import AudioError, is_silent, read_audio
 from tune.encoder import Encoder, NonFiniteError
-from tune.segments import SegmentRule
+from tune.segments import Rule
 from tune.store import Collection, Row, Store
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class EncodeReport:
 def encode_tracks(
     paths: Sequence[str],
     encoder: Encoder,
-    rule: SegmentRule,
+    rule: Rule,
     store: Store,
     collection: Collection,
     *,
@@ -130,13 +130,13 @@ def encode_tracks(
         except AudioError as error:
             skip(path, str(error))
             continue
-        stored = _stored(collection, encoder, rule, content)
+        stored = _stored(store, collection, encoder, rule, content)
         if stored is None:
             pending.append((path, content))
         else:
             finish(path, content, *stored)
 
-    def decode(path):
+    def decode(path, content):
         samples = read_audio(path, encoder.sample_rate)
         seconds = len(samples) / encoder.sample_rate
         if seconds < encoder.min_seconds:
@@ -144,16 +144,19 @@ def encode_tracks(
                 f"too short: {len(samples)} samples ({seconds:.4f} s); "
                 f"the encoder needs {encoder.min_seconds:g} s"
             )
-        return samples
+        return samples, _cut(store, rule, content, samples, encoder.sample_rate)
 
     for path, content, decoded, lock in _claimed(pending, store, decode):
         try:
-            stored = _stored(collection, encoder, rule, content)
+            stored = _stored(store, collection, encoder, rule, content)
             if stored is not None:  # another process was quicker, or the same audio came twice
                 finish(path, content, *stored)
                 continue
-            samples = decoded.result()
-            spans = rule.spans(len(samples), encoder.sample_rate)
+            samples, spans = decoded.result()
+            row = collection.read(content, spans)
+            if row is not None:  # cut by its sound, and another rule had cut it alike
+                finish(path, content, spans, row)
+                continue
             started = time.perf_counter()
             tokens, counts = encode_segments(
                 samples, spans, encoder, collection.layers, frame_rate, batch_seconds
@@ -181,7 +184,7 @@ def encode_shared(
     accelerator: Accelerator,
     paths: Sequence[str],
     encoder: Encoder,
-    rule: SegmentRule,
+    rule: Rule,
     store: Store,
     collection: Collection,
     *,
@@ -269,18 +272,30 @@ def encode_segments(
     return np.concatenate(per_segment), [len(tokens) for tokens in per_segment]
 
 
-def _stored(collection, encoder, rule, content) -> tuple[list, Row] | None:
-    """A track's spans and row when the store has them."""
-    n_samples = collection.length(content)
-    if n_samples is None:
-        return None
-    spans = rule.spans(n_samples, encoder.sample_rate)
-    row = collection.read(content, spans)
+def _stored(store, collection, encoder, rule, content) -> tuple[list, Row] | None:
+    """A track's spans and row when the store has them; nothing is decoded for it."""
+    if rule.needs_audio:
+        spans = store.read_boundaries(content, rule.key(), encoder.sample_rate)
+    else:
+        n_samples = collection.length(content)
+        spans = None if n_samples is None else rule.spans(n_samples, encoder.sample_rate)
+    row = None if spans is None else collection.read(content, spans)
     return None if row is None else (spans, row)
 
 
+def _cut(store, rule, content, samples, sample_rate) -> list[tuple[int, int]]:
+    """Cut a decoded track; boundaries that follow from the sound are found once and kept."""
+    if not rule.needs_audio:
+        return rule.cut(samples, sample_rate)
+    spans = store.read_boundaries(content, rule.key(), sample_rate)
+    if spans is None or spans[-1][1] != len(samples):  # another decoder, another length
+        spans = rule.cut(samples, sample_rate)
+        store.write_boundaries(content, rule.key(), sample_rate, spans)
+    return spans
+
+
 def _claimed(pending: deque, store: Store, decode) -> Iterator[tuple]:
-    """Yield (path, content, future of samples, lock) for tracks that nobody else is encoding.
+    """Yield (path, content, future of what `decode` makes, lock) for tracks nobody is encoding.
 
     Tracks held by another process are put off and waited for at the end.
     """
@@ -295,7 +310,7 @@ def _claimed(pending: deque, store: Store, decode) -> Iterator[tuple]:
                     if lock is None:
                         put_off.append((path, content))
                     else:
-                        window.append((path, content, pool.submit(decode, path), lock))
+                        window.append((path, content, pool.submit(decode, path, content), lock))
                 if window:
                     yield window.popleft()
                 elif put_off:
@@ -304,7 +319,7 @@ def _claimed(pending: deque, store: Store, decode) -> Iterator[tuple]:
                     if lock is None:
                         put_off.append((path, content))
                     else:
-                        yield path, content, pool.submit(decode, path), lock
+                        yield path, content, pool.submit(decode, path, content), lock
         finally:
             for _, _, future, lock in window:
                 future.cancel()

@@ -1,15 +1,19 @@
-"""From the store to what the probe sees: one embedding a track and layer."""
+"""From the store to what the probe sees: one embedding a track and view, or the tokens themselves.
+
+A view is a layer at a scale (a segment rule); views are counted scale by scale, layer by layer.
+"""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from datasets import DatasetDict
 
 from tune.aggregators import AGGREGATORS, aggregate_track
 from tune.encoding import read_row
-from tune.store import Collection
+from tune.store import Collection, Row
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +24,8 @@ class Features:
 
     Attributes
     ----------
-    values : (L, n, D') float64
-    valid : (L, n, D') bool, False at values that only fill a hole
+    values : (V, n, D') float64
+    valid : (V, n, D') bool, False at values that only fill a hole
     truncated : tracks that had more tokens than the aggregator takes
     """
 
@@ -30,31 +34,73 @@ class Features:
     truncated: int
 
 
+@dataclass
+class Tokens:
+    """Tokens of a split, padded to its longest track.
+
+    Attributes
+    ----------
+    values : (V, n, N, D) float32; V counts layers
+    mask : (n, N) bool, True at real tokens
+    times : per track, (N, 2): where each of its tokens begins and ends, in seconds
+    """
+
+    values: torch.Tensor
+    mask: torch.Tensor
+    times: list[np.ndarray]
+
+
 def load_task_features(
-    splits: DatasetDict, collection: Collection, rows: Mapping[str, tuple], agg: str
-) -> tuple[dict[str, Features], int]:
+    splits: DatasetDict, collection: Collection, scales: Sequence[Mapping[str, tuple]], agg: str,
+    embed: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> tuple[dict[str, Features], int]:  # fmt: skip
     """Aggregate every split; an aggregator with a fixed number takes the training tracks' largest.
+
+    Parameters
+    ----------
+    scales : for each segment rule, path -> (content, spans) as `encode_tracks` reports
+    agg : a name of `AGGREGATORS`
+    embed : for an aggregator without a function of its own: tokens (N, D) float32 -> (D')
 
     Returns
     -------
     {split: Features}, and how many tracks have more tokens than the aggregator takes
     """
-    n_tokens = None
-    if agg in AGGREGATORS and AGGREGATORS[agg].fixed_n:
-        n_tokens = max(count_tokens(collection, splits["train"]["path"], rows))
+    parts = {name: [] for name in splits}
+    for rows in scales:
+        n_tokens = None
+        if agg in AGGREGATORS and AGGREGATORS[agg].fixed_n:
+            n_tokens = max(count_tokens(collection, splits["train"]["path"], rows))
+        for name, split in splits.items():
+            found = load_features(collection, split["path"], rows, agg, n_tokens, embed)
+            parts[name].append(found)
+        truncated = sum(found[-1].truncated for found in parts.values())
+        if truncated:
+            log.warning(
+                "%s: %d tracks have more than %d tokens and are cut", agg, truncated, n_tokens
+            )
     features = {
-        name: load_features(collection, split["path"], rows, agg, n_tokens)
-        for name, split in splits.items()
-    }
-    truncated = sum(f.truncated for f in features.values())
-    if truncated:
-        log.warning("%s: %d tracks have more than %d tokens and are cut", agg, truncated, n_tokens)
-    return features, truncated
+        name: Features(
+            torch.cat([p.values for p in found]), torch.cat([p.valid for p in found]),
+            sum(p.truncated for p in found),
+        )
+        for name, found in parts.items()
+    }  # fmt: skip
+    return features, sum(f.truncated for f in features.values())
 
 
 def count_tokens(collection: Collection, paths: Sequence[str], rows: Mapping) -> list[int]:
     """Tokens of each track (without keeping them in memory)."""
     return [sum(read_row(collection, p, *rows[p]).counts) for p in paths]
+
+
+def token_times(row: Row, sample_rate: int) -> np.ndarray:
+    """Where each token begins and ends, in seconds: (N, 2); a segment's frames share it evenly."""
+    times = []
+    for (start, end), count in zip(row.spans, row.counts, strict=True):
+        edges = np.linspace(start, end, count + 1) / sample_rate
+        times.append(np.stack([edges[:-1], edges[1:]], 1))
+    return np.concatenate(times)
 
 
 def load_features(
@@ -63,6 +109,7 @@ def load_features(
     rows: Mapping[str, tuple],
     agg: str,
     n_tokens: int | None,
+    embed: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Features:
     """Aggregate each track's tokens, one track at a time.
 
@@ -72,6 +119,7 @@ def load_features(
     rows : path -> (content, spans), as `encode_tracks` reports
     agg : a name of `AGGREGATORS`
     n_tokens : fixed number of tokens for an aggregator that needs one
+    embed : see `load_task_features`
 
     Returns
     -------
@@ -79,11 +127,40 @@ def load_features(
     """
     if agg not in AGGREGATORS:
         raise ValueError(f"--agg must be one of {', '.join(AGGREGATORS)}, got {agg!r}")
+    if AGGREGATORS[agg].function is None and embed is None:
+        raise ValueError(f"{agg} needs a model")
     values, valids, truncated = [], [], 0
     for path in paths:
-        tokens = torch.from_numpy(read_row(collection, path, *rows[path]).tokens).double()
-        layers = [aggregate_track(agg, layer, n_tokens) for layer in tokens.unbind(1)]  # (N, D)
+        row = read_row(collection, path, *rows[path])
+        tokens = torch.from_numpy(row.tokens)  # (N, L, D)
+        if AGGREGATORS[agg].function is None:
+            each = [embed(layer).double() for layer in tokens.unbind(1)]
+            layers = [(e, torch.ones_like(e, dtype=torch.bool), False) for e in each]
+        else:
+            times = token_times(row, collection.key["sample_rate"])
+            seconds = torch.from_numpy(times[:, 1] - times[:, 0])
+            layers = [
+                aggregate_track(agg, layer, n_tokens, seconds)
+                for layer in tokens.double().unbind(1)
+            ]
         values.append(torch.stack([embedding for embedding, _, _ in layers]))
         valids.append(torch.stack([valid for _, valid, _ in layers]))
         truncated += layers[0][2]
     return Features(torch.stack(values, 1), torch.stack(valids, 1), truncated)
+
+
+def load_tokens(splits: DatasetDict, collection: Collection, rows: Mapping) -> dict[str, Tokens]:
+    """Read the tokens of every split, padded with zeros to the longest track of the split."""
+    out = {}
+    for name, split in splits.items():
+        found = [read_row(collection, path, *rows[path]) for path in split["path"]]
+        longest = max(len(row.tokens) for row in found)
+        n_layers, size = found[0].tokens.shape[1:]
+        values = torch.zeros(n_layers, len(found), longest, size)
+        mask = torch.zeros(len(found), longest, dtype=torch.bool)
+        for i, row in enumerate(found):
+            values[:, i, : len(row.tokens)] = torch.from_numpy(row.tokens).transpose(0, 1)
+            mask[i, : len(row.tokens)] = True
+        rate = collection.key["sample_rate"]
+        out[name] = Tokens(values, mask, [token_times(row, rate) for row in found])
+    return out

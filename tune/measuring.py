@@ -3,9 +3,9 @@
 A process of its own, because memory that another cell used and gave back would hide what this one
 needs. The child loads the encoder, warms up, notes what is at rest, encodes the track once untimed
 and `repeats` times timed (decode, cut, encode, join: train_probe.py's own functions) and writes its
-report. Peak memory
-is, on a GPU, what PyTorch allocated at most; on a CPU, the weights and the largest rise of resident
-memory above the resting process.
+report. Peak memory is, on a GPU, what PyTorch allocated at most; on a CPU, the weights and the
+largest rise of resident memory above the resting process. Aggregators that learn have random
+weights: what joining costs doesn't depend on them.
 """
 
 import gc
@@ -17,16 +17,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tune.segments import is_degenerate, parse_rule
+from tune.segments import Rule, is_degenerate, parse_rule
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE_EVERY_S = 0.005
 WARM_UP_S = 1.0
+STAGES = ("decode", "cut", "encode", "join")  # of a track, in order
 SEED = 1234
 # The root goes to the path's end: before the standard library, our profile.py would stand in.
 CHILD = "import sys; sys.path.append(sys.argv[1]); from tune.measuring import child; child()"
@@ -38,13 +39,17 @@ class Cell:
 
     Attributes
     ----------
-    seg, agg, layer, encoder, weights : as on the command line
+    seg, agg, layer, encoder, weights : as on the command line; with the aggregator hierarchical
+        `seg` holds several, such as "10+30+full"
     duration_s : seconds of the track of noise that is encoded; None with `audio`
     precision : "no", "fp16" or "bf16"
     device : "cpu", "cuda", ...
     batch_seconds : audio seconds of one encoder batch
     memory_budget : bytes for `load_encoder`; None is its default
     audio : files to decode and encode instead of noise
+    frame_rate : pooled frames a second to be joined; None joins one vector a segment
+    aggregator_checkpoint : the Transformer to join with; None is one of the recipe `tune` with
+        random weights
     """
 
     seg: str
@@ -59,6 +64,14 @@ class Cell:
     memory_budget: int | None = None
     compile: bool = False
     audio: Sequence[str] = ()
+    frame_rate: float | None = None
+    aggregator_checkpoint: str | None = None
+
+    @property
+    def rules(self) -> list[Rule]:
+        """The segment rules: one, or one a scale."""
+        segs = self.seg.split("+") if self.agg == "hierarchical" else [self.seg]
+        return [parse_rule(seg) for seg in segs]
 
 
 def measure(cell: Cell, repeats: int = 3) -> dict:
@@ -126,13 +139,15 @@ def run_cell(cell: Cell, repeats: int) -> dict:
     Returns
     -------
     dict
-        Of a track: seconds_per_track (median over the repeats; decoding, encoding and joining),
-        seconds_per_track_min, seconds_per_track_max, decode_seconds (median; within the former),
-        duration_s, audio_seconds (that went through the encoder), encoder_passes, store_bytes,
-        flops (None for an encoder that isn't MuQ). Rates: audio_seconds_per_second, and
-        flops_per_second while encoding. Of the whole: embedding_dim, peak_memory_bytes and its
-        kind, weights_bytes, peak_reserved_bytes (GPU) or peak_resident_bytes (CPU),
-        segments_per_track, degenerate, redone_in_float32, encoder_untrained, muq_large.
+        Of a track: seconds_per_track (median over the repeats; decoding, cutting, encoding and
+        joining), seconds_per_track_min, seconds_per_track_max, decode_seconds, cut_seconds,
+        encode_seconds and join_seconds (medians; within the former), duration_s, audio_seconds
+        (that went through the encoder), encoder_passes, store_bytes, flops of the encoder (None
+        for one that isn't MuQ). Rates: audio_seconds_per_second, and flops_per_second while
+        encoding. Of the whole: embedding_dim, aggregator_parameters, peak_memory_bytes and its
+        kind, weights_bytes (encoder and aggregator), peak_reserved_bytes (GPU) or
+        peak_resident_bytes (CPU), segments_per_track (of all scales), degenerate,
+        redone_in_float32, encoder_untrained, muq_large.
     """
     from tune.encoder import resolve_layers
     from tune.encoders import load_encoder
@@ -143,81 +158,194 @@ def run_cell(cell: Cell, repeats: int) -> dict:
                            weights=cell.weights, compile=cell.compile, **budget)  # fmt: skip
     layers = resolve_layers(cell.layer, encoder.n_layers)
     encoder.keep_layers(max(layers))
-    rule, cuda = parse_rule(cell.seg), encoder.device.type == "cuda"
+    rules, cuda = cell.rules, encoder.device.type == "cuda"
+    join, model = make_join(cell, encoder)
     sources = cell.audio or [_noise(cell.duration_s, encoder.sample_rate)]
     short = [_noise(max(WARM_UP_S, encoder.min_seconds), encoder.sample_rate)]
+    for rule in rules:
+        if rule.needs_audio:
+            _warm_up_cutting(rule, encoder.sample_rate)
     # The compiler's own memory isn't the strategy's, so it gets to see the full size first.
-    _run(sources if cell.compile else short, encoder, layers, rule, cell)
+    _run(sources if cell.compile else short, encoder, layers, rules, join, cell)
     passes, redone = encoder.passes, encoder.redone
-    with (_gpu_peak if cuda else _resident_peak)(encoder) as peak:
+    with (_gpu_peak if cuda else _resident_peak)(encoder, model) as peak:
         # The first run at full size sets up kernels and memory pages: it counts for the peak only.
-        runs = [_run(sources, encoder, layers, rule, cell) for _ in range(repeats + 1)][1:]
+        runs = [_run(sources, encoder, layers, rules, join, cell) for _ in range(repeats + 1)][1:]
     passes, redone = encoder.passes - passes, encoder.redone - redone
 
     n = len(sources)
     tracks = runs[0]["tracks"]
-    counts = [len(track["spans"]) for track in tracks]
-    each = [run["seconds"] / n for run in runs]
-    audio_s = sum(e - s for t in tracks for s, e in t["spans"]) / encoder.sample_rate / n
-    flops = _flops(encoder, max(layers), [span for t in tracks for span in t["spans"]])
-    encode_s = statistics.median(run["encode_seconds"] for run in runs) / n
+    each = [sum(run[stage] for stage in STAGES) / n for run in runs]
+    stages = {f"{s}_seconds": statistics.median(run[s] for run in runs) / n for s in STAGES}
+    spans = [span for track in tracks for span in track["spans"]]
+    audio_s = sum(end - start for start, end in spans) / encoder.sample_rate / n
+    flops = _flops(encoder, max(layers), spans)
     return {
         "duration_s": sum(track["n_samples"] for track in tracks) / encoder.sample_rate / n,
         "n_tracks": n,
-        "segments_per_track": describe_counts(counts),
-        "degenerate": "equals full" if is_degenerate(rule, counts) else None,
+        "segments_per_track": describe_counts([sum(track["counts"]) for track in tracks]),
+        "degenerate": _degenerate(rules, [track["counts"] for track in tracks]),
         "seconds_per_track": statistics.median(each),
         "seconds_per_track_min": min(each),
         "seconds_per_track_max": max(each),
-        "decode_seconds": statistics.median(r["decode_seconds"] for r in runs) / n,
+        **stages,
         "audio_seconds": audio_s,
         "audio_seconds_per_second": audio_s / statistics.median(each),
         **peak,
         "embedding_dim": tracks[0]["embedding_dim"],
+        "aggregator_parameters": 0 if model is None else sum(p.numel() for p in model.parameters()),
         "store_bytes": sum(track["store_bytes"] for track in tracks) / n,
         "encoder_passes": passes / (repeats + 1) / n,
         "redone_in_float32": redone / (repeats + 1) / n,
         "flops": None if flops is None else flops / n,
-        "flops_per_second": None if flops is None else flops / n / encode_s,
+        "flops_per_second": None if flops is None else flops / n / stages["encode_seconds"],
         "encoder_untrained": encoder.untrained,
         "muq_large": (encoder.n_layers, encoder.embedding_dim) == (12, 1024),
     }
 
 
-def _run(sources, encoder, layers, rule, cell) -> dict:
-    """Decode, cut, encode and join every track once; time it, the looks at the results apart."""
+def make_join(cell: Cell, encoder) -> tuple[Callable, object | None]:
+    """Make what joins a track's tokens.
+
+    Returns
+    -------
+    join : (rows of the track, one a scale) -> embeddings, one a layer, on the CPU
+    model : the module that learns, on the encoder's device, or None
+
+    Raises
+    ------
+    ValueError
+        When the checkpoint of a Transformer can't be loaded, or takes other tokens.
+    """
     import torch
 
+    from tune import learned, transformer
     from tune.aggregators import aggregate_track
-    from tune.audio import AudioError, read_audio
-    from tune.encoding import encode_segments
+    from tune.features import token_times
 
-    decode_s = encode_s = join_s = 0.0
+    device = encoder.device
+    # The probe's type: train_probe.py's aggregators compute in it, but for the Transformer.
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+
+    def layers_of(row):
+        return torch.from_numpy(row.tokens).unbind(1)  # L times (N, D)
+
+    def pooled(row, name):
+        times = token_times(row, encoder.sample_rate)
+        seconds = torch.from_numpy(times[:, 1] - times[:, 0])
+        return [aggregate_track(name, x.double(), len(x), seconds)[0] for x in layers_of(row)]
+
+    if cell.agg == "transformer":
+        model = _transformer(cell, encoder).to(device)
+        embed = transformer.embedder(model, None)
+        return lambda rows: [embed(x) for x in layers_of(rows[0])], model
+    if cell.agg == "attention":
+        generator = torch.Generator().manual_seed(SEED)
+        model = learned.GatedAttention(encoder.embedding_dim, dtype, generator=generator).to(device)
+
+        @torch.inference_mode()
+        def attend(rows):
+            parts = [x.to(device, dtype)[None] for x in layers_of(rows[0])]
+            mask = torch.ones(parts[0].shape[:2], dtype=torch.bool, device=device)
+            return [model(x, mask)[0].cpu() for x in parts]
+
+        return attend, model
+    if cell.agg == "hierarchical":
+        model = learned.Mix(len(cell.rules), encoder.embedding_dim, dtype).to(device)
+
+        @torch.inference_mode()
+        def mix(rows):
+            by_layer = zip(*(pooled(row, "mean") for row in rows), strict=True)
+            return [model(torch.stack(scales).to(device, dtype)).cpu() for scales in by_layer]
+
+        return mix, model
+    return lambda rows: pooled(rows[0], cell.agg), None
+
+
+def _transformer(cell, encoder):
+    """The Transformer aggregator: the checkpoint's, or the recipe `tune` with random weights."""
+    from tune.recipes import TUNE, make_config, make_model
+    from tune.transformer import load_aggregator
+
+    name, size = cell.aggregator_checkpoint, encoder.embedding_dim
+    if name is None:
+        return make_model(make_config(TUNE, size), SEED, None).eval().requires_grad_(False)
+    model = load_aggregator(name)
+    if model.config.input_size != size:
+        raise ValueError(
+            f"--aggregator_checkpoint {name} joins tokens of {model.config.input_size} values "
+            f"(of {model.config.encoder}), those of {encoder.name} have {size}"
+        )
+    tokens = "segment" if cell.frame_rate is None else f"frame at {cell.frame_rate:g} Hz"
+    if model.config.tokens not in (None, tokens):
+        raise ValueError(
+            f"--aggregator_checkpoint {name} joins the tokens {model.config.tokens!r}, not "
+            f"{tokens!r}: --tokens and --frame_rate choose them"
+        )
+    return model
+
+
+def _run(sources, encoder, layers, rules, join, cell) -> dict:
+    """Decode, cut, encode and join every track once; time it, the looks at the results apart."""
+    from tune.encoding import encode_segments
+    from tune.store import Row
+
+    seconds = dict.fromkeys(STAGES, 0.0)
     tracks = []
     for source in sources:
-        started = time.perf_counter()
-        try:
-            samples = source
-            if isinstance(source, str):
-                samples = read_audio(source, encoder.sample_rate)
-        except AudioError as error:
-            raise ValueError(f"{source}: {error}") from error
-        decoded = time.perf_counter()
-        spans = rule.spans(len(samples), encoder.sample_rate)
-        tokens, counts = encode_segments(
-            samples, spans, encoder, layers, batch_seconds=cell.batch_seconds
-        )
-        encoded = time.perf_counter()
-        by_layer = torch.from_numpy(tokens).double().unbind(1)  # L times (N, D)
-        joined = [aggregate_track(cell.agg, layer, len(layer))[0] for layer in by_layer]
-        decode_s += decoded - started
-        encode_s += encoded - decoded
-        join_s += time.perf_counter() - encoded
-        stored = _store_bytes(tokens, spans, counts, len(samples))
-        tracks.append({"n_samples": len(samples), "spans": spans, "store_bytes": stored,
-                       "embedding_dim": len(joined[0])})  # fmt: skip
-    return {"seconds": decode_s + encode_s + join_s, "decode_seconds": decode_s,
-            "encode_seconds": encode_s, "tracks": tracks}  # fmt: skip
+        lap = time.perf_counter()
+
+        def done(stage):
+            nonlocal lap
+            now = time.perf_counter()
+            seconds[stage] += now - lap
+            lap = now
+
+        samples = _read(source, encoder.sample_rate)
+        done("decode")
+        cuts = [tuple(rule.cut(samples, encoder.sample_rate)) for rule in rules]
+        done("cut")
+        rows = {}
+        for spans in dict.fromkeys(cuts):  # scales that cut alike share a row, as in the store
+            tokens, counts = encode_segments(
+                samples, spans, encoder, layers, cell.frame_rate, cell.batch_seconds
+            )
+            rows[spans] = Row(tokens, list(spans), counts, False, 0.0)
+        done("encode")
+        joined = join([rows[spans] for spans in cuts])
+        done("join")
+        tracks.append({
+            "n_samples": len(samples), "counts": [len(spans) for spans in cuts],
+            "spans": [span for spans in rows for span in spans], "embedding_dim": len(joined[0]),
+            "store_bytes": sum(_store_bytes(row, len(samples)) for row in rows.values()),
+        })  # fmt: skip
+    return {**seconds, "tracks": tracks}
+
+
+def _read(source, sample_rate):
+    """A track's samples: decoded, or as they are."""
+    from tune.audio import AudioError, read_audio
+
+    if not isinstance(source, str):
+        return source
+    try:
+        return read_audio(source, sample_rate)
+    except AudioError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def _degenerate(rules, counts) -> str | None:
+    """Say so when no rule cuts any track; `counts` are segments by track and rule."""
+    by_rule = zip(rules, zip(*counts, strict=True), strict=True)
+    alike = all(rule.name == "full" or is_degenerate(rule, part) for rule, part in by_rule)
+    return "equals full" if alike and any(rule.name != "full" for rule in rules) else None
+
+
+def _warm_up_cutting(rule, sample_rate) -> None:
+    """Cut once by the sound: the libraries that this imports are no part of a track's peak."""
+    noise = _noise(3 * rule.min_s, sample_rate)
+    noise[len(noise) // 2 :] *= 0.1  # a change to be found, or the search for it is left out
+    rule.cut(noise, sample_rate)
 
 
 def _noise(seconds: float, sample_rate: int):
@@ -228,14 +356,14 @@ def _noise(seconds: float, sample_rate: int):
     return noise * np.float32(0.1)
 
 
-def _store_bytes(tokens, spans, counts, n_samples) -> int:
+def _store_bytes(row, n_samples) -> int:
     """Size of the track's row, by writing it into a store that is thrown away."""
-    from tune.store import Collection, Row
+    from tune.store import Collection
 
     with tempfile.TemporaryDirectory() as folder:
         collection = Collection(Path(folder), Path(folder), None, {}, [])
-        collection.write("0" * 64, n_samples, Row(tokens, spans, counts, False, 0.0))
-        return collection.bytes_of("0" * 64, spans)
+        collection.write("0" * 64, n_samples, row)
+        return collection.bytes_of("0" * 64, row.spans)
 
 
 def _flops(encoder, layer, spans) -> float | None:
@@ -248,23 +376,23 @@ def _flops(encoder, layer, spans) -> float | None:
     return sum(muq_flops(encoder, end - start, layer) for start, end in spans)
 
 
-def _weights_bytes(encoder) -> int:
-    """Bytes of the weights on the encoder's device."""
+def _weights_bytes(encoder, model=None) -> int:
+    """Bytes of the weights of encoder and aggregator on the encoder's device."""
     from torch import nn
 
-    parts = [part for part in vars(encoder).values() if isinstance(part, nn.Module)]
+    parts = [part for part in (*vars(encoder).values(), model) if isinstance(part, nn.Module)]
     tensors = [t for part in parts for t in (*part.parameters(), *part.buffers())]
     return sum(t.nbytes for t in tensors if t.device.type == encoder.device.type)
 
 
 @contextmanager
-def _gpu_peak(encoder):
+def _gpu_peak(encoder, model=None):
     """Fill a dict with what PyTorch allocates and reserves at most inside the block."""
     import torch
 
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(encoder.device)
-    found = {"weights_bytes": _weights_bytes(encoder)}
+    found = {"weights_bytes": _weights_bytes(encoder, model)}
     yield found
     found["peak_memory_bytes"] = torch.cuda.max_memory_allocated(encoder.device)
     found["peak_memory_kind"] = "allocated"
@@ -272,7 +400,7 @@ def _gpu_peak(encoder):
 
 
 @contextmanager
-def _resident_peak(encoder):
+def _resident_peak(encoder, model=None):
     """Fill a dict with the weights and the rise of resident memory inside the block.
 
     The process's own peak so far (mostly from loading) may lie above the block's, so a thread looks
@@ -293,7 +421,7 @@ def _resident_peak(encoder):
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    found = {"weights_bytes": _weights_bytes(encoder)}
+    found = {"weights_bytes": _weights_bytes(encoder, model)}
     try:
         yield found
     finally:

@@ -7,7 +7,7 @@ which other probes share the bank, on the number of processes or on the device. 
 (the probes are tiny), is what makes a number reproducible.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -48,27 +48,45 @@ class ProbeData:
     Parameters
     ----------
     task : tune.tasks.Task
-    features : {split: tune.features.Features}
+    features : {split: tune.features.Features}; V views, which are scales x layers
     device : torch.device
+    n_scales : how many scales the views have
+    mix : whether each probe mixes all layers, instead of one probe a layer
+    tokens : {split: tune.features.Tokens}, for aggregators that learn with the probe: the probes
+        then get tokens, standardised as `features` are (their mean is that of the tokens)
+    raw : leave the tokens as they are, in float32, for a Transformer that standardises itself
 
     Attributes
     ----------
-    inputs : {split: (L, n, D)} standardised by training statistics
+    inputs : {split: (L, n, D), or (L, n, K, D) with K views to mix} standardised by training
+        statistics; L is 1 when layers are mixed
+    tokens : {split: ((L, n, N, [K,] D), mask (n, N))} or None
+    n_views : K, or None when there is nothing to mix
     labels : {split: (n,) class numbers or (n, C) values standardised by training statistics}
     truth : {split: ndarray of labels as they came}
     """
 
-    def __init__(self, task, features, device: torch.device):
+    def __init__(self, task, features, device: torch.device, *, n_scales: int = 1,
+                 mix: bool = False, tokens=None, raw: bool = False):  # fmt: skip
         self.kind = task.kind
         self.dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        self.n_scales, self.mix = n_scales, mix
         train = features["train"]
         self.standardise = Standardiser(train.values, train.valid)
-        self.inputs = {
-            s: self.standardise(f.values, f.valid).to(device, self.dtype)
-            for s, f in features.items()
-        }
+        views = {s: self.standardise(f.values, f.valid) for s, f in features.items()}
+        self.inputs = {s: self._arrange(v, 1).to(device, self.dtype) for s, v in views.items()}
+        self.tokens = None
+        if tokens is not None:
+            self.tokens = {
+                s: (self._tokens(t, raw).to(device, torch.float32 if raw else self.dtype),
+                    t.mask.to(device))
+                for s, t in tokens.items()
+            }  # fmt: skip
+            self.times = {s: t.times for s, t in tokens.items()}
+        shape = self.inputs["train"].shape  # (L, n, [K,] D)
+        self.n_train, self.n_in = shape[1], shape[-1]
+        self.n_views = shape[2] if len(shape) == 4 else None
         self.truth = {s: np.asarray(task.splits[s]["label"]) for s in features}
-        self.n_train, self.n_in = self.inputs["train"].shape[1:]
         if self.kind == "classes":
             self.n_out = len(task.classes)
             self.labels = {s: torch.from_numpy(t).to(device) for s, t in self.truth.items()}
@@ -81,10 +99,63 @@ class ProbeData:
                 for s, t in self.truth.items()
             }
 
-    def layer_of(self, n_layers: int, n_seeds: int) -> torch.Tensor:
+    def _arrange(self, views: torch.Tensor, at: int) -> torch.Tensor:
+        """Views (V, n, ..., D) to layers first: (L, n, ..., D), or (L, n, ..., K, D) to be mixed.
+
+        `at` is the number of axes that belong to a track's place (n, and N for tokens).
+        """
+        views = views.unflatten(0, (self.n_scales, -1)).movedim(0, at + 1)  # (L, n, ..., S, D)
+        if self.mix:
+            return views.movedim(0, -3).flatten(-3, -2).unsqueeze(0)  # (1, n, ..., L S, D)
+        return views.squeeze(-2) if self.n_scales == 1 else views
+
+    def _tokens(self, tokens, raw: bool) -> torch.Tensor:
+        """Tokens (V, n, N, D), standardised as the pooled embeddings are, and arranged."""
+        values = tokens.values
+        if not raw:
+            mean, scale = self.standardise.mean[:, None], self.standardise.scale[:, None]
+            values = (values.double() - mean) * scale * tokens.mask[..., None]
+        return self._arrange(values, 2)
+
+    def pick(self, split: str, rows: torch.Tensor, index: torch.Tensor) -> tuple:
+        """What M probes see of a batch of tracks.
+
+        Parameters
+        ----------
+        rows : (M, 1), each probe's layer, as `layer_of` gives them
+        index : (M, B) or (B,), tracks
+
+        Returns
+        -------
+        inputs (M, B, [K,] D) and None; or tokens (M, B, N, [K,] D) and their mask (M, B, N)
+        """
+        values, mask = (self.inputs[split], None) if self.tokens is None else self.tokens[split]
+        m = len(rows)
+        if len(values) == 1 and index.ndim == 1:  # the same for all: nothing is copied
+            picked = values[0, index].expand(m, *[-1] * (values.ndim - 1))
+        else:
+            picked = values[rows, index]
+        return picked, None if mask is None else mask[index].expand(m, -1, -1)
+
+    @property
+    def n_layers(self) -> int:
+        """How many sets of probes there are: one a layer, or one when layers are mixed."""
+        return len(self.inputs["train"])
+
+    def layer_of(self, n_seeds: int) -> torch.Tensor:
         """The index of each probe's layer, (M, 1), in the order that a bank has them."""
         device = self.inputs["train"].device
-        return torch.arange(n_layers, device=device).repeat_interleave(n_seeds)[:, None]
+        return torch.arange(self.n_layers, device=device).repeat_interleave(n_seeds)[:, None]
+
+    def view_names(self, scales: Sequence[str], layers: Sequence[int]) -> list[str]:
+        """Names of the K views that are mixed, in the order of their weights; else none."""
+        if self.n_views is None:
+            return []
+        lengths = [f"{name} s" if name[0].isdigit() else name for name in scales]
+        if not self.mix:
+            return lengths
+        several = len(scales) > 1
+        return [f"layer {k}" + (f", {s}" if several else "") for k in layers for s in lengths]
 
     def labels_for(self, split: str, m: int) -> torch.Tensor:
         """A split's labels for each of m probes: (m, n) or (m, n, C)."""
@@ -105,11 +176,15 @@ class ProbeData:
         return np.tile(self.truth["train"].mean(0), (n, 1))
 
     def constants(self, layer: int) -> dict[str, torch.Tensor]:
-        """What a saved probe needs beside its weights, for one layer."""
-        out = {
-            "standardise.mean": self.standardise.mean[layer],
-            "standardise.scale": self.standardise.scale[layer],
-        }
+        """What a saved probe needs beside its weights, for one layer (all, where they are mixed).
+
+        With several views the statistics are (K, D), in the order of the mix's weights.
+        """
+        mean, scale = (
+            self._arrange(value, 1)[layer, 0]
+            for value in (self.standardise.mean, self.standardise.scale)
+        )
+        out = {"standardise.mean": mean, "standardise.scale": scale}
         if self.kind == "numbers":
             out |= {"target.centre": torch.from_numpy(self.centre),
                     "target.scale": torch.from_numpy(self.scale)}  # fmt: skip
@@ -124,6 +199,15 @@ class Probe(nn.Module):
         self.w1, self.b1 = _linear(n_in, hidden, generator)
         self.w2, self.b2 = _linear(hidden, n_out, generator)
 
+    def groups(self, rates: Mapping[str, float]) -> list[dict]:
+        """Parameters for an optimiser, the probe's and those of what stands in front of it."""
+        own = [self.w1, self.b1, self.w2, self.b2]
+        groups = [{"params": own, "lr": rates["probe"]}]
+        if hasattr(self, "joiner"):
+            learning = [p for p in self.joiner.parameters() if p.requires_grad]
+            groups.append({"params": learning, "lr": rates["joiner"]})
+        return groups
+
 
 class ProbeBank(nn.Module):
     """M probes side by side.
@@ -133,29 +217,41 @@ class ProbeBank(nn.Module):
     seeds : one a probe
     n_in, n_out, hidden : sizes
     dropout : probability of zeroing a hidden unit in training
+    joiners : one module a probe that turns its batch and mask into (B, D), learned with it
+        (`tune.learned`); None when the batch is that already
     """
 
     def __init__(self, seeds: Sequence[int], n_in: int, n_out: int, *, hidden: int = HIDDEN,
-                 dropout: float = DROPOUT, dtype: torch.dtype = torch.float64):  # fmt: skip
+                 dropout: float = DROPOUT, dtype: torch.dtype = torch.float64,
+                 joiners: Sequence[nn.Module] | None = None):  # fmt: skip
         super().__init__()
-        self.hidden, self.dropout = hidden, dropout
+        self.n_in, self.hidden, self.dropout = n_in, hidden, dropout
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.probes = nn.ModuleList(
             Probe(n_in, n_out, hidden, generator=g).to(dtype) for g in self.generators
         )
+        self.joined = joiners is not None
+        for probe, joiner in zip(self.probes, joiners or [], strict=self.joined):
+            probe.joiner = joiner
 
-    def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None,
+                mask: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
         """Run every probe on its own batch.
 
         Parameters
         ----------
-        x : (M, B, D)
+        x : (M, B, D), or what the joiners take: (M, B, K, D) views or (M, B, N, [K,] D) tokens
+        mask : (M, B, N), of tokens
         keep : (M, B, hidden), what dropout multiplies the hidden units by (see `dropout_masks`)
 
         Returns
         -------
         logits or standardised values (M, B, C)
         """
+        if self.joined:
+            masks = [None] * len(x) if mask is None else mask
+            pairs = zip(self.probes, x, masks, strict=True)
+            x = torch.stack([probe.joiner(part, m) for probe, part, m in pairs])
         w1, b1, w2, b2 = (
             torch.stack([getattr(probe, name) for probe in self.probes])
             for name in ("w1", "b1", "w2", "b2")

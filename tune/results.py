@@ -27,7 +27,8 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 from tune import __version__
-from tune.segments import SegmentRule, describe_counts, is_degenerate
+from tune.encoding import EncodeReport
+from tune.segments import Rule, describe_counts, is_degenerate
 
 log = logging.getLogger(__name__)
 
@@ -77,13 +78,20 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def default_name(task: str, encoder: str, layer: str, rule: SegmentRule, agg: str,
+def joined_name(rules: Sequence[Rule]) -> str:
+    """How the segment rules of a run are written: "10", or "10+30+full" for several scales."""
+    return "+".join(rule.name for rule in rules)
+
+
+def default_name(task: str, encoder: str, layer: str, rules: Sequence[Rule], agg: str,
                  frame_rate: float | None) -> str:  # fmt: skip
     """A run's name when none is given: what was compared, readable in a list of runs."""
-    parts = [task, Path(encoder).name, f"layer-{layer}", f"seg-{rule.name}"]
-    parts += [f"hop-{rule.hop_s:g}"] if rule.hop_s else []
+    parts = [task, Path(encoder).name, f"layer-{layer}", f"seg-{joined_name(rules)}"]
+    parts += [f"hop-{_first(rules, 'hop_s'):g}"] if _first(rules, "hop_s") else []
+    if any(rule.needs_audio and rule != type(rule)() for rule in rules):
+        parts += [f"{_first(rules, 'min_s'):g}-to-{_first(rules, 'max_s'):g}"]
     parts += [agg] + ([f"frame-{frame_rate:g}hz"] if frame_rate else [])
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in "-".join(parts))
+    return "".join(c if c.isalnum() or c in "-_.+" else "-" for c in "-".join(parts))
 
 
 def describe_run(given: Mapping, argv: Sequence[str], encoder, layers, accelerator) -> dict:
@@ -109,24 +117,31 @@ def describe_run(given: Mapping, argv: Sequence[str], encoder, layers, accelerat
     }
 
 
-def assemble(task, encoder, rule, collection, report, outcome, config, device, *, layer_asked, agg,
-             seeds, truncated, probe_seconds) -> dict:  # fmt: skip
+def assemble(task, encoder, rules, collection, reports, outcome, config, device, *, layer_asked,
+             agg, seeds, truncated, probe_seconds) -> dict:  # fmt: skip
     """Put result.json together; its fields are a contract that other tools rely on.
 
     Parameters
     ----------
-    task, encoder, rule, collection, report : what was run on, and `encode_shared`'s report
-    outcome : metrics, chance, layer, layer_scores, best_epochs and probe, as `evaluate` returns
+    task, encoder, collection : what was run on
+    rules, reports : the segment rules (several scales only for hierarchical) and, for each,
+        `encode_shared`'s report; costs are the sums
+    outcome : metrics, chance, layer, layer_scores, best_epochs, aggregator and embedding_dim, as
+        `evaluate` returns
     config : as `describe_run` returns
     """
     paths = {split: data["path"][:] for split, data in task.splits.items()}
-    rows = {path: report.rows[path] for split in paths for path in paths[split]}
-    counts = [len(spans) for _, spans in rows.values()]
+    every = [path for split in paths for path in paths[split]]
+    counts = [[len(report.rows[path][1]) for path in every] for report in reports]
+    alike = all(is_degenerate(r, c) or r.name == "full" for r, c in zip(rules, counts, strict=True))
+    rows = reports[0].rows
     contents = {split: {rows[path][0] for path in paths[split]} for split in paths}
+    report = EncodeReport.merged(reports)
     leaked = contents["test"] & (contents["train"] | contents["val"])
     if leaked:
         log.warning("%d test tracks have the same audio as a train or val track", len(leaked))
-    skipped = [{"where": item["path"], "reason": item["reason"]} for item in report.skipped]
+    skipped = {item["path"]: item["reason"] for item in report.skipped}
+    skipped = [{"where": path, "reason": reason} for path, reason in skipped.items()]
     return {
         "task": task.name,
         "kind": task.kind,
@@ -135,20 +150,23 @@ def assemble(task, encoder, rule, collection, report, outcome, config, device, *
         "layer": outcome["layer"],
         "layer_asked": layer_asked,
         "layer_scores": outcome["layer_scores"],
-        "seg": rule.name,
-        "hop": rule.hop_s,
-        "min_tail": rule.min_tail_s,
+        "seg": joined_name(rules),
+        "hop": _first(rules, "hop_s"),
+        "min_tail": _first(rules, "min_tail_s"),
+        "min_seg": _first(rules, "min_s"),
+        "max_seg": _first(rules, "max_s"),
         "agg": agg,
         "tokens": collection.key["tokens"],
         "seeds": list(seeds),
         **{k: config[k] for k in ("precision", "device", "versions", "git_sha", "command")},
-        "degenerate": "equals full" if is_degenerate(rule, counts) else None,
-        "segments_per_track": describe_counts(counts),
+        "aggregator": outcome["aggregator"],
+        "degenerate": "equals full" if alike and joined_name(rules) != "full" else None,
+        "segments_per_track": describe_counts([sum(each) for each in zip(*counts, strict=True)]),
         "n_tracks": {split: len(paths[split]) for split in paths},
         "classes": task.classes,
         "targets": task.targets,
         "skipped": task.skipped + skipped,
-        "silent": [path for path in report.silent if path in rows],
+        "silent": sorted({path for path in report.silent if path in rows}),
         "truncated_tracks": truncated,
         "same_audio_in_test_and_training": len(leaked),
         "best_epochs": outcome["best_epochs"],
@@ -160,8 +178,10 @@ def assemble(task, encoder, rule, collection, report, outcome, config, device, *
             "audio_seconds": report.audio_seconds,
             "peak_memory_bytes": peak_memory_bytes(device),
             "peak_memory_kind": "allocated" if device.type == "cuda" else "resident",
-            "store_bytes": sum(collection.bytes_of(*row) for row in rows.values()),
-            "embedding_dim": outcome["probe"]["standardise.mean"].shape[-1],
+            "store_bytes": sum(
+                collection.bytes_of(*r.rows[path]) for r in reports for path in every
+            ),
+            "embedding_dim": outcome["embedding_dim"],
             "probe_seconds": probe_seconds,
             "encoder_passes": report.encoder_passes,
             "encoded_tracks": report.encoded_tracks,
@@ -242,7 +262,7 @@ def write_run(output_dir: Path, name: str, *, result: Mapping, config: Mapping, 
     Parameters
     ----------
     result, config : written as JSON; undefined numbers (NaN) become null
-    outcome : holds "predictions" (columns) and "probe" (tensors)
+    outcome : holds "predictions" (columns), "probe" (tensors) and "attention" (columns, or None)
     history : one row an epoch, to history.csv
     split_made : rows of split.csv, when the split was made by us
     overwrite : replace an existing folder
@@ -262,6 +282,8 @@ def write_run(output_dir: Path, name: str, *, result: Mapping, config: Mapping, 
         pq.write_table(pa.table(outcome["predictions"]), aside / "predictions.parquet")
         meta = {k: json.dumps(result[k]) for k in ("classes", "targets", "agg", "seg", "layer")}
         save_file(outcome["probe"], aside / "probe.safetensors", meta)
+        if outcome["attention"]:
+            pq.write_table(pa.table(outcome["attention"]), aside / "attention.parquet")
         write_csv(aside / "history.csv", history)
         if split_made:
             write_csv(aside / "split.csv", split_made)
@@ -294,8 +316,10 @@ def print_result(result: Mapping, folder: Path, console: Console | None = None) 
     n, counts, cost = result["n_tracks"], result["segments_per_track"], result["cost"]
     encoder = result["encoder"] + (" (untrained)" if result["encoder_untrained"] else "")
     seeds = len(result["seeds"])
-    title = f"{result['task']}: {encoder}, layer {result['layer']}, {result['seg']} s segments, "
-    title = title.replace("full s segments", "full track") + result["agg"]
+    layer = "mix of all layers" if result["layer"] == "mix" else f"layer {result['layer']}"
+    pieces = "full track" if result["seg"] == "full" else f"segments {result['seg']}"
+    pieces += " s" * result["seg"].replace(".", "").isdigit()
+    title = f"{result['task']}: {encoder}, {layer}, {pieces}, {result['agg']}"
     table = Table()
     table.add_column("test metric")
     for head in ("mean", f"± over {seeds} seed{'s' * (seeds > 1)}", "95 % interval over tracks"):
@@ -319,12 +343,35 @@ def print_result(result: Mapping, folder: Path, console: Console | None = None) 
                   f"{cost['peak_memory_bytes'] / 1e9:.2f} GB ({cost['peak_memory_kind']})"),
         ("result", str(folder / "result.json")),
     ]  # fmt: skip
+    lines[2:2] = describe_aggregator(result["aggregator"])
     if result["degenerate"]:
         lines.insert(2, ("note", f"degenerate: {result['degenerate']}"))
     chance = result["chance"]
     lines.insert(1, ("guessing", ", ".join(f"{k} {v:.3f}" for k, v in chance.items())))
     for label, text in lines:
         console.print(f"  {label:<10} {text}", highlight=False, soft_wrap=True, markup=False)
+
+
+def describe_aggregator(aggregator: Mapping) -> list[tuple[str, str]]:
+    """Lines on an aggregator that learns: its parameters, its weights of layers or scales."""
+    lines = []
+    if aggregator["checkpoint"]:
+        how = "trained on with the probe" if aggregator["tuned"] else "frozen"
+        lines.append(("aggregator", f"{aggregator['checkpoint']}, {how}"))
+    if aggregator["parameters_learned_with_probe"]:
+        n = aggregator["parameters_learned_with_probe"]
+        lines.append(("learned", f"{n:,} parameters in front of each probe"))
+    if aggregator["view_weights"]:
+        weights = np.mean(list(aggregator["view_weights"].values()), 0)
+        shown = (f"{view} {w:.2f}" for view, w in zip(aggregator["views"], weights, strict=True))
+        lines.append(("mix", ", ".join(shown)))
+    return lines
+
+
+def _first(rules: Sequence[Rule], name: str):
+    """The first value of an attribute that not all kinds of rules have, or None."""
+    values = (getattr(rule, name, None) for rule in rules)
+    return next((value for value in values if value is not None), None)
 
 
 def _numbered(name: str):

@@ -1,15 +1,23 @@
 """Segments: which parts of a track are encoded.
 
-A rule turns a track's length into spans [start, end) in samples at the encoder's rate. The tail
-(the last piece, shorter than the rest) is encoded at its own length, or dropped when it is shorter
-than `min_tail_s`; nothing is ever padded. A track shorter than one segment is one segment.
+A rule turns a track into spans [start, end) in samples at the encoder's rate; nothing is ever
+padded. There are two kinds, with `name`, `needs_audio` and `cut(samples, sample_rate)` in common:
+`SegmentRule` needs a track's length only (`spans`), `tune.structure.StructureRule` its sound.
+
+With fixed lengths, the tail (the last piece, shorter than the rest) is encoded at its own length,
+or dropped when it is shorter than `min_tail_s`. A track shorter than one segment is one segment.
+
+    python -m tune.segments plot song.flac      # see where --seg structure cuts a track
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+
+from tune.structure import StructureRule
 
 MIN_TAIL_S = 1.0
 
@@ -32,6 +40,8 @@ class SegmentRule:
     length_s: float | None
     hop_s: float | None = None
     min_tail_s: float = MIN_TAIL_S
+
+    needs_audio: ClassVar[bool] = False
 
     def __post_init__(self):
         for name, value in (("segment length", self.length_s), ("hop", self.hop_s)):
@@ -78,21 +88,54 @@ class SegmentRule:
             spans.pop()
         return spans
 
+    def cut(self, samples: np.ndarray, sample_rate: int) -> list[tuple[int, int]]:
+        """Cut a track by its audio (n_samples,), as every kind of rule can."""
+        return self.spans(len(samples), sample_rate)
 
-def parse_rule(seg: str, hop_s: float | None = None, min_tail_s: float = MIN_TAIL_S) -> SegmentRule:
-    """Read a rule from the command line: `seg` is a number of seconds or "full".
+
+Rule = SegmentRule | StructureRule
+
+
+def parse_rule(
+    seg: str,
+    hop_s: float | None = None,
+    min_tail_s: float = MIN_TAIL_S,
+    min_seg_s: float | None = None,
+    max_seg_s: float | None = None,
+) -> Rule:
+    """Read a rule from the command line.
+
+    Parameters
+    ----------
+    seg : a number of seconds, "full" or "structure"
+    hop_s : with a number of seconds only
+    min_tail_s : float
+        Without meaning for "full" and "structure", which have no tail.
+    min_seg_s, max_seg_s : float, optional
+        Shortest and longest piece of "structure"; an error with any other.
 
     Raises
     ------
     ValueError
-        When `seg` is neither, or a value is out of range.
+        When `seg` is none of these, a value is out of range, or they don't belong together.
     """
+    if seg == "structure":
+        if hop_s is not None:
+            raise ValueError("a hop needs a segment length: 'structure' puts its pieces end to end")
+        given = {"min_s": min_seg_s, "max_s": max_seg_s}
+        return StructureRule(**{k: v for k, v in given.items() if v is not None})
+    if min_seg_s is not None or max_seg_s is not None:
+        raise ValueError(
+            f"a shortest or longest segment belongs to 'structure', but the segments are {seg!r}"
+        )
     if seg == "full":
         return SegmentRule(None, hop_s, min_tail_s)
     try:
         length_s = float(seg)
     except ValueError:
-        raise ValueError(f"a segment is a number of seconds or 'full', got {seg!r}") from None
+        raise ValueError(
+            f"a segment is a number of seconds, 'full' or 'structure', got {seg!r}"
+        ) from None
     return SegmentRule(length_s, hop_s, min_tail_s)
 
 
@@ -105,11 +148,18 @@ def describe_counts(counts: Sequence[int]) -> dict:
     }
 
 
-def is_degenerate(rule: SegmentRule, counts: Sequence[int]) -> bool:
+def is_degenerate(rule: Rule, counts: Sequence[int]) -> bool:
     """Say whether cutting cut nothing: every track is one segment although the rule isn't full.
 
     A hop beyond the length samples the track instead, so one segment isn't all of it.
     """
-    if rule.length_s is None or (rule.hop_s or 0) > rule.length_s:
+    if rule.name == "full" or (rule.hop_s or 0) > (rule.length_s or math.inf):
         return False
     return max(counts, default=0) == 1
+
+
+if __name__ == "__main__":
+    from tune.cli import run_script
+    from tune.structure_plot import main
+
+    run_script(main)

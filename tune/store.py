@@ -4,12 +4,15 @@ Layout::
 
     STORE/<encoder>-<digest>/<layers>/collection.json      what the numbers depend on
     STORE/<encoder>-<digest>/<layers>/ab/<content>-<spans>.safetensors      one track, cut one way
+    STORE/boundaries/<digest>/ab/<content>.json            where the sound itself says to cut
     STORE/locks/ab.lock                                    who is encoding what right now
 
 The digest covers encoder weights and code, precision, resampler and the kind of token; `content`
 is the SHA-256 of the audio file, `spans` a digest of the segments' bounds. Two rules that cut a
 track alike (60 s segments of a 30 s track and the full track) therefore share its rows, and all
-layers stored together serve a request for any of them.
+layers stored together serve a request for any of them. Boundaries that follow from the sound
+(`--seg structure`) are kept apart from the rows: all encoders of one sample rate share them, and a
+row is found by its spans without decoding.
 
 A file appears whole or not at all (written aside, then renamed) and carries a checksum. Readers
 need no lock. A lock only keeps two agents from encoding the same track twice; it dies with its
@@ -114,14 +117,57 @@ class Store:
             "tokens": "segment" if frame_rate is None else f"frame at {frame_rate:g} Hz",
         }
         # The name is for people; the same weights under another name are the same rows.
-        named = {k: v for k, v in key.items() if k != "encoder"}
-        digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
+        digest = _digest({k: v for k, v in key.items() if k != "encoder"})
         existing = sorted(self.root.glob(f"*-{digest}"))
         folder = existing[0] if existing else self.root / f"{_safe(encoder.name)}-{digest}"
         every = list(range(encoder.n_layers + 1))
         fallback = folder / "layers-all" if list(layers) != every else None
         name = "layers-all" if list(layers) == every else "layers-" + "-".join(map(str, layers))
         return Collection(self.root, folder / name, fallback, key, list(layers))
+
+    def read_boundaries(self, content: str, rule: dict, sample_rate: int) -> list | None:
+        """Read where a track is cut by its sound, or None when that isn't stored.
+
+        Parameters
+        ----------
+        content : as `content()` returns
+        rule : dict of JSON values
+            Everything that the boundaries depend on besides audio and sample rate.
+        sample_rate : in Hz
+
+        Returns
+        -------
+        list of (start, end) in samples, or None
+            A damaged file is named in the log, deleted and counted as not stored.
+        """
+        path, key = self._boundaries(content, rule, sample_rate)
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if _digest([content, key, kept["spans"]]) != kept["checksum"]:
+                raise ValueError("checksum differs")
+            return [(start, end) for start, end in kept["spans"]]
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("damaged boundaries %s (%s): they will be found again", path, error)
+            path.unlink(missing_ok=True)
+            return None
+
+    def write_boundaries(
+        self, content: str, rule: dict, sample_rate: int, spans: Sequence[tuple[int, int]]
+    ) -> None:
+        """Store where a track is cut by its sound, whole or not at all."""
+        path, key = self._boundaries(content, rule, sample_rate)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        spans = [list(map(int, span)) for span in spans]
+        text = json.dumps({**key, "spans": spans, "checksum": _digest([content, key, spans])})
+        _write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+    def _boundaries(self, content, rule, sample_rate) -> tuple[Path, dict]:
+        """Where a track's boundaries lie, and all that they depend on besides its content."""
+        key = {**rule, "sample_rate": sample_rate, "resampler": f"soxr {RESAMPLER}"}
+        folder = self.root / "boundaries" / f"{_safe(rule['rule'])}-{_digest(key)}"
+        return folder / content[:2] / f"{content}.json", key
 
     def claim(self, content: str, timeout_s: float = 0.0) -> FileLock | None:
         """Try to become the one process that encodes a track.
@@ -244,6 +290,11 @@ def _write_whole(path: Path, write) -> None:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _digest(value) -> str:
+    """Digest of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _checksum(tokens: np.ndarray, info: str) -> str:

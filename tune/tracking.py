@@ -66,7 +66,7 @@ class Tracker:
         self.mode = wandb_mode() if report_to == "wandb" else None
 
     def start(self, project: str, config: Mapping, *, name: str, group: str | None,
-              tags: Sequence[str]) -> None:  # fmt: skip
+              tags: Sequence[str], job_type: str = "probe") -> None:  # fmt: skip
         """Begin a run with its configuration."""
         if self.report_to == "none":
             return
@@ -78,7 +78,7 @@ class Tracker:
             # An agent names the run's id, project and sweep itself, by environment variables.
             tags = [tag[:TAG_LENGTH] for tag in tags]
             init = {"wandb": {"name": name, "group": group, "tags": tags, "mode": self.mode,
-                              "job_type": "probe", **quiet}}  # fmt: skip
+                              "job_type": job_type, **quiet}}  # fmt: skip
             project = os.environ.get("WANDB_PROJECT", project)
         config = dict(config)
         if self.report_to == "tensorboard":  # its hyperparameters are scalars
@@ -127,6 +127,36 @@ class Tracker:
         for name in ("result.json", "probe.safetensors"):
             artifact.add_file(str(folder / name))
         run.log_artifact(artifact)
+        return self._farewell(run)
+
+    def finish_aggregator(self, progress: Mapping, folder: Path) -> list[str]:
+        """Log a pretrained aggregator's best epoch and baselines, and itself as an artifact.
+
+        Parameters
+        ----------
+        progress : as `tune.checkpoints` keeps it
+        folder : the aggregator's: its files go into one artifact of type "model"
+
+        Returns
+        -------
+        As `finish`
+        """
+        numbers = {f"baseline/{k.replace(' ', '_')}": v for k, v in progress["baselines"].items()}
+        self.log(numbers | {"val/best_loss": progress["best_loss"]})
+        if self.report_to != "wandb":
+            return []
+        import wandb
+
+        run = self.accelerator.get_tracker("wandb", unwrap=True)
+        run.summary.update({"best_epoch": progress["best_epoch"]})
+        artifact = wandb.Artifact(_artifact_name(folder.name, "aggregator"), type="model")
+        for name in ("config.json", "model.safetensors", "README.md", "history.csv"):
+            artifact.add_file(str(folder / name))
+        run.log_artifact(artifact)
+        return self._farewell(run)
+
+    def _farewell(self, run) -> list[str]:
+        """Where a W&B run is, and what to do with it."""
         if self.mode == "offline":
             why = "WANDB_MODE" if os.environ.get("WANDB_MODE") else "not logged in"
             path = _short(Path(run.dir).parent)
@@ -143,9 +173,9 @@ class Tracker:
                 wandb.run.finish(exit_code=1)
 
 
-def _artifact_name(name: str) -> str:
+def _artifact_name(name: str, kind: str = "probe") -> str:
     """A run's name with only the characters that W&B takes."""
-    return "probe-" + "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[:120]
+    return f"{kind}-" + "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[:120]
 
 
 def _short(path: Path) -> Path:

@@ -1,0 +1,418 @@
+"""Pretrain the Transformer aggregator by masked modelling of a track's tokens.
+
+    accelerate launch pretrain_aggregator.py --seg 10 --epochs 20
+    accelerate launch pretrain_aggregator.py --tasks gtzan emo --encoder muq --recipe study
+    accelerate launch pretrain_aggregator.py --audio_dir ~/Music --encoder muq --tokens frame
+    accelerate launch train_probe.py --agg transformer --aggregator_checkpoint aggregators/NAME
+
+Tokens are a track's segments, or frames pooled to a set rate, read from the same store as
+train_probe.py's (encoded once, if they aren't there). Some are hidden and predicted from the rest.
+Tracks that are in a known task's test split are refused. Writes --out: config.json and
+model.safetensors (the best epoch by validation loss), a model card and history.csv; interrupted,
+the same command goes on from the last epoch.
+"""
+
+# ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
+from pathlib import Path
+
+from tune.cli import (
+    Parser,
+    positive_float,
+    positive_int,
+    run_script,
+    set_up_logging,
+    share,
+    to_bool,
+    to_words,
+)
+from tune.segments import parse_rule
+
+
+# fmt: off
+def parse_args(argv=None):
+    """Read the command line."""
+    parser = Parser(prog="pretrain_aggregator.py", description=__doc__)
+    data = parser.add_argument_group("data")
+    data.add_argument("--tasks", type=to_words, nargs="+", metavar="TASK",
+                      help="tasks as in train_probe.py; their train splits are learnt from, their "
+                      "val splits validated on (default: demo demo-mood demo-form, unless "
+                      "--audio_dir is given)")
+    data.add_argument("--audio_dir", type=Path, metavar="DIR", help="audio files, with subfolders")
+    data.add_argument("--val_share", type=share, default=0.1, metavar="SHARE",
+                      help="share of --audio_dir that is kept for validation")
+    data.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR",
+                      help="folder that holds (or gets) the hub's data sets")
+    data.add_argument("--strict", nargs="?", const=True, default=False, type=to_bool,
+                      metavar="BOOL", help="end at the first bad file instead of reporting it")
+    tokens = parser.add_argument_group("tokens")
+    tokens.add_argument("--encoder", help="as in train_probe.py (default: muq, or muq-nano when "
+                        "all tasks are demo tasks)")
+    tokens.add_argument("--layer", default="last", metavar="last|K", help="hidden layer")
+    tokens.add_argument("--seg", default="10", metavar="SECONDS|full|structure",
+                        help="segment length in seconds")
+    tokens.add_argument("--hop", type=positive_float, metavar="SECONDS",
+                        help="distance between segment starts (default: the segment length)")
+    tokens.add_argument("--min_tail", type=float, default=1.0, metavar="SECONDS",
+                        help="a last piece shorter than this is dropped unless it's the only one")
+    tokens.add_argument("--min_seg", type=positive_float, metavar="SECONDS",
+                        help="shortest segment of --seg structure (default: 5)")
+    tokens.add_argument("--max_seg", type=positive_float, metavar="SECONDS",
+                        help="longest segment of --seg structure (default: 30)")
+    recipe = parser.add_argument_group(
+        "recipe", "What isn't given is the recipe's. study: frames at 25 Hz, zeros for masked "
+        "ones, squared error, no [CLS], one epoch, as the original study did it. tune: ours.")
+    recipe.add_argument("--recipe", choices=["tune", "study"], default="tune", help="the preset")
+    recipe.add_argument("--tokens", choices=["segment", "frame"],
+                        help="one vector a segment, or pooled frames")
+    recipe.add_argument("--frame_rate", type=positive_float, metavar="HZ",
+                        help="pooled frames a second with --tokens frame")
+    recipe.add_argument("--hidden_size", type=positive_int, metavar="H",
+                        help="width (tune and study: the token's size)")
+    recipe.add_argument("--num_layers", type=positive_int, metavar="N", help="Transformer layers")
+    recipe.add_argument("--num_heads", type=positive_int, metavar="N", help="attention heads")
+    recipe.add_argument("--intermediate_size", type=positive_int, metavar="F",
+                        help="width of the feed-forward blocks")
+    recipe.add_argument("--dropout", type=share, metavar="P", help="dropout")
+    recipe.add_argument("--positions", choices=["rotary", "learned"],
+                        help="ModernBERT's relative ones, or learned ones as in BERT")
+    recipe.add_argument("--readout", choices=["cls", "mean", "residual"], help="how the embedding "
+                        "is taken when train_probe.py doesn't say")
+    recipe.add_argument("--mask_prob", type=share, metavar="P", help="share of hidden tokens")
+    recipe.add_argument("--span", type=positive_int, metavar="TOKENS", help="hidden in a row")
+    recipe.add_argument("--objective", choices=["mse", "cosine", "infonce"],
+                        help="squared error, cosine, or telling the hidden token from the others "
+                        "of its track and batch")
+    recipe.add_argument("--track_weight", type=float, metavar="W", help="weight of the [CLS] "
+                        "token's own objective: recognise the hidden part of its own track")
+    recipe.add_argument("--lr", type=positive_float, metavar="RATE", help="AdamW's rate")
+    recipe.add_argument("--weight_decay", type=float, metavar="W", help="AdamW's decay")
+    recipe.add_argument("--schedule", choices=["cosine", "constant"], help="after the warm-up")
+    recipe.add_argument("--warmup", type=float, metavar="SHARE", help="share of the steps in "
+                        "which the rate rises")
+    recipe.add_argument("--epochs", type=positive_int, help="passes over the tracks")
+    recipe.add_argument("--batch_size", type=positive_int, metavar="TRACKS",
+                        help="tracks per step, over all processes and accumulation")
+    recipe.add_argument("--patience", type=positive_int, default=10, metavar="EPOCHS",
+                        help="stop after this many without a better validation loss")
+    recipe.add_argument("--seed", type=int, default=1234, help="of weights, masks and order")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--mixed_precision", choices=["auto", "no", "fp16", "bf16"],
+                         default="auto", help="precision of the encoder and of the training; auto: "
+                         "fp16 on a GPU below compute capability 8.0, bf16 from there, float32 on "
+                         "a CPU")
+    machine.add_argument("--micro_tokens", type=positive_int, default=8192, metavar="TOKENS",
+                         help="tokens that pass through the model at once; a step's tracks are "
+                         "divided accordingly and their gradients added up")
+    machine.add_argument("--gradient_checkpointing", nargs="?", const=True, default=False,
+                         type=to_bool, metavar="BOOL", help="less memory, a third more time")
+    machine.add_argument("--batch_seconds", type=positive_float, default=60.0, metavar="SECONDS",
+                         help="audio seconds per encoder batch")
+    machine.add_argument("--store", type=Path, metavar="DIR", help="embedding store "
+                         "(default: $TUNE_STORE, or tune/store in the user's cache folder)")
+    machine.add_argument("--cache_dir", type=Path, metavar="DIR", help="where composed demo "
+                         "music is kept (default: tune/demo in the user's cache folder)")
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", type=Path, metavar="DIR",
+                        help="the aggregator's folder (default: aggregators/ and a name)")
+    output.add_argument("--overwrite", nargs="?", const=True, default=False, type=to_bool,
+                        metavar="BOOL", help="begin anew in --out")
+    output.add_argument("--report_to", default="wandb", metavar="TRACKER",
+                        help="wandb (offline without a login), none, tensorboard, trackio, ...")
+    output.add_argument("--project", default="tune", help="the tracker's project")
+    output.add_argument("--group", help="W&B group (default: pretraining)")
+    output.add_argument("--tags", nargs="*", default=[], metavar="TAG", help="W&B tags")
+    args = parser.parse_args(argv)
+    args.tasks = list(dict.fromkeys(word for part in args.tasks or [] for word in part))
+    if not args.tasks and args.audio_dir is None:
+        args.tasks = ["demo", "demo-mood", "demo-form"]
+    if args.layer in ("all", "mix"):
+        parser.error(f"a Transformer joins one layer's tokens: --layer last or K, "
+                     f"not {args.layer}")
+    try:
+        parse_rule(args.seg, args.hop, args.min_tail, args.min_seg, args.max_seg)
+    except ValueError as error:
+        parser.error(str(error))
+    return args
+# fmt: on
+
+
+args = parse_args() if __name__ == "__main__" else None
+
+import contextlib
+import dataclasses
+import logging
+import math
+import sys
+import time
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import get_scheduler
+
+from tune import checkpoints, results
+from tune.corpus import gather, local_tasks
+from tune.encoder import resolve_layers, resolve_precision
+from tune.encoders import load_encoder
+from tune.encoding import encode_shared
+from tune.masking import copy_nearest, losses, track_losses
+from tune.recipes import RECIPES, make_config, make_model
+from tune.store import Store, cache_folder, default_root
+from tune.tasks import DEMO_TASKS, check_task, load_task, short_name
+from tune.token_data import (
+    VALIDATION,
+    EpochData,
+    TokenTracks,
+    deal,
+    micro_batches,
+    plan_epoch,
+)
+from tune.tracking import Tracker, check_tracker
+
+log = logging.getLogger("tune.pretrain_aggregator")
+
+
+def main(args):
+    """Pretrain: tracks, tokens, model, epochs, the best one saved."""
+    check_tracker(args.report_to)
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(RECIPES["tune"])
+             if getattr(args, f.name, None) is not None}  # fmt: skip
+    recipe = dataclasses.replace(RECIPES[args.recipe], **given)
+    rule = parse_rule(args.seg, args.hop, args.min_tail, args.min_seg, args.max_seg)
+    precision = resolve_precision(args.mixed_precision, *checkpoints.device_kind())
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        log_with=None if args.report_to == "none" else args.report_to, project_dir=str(args.out),
+    )  # fmt: skip
+    set_up_logging(accelerator.is_main_process)
+    for name in args.tasks:
+        check_task(name)
+    demo_only = args.audio_dir is None and set(args.tasks) <= set(DEMO_TASKS)
+    encoder_name = args.encoder or ("muq-nano" if demo_only else "muq")
+    frame_rate = recipe.frame_rate if recipe.tokens == "frame" else None
+    source = [short_name(name) for name in args.tasks]
+    source += [args.audio_dir.resolve().name] if args.audio_dir else []
+    name = results.default_name(
+        "+".join(source), encoder_name, args.layer, [rule], args.recipe, frame_rate
+    )
+    out = args.out or Path("aggregators") / name
+    wanted = checkpoints.asked_for(vars(args), dataclasses.asdict(recipe), encoder_name)
+    progress = checkpoints.begin(accelerator, out, wanted, args.overwrite)
+
+    with accelerator.main_process_first():  # only one process downloads or composes
+        encoder = load_encoder(encoder_name, precision=precision, device=accelerator.device)
+        layers = resolve_layers(args.layer, encoder.n_layers)
+        encoder.keep_layers(max(layers))
+        cache_dir = args.cache_dir or cache_folder() / "demo"
+        tasks = [load_task(n, args.data_dir, cache_dir=cache_dir) for n in args.tasks]
+        others = local_tasks(args.data_dir, cache_dir, args.tasks)
+        store = Store(args.store or default_root())
+        corpus = gather(tasks, args.audio_dir, others, store, val_share=args.val_share)
+    for item in corpus.refused + corpus.skipped:
+        if args.strict:
+            raise ValueError("{path}: {reason}".format(**item))
+        log.warning("left out %s: %s", item["path"], item["reason"])
+    collection = store.collection(encoder, layers, frame_rate)
+    report = encode_shared(
+        accelerator, corpus.train + corpus.val, encoder, rule, store, collection,
+        frame_rate=frame_rate, batch_seconds=args.batch_seconds, strict=args.strict,
+    )  # fmt: skip
+    tracks = {
+        split: TokenTracks(
+            collection, [p for p in paths if p in report.rows], report.rows,
+            mask_prob=recipe.mask_prob, span=recipe.span, seed=args.seed,
+        )
+        for split, paths in (("train", corpus.train), ("val", corpus.val))
+    }  # fmt: skip
+    checkpoints.check_tracks(tracks)
+    config = make_config(
+        recipe, encoder.embedding_dim, encoder=encoder.name, layer=layers[0], seg=rule.name,
+        encoder_fingerprint=encoder.fingerprint, tokens=collection.key["tokens"], hop=rule.hop_s,
+        min_tail=rule.min_tail_s, precision=precision,
+    )  # fmt: skip
+    statistics = tracks["train"].statistics()
+    model = make_model(config, args.seed, statistics)
+    if recipe.track_weight == 0 and model.summarise is not None:
+        model.summarise.requires_grad_(False)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    described = results.describe_run(vars(args), sys.argv[1:], encoder, layers, accelerator)
+    command = described["command"].replace("train_probe", "pretrain_aggregator", 1)
+    described |= dataclasses.asdict(recipe)
+    described |= {"recipe": dataclasses.asdict(recipe), "recipe_name": args.recipe,
+                  "tokens": collection.key["tokens"], "command": command}  # fmt: skip
+    tracker = Tracker(accelerator, args.report_to)
+    tracker.start(
+        args.project, described, name=out.name, group=args.group or "pretraining",
+        tags=["pretraining", encoder.name, args.recipe, *args.tags], job_type="pretraining",
+    )  # fmt: skip
+    try:
+        progress = train(
+            accelerator, tracker, model, tracks, statistics, recipe, out, progress, args
+        )  # fmt: skip
+        if accelerator.is_main_process:
+            checkpoints.finish(out, progress, described, corpus, tracks)
+            for line in tracker.finish_aggregator(progress, out):
+                print(line)
+            print(f"  result     {out}  (use: train_probe.py --agg transformer "
+                  f"--aggregator_checkpoint {out})")  # fmt: skip
+    except BaseException:
+        tracker.fail()
+        raise
+    accelerator.end_training()
+
+
+def train(accelerator, tracker, model, tracks, statistics, recipe, out, progress, args):
+    """Train from where `progress` stands; return it with the history and the best epoch."""
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay},
+              {"params": others, "weight_decay": 0.0}]  # fmt: skip
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
+    lengths = tracks["train"].lengths
+    n_steps = recipe.epochs * math.ceil(len(lengths) / recipe.batch_size)
+    schedule = "cosine" if recipe.schedule == "cosine" else "constant_with_warmup"
+    scheduler = get_scheduler(schedule, optimizer, round(recipe.warmup * n_steps), n_steps)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    accelerator.register_for_checkpointing(scheduler)
+
+    def measure(predictor=None):
+        return validate(accelerator, model, tracks["val"], recipe, args.micro_tokens, predictor)
+
+    if progress["epoch"]:
+        accelerator.load_state(str(out / checkpoints.STATE))
+    else:
+        mean = accelerator.unwrap_model(model).mean_token(statistics[0])
+        progress["baselines"] = {
+            "predicting the mean": measure(lambda x, *_: mean.expand_as(x))["loss"],
+            "copying the nearest visible token": measure(copy_nearest)["loss"],
+            "untrained": measure()["loss"],
+        }
+        torch.manual_seed(args.seed + accelerator.process_index)  # dropout
+    if accelerator.is_main_process:
+        introduce(accelerator.unwrap_model(model), tracks, recipe, progress)
+
+    for epoch in range(progress["epoch"] + 1, recipe.epochs + 1):
+        started = time.perf_counter()
+        model.train()
+        steps = plan_epoch(lengths, recipe.batch_size, args.micro_tokens, args.seed, epoch)
+        loader = make_loader(accelerator, tracks["train"], steps, epoch)
+        total = torch.zeros(2, device=accelerator.device)
+        for batch in tqdm(loader, desc=f"epoch {epoch}", leave=False, delay=5, dynamic_ncols=True,
+                          disable=not accelerator.is_main_process):  # fmt: skip
+            held = contextlib.nullcontext() if batch["last"] else accelerator.no_sync(model)
+            with held:
+                each, tokens, marks = step_losses(model, batch, recipe, accelerator.device)
+                # The mean over the step's tracks: gradients are averaged over the processes.
+                loss = each.sum() / batch["step_tracks"] * accelerator.num_processes
+                if not torch.isfinite(loss):
+                    names = [tracks["train"].paths[i] for i in batch["tracks"]]
+                    raise ValueError(f"the loss is not finite in epoch {epoch}, at {names}: try "
+                                     f"a lower --lr or --mixed_precision no")  # fmt: skip
+                accelerator.backward(loss)
+            total += torch.stack([tokens.sum(), marks.sum()]).detach()
+            if batch["last"]:
+                if recipe.clip:
+                    accelerator.clip_grad_norm_(model.parameters(), recipe.clip)
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+        train_loss, track_loss = (accelerator.reduce(total) / len(lengths)).tolist()
+        val = measure()
+        row = {"epoch": epoch, "train/loss": train_loss, "val/loss": val["loss"],
+               "train/track_loss": track_loss, "val/track_loss": val["track_loss"],
+               "val/track_accuracy": val["track_accuracy"],
+               "lr": scheduler.get_last_lr()[0]}  # fmt: skip
+        better = checkpoints.note(progress, row, recipe.track_weight)
+        checkpoints.save(accelerator, model, out, progress, better)
+        tracker.log(row, step=epoch)
+        if accelerator.is_main_process:
+            print_epoch(row, recipe, better, time.perf_counter() - started)
+        if epoch - progress["best_epoch"] >= args.patience:
+            break
+    return progress
+
+
+def step_losses(model, batch, recipe, device):
+    """Losses of a micro-batch's tracks, zero for stand-ins: weighted sum, tokens', [CLS]'s (B,)."""
+    tokens, mask, hidden = (batch[k].to(device) for k in ("tokens", "mask", "hidden"))
+    out = model(tokens, mask, hidden)
+    of_tokens = losses(recipe.objective, out.predicted.float(), out.tokens, hidden, mask)
+    of_track = torch.zeros_like(of_tokens)
+    if recipe.track_weight and len(tokens) > 1:
+        of_track = track_losses(out.summary.float(), out.tokens, hidden)[0]
+    real = batch["weight"]
+    each = (of_tokens + recipe.track_weight * of_track) * real
+    return each, of_tokens * real, of_track * real
+
+
+@torch.no_grad()
+def validate(accelerator, model, tracks, recipe, micro_tokens, predictor=None) -> dict:
+    """Mean losses over the validation tracks, always with the same tokens hidden.
+
+    Parameters
+    ----------
+    predictor : (tokens, hidden, mask) -> predictions, instead of the model's
+    """
+    plain = accelerator.unwrap_model(model).eval()
+    parts = micro_batches(range(len(tracks)), tracks.lengths, micro_tokens)
+    total = torch.zeros(3, dtype=torch.float64)
+    for batch in make_loader(accelerator, tracks, [[part] for part in parts], VALIDATION):
+        x, mask, hidden = (batch[k].to(accelerator.device) for k in ("tokens", "mask", "hidden"))
+        of_track = right = torch.zeros(len(x))
+        if predictor is not None:
+            x = plain.standardised(x, mask)
+            predicted = predictor(x, hidden, mask)
+        else:
+            with accelerator.autocast():
+                out = plain(x, mask, hidden)
+            x, predicted = out.tokens, out.predicted.float()
+            if recipe.track_weight and len(x) > 1:
+                of_track, right = track_losses(out.summary.float(), x, hidden)
+        each = losses(recipe.objective, predicted, x, hidden, mask)
+        sums = [part.double().sum().cpu() for part in (each, of_track, right)]
+        total += torch.stack(sums) * batch["weight"]
+    total = accelerator.reduce(total.to(accelerator.device, torch.float32)) / len(tracks)
+    return dict(zip(("loss", "track_loss", "track_accuracy"), total.tolist(), strict=True))
+
+
+def make_loader(accelerator, tracks, steps, epoch) -> DataLoader:
+    """Micro-batches of this process: each step's are dealt out in turn."""
+    micros = deal(steps, accelerator.process_index, accelerator.num_processes)
+    return DataLoader(EpochData(tracks, micros, epoch), batch_size=None)
+
+
+def introduce(model, tracks, recipe, progress) -> None:
+    """Say what is trained, on what, and what the validation loss has to beat."""
+    size = sum(p.numel() for p in model.parameters())
+    n_tokens = {split: sum(data.lengths) for split, data in tracks.items()}
+    single = sum(len(data.single) for data in tracks.values())
+    print(
+        f"{size / 1e6:.1f} M parameters; {len(tracks['train'])} train tracks "
+        f"({n_tokens['train']} tokens), {len(tracks['val'])} val tracks ({n_tokens['val']})"
+        + (f"; {single} left out: they have one token" if single else "")
+    )
+    print(f"validation loss ({recipe.objective}) to beat: "
+          + ", ".join(f"{name} {loss:.4f}" for name, loss in progress["baselines"].items()))  # fmt: skip
+    if progress["epoch"]:
+        print(f"going on after epoch {progress['epoch']}")
+
+
+def print_epoch(row, recipe, better, seconds) -> None:
+    """One line an epoch."""
+    track = ""
+    if recipe.track_weight:
+        track = (f"  [CLS] {row['val/track_loss']:.4f} "
+                 f"(finds its track: {row['val/track_accuracy']:.0%})")  # fmt: skip
+    print(
+        f"epoch {row['epoch']:3d}/{recipe.epochs}  train loss {row['train/loss']:.4f}  "
+        f"val loss {row['val/loss']:.4f}{track}  lr {row['lr']:.1e}  {seconds:.1f} s"
+        + ("  *" if better else ""),
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(args))

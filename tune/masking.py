@@ -1,0 +1,122 @@
+"""Masked modelling of tokens: which ones are hidden, the losses, and what a loss must beat.
+
+All losses are given per track, as the mean over its hidden tokens, so that a batch's loss is a sum
+over tracks whichever way the batch is divided.
+"""
+
+import torch
+from torch.nn import functional as F
+
+OBJECTIVES = ("mse", "cosine", "infonce")
+TEMPERATURE = 0.1
+
+
+def draw_hidden(n_tokens: int, mask_prob: float, span: int, generator) -> torch.Tensor:
+    """Choose the tokens of a track to hide.
+
+    Parameters
+    ----------
+    n_tokens : at least 2
+    mask_prob : share of the tokens to hide; at least one is hidden and at least one stays
+    span : tokens hidden in a row (spans may touch)
+    generator : torch.Generator on the CPU
+
+    Returns
+    -------
+    (N,) bool
+    """
+    if n_tokens < 2:
+        raise ValueError(f"a track needs 2 tokens or more to hide one, got {n_tokens}")
+    # The fraction is settled by chance, so that short tracks too hide `mask_prob` on average.
+    wanted = int(mask_prob * n_tokens + torch.rand((), generator=generator).item())
+    wanted = min(max(wanted, 1), n_tokens - 1)
+    span = min(span, wanted)
+    hidden = torch.zeros(n_tokens, dtype=torch.bool)
+    for start in torch.randperm(n_tokens - span + 1, generator=generator).tolist():
+        missing = wanted - int(hidden.sum())
+        if missing <= 0:
+            break
+        hidden[start : start + min(span, missing)] = True
+    return hidden
+
+
+def losses(objective: str, predicted: torch.Tensor, tokens: torch.Tensor, hidden: torch.Tensor,
+           mask: torch.Tensor, temperature: float = TEMPERATURE) -> torch.Tensor:  # fmt: skip
+    """Loss of each track.
+
+    Parameters
+    ----------
+    objective : "mse" (squared error, mean over dimensions), "cosine" (1 - cosine) or "infonce"
+        (van den Oord et al. 2018: tell the hidden token from all other tokens of its own track and
+        of the batch, by cosine)
+    predicted, tokens : (B, N, D)
+    hidden, mask : (B, N) bool
+
+    Returns
+    -------
+    (B,)
+    """
+    if objective == "mse":
+        each = F.mse_loss(predicted, tokens, reduction="none").mean(-1)  # (B, N)
+    elif objective == "cosine":
+        each = 1 - F.cosine_similarity(predicted, tokens, dim=-1, eps=1e-6)
+    elif objective == "infonce":
+        return _infonce(predicted, tokens, hidden, mask, temperature)
+    else:
+        raise ValueError(f"--objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
+    return (each * hidden).sum(1) / hidden.sum(1)
+
+
+def _infonce(predicted, tokens, hidden, mask, temperature):
+    """Cross-entropy of each hidden token against all real tokens of the batch, per track."""
+    keys = F.normalize(tokens[mask], dim=-1, eps=1e-6)  # (K, D)
+    number = torch.full(mask.shape, -1, device=mask.device)
+    number[mask] = torch.arange(len(keys), device=mask.device)
+    queries = F.normalize(predicted[hidden], dim=-1, eps=1e-6)  # (Q, D)
+    each = F.cross_entropy(queries @ keys.T / temperature, number[hidden], reduction="none")
+    track = hidden.nonzero()[:, 0]  # (Q,)
+    total = each.new_zeros(len(mask)).index_add(0, track, each)
+    return total / hidden.sum(1)
+
+
+def track_losses(summary: torch.Tensor, tokens: torch.Tensor, hidden: torch.Tensor,
+                 temperature: float = TEMPERATURE) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Loss of each track's [CLS]: recognise its own hidden part among the batch's, by InfoNCE.
+
+    Masked modelling alone gives the [CLS] token no task of its own. Here the visible part's [CLS]
+    has to find the mean of the track's hidden tokens among those of the batch's other tracks.
+
+    Parameters
+    ----------
+    summary : (B, D), of the [CLS] state
+    tokens, hidden : (B, N, D) and (B, N)
+
+    Returns
+    -------
+    (B,) losses, and (B,) 1.0 where it was recognised
+    """
+    weight = hidden.unsqueeze(-1).to(tokens.dtype)
+    keys = (tokens * weight).sum(1) / weight.sum(1)  # (B, D)
+    keys = F.normalize(keys, dim=-1, eps=1e-6)
+    scores = F.normalize(summary, dim=-1, eps=1e-6) @ keys.T / temperature  # (B, B)
+    own = torch.arange(len(keys), device=keys.device)
+    return F.cross_entropy(scores, own, reduction="none"), (scores.argmax(1) == own).float()
+
+
+def copy_nearest(tokens: torch.Tensor, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Predict each token by the nearest visible one in time (the earlier of two equally near).
+
+    Parameters
+    ----------
+    tokens : (B, N, D)
+    hidden, mask : (B, N) bool; every track has a visible token
+
+    Returns
+    -------
+    (B, N, D)
+    """
+    at = torch.arange(mask.shape[1], device=mask.device)
+    distance = (at[:, None] - at).abs()  # (N, N)
+    visible = (mask & ~hidden)[:, None]  # (B, 1, N)
+    nearest = distance.masked_fill(~visible, len(at)).argmin(-1)  # (B, N)
+    return tokens.gather(1, nearest.unsqueeze(-1).expand_as(tokens))
