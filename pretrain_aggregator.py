@@ -73,6 +73,9 @@ def parse_args(argv=None):
     recipe.add_argument("--intermediate_size", type=positive_int, metavar="F",
                         help="width of the feed-forward blocks")
     recipe.add_argument("--dropout", type=share, metavar="P", help="dropout")
+    recipe.add_argument("--standardise", choices=["none", "dimension", "within"],
+                        help="tokens as they are, each dimension to unit variance, or whitened by "
+                        "what varies within tracks")
     recipe.add_argument("--positions", choices=["rotary", "learned"],
                         help="ModernBERT's relative ones, or learned ones as in BERT")
     recipe.add_argument("--readout", choices=["cls", "mean", "residual"], help="how the embedding "
@@ -128,6 +131,8 @@ def parse_args(argv=None):
     if args.layer in ("all", "mix"):
         parser.error(f"a Transformer joins one layer's tokens: --layer last or K, "
                      f"not {args.layer}")
+    if args.seed < 0:
+        parser.error(f"--seed must be 0 or above, got {args.seed}")
     try:
         parse_rule(args.seg, args.hop, args.min_tail, args.min_seg, args.max_seg)
     except ValueError as error:
@@ -157,7 +162,7 @@ from tune.encoder import resolve_layers, resolve_precision
 from tune.encoders import load_encoder
 from tune.encoding import encode_shared
 from tune.masking import copy_nearest, losses, track_losses
-from tune.recipes import RECIPES, make_config, make_model
+from tune.recipes import RECIPES, make_config, make_model, standardisation
 from tune.store import Store, cache_folder, default_root
 from tune.tasks import DEMO_TASKS, check_task, load_task, short_name
 from tune.token_data import (
@@ -171,6 +176,7 @@ from tune.token_data import (
 from tune.tracking import Tracker, check_tracker
 
 log = logging.getLogger("tune.pretrain_aggregator")
+FOLDER = Path("aggregators")
 
 
 def main(args):
@@ -179,11 +185,14 @@ def main(args):
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(RECIPES["tune"])
              if getattr(args, f.name, None) is not None}  # fmt: skip
     recipe = dataclasses.replace(RECIPES[args.recipe], **given)
+    if recipe.track_weight and not recipe.cls_token:
+        raise ValueError(f"--track_weight {recipe.track_weight:g} needs a [CLS] token, which "
+                         f"--recipe {args.recipe} doesn't have")  # fmt: skip
     rule = parse_rule(args.seg, args.hop, args.min_tail, args.min_seg, args.max_seg)
     precision = resolve_precision(args.mixed_precision, *checkpoints.device_kind())
     accelerator = Accelerator(
         mixed_precision=precision,
-        log_with=None if args.report_to == "none" else args.report_to, project_dir=str(args.out),
+        log_with=None if args.report_to == "none" else args.report_to, project_dir=str(args.out.parent if args.out else FOLDER),
     )  # fmt: skip
     set_up_logging(accelerator.is_main_process)
     for name in args.tasks:
@@ -196,7 +205,7 @@ def main(args):
     name = results.default_name(
         "+".join(source), encoder_name, args.layer, [rule], args.recipe, frame_rate
     )
-    out = args.out or Path("aggregators") / name
+    out = args.out or FOLDER / name
     wanted = checkpoints.asked_for(vars(args), dataclasses.asdict(recipe), encoder_name)
     progress = checkpoints.begin(accelerator, out, wanted, args.overwrite)
 
@@ -226,12 +235,15 @@ def main(args):
         for split, paths in (("train", corpus.train), ("val", corpus.val))
     }  # fmt: skip
     checkpoints.check_tracks(tracks)
+    checkpoints.check_same_data(progress, encoder.fingerprint, tracks, out)
+    corpus.skipped += report.skipped
     config = make_config(
         recipe, encoder.embedding_dim, encoder=encoder.name, layer=layers[0], seg=rule.name,
         encoder_fingerprint=encoder.fingerprint, tokens=collection.key["tokens"], hop=rule.hop_s,
         min_tail=rule.min_tail_s, precision=precision,
     )  # fmt: skip
-    statistics = tracks["train"].statistics()
+    learnt_from = (tracks["train"].tokens(i) for i in range(len(tracks["train"])))
+    statistics = standardisation(learnt_from, recipe.standardise)
     model = make_model(config, args.seed, statistics)
     if recipe.track_weight == 0 and model.summarise is not None:
         model.summarise.requires_grad_(False)
@@ -295,6 +307,8 @@ def train(accelerator, tracker, model, tracks, statistics, recipe, out, progress
         introduce(accelerator.unwrap_model(model), tracks, recipe, progress)
 
     for epoch in range(progress["epoch"] + 1, recipe.epochs + 1):
+        if progress["epoch"] - progress["best_epoch"] >= args.patience:
+            break
         started = time.perf_counter()
         model.train()
         steps = plan_epoch(lengths, recipe.batch_size, args.micro_tokens, args.seed, epoch)
@@ -330,8 +344,6 @@ def train(accelerator, tracker, model, tracks, statistics, recipe, out, progress
         tracker.log(row, step=epoch)
         if accelerator.is_main_process:
             print_epoch(row, recipe, better, time.perf_counter() - started)
-        if epoch - progress["best_epoch"] >= args.patience:
-            break
     return progress
 
 
@@ -341,7 +353,7 @@ def step_losses(model, batch, recipe, device):
     out = model(tokens, mask, hidden)
     of_tokens = losses(recipe.objective, out.predicted.float(), out.tokens, hidden, mask)
     of_track = torch.zeros_like(of_tokens)
-    if recipe.track_weight and len(tokens) > 1:
+    if recipe.track_weight:  # of a track alone it is 0, but all processes use the same weights
         of_track = track_losses(out.summary.float(), out.tokens, hidden)[0]
     real = batch["weight"]
     each = (of_tokens + recipe.track_weight * of_track) * real
@@ -394,8 +406,8 @@ def introduce(model, tracks, recipe, progress) -> None:
         f"({n_tokens['train']} tokens), {len(tracks['val'])} val tracks ({n_tokens['val']})"
         + (f"; {single} left out: they have one token" if single else "")
     )
-    print(f"validation loss ({recipe.objective}) to beat: "
-          + ", ".join(f"{name} {loss:.4f}" for name, loss in progress["baselines"].items()))  # fmt: skip
+    to_beat = ", ".join(f"{name} {loss:.4f}" for name, loss in progress["baselines"].items())
+    print(f"validation loss ({recipe.objective}) to beat: {to_beat}")
     if progress["epoch"]:
         print(f"going on after epoch {progress['epoch']}")
 

@@ -79,7 +79,7 @@ def parse_args(argv=None):
                       help="length of the track of noise that is encoded (default: 45)")
     grid.add_argument("--encoder", nargs="+", default=["muq"], metavar="NAME",
                       help="muq, muq-nano, mel, a folder or a hub id (default: muq)")
-    grid.add_argument("--layer", nargs="+", default=["last"], metavar="last|all|K",
+    grid.add_argument("--layer", nargs="+", default=["last"], metavar="last|all|mix|K",
                       help="hidden layer (default: last)")
     grid.add_argument("--mixed_precision", nargs="+", default=["auto"],
                       choices=["auto", "no", "fp16", "bf16"],
@@ -120,8 +120,9 @@ def parse_args(argv=None):
     args.seg, args.agg = list(dict.fromkeys(args.seg)), list(dict.fromkeys(args.agg))
     if "hierarchical" in args.agg and len(args.seg) < 2:
         parser.error("--agg hierarchical needs several --seg, such as 10 30 full")
-    if "transformer" in args.agg and "all" in args.layer:
-        parser.error("a Transformer joins one layer's tokens: --layer last or K, not all")
+    several = [layer for layer in args.layer if layer in ("all", "mix")]
+    if "transformer" in args.agg and several:
+        parser.error(f"a Transformer joins one layer's tokens: --layer last or K, not {several[0]}")
     if args.aggregator_checkpoint and "transformer" not in args.agg:
         parser.error("--aggregator_checkpoint belongs to --agg transformer")
     if args.plot:

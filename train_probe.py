@@ -63,7 +63,7 @@ def parse_args(argv=None):
     strategy.add_argument("--max_seg", type=positive_float, metavar="SECONDS",
                           help="longest segment of --seg structure (default: 30)")
     strategy.add_argument("--agg", choices=["mean", "duration_mean", "max", "concat", "stats",
-                                            "attention", "hierarchical", "transformer"],
+                                            "whitened", "attention", "hierarchical", "transformer"],
                           default="mean", help="how the segments' embeddings are joined; "
                           "attention learns with the probe, hierarchical mixes several --seg, "
                           "transformer is pretrained by pretrain_aggregator.py")
@@ -304,7 +304,7 @@ def load_data(task, collection, reports, model, device, args):
     if agg == "transformer" and args.tune_aggregator:
         agg = "mean"  # what the probes would see if they didn't see the tokens
     elif agg == "transformer":
-        embed = transformer.embedder(model.to(device), args.readout)
+        embed = [transformer.embedder(model.to(device), args.readout)]
     features, truncated = load_task_features(task.splits, collection, scales, agg, embed)
     if args.agg == "attention" or args.tune_aggregator:
         tokens = load_tokens(task.splits, collection, scales[0])

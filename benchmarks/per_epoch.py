@@ -30,7 +30,8 @@ def parse_args(argv=None):
                         help="tracks of train and val together (a third is val), at least 6")
     parser.add_argument("--duration", type=positive_float, default=20.0, metavar="SECONDS",
                         help="length of each track")
-    parser.add_argument("--seg", default="10", metavar="SECONDS|full", help="segment length")
+    parser.add_argument("--seg", default="10", metavar="SECONDS|full|structure",
+                        help="segment length")
     parser.add_argument("--epochs", type=positive_int, default=50,
                         help="of the probe; all are trained, without an early stop")
     add_common(parser)
@@ -80,7 +81,7 @@ def main(args):
         splits = {split: task.splits[split] for split in ("train", "val")}
         paths = [path for split in splits.values() for path in split["path"]]
         tracks = [read_audio(path, SAMPLE_RATE) for path in paths]
-        spans = [rule.spans(len(samples), SAMPLE_RATE) for samples in tracks]
+        spans = [rule.cut(samples, SAMPLE_RATE) for samples in tracks]
         encode_segments(tracks[0], spans[0], encoder, layers)  # warm
 
         def encode_an_epoch():
@@ -97,14 +98,15 @@ def main(args):
         train = import_train_probe().train
 
         def probe():
-            features, _ = load_task_features(splits, collection, report.rows, "mean")
+            features, _ = load_task_features(splits, collection, [report.rows], "mean")
             data = ProbeData(task, features, device)
             recipe = SimpleNamespace(
-                seeds=[1234], batch_size=64, lr=None, epochs=args.epochs, patience=args.epochs + 1
-            )
+                seeds=[1234], batch_size=64, lr=None, aggregator_lr=None, epochs=args.epochs,
+                patience=args.epochs + 1,
+            )  # fmt: skip
             silent = SimpleNamespace(log=lambda *args, **kwargs: None)
             with contextlib.redirect_stdout(io.StringIO()):
-                return train(accelerator, silent, task, data, layers, recipe)[2]
+                return train(accelerator, silent, task, data, None, recipe)[2]
 
         history, probe_s = common.clock(device, probe)
 

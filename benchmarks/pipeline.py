@@ -31,7 +31,8 @@ def parse_args(argv=None):
     parser.add_argument("--tracks", type=positive_int, default=4, metavar="N", help="files")
     parser.add_argument("--duration", type=positive_float, default=30.0, metavar="SECONDS",
                         help="length of each file")
-    parser.add_argument("--seg", default="10", metavar="SECONDS|full", help="segment length")
+    parser.add_argument("--seg", default="10", metavar="SECONDS|full|structure",
+                        help="segment length")
     parser.add_argument("--precision", choices=["no", "fp16", "bf16"], default="no",
                         help="the encoder's; no is float32")
     add_common(parser)
@@ -69,7 +70,7 @@ def main(args):
             write_ogg(path, args.duration, seed=i)
         file_bytes = sum(Path(path).stat().st_size for path in paths)
         tracks = [read_audio(path, SAMPLE_RATE) for path in paths]
-        spans = [rule.spans(len(samples), SAMPLE_RATE) for samples in tracks]
+        spans = [rule.cut(samples, SAMPLE_RATE) for samples in tracks]
         encode_segments(tracks[0], spans[0], encoder, layers)  # warm
 
         def decode():

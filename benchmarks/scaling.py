@@ -35,8 +35,8 @@ def parse_args(argv=None):
     parser = Parser(prog=f"{NAME}.py", description=__doc__)
     parser.add_argument("--durations", type=positive_float, nargs="*", metavar="SECONDS",
                         default=[10, 30, 60, 120, 300, 600, 1200], help="lengths of the track")
-    parser.add_argument("--segs", nargs="+", default=["full", "10"], metavar="SECONDS|full",
-                        help="segment lengths")
+    parser.add_argument("--segs", nargs="+", default=["full", "10"],
+                        metavar="SECONDS|full|structure", help="segment lengths")
     parser.add_argument("--original", action="store_true",
                         help="measure muq's own unfolded parts too")
     parser.add_argument("--max_memory", type=to_bytes, default="16GB", metavar="SIZE",
@@ -149,7 +149,9 @@ def predict(encoder: str, mode: str, seg: str, duration_s: float, last: dict | N
     last : the measured cell of a shorter track, from which the front end's part is also scaled up
     """
     config = common.muq_config(encoder, "random")[0]
-    length_s = duration_s if seg == "full" else min(duration_s, float(seg))
+    rule = parse_rule(seg)
+    longest_s = rule.max_s if rule.needs_audio else rule.length_s
+    length_s = duration_s if longest_s is None else min(duration_s, longest_s)
     # Our batches hold several segments, the original one.
     at_once_s = length_s if mode == "original" else max(length_s, min(BATCH_S, duration_s))
     tensor = config["conv_dim"] * 64 * 50 * 4  # bytes a second after the first convolution
@@ -169,7 +171,7 @@ def measure_length(mode, seg, duration_s, encoder, weights, device) -> dict:
     """Measure one cell (in its own process)."""
     device = torch.device(device)
     track = common.compose(duration_s, SAMPLE_RATE, seed=1)
-    spans = parse_rule(seg).spans(len(track), SAMPLE_RATE)
+    spans = parse_rule(seg).cut(track, SAMPLE_RATE)
     if mode == "original":
         model = common.load_original(encoder, weights, device)
         layers = [len(model.conformer.layers)]

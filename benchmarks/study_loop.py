@@ -34,8 +34,8 @@ def parse_args(argv=None):
     parser.add_argument("--layers", type=int, nargs="+", metavar="K", help="layers at which ours "
                         "stops; the study computes all (default: the last and the middle one, "
                         "12 6 for MuQ-large)")
-    parser.add_argument("--segs", nargs="+", default=["10", "full"], metavar="SECONDS|full",
-                        help="segment lengths")
+    parser.add_argument("--segs", nargs="+", default=["10", "full"],
+                        metavar="SECONDS|full|structure", help="segment lengths")
     parser.add_argument("--precision", choices=["no", "fp16", "bf16"], default="no",
                         help="ours; no is float32. With another one the embeddings must agree to "
                         f"a cosine of {MIN_COSINE}")
@@ -75,7 +75,7 @@ def main(args):
     if not all(0 <= k <= ours.n_layers for k in layers):
         common.fail(f"--layers must lie in 0..{ours.n_layers} for {args.encoder}")
     track = common.compose(args.duration, SAMPLE_RATE, seed=1)
-    spans = {seg: parse_rule(seg).spans(len(track), SAMPLE_RATE) for seg in args.segs}
+    spans = {seg: parse_rule(seg).cut(track, SAMPLE_RATE) for seg in args.segs}
     flops = count_flops(study, device)
     rates = {p: {"matmul": 0.0, "convolution": 0.0} for p in ("no", args.precision)}
 

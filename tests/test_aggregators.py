@@ -4,11 +4,22 @@ import numpy as np
 import pytest
 import torch
 
-from tune.aggregators import AGGREGATORS, aggregate_track, concat, fit_tokens, maximum, mean, stats
+from tune.aggregators import (
+    AGGREGATORS,
+    aggregate_track,
+    concat,
+    duration_mean,
+    fit_tokens,
+    maximum,
+    mean,
+    stats,
+)
 
-ALL = pytest.mark.parametrize("name", list(AGGREGATORS))
-ANY_NUMBER = pytest.mark.parametrize("name", [n for n, r in AGGREGATORS.items() if not r.fixed_n])
-UNORDERED = pytest.mark.parametrize("name", ["mean", "max", "stats"])
+FUNCTIONS = {name: row for name, row in AGGREGATORS.items() if row.function}
+ALL = pytest.mark.parametrize("name", list(FUNCTIONS))
+ANY_NUMBER = pytest.mark.parametrize("name", [n for n, r in FUNCTIONS.items() if not r.fixed_n])
+UNORDERED = pytest.mark.parametrize("name", ["mean", "max", "stats", "duration_mean"])
+SECONDS = torch.tensor([10.0, 10, 10, 10, 2.5, 7], dtype=torch.float64)  # of six tokens
 
 
 @pytest.fixture
@@ -20,6 +31,14 @@ def tokens(rng):
 def everything(tokens):
     """A mask that hides nothing."""
     return torch.ones(tokens.shape[:2], dtype=torch.bool)
+
+
+def join(name, tokens, mask, seconds=None):
+    """Apply a function of the table to a batch; durations (N,) or (B, N) where it needs them."""
+    row = AGGREGATORS[name]
+    if not row.needs_seconds:
+        return row.function(tokens, mask)
+    return row.function(tokens, mask, seconds.expand(mask.shape))
 
 
 def same(a, b, **kwargs):
@@ -108,16 +127,52 @@ def test_size_and_dtype(tokens, name, size, dtype):
     assert valid.dtype == torch.bool
 
 
+# Durations
+
+
+def test_tokens_weigh_by_their_duration_by_hand():
+    out, valid = duration_mean(TRACK, everything(TRACK), torch.tensor([[10.0, 10.0, 2.0]]))
+    # (10 x 1 + 10 x 3 + 2 x 5) / 22 and (-40 - 40 - 2) / 22
+    torch.testing.assert_close(out, torch.tensor([[50 / 22, -82 / 22]]))
+    assert valid.all()
+    hidden = torch.tensor([[True, False, True]])
+    out, _ = duration_mean(TRACK, hidden, torch.tensor([[6.0, 10.0, 2.0]]))
+    torch.testing.assert_close(out, torch.tensor([[2.0, -26 / 8]]))
+
+
+@pytest.mark.parametrize("length", [0.04, 1.0, 30.0])
+def test_tokens_of_one_length_have_their_plain_mean(tokens, length):
+    got = aggregate_track("duration_mean", tokens, None, torch.full((6,), length))
+    same(got, aggregate_track("mean", tokens), rtol=1e-12)
+
+
+def test_track_cut_otherwise_has_the_same_mean_by_duration(tokens):
+    # A piece cut in two halves of the same sound changes the plain mean, but not this one.
+    cut = torch.cat([tokens, tokens[-1:]])
+    seconds = torch.tensor([*SECONDS.tolist()[:-1], 3.0, 4.0])
+    expected = aggregate_track("duration_mean", tokens, None, SECONDS)
+    same(aggregate_track("duration_mean", cut, None, seconds), expected, rtol=1e-12)
+    assert not torch.allclose(
+        aggregate_track("mean", cut)[0], aggregate_track("mean", tokens)[0], rtol=1e-3
+    )
+
+
+def test_mean_by_duration_without_durations_raises(tokens):
+    with pytest.raises(ValueError, match="duration_mean needs the tokens' durations"):
+        aggregate_track("duration_mean", tokens)
+
+
 # Invariances
 
 
 @ANY_NUMBER
 @pytest.mark.parametrize("rubbish", [0.0, 1e30, -1e30])
 def test_padding_changes_nothing(tokens, name, rubbish):
-    function = AGGREGATORS[name].function
     padded = torch.cat([tokens, torch.full((3, 5), rubbish, dtype=tokens.dtype)])[None]
     mask = (torch.arange(9) < 6)[None]
-    same(function(padded, mask), function(tokens[None], mask[:, :6]), rtol=1e-12)
+    seconds = torch.cat([SECONDS, torch.tensor([0.0, 5, 1e30])])
+    expected = join(name, tokens[None], mask[:, :6], SECONDS)
+    same(join(name, padded, mask, seconds), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("rubbish", [0.0, 1e30, torch.nan])
@@ -130,19 +185,26 @@ def test_what_lies_under_a_hole_of_concat_is_hidden(tokens, rubbish):
 
 @ALL
 def test_batch_equals_one_by_one(rng, name):
-    function = AGGREGATORS[name].function
     tokens = torch.from_numpy(rng.normal(size=(4, 6, 5)))
     mask = torch.arange(6) < torch.tensor([6, 1, 3, 5])[:, None]
-    out, valid = function(tokens, mask)
+    seconds = torch.from_numpy(rng.uniform(1, 10, (4, 6)))
+    out, valid = join(name, tokens, mask, seconds)
     for i in range(4):
         one = slice(i, i + 1)
-        same((out[one], valid[one]), function(tokens[one], mask[one]), rtol=1e-12)
+        alone = join(name, tokens[one], mask[one], seconds[one])
+        same((out[one], valid[one]), alone, rtol=1e-12)
 
 
 @UNORDERED
 def test_order_does_not_matter(tokens, rng, name):
-    shuffled = tokens[torch.from_numpy(rng.permutation(6))]
-    same(aggregate_track(name, shuffled), aggregate_track(name, tokens), rtol=1e-12)
+    order = torch.from_numpy(rng.permutation(6))
+    shuffled = aggregate_track(name, tokens[order], None, SECONDS[order])
+    same(shuffled, aggregate_track(name, tokens, None, SECONDS), rtol=1e-12)
+
+
+def test_order_matters_to_concat(tokens):
+    forward, backward = (aggregate_track("concat", t, 6)[0] for t in (tokens, tokens.flip(0)))
+    assert not torch.allclose(forward, backward)
 
 
 def test_concat_keeps_the_order(tokens):
@@ -155,9 +217,10 @@ def test_concat_keeps_the_order(tokens):
 
 @ALL
 def test_input_is_left_as_it_was(tokens, name):
-    before = tokens.clone()
-    aggregate_track(name, tokens, 8)
+    before, seconds = tokens.clone(), SECONDS.clone()
+    aggregate_track(name, tokens, 8, seconds)
     assert torch.equal(tokens, before)
+    assert torch.equal(seconds, SECONDS)
 
 
 # Fixed numbers of tokens
@@ -205,6 +268,6 @@ def test_concat_without_a_number_of_tokens_raises(tokens):
 
 @ANY_NUMBER
 def test_number_of_tokens_is_ignored_where_it_is_not_needed(tokens, name):
-    out, valid, truncated = aggregate_track(name, tokens, 2)
-    same((out, valid), aggregate_track(name, tokens))
+    out, valid, truncated = aggregate_track(name, tokens, 2, SECONDS)
+    same((out, valid), aggregate_track(name, tokens, None, SECONDS))
     assert not truncated

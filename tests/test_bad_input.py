@@ -268,9 +268,9 @@ REFUSED = [
     (["--min_tail", "nan"], r"the shortest tail must be 0 s or more, got nan"),
     (["--min_tail", "0.05"], r"--min_tail 0\.05: mel needs at least 0\.1 s"),
     (["--mixed_precision", "fp16"], r"fp16 needs a GPU: on a CPU use --mixed_precision no .*"),
-    (["--layer", "99"], r"--layer must be last, all or a number from 0 to 0, got 99"),
-    (["--layer", "-1"], r"--layer must be last, all or a number from 0 to 0, got -1"),
-    (["--layer", "first"], r"--layer must be last, all or a number from 0 to 0, got first"),
+    (["--layer", "99"], r"--layer must be last, all, mix or a number from 0 to 0, got 99"),
+    (["--layer", "-1"], r"--layer must be last, all, mix or a number from 0 to 0, got -1"),
+    (["--layer", "first"], r"--layer must be last, all, mix or a number from 0 to 0, got first"),
     (["--tokens", "frame", "--frame_rate", "101"], r"--frame_rate must be above 0 and at most 100"
      r" Hz \(the rate of mel\), got 101"),
     (["--report_to", "nonsense"], r"--report_to must be none or one of wandb, .*'nonsense'"),

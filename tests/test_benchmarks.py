@@ -66,6 +66,13 @@ def test_per_epoch_says_that_one_epoch_was_multiplied(tmp_path):
     assert "ONE epoch measured" in done.stdout
 
 
+def test_a_benchmark_cuts_by_the_sound_too(tmp_path):
+    args = ("--tracks", "1", "--duration", "11", "--rounds", "1", "--seg", "structure")
+    report, _ = bench("pipeline", *args, cwd=tmp_path)
+    assert report["seg"] == "structure"
+    assert report["pipeline"]["median_s"] > 0
+
+
 def test_pipeline_compares_files_with_the_encoder_alone(tmp_path):
     args = ("--tracks", "2", "--duration", "2.5", "--rounds", "2", "--seg", "1")
     report, _ = bench("pipeline", *args, cwd=tmp_path)
@@ -99,6 +106,12 @@ def test_scaling_walks_muqs_own_parts_too(scaling):
     assert cell["weights_bytes"] > 1e6
 
 
+def test_scaling_measures_pieces_cut_by_the_sound(scaling):
+    cell = scaling.measure_length("chunked", "structure", 12.0, "muq-nano", "random", "cpu")
+    assert cell["segments"] in (1, 2)
+    assert cell["seconds"] > 0
+
+
 def test_slope_and_growth_by_hand(scaling):
     cells = [
         {"mode": "chunked", "seg": "full", "duration_s": d, "peak_above_bytes": b}
@@ -118,6 +131,8 @@ def test_prediction_grows_with_what_is_held_at_once(scaling):
 
     assert predict("unchunked", "full", 600) > 16e9 > predict("unchunked", "full", 300)
     assert predict("unchunked", "10", 1200) == predict("unchunked", "10", 60)
+    assert predict("unchunked", "structure", 1200) == predict("unchunked", "30", 1200)
+    assert predict("original", "structure", 1200) == predict("original", "30", 1200)
     assert predict("original", "full", 1200) > 2 * predict("unchunked", "full", 1200)
     small = {"duration_s": 60, "peak_above_bytes": 5e9, "weights_bytes": 1e9}
     assert scaling.predict("muq", "unchunked", "full", 120, small) == 11e9
@@ -134,7 +149,11 @@ def test_help_teaches(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "args", "message"),
     [
-        ("study_loop", ("--segs", "ten"), "a segment is a number of seconds, 'full' or 'structure'"),
+        (
+            "study_loop",
+            ("--segs", "ten"),
+            "a segment is a number of seconds, 'full' or 'structure'",
+        ),
         ("per_epoch", ("--tracks", "5"), "--tracks must be 6 or more"),
         ("scaling", ("--max_memory", "much"), "expected an amount such as 16GB"),
         ("scaling", ("--durations", "--tracks"), "nothing to do"),

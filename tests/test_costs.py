@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tune import cost_report, costs, kernels, measuring, muq
 from tune.aggregators import AGGREGATORS
 from tune.encoders import load_encoder
+from tune.recipes import TUNE, make_config, make_model
+from tune.store import Row
 
 GB = 10**9
 
@@ -147,6 +150,15 @@ def test_where_the_study_is_silent_there_is_nothing(seconds, seg, agg):
     assert costs.study_cost(seconds, seg, agg) is None
 
 
+def test_the_studys_table_is_complete():
+    cells = {(task, seg, agg) for task, seg, agg in costs.STUDY}
+    strategies = {("full", "any"), ("10", "concat"), ("10", "mean"), ("10", "transformer"),
+                  ("30", "mean"), ("60", "transformer")}  # fmt: skip
+    assert cells == {(task, *each) for task in ("EMO", "GTZAN") for each in strategies}
+    assert costs.study_cost(45.0, "60", "transformer")["peak_memory_bytes"] == 4_132_000_000
+    assert costs.study_cost(30.0, "10", "transformer")["seconds_per_track"] == 80.7 / 290
+
+
 # Measuring
 
 
@@ -164,6 +176,140 @@ def test_a_cell_in_this_process_counts_passes_values_and_arithmetic(nano):
     # Layers above 2 are dropped, so their weights count nowhere.
     assert 0 < found["weights_bytes"] < measuring._weights_bytes(nano)
     assert found["peak_memory_bytes"] >= found["weights_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("agg", "size", "parameters"),
+    [("duration_mean", 256, 0), ("stats", 512, 0), ("max", 256, 0),
+     ("attention", 256, 2 * 256 * 32 + 32 * 4)],
+)  # fmt: skip
+def test_a_cell_joins_as_the_aggregator_does(agg, size, parameters):
+    found = measuring.run_cell(measuring.Cell("1", agg, 2.5, encoder="mel"), 1)
+    assert (found["embedding_dim"], found["aggregator_parameters"]) == (size, parameters)
+    assert found["join_seconds"] > 0
+    assert found["seconds_per_track"] == pytest.approx(
+        sum(found[f"{stage}_seconds"] for stage in measuring.STAGES)
+    )
+
+
+def test_attention_joins_every_layer(nano):
+    cell = measuring.Cell("1", "attention", 2.5, encoder="muq-nano", layer="all")
+    join, _ = measuring.make_join(cell, nano)
+    tokens = np.random.default_rng(0).standard_normal((2, 5, 192)).astype(np.float32)
+    joined = join([Row(tokens, [(0, 24_000), (24_000, 48_000)], [1, 1], False, 0.0)])
+    # Its scores begin at zero: each token weighs the same.
+    assert torch.stack(joined).numpy() == pytest.approx(tokens.mean(0, np.float64))
+
+
+@pytest.mark.parametrize(
+    ("seg", "agg", "views"), [("1", "mean", 5), ("1", "attention", 5), ("1+2", "hierarchical", 10)]
+)
+def test_mixed_layers_are_joined_into_one(nano, seg, agg, views):
+    cell = measuring.Cell(seg, agg, 2.5, encoder="muq-nano", layer="mix")
+    join, model = measuring.make_join(cell, nano)
+    scales = len(cell.rules)
+    tokens = np.random.default_rng(0).standard_normal((2, 5, 192)).astype(np.float32)
+    row = Row(tokens, [(0, 24_000), (24_000, 48_000)], [1, 1], False, 0.0)
+    (joined,) = join([row] * scales)
+    assert joined.numpy() == pytest.approx(tokens.mean((0, 1), np.float64))
+    assert len((model if agg != "attention" else model.mix).scores) == views
+
+
+def test_duration_mean_weighs_the_tail_by_its_length(nano):
+    join, _ = measuring.make_join(measuring.Cell("1", "duration_mean", 2.5), nano)
+    tokens = np.array([[[1.0]], [[5.0]]], np.float32)
+    (joined,) = join([Row(tokens, [(0, 30_000), (30_000, 40_000)], [1, 1], False, 0.0)])
+    assert joined.item() == pytest.approx(2.0)
+
+
+def test_a_transformer_of_the_recipe_joins_and_its_weights_count():
+    plain = measuring.run_cell(measuring.Cell("1", "mean", 2.5, encoder="muq-nano"), 1)
+    cell = measuring.Cell("1", "transformer", 2.5, encoder="muq-nano")
+    found = measuring.run_cell(cell, 1)
+    assert found["embedding_dim"] == 2 * 192  # the tokens' mean, and [CLS] beside it
+    assert found["encoder_passes"] == plain["encoder_passes"] == 2
+    more = found["weights_bytes"] - plain["weights_bytes"]
+    assert more >= 4 * found["aggregator_parameters"] > 1e6
+    frames = measuring.Cell("1", "transformer", 2.5, encoder="muq-nano", frame_rate=25.0)
+    assert measuring.run_cell(frames, 1)["store_bytes"] > 10 * found["store_bytes"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A small Transformer over muq-nano's segments."""
+    recipe = replace(TUNE, num_layers=1, readout="cls")
+    config = make_config(recipe, 192, encoder="muq-nano", tokens="segment", seg="10")
+    folder = tmp_path_factory.mktemp("aggregator")
+    make_model(config, 1, None).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_checkpoint_is_measured_instead(checkpoint):
+    cell = measuring.Cell("1", "transformer", 2.5, encoder="muq-nano",
+                          aggregator_checkpoint=checkpoint)  # fmt: skip
+    found = measuring.run_cell(cell, 1)
+    assert found["embedding_dim"] == 192
+    own = measuring.make_join(replace(cell, aggregator_checkpoint=None), load_encoder("muq-nano"))
+    assert found["aggregator_parameters"] < sum(p.numel() for p in own[1].parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder": "mel"}, "joins tokens of 192 values .of muq-nano., those of mel have 256"),
+        ({"frame_rate": 2.0}, "joins the tokens 'segment', not 'frame at 2 Hz': --tokens"),
+        ({"aggregator_checkpoint": "./none"}, "./none: no such folder"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(checkpoint, changes, message):
+    given = {"encoder": "muq-nano", "aggregator_checkpoint": checkpoint, **changes}
+    with pytest.raises(ValueError, match=message):
+        measuring.run_cell(measuring.Cell("1", "transformer", 2.5, **given), 1)
+
+
+def test_hierarchical_is_one_cell_and_costs_all_scales(nano):
+    found = measuring.run_cell(
+        measuring.Cell("1+2+full", "hierarchical", 3.0, encoder="muq-nano"), 1
+    )
+    assert found["segments_per_track"] == {"min": 6, "median": 6.0, "max": 6}
+    assert (found["encoder_passes"], found["audio_seconds"]) == (6, 9.0)
+    assert (found["embedding_dim"], found["aggregator_parameters"]) == (192, 3)
+    seconds = (1, 1, 1, 2, 1, 3)
+    assert found["flops"] == sum(costs.muq_flops(nano, s * 24_000, 4) for s in seconds)
+    assert found["degenerate"] is None
+
+
+def test_scales_that_cut_alike_are_encoded_once_as_in_the_store():
+    found = measuring.run_cell(measuring.Cell("5+10+full", "hierarchical", 3.0, encoder="mel"), 1)
+    assert (found["encoder_passes"], found["audio_seconds"]) == (1, 3.0)
+    assert found["segments_per_track"]["max"] == 3
+    assert found["degenerate"] == "equals full"
+    alone = measuring.run_cell(measuring.Cell("full", "mean", 3.0, encoder="mel"), 1)
+    assert (found["store_bytes"], alone["degenerate"]) == (alone["store_bytes"], None)
+
+
+def test_finding_where_to_cut_is_timed_apart_from_encoding():
+    found = measuring.run_cell(measuring.Cell("structure", "mean", 12.0, encoder="muq-nano"), 1)
+    assert found["cut_seconds"] > 1e-4
+    assert found["flops_per_second"] == pytest.approx(found["flops"] / found["encode_seconds"])
+    assert found["audio_seconds"] == 12.0
+
+
+def test_what_cutting_imports_is_there_before_the_resting_measurement():
+    code = (
+        "import sys, numpy as np\n"
+        "from tune import measuring\n"
+        "from tune.segments import parse_rule\n"
+        "rule = parse_rule('structure')\n"
+        "measuring._warm_up_cutting(rule, 24_000)\n"
+        "there = set(sys.modules)\n"
+        "music = np.random.default_rng(0).standard_normal(60 * 24_000).astype(np.float32)\n"
+        "music[24_000 * 20 :] *= 0.01\n"
+        "assert len(rule.cut(music, 24_000)) > 1\n"
+        "print(sorted(m for m in set(sys.modules) - there if 'librosa' in m or 'sklearn' in m))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_a_segment_that_is_no_shorter_than_the_track_is_marked():
@@ -237,7 +383,7 @@ def test_a_gpu_reports_what_pytorch_allocated():
 def settings(**changes):
     """A cell's settings."""
     return {"seg": "10", "agg": "mean", "duration_s": 45.0, "layer": "last", "encoder": "muq",
-            "precision": "fp16", "batch_seconds": 60.0, **changes}  # fmt: skip
+            "precision": "fp16", "batch_seconds": 60.0, "frame_rate": None, **changes}  # fmt: skip
 
 
 def found(**changes):
@@ -247,7 +393,8 @@ def found(**changes):
             "seconds_per_track_max": 0.3, "decode_seconds": 0.0, "audio_seconds_per_second": 225.0,
             "flops": 2e12, "flops_per_second": 1e13, "embedding_dim": 1024, "store_bytes": 20_000,
             "encoder_passes": 5.0, "degenerate": None, "redone_in_float32": 0.0, "muq_large": True,
-            "encoder_untrained": True, **changes}  # fmt: skip
+            "encoder_untrained": True, "cut_seconds": 0.0, "join_seconds": 1e-5,
+            "aggregator_parameters": 0, **changes}  # fmt: skip
 
 
 def printed(function, *args):
@@ -282,6 +429,21 @@ def test_the_table_says_whose_seconds_these_are():
                  "25%", "5 = full", "out of memory", "muq (random weights), fp16"):  # fmt: skip
         assert part in text
     assert "│ layer" in text.replace("┃", "│")  # it differs, so it has a column
+
+
+def test_the_table_says_what_cutting_and_learning_add():
+    joined = found(cut_seconds=0.05, join_seconds=0.004, aggregator_parameters=3_025_536)
+    rows = [cost_report.complete_row(settings(agg="transformer"), joined, 4e13)]
+    text = printed(cost_report.print_costs, rows, "this GPU")
+    for part in ("up to 0.050 s a track", "transformer: up to 3,025,536 parameters",
+                 "0.0040 s", "4.095", "joins frames at 25 Hz"):  # fmt: skip
+        assert part in text
+    rows[0]["frame_rate"] = 25.0
+    assert "joins frames" not in printed(cost_report.print_costs, rows, "this GPU")
+    plain = [cost_report.complete_row(settings(), found(), 4e13)]
+    text = printed(cost_report.print_costs, plain, "this GPU")
+    assert "to cut" not in text
+    assert "parameters" not in text
 
 
 def test_a_table_without_the_studys_lengths_has_no_study():

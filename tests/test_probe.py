@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from tune.features import Features
+from tune.features import Features, Tokens
 from tune.probe import (
     DROPOUT,
     HIDDEN,
@@ -199,7 +199,7 @@ def test_labels_are_the_same_for_every_probe(rng):
 
 def test_probes_of_a_layer_stand_side_by_side(rng):
     data, _, _ = make_data(rng)
-    assert data.layer_of(2, 3).tolist() == [[0], [0], [0], [1], [1], [1]]
+    assert data.layer_of(3).tolist() == [[0], [0], [0], [1], [1], [1]]
 
 
 @pytest.mark.parametrize("kind", ["classes", "numbers"])
@@ -213,6 +213,119 @@ def test_constants_standardise_as_the_data_was(rng, kind):
         if kind == "numbers":
             values = data.labels["test"] * saved["target.scale"] + saved["target.centre"]
             np.testing.assert_allclose(values, data.truth["test"])
+        assert all(value.is_contiguous() for value in saved.values())
+
+
+# Views and tokens
+
+
+def make_views(rng, n_scales=1, mix=False, n_layers=3, **kwargs):
+    """A task's data of scales x layers, with tokens of one to four a track.
+
+    Returns the data, its features and its tokens, (V, n, ...) counted scale by scale.
+    """
+    task = SimpleNamespace(kind="classes", classes=["a", "b"], targets=[], splits={})
+    features, tokens = {}, {}
+    for split, n in {"train": 10, "val": 4, "test": 3}.items():
+        lengths = torch.arange(n) % 4 + 1
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        values = normal(rng, n_scales * n_layers, *mask.shape, 6, loc=3, scale=2)
+        values = (values * mask[..., None]).float()
+        pooled = values.double().sum(2) / lengths[:, None]
+        features[split] = Features(pooled, everywhere(pooled), 0)
+        times = [np.stack([np.arange(k), np.arange(k) + 1.0], 1) for k in lengths.tolist()]
+        tokens[split] = Tokens(values, mask, times)
+        task.splits[split] = {"label": [i % 2 for i in range(n)]}
+    if kwargs.pop("joined", True):
+        kwargs["tokens"] = tokens
+    return ProbeData(task, features, CPU, n_scales=n_scales, mix=mix, **kwargs), features, tokens
+
+
+@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize(
+    ("n_scales", "mix", "n_sets", "n_views"),
+    [(1, False, 3, None), (1, True, 1, 3), (2, False, 3, 2), (2, True, 1, 6)],
+)
+def test_views_are_arranged_by_layer_then_scale(rng, joined, n_scales, mix, n_sets, n_views):
+    data, features, tokens = make_views(rng, n_scales, mix, joined=joined)
+    assert (data.n_layers, data.n_views, data.n_train, data.n_in) == (n_sets, n_views, 10, 6)
+    kinds = [("pooled", data.inputs)]
+    kinds += [("tokens", {s: t[0] for s, t in data.tokens.items()})] if joined else []
+    for kind, arranged in kinds:
+        for split, values in arranged.items():
+            for view in range(n_scales * 3):
+                scale, layer = divmod(view, 3)
+                got = values[0 if mix else layer]  # (n, [N,] [K,] D)
+                if n_views:
+                    got = got[..., layer * n_scales + scale if mix else scale, :]
+                train = StandardScaler().fit(features["train"].values[view])
+                if kind == "pooled":
+                    expected = train.transform(features[split].values[view])
+                else:
+                    flat = tokens[split].values[view].double().flatten(0, 1)
+                    expected = train.transform(flat).reshape(got.shape)
+                    expected *= tokens[split].mask[..., None].numpy()
+                np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("n_scales", "mix"), [(1, False), (1, True), (2, True)])
+def test_mean_of_the_tokens_is_the_pooled_input(rng, n_scales, mix):
+    data, _, _ = make_views(rng, n_scales, mix)
+    for split, (values, mask) in data.tokens.items():
+        lengths = mask.sum(1).view(1, -1, *[1] * (values.ndim - 3))
+        mean = values.sum(2) / lengths
+        torch.testing.assert_close(mean, data.inputs[split], rtol=0, atol=1e-10)
+
+
+def test_raw_tokens_are_left_as_they_are(rng):
+    data, _, tokens = make_views(rng, n_layers=1, raw=True)
+    for split, (values, mask) in data.tokens.items():
+        assert values.dtype == torch.float32
+        assert torch.equal(values, tokens[split].values)
+        assert torch.equal(mask, tokens[split].mask)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize(("n_scales", "mix"), [(1, False), (1, True), (2, False), (2, True)])
+@pytest.mark.parametrize("own", [True, False])
+def test_picked_are_the_tracks_asked_for(rng, joined, n_scales, mix, own):
+    data, _, _ = make_views(rng, n_scales, mix, joined=joined)
+    rows = data.layer_of(2)  # (M, 1)
+    index = torch.tensor([3, 0, 0, 2])
+    if own:  # each probe has tracks of its own
+        index = torch.stack([index.roll(i) for i in range(len(rows))])
+    x, mask = data.pick("val", rows, index)
+    source, real = data.tokens["val"] if joined else (data.inputs["val"], None)
+    for m, row in enumerate(rows[:, 0]):
+        for b, track in enumerate(index[m] if own else index):
+            assert torch.equal(x[m, b], source[row, track])
+            assert real is None or torch.equal(mask[m, b], real[track])
+    assert (mask is None) == (not joined)
+
+
+def test_names_of_views_are_in_the_order_of_their_weights(rng):
+    scales, layers = ["10", "2.5", "full"], [0, 4, 8]
+    for n, mix, expected in [
+        (1, False, []),
+        (1, True, ["layer 0", "layer 4", "layer 8"]),
+        (3, False, ["10 s", "2.5 s", "full"]),
+        (2, True, [f"layer {k}, {s} s" for k in layers for s in ("10", "2.5")]),
+    ]:
+        data, _, _ = make_views(rng, n, mix, joined=False)
+        assert data.view_names(scales[:n], layers) == expected
+        assert len(expected) == (data.n_views or 0)
+
+
+@pytest.mark.parametrize(("n_scales", "mix"), [(1, True), (2, False), (2, True)])
+def test_constants_of_views_standardise_as_the_data_was(rng, n_scales, mix):
+    data, features, _ = make_views(rng, n_scales, mix, joined=False)
+    views = features["test"].values.unflatten(0, (n_scales, 3))  # (S, L, n, D)
+    for row in range(data.n_layers):
+        saved = data.constants(row)
+        assert saved["standardise.mean"].shape == (data.n_views, 6)
+        mine = views.permute(2, 1, 0, 3) if mix else views[:, row : row + 1].permute(2, 1, 0, 3)
+        inputs = (mine.flatten(1, 2) - saved["standardise.mean"]) * saved["standardise.scale"]
+        torch.testing.assert_close(inputs, data.inputs["test"][row])
         assert all(value.is_contiguous() for value in saved.values())
 
 

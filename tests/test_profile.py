@@ -5,10 +5,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import soundfile
 from conftest import ROOT, run, tone
+
+from tune.recipes import TUNE, make_config, make_model
 
 
 def test_the_standard_librarys_profile_is_handed_on():
@@ -51,6 +54,14 @@ def test_the_script_shows_its_help():
     done = run("profile.py", "--help", cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "peak memory" in done.stdout
+    for word in (
+        "transformer",
+        "attention",
+        "hierarchical",
+        "structure",
+        "--aggregator_checkpoint",
+    ):
+        assert word in done.stdout
 
 
 def test_installing_puts_no_profile_on_the_path(tmp_path):
@@ -141,6 +152,43 @@ def test_the_plot_is_drawn_or_says_what_is_missing(tmp_path):
         assert "pip install matplotlib" in done.stderr
 
 
+def test_hierarchical_makes_one_cell_of_all_segments_beside_the_grid(tmp_path):
+    done = run(
+        ROOT / "profile.py", "--encoder=mel", "--seg", "1", "1.0", "full", "--agg", "hierarchical",
+        "mean", "--duration=2.5", "--repeats=1", "--budget=11GB", "--out=costs.json", cwd=tmp_path,
+        env={"CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "costs.json").read_text())["rows"]
+    assert [(row["seg"], row["agg"], row["duration_s"]) for row in rows] == [
+        ("1", "mean", 2.5), ("full", "mean", 2.5), ("1+full", "hierarchical", 2.5),
+        ("full", "mean", 1.25),
+    ]  # fmt: skip
+    assert [row["encoder_passes"] for row in rows] == [2, 1, 3, 1]
+    assert "1+full" in done.stdout
+
+
+def test_a_transformer_stands_beside_the_studys_and_a_checkpoint_loses_its_folder(tmp_path):
+    config = make_config(replace(TUNE, num_layers=1), 256, encoder="mel", tokens="segment")
+    make_model(config, 1, None).save_pretrained(tmp_path / "aggregators" / "mine")
+    done = run(
+        ROOT / "profile.py", "--encoder=mel", "--seg", "10", "60", "--agg", "mean", "transformer",
+        "--aggregator_checkpoint", tmp_path / "aggregators" / "mine", "--repeats=1",
+        "--out=costs.json", cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "costs.json").read_text())["rows"]
+    found = {(row["seg"], row["agg"]): row for row in rows}
+    peaks = {key: row["study"] and row["study"]["peak_memory_bytes"] for key, row in found.items()}
+    assert peaks == {
+        ("10", "mean"): 3_552_000_000, ("10", "transformer"): 4_095_000_000,
+        ("60", "mean"): None, ("60", "transformer"): 4_132_000_000,
+    }  # fmt: skip
+    for (_, agg), row in found.items():
+        assert row["aggregator_checkpoint"] == ("mine" if agg == "transformer" else None)
+        assert (row["aggregator_parameters"] > 0) == (agg == "transformer")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -154,6 +202,13 @@ def test_the_plot_is_drawn_or_says_what_is_missing(tmp_path):
         (["--out=."], "is a folder"),
         (["--audio", "a.wav", "--duration=3"], "exclude each other"),
         (["--device=cuda"], "unrecognized arguments"),
+        (["--agg=hierarchical", "--seg", "10", "10.0"], "needs several --seg, such as 10 30 full"),
+        (
+            ["--agg=transformer", "--layer", "last", "mix"],
+            "joins one layer's tokens: --layer last ",
+        ),
+        (["--aggregator_checkpoint=mine"], "belongs to --agg transformer"),
+        (["--tokens=beat"], "invalid choice: 'beat'"),
     ],
 )
 def test_a_bad_value_ends_in_one_line(tmp_path, flags, message):
@@ -184,6 +239,6 @@ def test_a_cell_that_is_wrong_ends_in_one_line_and_keeps_what_came_before(tmp_pa
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        "error: --layer must be last, all or a number from 0 to 0, got 7"
+        "error: --layer must be last, all, mix or a number from 0 to 0, got 7"
     )
     assert len(json.loads((tmp_path / "costs.json").read_text())["rows"]) == 1

@@ -17,7 +17,7 @@ from conftest import ROOT, run
 from tune.audio import AudioError
 from tune.segments import parse_rule
 from tune.store import Row, Store, cache_folder, default_root
-from tune.upkeep import describe, prune
+from tune.upkeep import boundaries, describe, prune
 
 RATE = 24_000
 CONTENT = "ab" * 32
@@ -576,6 +576,48 @@ def test_prune_removes_temporary_files_of_dead_writers_only(filled):
     assert prune(filled.root) == []
     assert not any(file.exists() for file in dead)
     assert live.exists()
+
+
+def with_boundaries(store) -> list:
+    """Write the boundaries of two tracks, one of them by two rules; return the files."""
+    for content, rule in ((CONTENT, "structure"), (OTHER, "structure"), (CONTENT, "other")):
+        store.write_boundaries(content, {"rule": rule}, RATE, SPANS)
+    return sorted(store.root.glob("boundaries/*/??/*.json"))
+
+
+def test_boundaries_are_counted_by_track_and_with_all_their_bytes(filled):
+    assert boundaries(filled.root) == {"tracks": 0, "bytes": 0}
+    kept = with_boundaries(filled)
+    assert len(kept) == 3
+    total = sum(file.stat().st_size for file in kept)
+    assert boundaries(filled.root) == {"tracks": 2, "bytes": total}
+    assert listed(describe(filled.root)) == {MUQ, EVERY, MEL, FRAMES}  # not one of them
+
+
+def test_prune_removes_temporary_files_of_boundaries_and_keeps_the_boundaries(filled):
+    kept = with_boundaries(filled)
+    dead, live = (kept[0].with_name(f".{kept[0].name}.{i}.tmp") for i in range(2))
+    for file in (dead, live):
+        file.write_bytes(b"{")
+    os.utime(dead, (time.time() - 2 * DAY_S,) * 2)
+    before = boundaries(filled.root)
+    prune(filled.root, dry_run=True)
+    assert dead.exists()
+    assert prune(filled.root) == []
+    assert (dead.exists(), live.exists()) == (False, True)
+    prune(filled.root, encoder="muq")
+    assert boundaries(filled.root) == before  # every encoder shares them
+
+
+def test_the_command_counts_boundaries(filled, tmp_path):
+    assert "boundaries" not in command("--store", filled.root, cwd=tmp_path).stdout
+    rows = sum(file.stat().st_size for file in rows_in(filled))
+    kept = sum(file.stat().st_size for file in with_boundaries(filled))
+    size = command("size", "--store", filled.root, cwd=tmp_path)
+    assert size.stdout == f"{rows + kept}\n"
+    listing = command("--store", filled.root, cwd=tmp_path)
+    *_, line = listing.stdout.splitlines()
+    assert line == f"boundaries (--seg structure) of 2 tracks: {kept} B"
 
 
 def command(*args, cwd, env=None):

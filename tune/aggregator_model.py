@@ -2,8 +2,8 @@
 
 `AggregatorModel` is a Hugging Face model: `save_pretrained`, `from_pretrained` (a folder or a hub
 id, safetensors only). Its configuration names the encoder, layer and tokens that it was trained
-on; `tune.transformer` refuses anything else. Tokens are (B, N, D) with a mask (B, N) that is True at real
-ones; padding changes no real token's state.
+on; `tune.transformer` refuses anything else. Tokens are (B, N, D) with a mask (B, N) that is True
+at real ones; padding changes no real token's state.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from transformers import (
 )
 
 READOUTS = ("cls", "mean", "residual")
+STANDARDISE = ("none", "dimension", "within")
 POSITIONS = ("rotary", "learned")
 
 
@@ -40,7 +41,9 @@ class AggregatorConfig(PreTrainedConfig):
     max_tokens : tokens of the longest track, for learned positions
     cls_token : whether a learned [CLS] token stands in front
     mask_token : "learned", or "zero" as in the study
-    standardise : whether tokens are brought to zero mean and unit variance by training statistics
+    standardise : what is done to tokens by statistics of the training tracks: "none", "dimension"
+        (each to zero mean and unit variance) or "within" (whitened by what varies within tracks,
+        `tune.whitening`, and scaled to a mean variance of 1)
     readout : how a track's embedding is taken when nothing else is said: "cls" (the [CLS] state),
         "mean" (mean of the token states) or "residual" (mean of the standardised tokens, with the
         [CLS] state beside it)
@@ -52,9 +55,10 @@ class AggregatorConfig(PreTrainedConfig):
 
     def __init__(self, input_size=1024, hidden_size=1024, num_hidden_layers=4,
                  num_attention_heads=8, intermediate_size=1024, dropout=0.1, positions="rotary",
-                 max_tokens=4096, cls_token=True, mask_token="learned", standardise=True,
+                 max_tokens=4096, cls_token=True, mask_token="learned", standardise="within",
                  readout="cls", encoder=None, encoder_fingerprint=None, layer=None, tokens=None,
-                 seg=None, hop=None, min_tail=None, precision=None, recipe=None, **kwargs):  # fmt: skip
+                 seg=None, hop=None, min_tail=None, precision=None, recipe=None,
+                 **kwargs):  # fmt: skip
         self.input_size, self.hidden_size = input_size, hidden_size
         self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
         self.intermediate_size, self.dropout = intermediate_size, dropout
@@ -104,9 +108,14 @@ class AggregatorModel(PreTrainedModel):
             raise AggregatorError(
                 f"{config.num_attention_heads} heads don't divide the width {config.hidden_size}"
             )
+        if config.standardise not in STANDARDISE:
+            raise AggregatorError(
+                f"standardise must be one of {', '.join(STANDARDISE)}, got {config.standardise!r}"
+            )
         size, width = config.input_size, config.hidden_size
         self.register_buffer("token_mean", torch.zeros(size))
-        self.register_buffer("token_scale", torch.ones(size))
+        within = config.standardise == "within"
+        self.register_buffer("token_scale", torch.eye(size) if within else torch.ones(size))
         self.project = nn.Identity() if size == width else nn.Linear(size, width)
         self.cls = nn.Parameter(torch.zeros(width)) if config.cls_token else None
         self.hole = nn.Parameter(torch.zeros(width)) if config.mask_token == "learned" else None
@@ -128,23 +137,31 @@ class AggregatorModel(PreTrainedModel):
                 nn.init.zeros_(module.bias)
         if isinstance(module, AggregatorModel):
             nn.init.zeros_(module.token_mean)
-            nn.init.ones_(module.token_scale)
+            within = module.config.standardise == "within"
+            (nn.init.eye_ if within else nn.init.ones_)(module.token_scale)
             for parameter in filter(lambda p: p is not None, (module.cls, module.hole)):
                 nn.init.normal_(parameter, std=0.02)
 
-    def standardise_by(self, mean: torch.Tensor, deviation: torch.Tensor) -> None:
-        """Take the training tokens' mean and deviation (D,); a constant dimension becomes zero."""
+    def standardise_by(self, mean: torch.Tensor, scale: torch.Tensor) -> None:
+        """Take the training tokens' mean (D,) and scale: (D,), or for "within" (D, D)."""
         self.token_mean.copy_(mean)
-        self.token_scale.copy_(torch.where(deviation > 0, 1 / deviation, 0.0))
+        self.token_scale.copy_(scale)
 
     def standardised(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Tokens (B, N, D) as the model sees them; zero where the mask is False."""
-        return ((tokens - self.token_mean) * self.token_scale).masked_fill(~mask[..., None], 0)
+        return self._scaled(tokens).masked_fill(~mask[..., None], 0)
 
     def mean_token(self, mean: torch.Tensor) -> torch.Tensor:
         """The training tokens' mean (D,) as the model sees it: zero where it standardises."""
-        mean = mean.to(self.token_mean.device, self.token_mean.dtype)
-        return (mean - self.token_mean) * self.token_scale
+        return self._scaled(mean.to(self.token_mean.device, self.token_mean.dtype))
+
+    def _scaled(self, tokens):
+        """Tokens (..., D), standardised."""
+        centred = tokens - self.token_mean
+        if self.token_scale.ndim == 1:
+            return centred * self.token_scale
+        with torch.autocast(tokens.device.type, enabled=False):  # in float32
+            return centred @ self.token_scale
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor,
                 hidden: torch.Tensor | None = None) -> Aggregated:  # fmt: skip

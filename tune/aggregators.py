@@ -66,7 +66,7 @@ class AggregatorRow:
     Attributes
     ----------
     function : (tokens, mask[, seconds]) -> (embeddings, valid); for attention the pooling that it
-        starts from, for hierarchical the pooling inside each scale, None for the Transformer
+        starts from, for hierarchical the pooling inside each scale, None for what is fitted first
     about : one line for --help and the README
     fixed_n : whether all tracks need the same number of tokens
     needs_seconds : whether the function takes the tokens' durations
@@ -88,6 +88,9 @@ AGGREGATORS = {
         concat, "tokens end to end, as many as the longest training track has", fixed_n=True
     ),
     "stats": AggregatorRow(stats, "mean and deviation of each dimension"),
+    "whitened": AggregatorRow(
+        None, "mean of the tokens, whitened by what varies within training tracks"
+    ),
     "attention": AggregatorRow(mean, "gated attention over the tokens, learned with the probe"),
     "hierarchical": AggregatorRow(mean, "means at several segment lengths, mixed by the probe"),
     "transformer": AggregatorRow(None, "BERT-style Transformer, pretrained by masked modelling"),

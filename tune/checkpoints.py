@@ -9,6 +9,7 @@ run was asked for: a command that asks for something else doesn't go on from it.
 """
 
 import contextlib
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -20,9 +21,12 @@ from safetensors.torch import save_file
 from tune import results
 
 STATE = "state"
+OURS = {"config.json", "model.safetensors", ".model.tmp", "README.md", "history.csv",
+        "pretrain.json", STATE, f"{STATE}.before", f"{STATE}.tmp"}  # fmt: skip
 # Flags that change neither the tokens nor the training.
-INDIFFERENT = {"store", "cache_dir", "data_dir", "out", "overwrite", "report_to", "project", "group",
-               "tags", "strict", "batch_seconds", "gradient_checkpointing", "patience"}  # fmt: skip
+INDIFFERENT = {"store", "cache_dir", "data_dir", "out", "overwrite", "report_to", "project",
+               "group", "tags", "strict", "batch_seconds", "gradient_checkpointing",
+               "patience"}  # fmt: skip
 
 
 def asked_for(args: Mapping, recipe: Mapping, encoder: str) -> dict:
@@ -43,16 +47,26 @@ def begin(accelerator, out: Path, wanted: dict, overwrite: bool) -> dict:
     ValueError
         When --out holds a finished aggregator, one of another command, or other files.
     """
-    state, before = out / STATE, out / f"{STATE}.before"
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; an aggregator needs a folder")
+    state, before, aside = out / STATE, out / f"{STATE}.before", out / f"{STATE}.tmp"
+    foreign = sorted({p.name for p in out.iterdir()} - OURS) if out.is_dir() else []
+    if overwrite and foreign:
+        raise ValueError(
+            f"--out {out} holds other files ({foreign[0]}), which --overwrite would delete: "
+            f"choose another folder"
+        )
+    accelerator.wait_for_everyone()  # all have looked before anything is changed
     with accelerator.main_process_first():
         if accelerator.is_main_process:
             if overwrite and out.is_dir():
                 shutil.rmtree(out)
             if before.exists() and not state.exists():  # cut off between two renames
                 before.rename(state)
-            shutil.rmtree(out / f"{STATE}.tmp", ignore_errors=True)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; an aggregator needs a folder")
+            if aside.exists() and not state.exists() and not (out / "pretrain.json").exists():
+                for name in ("config.json", "model.safetensors", ".model.tmp"):
+                    (out / name).unlink(missing_ok=True)  # cut off before its first state
+            shutil.rmtree(aside, ignore_errors=True)
     if (state / "progress.json").is_file():
         progress = json.loads((state / "progress.json").read_text(encoding="utf-8"))
         old = progress["wanted"]
@@ -66,9 +80,8 @@ def begin(accelerator, out: Path, wanted: dict, overwrite: bool) -> dict:
         return progress
     if (out / "pretrain.json").exists():
         raise ValueError(f"{out} holds a finished aggregator: choose another --out or --overwrite")
-    ours = {"config.json", "model.safetensors"}  # of a run cut off before its first state
-    if out.is_dir() and (foreign := sorted(p.name for p in out.iterdir() if p.name not in ours)):
-        raise ValueError(f"--out {out} holds other files ({foreign[0]}): choose an empty folder")
+    if out.is_dir() and (there := sorted(p.name for p in out.iterdir())):
+        raise ValueError(f"--out {out} holds other files ({there[0]}): choose an empty folder")
     return {"epoch": 0, "history": [], "best_epoch": 0, "best_loss": None, "baselines": {},
             "wanted": wanted}  # fmt: skip
 
@@ -81,6 +94,17 @@ def check_tracks(tracks: Mapping) -> None:
                 f"all {len(data.single)} {split} tracks have one token only, and nothing can be "
                 f"predicted from nothing: use a shorter --seg, or --tokens frame"
             )
+
+
+def check_same_data(progress: dict, fingerprint: str, tracks: Mapping, out: Path) -> None:
+    """Raise ValueError when a run goes on with other audio, segments or encoder weights."""
+    rows = {split: [data.rows[path] for path in data.paths] for split, data in tracks.items()}
+    digest = hashlib.sha256(json.dumps([fingerprint, rows]).encode()).hexdigest()
+    if progress.setdefault("data", digest) != digest:
+        raise ValueError(
+            f"{out} holds an unfinished run on other data: the tracks or the encoder's weights "
+            f"have changed since. Choose another --out, or --overwrite"
+        )
 
 
 def note(progress: dict, row: Mapping, track_weight: float) -> bool:
@@ -96,9 +120,11 @@ def note(progress: dict, row: Mapping, track_weight: float) -> bool:
 
 def save(accelerator, model, out: Path, progress: Mapping, better: bool) -> None:
     """Write the state after an epoch, and the aggregator when the epoch was the best."""
-    if better and accelerator.is_main_process:
-        save_model(accelerator.unwrap_model(model), out)
     aside, state, before = out / f"{STATE}.tmp", out / STATE, out / f"{STATE}.before"
+    if accelerator.is_main_process:
+        aside.mkdir(parents=True, exist_ok=True)  # marks what follows as an unfinished run's
+        if better:
+            save_model(accelerator.unwrap_model(model), out)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(aside))
     accelerator.wait_for_everyone()
@@ -137,7 +163,9 @@ def finish(out: Path, progress: Mapping, described: Mapping, corpus, tracks) -> 
               "test_splits_checked": corpus.checked}  # fmt: skip
     text = json.dumps(facts, indent=2, default=str)
     (out / "pretrain.json").write_text(text + "\n", encoding="utf-8")
-    shutil.rmtree(out / STATE, ignore_errors=True)
+    if (out / STATE).exists():
+        (out / STATE).rename(out / f"{STATE}.tmp")  # never half a state under its name
+    shutil.rmtree(out / f"{STATE}.tmp", ignore_errors=True)
 
 
 def device_kind() -> tuple[str, tuple[int, int] | None]:

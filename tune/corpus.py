@@ -4,6 +4,7 @@ A track is known by its content (SHA-256), not by its name: the same file under 
 another task, is still a test track.
 """
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ class Corpus:
     ----------
     train, val : paths, each audio content once
     refused : list of {"path", "reason"}: tracks that are in a task's test split
-    skipped : list of {"path", "reason"}: files that can't be read
+    skipped : list of {"path", "reason"}: files that can't be read, rows that can't be used
     checked : names of the tasks whose test splits were looked at
     """
 
@@ -67,8 +68,10 @@ def gather(tasks: Sequence[Task], audio_dir: Path | None, others: Sequence[Task]
     for task in (*tasks, *others):
         corpus.checked.append(task.name)
         for path in task.splits["test"]["path"]:
-            if Path(path).is_file():
+            with contextlib.suppress(AudioError):  # no such file, or none that can be read
                 tested[store.content(path)] = task.name
+    for task in tasks:
+        corpus.skipped += [{"path": i["where"], "reason": i["reason"]} for i in task.skipped]
 
     def add(path: str, where: list) -> None:
         key = content(path)
@@ -92,7 +95,7 @@ def gather(tasks: Sequence[Task], audio_dir: Path | None, others: Sequence[Task]
         found = sorted(found, key=store.content)
         n_val = max(1, round(val_share * len(found))) if len(found) > 1 else 0
         held = {found[i] for i in order[:n_val]}
-        corpus.val += sorted(held)
+        corpus.val += [path for path in found if path in held]
         corpus.train += [path for path in found if path not in held]
     for name, paths in (("learn from", corpus.train), ("validate on", corpus.val)):
         if not paths:

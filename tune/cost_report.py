@@ -11,7 +11,7 @@ from rich.table import Table
 
 from tune.costs import STUDY_DEVICE, STUDY_TASKS, longest_within, study_cost
 
-NOTED_S = 1e-4  # a stage that takes less a track isn't worth a line
+NOTED_S = 1e-4  # what takes less time a track isn't worth a line
 # Settings that get a column only when they differ between the rows.
 SETTINGS = {"encoder": "encoder", "precision": "precision", "layer": "layer",
             "batch_seconds": "batch s"}  # fmt: skip
@@ -43,8 +43,8 @@ def print_costs(rows: Sequence[Mapping], device: str, console: Console) -> None:
     table = Table()
     for key in varied:
         table.add_column(SETTINGS[key])
-    table.add_column("seg")
-    table.add_column("agg")
+    table.add_column("seg", no_wrap=True)
+    table.add_column("agg", no_wrap=True)
     heads = ["track s", "passes", "peak GB", "s a track", "min to max", "audio s / s",
              "GFLOP/s", "of matrix rate", "embedding", "store kB"]  # fmt: skip
     for head in heads + ["study GB", "study s", "ours / study GB"] * study:
@@ -119,17 +119,18 @@ def _notes(rows, device, study) -> list[str]:
         notes.append("= full: the segment isn't shorter than the track, so nothing was cut.")
     if any(row["redone_in_float32"] for row in done):
         notes.append("Some batches overflowed and ran again in float32, which the times include.")
-    for stage, word in (("decode_seconds", "decoding"), ("cut_seconds", "cutting")):
-        if any(row[stage] > NOTED_S for row in done):
-            per = ", ".join(dict.fromkeys(f"{row[stage]:.3f} s" for row in done))
-            notes.append(f"Times include {word}: {per} a track.")
+    if any(row["decode_seconds"] > NOTED_S for row in done):
+        per = ", ".join(dict.fromkeys(f"{row['decode_seconds']:.3f} s" for row in done))
+        notes.append(f"Times include decoding: {per} a track.")
+    cutting = max((row["cut_seconds"] for row in done), default=0.0)
+    if cutting > NOTED_S:
+        notes.append(f"Times include finding where to cut: up to {cutting:.3f} s a track.")
     for agg in dict.fromkeys(row["agg"] for row in done if row["aggregator_parameters"]):
         part = [row for row in done if row["agg"] == agg]
-        joining = max(row["join_seconds"] for row in part)
-        notes.append(
-            f"{agg}: {part[0]['aggregator_parameters']:,} parameters, in the weights; joining takes "
-            f"up to {joining:.4f} s a track, in the times."
-        )
+        parameters, joining = (max(row[key] for row in part)
+                               for key in ("aggregator_parameters", "join_seconds"))  # fmt: skip
+        notes.append(f"{agg}: up to {parameters:,} parameters, in the weights; joining takes up to "
+                     f"{joining:.4f} s a track, in the times.")  # fmt: skip
     if study:
         tasks = ", ".join(f"{name} ({row.duration_s:g} s, {row.test_tracks} tracks)"
                           for name, row in STUDY_TASKS.items())  # fmt: skip

@@ -14,6 +14,7 @@ from datasets import DatasetDict
 from tune.aggregators import AGGREGATORS, aggregate_track
 from tune.encoding import read_row
 from tune.store import Collection, Row
+from tune.whitening import WithinTrack, whitened_mean
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Tokens:
 
 def load_task_features(
     splits: DatasetDict, collection: Collection, scales: Sequence[Mapping[str, tuple]], agg: str,
-    embed: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    embed: Sequence[Callable[[torch.Tensor], torch.Tensor]] | None = None,
 ) -> tuple[dict[str, Features], int]:  # fmt: skip
     """Aggregate every split; an aggregator with a fixed number takes the training tracks' largest.
 
@@ -60,7 +61,7 @@ def load_task_features(
     ----------
     scales : for each segment rule, path -> (content, spans) as `encode_tracks` reports
     agg : a name of `AGGREGATORS`
-    embed : for an aggregator without a function of its own: tokens (N, D) float32 -> (D')
+    embed : for an aggregator that was fitted before, one a layer: tokens (N, D) float32 -> (D')
 
     Returns
     -------
@@ -68,11 +69,13 @@ def load_task_features(
     """
     parts = {name: [] for name in splits}
     for rows in scales:
-        n_tokens = None
+        n_tokens, fitted = None, embed
+        if agg == "whitened":
+            fitted = fit_whitened(collection, splits["train"]["path"], rows)
         if agg in AGGREGATORS and AGGREGATORS[agg].fixed_n:
             n_tokens = max(count_tokens(collection, splits["train"]["path"], rows))
         for name, split in splits.items():
-            found = load_features(collection, split["path"], rows, agg, n_tokens, embed)
+            found = load_features(collection, split["path"], rows, agg, n_tokens, fitted)
             parts[name].append(found)
         truncated = sum(found[-1].truncated for found in parts.values())
         if truncated:
@@ -87,6 +90,18 @@ def load_task_features(
         for name, found in parts.items()
     }  # fmt: skip
     return features, sum(f.truncated for f in features.values())
+
+
+def fit_whitened(collection: Collection, paths: Sequence[str], rows: Mapping) -> list[Callable]:
+    """One whitened mean a layer (`tune.whitening`), fitted on the training tracks' tokens."""
+    within = None
+    for path in paths:
+        tokens = torch.from_numpy(read_row(collection, path, *rows[path]).tokens)  # (N, L, D)
+        if within is None:
+            within = [WithinTrack(tokens.shape[2]) for _ in range(tokens.shape[1])]
+        for layer, found in zip(tokens.unbind(1), within, strict=True):
+            found.add(layer)
+    return [whitened_mean(*found.fit()) for found in within]
 
 
 def count_tokens(collection: Collection, paths: Sequence[str], rows: Mapping) -> list[int]:
@@ -109,7 +124,7 @@ def load_features(
     rows: Mapping[str, tuple],
     agg: str,
     n_tokens: int | None,
-    embed: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    embed: Sequence[Callable[[torch.Tensor], torch.Tensor]] | None = None,
 ) -> Features:
     """Aggregate each track's tokens, one track at a time.
 
@@ -134,7 +149,7 @@ def load_features(
         row = read_row(collection, path, *rows[path])
         tokens = torch.from_numpy(row.tokens)  # (N, L, D)
         if AGGREGATORS[agg].function is None:
-            each = [embed(layer).double() for layer in tokens.unbind(1)]
+            each = [f(layer).double() for f, layer in zip(embed, tokens.unbind(1), strict=True)]
             layers = [(e, torch.ones_like(e, dtype=torch.bool), False) for e in each]
         else:
             times = token_times(row, collection.key["sample_rate"])

@@ -147,8 +147,10 @@ def make_attention(data, seeds: Sequence[int], device: torch.device) -> list[Gat
     ]  # fmt: skip
 
 
-def make_transformers(data, seeds: Sequence[int], start: Callable[[int], nn.Module],
-                      readout: str | None, device: torch.device) -> list[TunedTransformer]:  # fmt: skip
+def make_transformers(
+    data, seeds: Sequence[int], start: Callable[[int], nn.Module], readout: str | None,
+    device: torch.device,
+) -> list[TunedTransformer]:  # fmt: skip
     """One Transformer per probe, to be trained with it.
 
     Parameters
@@ -171,7 +173,7 @@ def make_mixes(data, seeds: Sequence[int], device: torch.device) -> list[Mix] | 
 
 def describe(probes, seeds: Sequence[int], *, views: Sequence[str], checkpoint: str | None,
              tuned: bool, readout: str | None) -> dict:  # fmt: skip
-    """What a result says about an aggregator that learns: parameters, mixing weights, checkpoint."""
+    """What a result says about an aggregator that learns: parameters, weights, checkpoint."""
     joiners = [getattr(probe, "joiner", None) for probe in probes]
     learnt = 0
     if joiners[0] is not None:

@@ -1,7 +1,8 @@
 """Masked modelling of tokens: which ones are hidden, the losses, and what a loss must beat.
 
 All losses are given per track, as the mean over its hidden tokens, so that a batch's loss is a sum
-over tracks whichever way the batch is divided.
+over tracks. With mse and cosine that is the same whichever way the batch is divided; InfoNCE draws
+its negatives from what passes through the model together.
 """
 
 import torch
@@ -36,7 +37,8 @@ def draw_hidden(n_tokens: int, mask_prob: float, span: int, generator) -> torch.
         missing = wanted - int(hidden.sum())
         if missing <= 0:
             break
-        hidden[start : start + min(span, missing)] = True
+        fresh = (~hidden[start : start + span]).nonzero()[:missing, 0]
+        hidden[start + fresh] = True
     return hidden
 
 
@@ -79,8 +81,10 @@ def _infonce(predicted, tokens, hidden, mask, temperature):
     return total / hidden.sum(1)
 
 
-def track_losses(summary: torch.Tensor, tokens: torch.Tensor, hidden: torch.Tensor,
-                 temperature: float = TEMPERATURE) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+def track_losses(
+    summary: torch.Tensor, tokens: torch.Tensor, hidden: torch.Tensor,
+    temperature: float = TEMPERATURE,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Loss of each track's [CLS]: recognise its own hidden part among the batch's, by InfoNCE.
 
     Masked modelling alone gives the [CLS] token no task of its own. Here the visible part's [CLS]

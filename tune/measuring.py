@@ -209,7 +209,8 @@ def make_join(cell: Cell, encoder) -> tuple[Callable, object | None]:
 
     Returns
     -------
-    join : (rows of the track, one a scale) -> embeddings, one a layer, on the CPU
+    join : (rows of the track, one a scale) -> embeddings on the CPU, one a layer, or one of all
+        layers where they are mixed
     model : the module that learns, on the encoder's device, or None
 
     Raises
@@ -221,6 +222,7 @@ def make_join(cell: Cell, encoder) -> tuple[Callable, object | None]:
 
     from tune import learned, transformer
     from tune.aggregators import aggregate_track
+    from tune.encoder import resolve_layers
     from tune.features import token_times
 
     device = encoder.device
@@ -239,27 +241,34 @@ def make_join(cell: Cell, encoder) -> tuple[Callable, object | None]:
         model = _transformer(cell, encoder).to(device)
         embed = transformer.embedder(model, None)
         return lambda rows: [embed(x) for x in layers_of(rows[0])], model
+    n_layers = len(resolve_layers(cell.layer, encoder.n_layers)) if cell.layer == "mix" else None
     if cell.agg == "attention":
-        generator = torch.Generator().manual_seed(SEED)
-        model = learned.GatedAttention(encoder.embedding_dim, dtype, generator=generator).to(device)
+        model = learned.GatedAttention(
+            encoder.embedding_dim, dtype, n_views=n_layers,
+            generator=torch.Generator().manual_seed(SEED),
+        ).to(device)  # fmt: skip
 
         @torch.inference_mode()
         def attend(rows):
-            parts = [x.to(device, dtype)[None] for x in layers_of(rows[0])]
-            mask = torch.ones(parts[0].shape[:2], dtype=torch.bool, device=device)
+            tokens = torch.from_numpy(rows[0].tokens).to(device, dtype)[None]  # (1, N, L, D)
+            mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=device)
+            parts = tokens.unbind(2) if n_layers is None else [tokens]
             return [model(x, mask)[0].cpu() for x in parts]
 
         return attend, model
-    if cell.agg == "hierarchical":
-        model = learned.Mix(len(cell.rules), encoder.embedding_dim, dtype).to(device)
+    name = "mean" if cell.agg == "hierarchical" else cell.agg
+    if n_layers is None and len(cell.rules) == 1:
+        return lambda rows: pooled(rows[0], name), None
+    views = (n_layers or 1) * len(cell.rules)
+    model = learned.Mix(views, encoder.embedding_dim, dtype).to(device)
 
-        @torch.inference_mode()
-        def mix(rows):
-            by_layer = zip(*(pooled(row, "mean") for row in rows), strict=True)
-            return [model(torch.stack(scales).to(device, dtype)).cpu() for scales in by_layer]
+    @torch.inference_mode()
+    def mix(rows):
+        by_layer = list(zip(*(pooled(row, name) for row in rows), strict=True))  # L times S
+        groups = by_layer if n_layers is None else [sum(by_layer, ())]
+        return [model(torch.stack(group).to(device, dtype)).cpu() for group in groups]
 
-        return mix, model
-    return lambda rows: pooled(rows[0], cell.agg), None
+    return mix, model
 
 
 def _transformer(cell, encoder):

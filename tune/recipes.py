@@ -4,11 +4,13 @@
 it came about).
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from tune.aggregator_model import AggregatorConfig, AggregatorModel
+from tune.whitening import WithinTrack
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,8 @@ class AggregatorRecipe:
     ----------
     tokens, frame_rate : what is joined, as train_probe.py's flags
     hidden_size : width; 0 is the encoder's
-    num_layers, num_heads, intermediate_size, dropout, positions, cls_token, mask_token, standardise,
-    readout : see `AggregatorConfig`
+    num_layers, num_heads, intermediate_size, dropout, positions, cls_token, mask_token,
+    standardise, readout : see `AggregatorConfig`
     mask_prob, span : see `tune.masking.draw_hidden`
     objective : a name of `tune.masking.OBJECTIVES`
     track_weight : weight of the [CLS] token's own objective (`tune.masking.track_losses`)
@@ -39,7 +41,7 @@ class AggregatorRecipe:
     positions: str = "rotary"
     cls_token: bool = True
     mask_token: str = "learned"
-    standardise: bool = True
+    standardise: str = "within"
     readout: str = "residual"
     mask_prob: float = 0.3
     span: int = 1
@@ -57,7 +59,7 @@ class AggregatorRecipe:
 TUNE = AggregatorRecipe()
 STUDY = replace(
     TUNE, tokens="frame", frame_rate=25.0, positions="learned", cls_token=False,
-    mask_token="zero", standardise=False, readout="mean", mask_prob=0.15, objective="mse",
+    mask_token="zero", standardise="none", readout="mean", mask_prob=0.15, objective="mse",
     track_weight=0.0, lr=5e-5, schedule="constant", warmup=0.0, epochs=1,
     clip=0.0,
 )  # fmt: skip
@@ -80,11 +82,35 @@ def make_config(recipe: AggregatorRecipe, input_size: int, **trained_on) -> Aggr
     )  # fmt: skip
 
 
+def standardisation(tracks: Iterable[torch.Tensor], how: str) -> tuple:
+    """Mean (D,) and scale of training tracks' tokens (N, D), for `AggregatorModel`.
+
+    The scale is (D,), one over the deviation (0 for a dimension that never varies), or (D, D) for
+    how = "within": the whitening, scaled so that a whitened token's mean variance is 1.
+
+    Raises
+    ------
+    ValueError
+        When nothing varies within tracks and that is what is asked for.
+    """
+    within = None
+    for tokens in tracks:
+        within = within or WithinTrack(tokens.shape[1])
+        within.add(tokens)
+    if how != "within":
+        deviation = within.covariance().diagonal().sqrt()
+        scale = torch.where(deviation > 1e-12 * (1 + within.mean.abs()), 1 / deviation, 0.0)
+        return within.mean, scale
+    mean, matrix = within.fit()
+    variance = (matrix.T @ within.covariance() @ matrix).diagonal().mean()
+    return mean, matrix / variance.sqrt()
+
+
 def make_model(config: AggregatorConfig, seed: int, statistics: tuple | None) -> AggregatorModel:
-    """A model with weights from a seed, standardising by the training tokens' (mean, deviation)."""
+    """A model with weights from a seed, standardising by the training tokens' (mean, scale)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AggregatorModel(config)
-    if config.standardise and statistics is not None:
+    if config.standardise != "none" and statistics is not None:
         model.standardise_by(*statistics)
     return model

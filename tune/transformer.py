@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from tune.aggregator_model import AggregatorConfig, AggregatorError, AggregatorModel
-from tune.recipes import TUNE, make_config, make_model
+from tune.recipes import TUNE, make_config, make_model, standardisation
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,8 @@ def starter(model: AggregatorModel | None, tokens: tuple) -> Callable[[int], Agg
     if model is not None:
         return lambda seed: copy.deepcopy(model)
     values, mask = tokens
-    real = values[0][mask].double().cpu()  # (tokens, D)
-    statistics = real.mean(0), real.std(0, correction=0)
+    tracks = (track[real].cpu() for track, real in zip(values[0], mask, strict=True))
+    statistics = standardisation(tracks, TUNE.standardise)
     config = make_config(TUNE, values.shape[-1])
     return lambda seed: make_model(config, seed, statistics).eval()
 

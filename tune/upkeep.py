@@ -46,6 +46,15 @@ def describe(root: Path) -> list[dict]:
     return found
 
 
+def boundaries(root: Path) -> dict:
+    """Count the tracks whose boundaries `--seg structure` found, and the bytes of all of these."""
+    files, n_bytes = list(Path(root).glob("boundaries/*/??/*.json")), 0
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):  # replaced or deleted meanwhile
+            n_bytes += file.stat().st_size
+    return {"tracks": len({file.stem for file in files}), "bytes": n_bytes}
+
+
 def prune(root: Path, *, encoder: str | None = None, older_than_days: float | None = None,
           dry_run: bool = False) -> list[dict]:  # fmt: skip
     """Delete collections by encoder name and by days since last use, and stale temporary files.
@@ -63,10 +72,11 @@ def prune(root: Path, *, encoder: str | None = None, older_than_days: float | No
                     shutil.rmtree(item["path"])
                     with contextlib.suppress(OSError):  # other layers are still there
                         item["path"].parent.rmdir()
-    for aside in Path(root).glob("*/layers-*/**/.*.tmp"):
-        with contextlib.suppress(FileNotFoundError):
-            if not dry_run and now - aside.stat().st_mtime > STALE_S:
-                aside.unlink()
+    for pattern in ("*/layers-*/**/.*.tmp", "boundaries/**/.*.tmp"):
+        for aside in Path(root).glob(pattern):
+            with contextlib.suppress(FileNotFoundError):
+                if not dry_run and now - aside.stat().st_mtime > STALE_S:
+                    aside.unlink()
     return gone
 
 
@@ -120,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"no store at {args.store}: it is made by the first run", file=sys.stderr)
         return 2
     if args.verb == "size":
-        print(sum(item["bytes"] for item in describe(args.store)))
+        rows = sum(item["bytes"] for item in describe(args.store))
+        print(rows + boundaries(args.store)["bytes"])
     elif args.verb == "prune":
         gone = prune(
             args.store, encoder=args.encoder, older_than_days=args.older_than, dry_run=args.dry_run
@@ -130,7 +141,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         _print_collections(gone, "would be deleted" if args.dry_run else "deleted")
     else:
-        items = describe(args.store)
+        items, cuts = describe(args.store), boundaries(args.store)
         total = _human(sum(item["bytes"] for item in items))
         _print_collections(items, f"{args.store}: {len(items)} collections, {total}")
+        if cuts["tracks"]:
+            print(f"boundaries (--seg structure) of {cuts['tracks']:,} tracks: "
+                  f"{_human(cuts['bytes'])}")  # fmt: skip
     return 0
