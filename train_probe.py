@@ -63,7 +63,8 @@ def parse_args(argv=None):
     strategy.add_argument("--max_seg", type=positive_float, metavar="SECONDS",
                           help="longest segment of --seg structure (default: 30)")
     strategy.add_argument("--agg", choices=["mean", "duration_mean", "max", "concat", "stats",
-                                            "whitened", "attention", "hierarchical", "transformer"],
+                                            "whitened", "attention", "hierarchical",
+                                            "transformer"],
                           default="mean", help="how the segments' embeddings are joined; "
                           "attention learns with the probe, hierarchical mixes several --seg, "
                           "transformer is pretrained by pretrain_aggregator.py")
@@ -262,7 +263,7 @@ def main(args):
         seeds = args.seeds * data.n_layers
         joiners = make_joiners(data, seeds, model, device, args)
         bank, selection, history = train(accelerator, tracker, task, data, joiners, args)
-        outcome = evaluate(accelerator, bank, selection, task, data, layers, rules, args)
+        outcome = evaluate(accelerator, bank, selection, task, data, layers, args)
         if accelerator.is_main_process:
             result = results.assemble(
                 task, encoder, rules, collection, reports, outcome, config, device,
@@ -309,10 +310,15 @@ def load_data(task, collection, reports, model, device, args):
     if args.agg == "attention" or args.tune_aggregator:
         tokens = load_tokens(task.splits, collection, scales[0])
     data = ProbeData(
-        task, features, device, n_scales=len(scales), mix=args.layer == "mix", tokens=tokens,
+        task, features, device, n_scales=len(scale_names(args)), mix=args.layer == "mix", tokens=tokens,
         raw=args.tune_aggregator,
     )  # fmt: skip
     return data, truncated
+
+
+def scale_names(args) -> list[str]:
+    """What the probe may mix beside layers: segment lengths, or the plain and the whitened mean."""
+    return ["mean", "whitened"] if args.agg == "whitened" else args.seg
 
 
 def make_joiners(data, seeds, model, device, args):
@@ -414,7 +420,7 @@ def predict(accelerator, model, data, split, rows) -> torch.Tensor:
     return torch.cat(out).transpose(0, 1)
 
 
-def evaluate(accelerator, bank, selection, task, data, layers, rules, args) -> dict:
+def evaluate(accelerator, bank, selection, task, data, layers, args) -> dict:
     """Test once: the layer chosen on validation, every seed."""
     seeds = args.seeds
     by_layer = selection.best_score.reshape(data.n_layers, len(seeds)).mean(1)
@@ -439,7 +445,7 @@ def evaluate(accelerator, bank, selection, task, data, layers, rules, args) -> d
         "layer_scores": dict(zip(map(str, names), by_layer.tolist(), strict=True)),
         "best_epochs": selection.best_epoch[mine].tolist(),
         "aggregator": learned.describe(
-            probes, seeds, views=data.view_names([r.name for r in rules], layers),
+            probes, seeds, views=data.view_names(scale_names(args), layers),
             checkpoint=args.aggregator_checkpoint, tuned=args.tune_aggregator,
             readout=args.readout,
         ),

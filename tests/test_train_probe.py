@@ -6,15 +6,21 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import torch
 from conftest import ROOT, make_task, run, run_probe, tone
 from safetensors.numpy import load_file
 from sklearn.metrics import accuracy_score, f1_score, r2_score
 from wandb_file import read_run
+
+from tune import results
+from tune.encoding import EncodeReport
+from tune.segments import parse_rule
 
 
 def result_of(folder):
@@ -219,6 +225,218 @@ def test_two_processes_give_the_rows_and_metrics_of_one(tmp_path):
     np.testing.assert_allclose(p[["p_high", "p_low"]], q[["p_high", "p_low"]], atol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def attention_run(tmp_path_factory):
+    """One run with attention over segments and tails; its task, flags and folder."""
+    folder = tmp_path_factory.mktemp("attention")
+    task = make_task(folder / "tones", n=(9, 5, 7))
+    flags = ["--task", task, "--encoder=mel", "--seg=1", "--min_tail=0.5", "--agg=attention",
+             "--seeds", "1", "2", "--epochs=6", "--batch_size=4", "--report_to=none",
+             "--store", folder / "store"]  # fmt: skip
+    done = run_probe(*flags, "--name=one", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, flags, done
+
+
+def test_attention_leaves_its_weights(attention_run):
+    folder, _, done = attention_run
+    result = result_of(folder / "runs" / "one")
+    learnt = 2 * 256 * 32 + 32 * 4
+    assert result["aggregator"]["parameters_learned_with_probe"] == learnt
+    assert f"{learnt:,} parameters in front of each probe" in done.stdout
+    assert result["cost"]["embedding_dim"] == 256
+    table = pq.read_table(folder / "runs" / "one" / "attention.parquet").to_pandas()
+    predictions = pq.read_table(folder / "runs" / "one" / "predictions.parquet").to_pandas()
+    assert sorted(set(table.id)) == sorted(set(predictions.id))
+    assert table.groupby(["seed", "id"]).ngroups == 2 * 7
+    for (_, name), rows in table.groupby(["seed", "id"]):
+        for column in ("weight", "head_0", "head_1", "head_2", "head_3"):
+            assert rows[column].sum() == pytest.approx(1)
+        seconds = soundfile.info(folder / "tones" / name).duration
+        dropped = seconds % 1 if seconds % 1 < 0.5 else 0
+        assert rows.token.tolist() == list(range(len(rows)))
+        assert rows.start_s.tolist() == [0, *rows.end_s[:-1]]
+        assert rows.end_s.iloc[-1] == pytest.approx(seconds - dropped, abs=1e-4)
+    assert table.weight.std() > 1e-4  # something was learned
+    assert len(set(table[table.token == 0].weight.round(9))) > 7  # by each seed for itself
+
+
+def test_two_processes_learn_the_attention_of_one(attention_run):
+    folder, flags, _ = attention_run
+    two = run(
+        "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0",
+        "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", ROOT / "train_probe.py", *flags,
+        "--name=two", cwd=folder, env={"ACCELERATE_USE_CPU": "true"},
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr
+    config = json.loads((folder / "runs" / "two" / "config.json").read_text())
+    assert config["n_processes"] == 2
+    for name in ("attention", "predictions"):
+        a, b = (pq.read_table(folder / "runs" / n / f"{name}.parquet").to_pandas()
+                for n in ("one", "two"))  # fmt: skip
+        assert a.columns.tolist() == b.columns.tolist()
+        for column in a:
+            if a[column].dtype == float:
+                np.testing.assert_allclose(a[column], b[column], atol=1e-9, err_msg=column)
+            else:
+                assert a[column].tolist() == b[column].tolist()
+
+
+def test_hierarchical_mixes_all_scales_and_layers_and_costs_their_sum(tmp_path):
+    task = make_task(tmp_path / "tones")
+    done = run_probe(
+        "--task", task, "--encoder=muq-nano", "--seg=[1,2,full]", "--agg=hierarchical",
+        "--layer=mix", "--min_tail=0.5", "--seeds", "5", "6", "--epochs=6", "--report_to=none",
+        "--store", tmp_path / "store", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name == "tones-muq-nano-layer-mix-seg-1+2+full-hierarchical"
+    result = result_of(folder)
+    assert (result["seg"], result["agg"], result["layer"]) == ("1+2+full", "hierarchical", "mix")
+    assert result["degenerate"] is None
+    # Six tracks each of 2.57, 2.94 and 2.2 s: 3, 3 and 2 pieces of 1 s, 2, 2 and 1 of 2 s.
+    assert result["cost"]["encoder_passes"] == 6 * (3 + 3 + 2) + 6 * (2 + 2 + 1) + 6 * 3
+    assert result["cost"]["audio_seconds"] == pytest.approx(
+        3 * 6 * (2.57 + 2.94 + 2.2) - 2 * 6 * 0.2
+    )
+    assert result["segments_per_track"] == {"min": 4, "median": 6.0, "max": 6}
+    files = list((tmp_path / "store").rglob("*.safetensors"))
+    assert len(files) == 3 * 18
+    assert result["cost"]["store_bytes"] == sum(file.stat().st_size for file in files)
+    assert result["cost"]["embedding_dim"] == 192
+    aggregator = result["aggregator"]
+    assert aggregator["parameters_learned_with_probe"] == 15
+    assert aggregator["views"] == [
+        f"layer {k}, {scale}" for k in range(5) for scale in ("1 s", "2 s", "full")
+    ]
+    assert list(aggregator["view_weights"]) == ["5", "6"]
+    for weights in aggregator["view_weights"].values():
+        assert sum(weights) == pytest.approx(1)
+        assert max(weights) > 1.05 / 15  # something was learned
+    assert not (folder / "attention.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("segs", "degenerate"),
+    [(["20", "full"], "equals full"), (["20", "30"], "equals full"), (["1", "full"], None),
+     (["20"], "equals full"), (["full"], None), (["1", "20", "full"], None)],
+)  # fmt: skip
+def test_scales_that_are_all_the_full_track_are_marked(segs, degenerate):
+    rules = [parse_rule(seg) for seg in segs]
+    splits = {s: {"path": [f"{s}{i}" for i in range(2)]} for s in ("train", "val", "test")}
+    paths = [path for split in splits.values() for path in split["path"]]
+    reports = [
+        EncodeReport(
+            rows={path: (path, rule.spans(250, 100)) for path in paths}, encoder_passes=i + 1,
+            encoded_tracks=6, encode_seconds=0.5, audio_seconds=15.0, stored_seconds=2.0,
+            silent=["val0"], skipped=[{"path": "gone", "reason": "empty"}],
+        )
+        for i, rule in enumerate(rules)
+    ]  # fmt: skip
+    config = dict.fromkeys(("precision", "device", "versions", "git_sha", "command"))
+    outcome = dict.fromkeys(
+        ("layer", "layer_scores", "aggregator", "best_epochs", "metrics", "chance", "embedding_dim")
+    )
+    got = results.assemble(
+        SimpleNamespace(name="t", kind="classes", classes=[], targets=[], splits=splits,
+                        skipped=[]),
+        SimpleNamespace(name="mel", untrained=False), rules,
+        SimpleNamespace(key={"tokens": "segment"}, bytes_of=lambda content, spans: len(spans)),
+        reports, outcome, config, torch.device("cpu"), layer_asked="last", agg="hierarchical",
+        seeds=[1], truncated=0, probe_seconds=0.1,
+    )  # fmt: skip
+    assert (got["seg"], got["degenerate"]) == ("+".join(segs), degenerate)
+    pieces = sum(len(rule.spans(250, 100)) for rule in rules)
+    assert got["segments_per_track"] == {"min": pieces, "median": pieces, "max": pieces}
+    n, cost = len(segs), got["cost"]
+    assert cost["store_bytes"] == 6 * pieces
+    assert cost["encoder_passes"] == sum(range(n + 1))
+    assert (cost["audio_seconds"], cost["encode_seconds"]) == (15 * n, 0.5 * n)
+    assert cost["encode_seconds_stored"] == 2 * n
+    # A track that can't be used, or is silent, is one track at all scales.
+    assert got["skipped"] == [{"where": "gone", "reason": "empty"}]
+    assert got["silent"] == ["val0"]
+
+
+def test_the_saved_mix_and_probe_give_the_saved_predictions(classes_run):
+    folder, _ = classes_run
+    done = run_probe(
+        "--task", folder / "tones", "--encoder=muq-nano", "--seg=1", "--min_tail=0.5",
+        "--layer=mix", "--agg=duration_mean", "--seeds", "7", "8", "--epochs=6",
+        "--report_to=none", "--store", folder / "store", "--name=mix", cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = result_of(folder / "runs" / "mix")
+    assert result["cost"]["encoder_passes"] == 0  # a mix needs what --layer all has stored
+    assert result["layer"] == result["layer_asked"] == "mix"
+    assert set(result["layer_scores"]) == {"mix"}
+    assert "mix of all layers" in done.stdout
+    probe = load_file(folder / "runs" / "mix" / "probe.safetensors")
+    weights = np.exp(probe["seed8.joiner.scores"])
+    weights /= weights.sum()
+    np.testing.assert_allclose(weights, result["aggregator"]["view_weights"]["8"])
+    assert weights.std() > 1e-3
+    rows = {key: tokens for key, tokens in rows_of(folder / "store").items() if "layers-all" in key}
+    table = pq.read_table(folder / "runs" / "mix" / "predictions.parquet").to_pandas()
+    from tune.hashing import content_hash
+
+    for line in table[table.seed == 8].itertuples():
+        content = content_hash(folder / "tones" / line.id)
+        (tokens,) = (v for k, v in rows.items() if content in k)  # (N, L, D)
+        seconds = np.ones(len(tokens))
+        length = soundfile.info(folder / "tones" / line.id).duration
+        seconds[-1] = min(1, length - len(tokens) + 1)
+        layers = np.average(tokens.astype(np.float64), 0, seconds)  # (L, D)
+        layers = (layers - probe["standardise.mean"]) * probe["standardise.scale"]
+        hidden = np.maximum(weights @ layers @ probe["seed8.w1"] + probe["seed8.b1"], 0)
+        logits = (hidden @ probe["seed8.w2"] + probe["seed8.b2"])[0]
+        p = np.exp(logits) / np.exp(logits).sum()
+        np.testing.assert_allclose(p, [line.p_high, line.p_low], atol=1e-9)
+
+
+def test_transformer_from_scratch_is_trained_with_the_probe(tmp_path):
+    task = make_task(tmp_path / "tones")
+    done = run_probe(
+        "--task", task, "--encoder=muq-nano", "--seg=1", "--agg=transformer", "--tune_aggregator",
+        "--readout=cls", "--epochs=2", "--seeds", "1", "2", "--report_to=none", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.endswith("-transformer-tuned")
+    result = result_of(folder)
+    aggregator = result["aggregator"]
+    assert aggregator["parameters_learned_with_probe"] > 100_000
+    assert (aggregator["tuned"], aggregator["readout"]) == (True, "cls")
+    assert aggregator["checkpoint"] is None
+    assert result["cost"]["embedding_dim"] == 192
+    saved = load_file(folder / "probe.safetensors")
+    one, two = (saved[f"seed{seed}.joiner.model.cls"] for seed in (1, 2))
+    assert not np.array_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--agg=hierarchical"], "--agg hierarchical needs several --seg, such as 10 30 full"),
+     (["--agg=hierarchical", "--seg", "10", "10"], "--agg hierarchical needs several --seg"),
+     (["--agg=mean", "--seg", "10", "full"], "several --seg need --agg hierarchical, got"),
+     (["--agg=attention", "--seg=[10,full]"], "several --seg need --agg hierarchical, got"),
+     (["--agg=hierarchical", "--seg", "10", "ten"], "a segment is a number of seconds"),
+     (["--readout=cls"], "--readout belongs to --agg transformer, got --agg mean"),
+     (["--agg=attention", "--tune_aggregator"], "--tune_aggregator belongs to --agg transformer"),
+     (["--agg=max", "--aggregator_checkpoint=x"], "--aggregator_checkpoint belongs to --agg tr"),
+     (["--agg=transformer"], "--agg transformer needs --aggregator_checkpoint (pretrain_aggreg"),
+     (["--agg=transformer", "--tune_aggregator", "--layer=mix"], "a Transformer joins one layer"),
+     (["--agg=attention", "--aggregator_lr=0"], "expected a number above 0")],
+)  # fmt: skip
+def test_flags_that_do_not_belong_together_end_in_one_line(tmp_path, flags, message):
+    done = run_probe(*flags, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_killed_while_encoding_it_goes_on_and_the_result_is_that_of_an_undisturbed_run(tmp_path):
     task = make_task(tmp_path / "tones", seconds=50, n=(8, 5, 6))
     flags = ["--task", task, "--encoder=muq-nano", "--seg=10", "--epochs=4", "--report_to=none"]
@@ -294,7 +512,8 @@ def test_help_teaches_every_flag():
     done = run(ROOT / "train_probe.py", "--help", cwd=ROOT)
     assert done.returncode == 0
     for flag in ("--task", "--data_dir", "--encoder", "--layer", "--seg", "--hop", "--min_tail",
-                 "--agg", "--tokens", "--seeds", "--mixed_precision", "--batch_seconds",
+                 "--agg", "--aggregator_checkpoint", "--readout", "--tune_aggregator",
+                 "--aggregator_lr", "--tokens", "--seeds", "--mixed_precision", "--batch_seconds",
                  "--report_to", "--project", "--group", "--name", "--tags", "--output_dir",
                  "--store", "--strict"):  # fmt: skip
         assert flag in done.stdout

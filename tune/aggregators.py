@@ -89,7 +89,7 @@ AGGREGATORS = {
     ),
     "stats": AggregatorRow(stats, "mean and deviation of each dimension"),
     "whitened": AggregatorRow(
-        None, "mean of the tokens, whitened by what varies within training tracks"
+        mean, "the mean, and the mean whitened by what varies within tracks, mixed by the probe"
     ),
     "attention": AggregatorRow(mean, "gated attention over the tokens, learned with the probe"),
     "hierarchical": AggregatorRow(mean, "means at several segment lengths, mixed by the probe"),

@@ -1,6 +1,7 @@
 """From the store to what the probe sees: one embedding a track and view, or the tokens themselves.
 
-A view is a layer at a scale (a segment rule); views are counted scale by scale, layer by layer.
+A view is a layer at a scale (a segment rule, or for `whitened` the plain and the whitened mean);
+views are counted scale by scale, layer by layer.
 """
 
 import logging
@@ -14,7 +15,7 @@ from datasets import DatasetDict
 from tune.aggregators import AGGREGATORS, aggregate_track
 from tune.encoding import read_row
 from tune.store import Collection, Row
-from tune.whitening import WithinTrack, whitened_mean
+from tune.whitening import WithinTrack
 
 log = logging.getLogger(__name__)
 
@@ -67,21 +68,23 @@ def load_task_features(
     -------
     {split: Features}, and how many tracks have more tokens than the aggregator takes
     """
-    parts = {name: [] for name in splits}
+    parts: dict[str, list[Features]] = {name: [] for name in splits}
     for rows in scales:
-        n_tokens, fitted = None, embed
-        if agg == "whitened":
-            fitted = fit_whitened(collection, splits["train"]["path"], rows)
+        n_tokens = None
         if agg in AGGREGATORS and AGGREGATORS[agg].fixed_n:
             n_tokens = max(count_tokens(collection, splits["train"]["path"], rows))
         for name, split in splits.items():
-            found = load_features(collection, split["path"], rows, agg, n_tokens, fitted)
+            found = load_features(collection, split["path"], rows, agg, n_tokens, embed)
             parts[name].append(found)
         truncated = sum(found[-1].truncated for found in parts.values())
         if truncated:
             log.warning(
                 "%s: %d tracks have more than %d tokens and are cut", agg, truncated, n_tokens
             )
+        if agg == "whitened":
+            fitted = fit_whitening(collection, splits["train"]["path"], rows)
+            for found in parts.values():
+                found.append(whitened(found[-1], fitted))
     features = {
         name: Features(
             torch.cat([p.values for p in found]), torch.cat([p.valid for p in found]),
@@ -92,8 +95,8 @@ def load_task_features(
     return features, sum(f.truncated for f in features.values())
 
 
-def fit_whitened(collection: Collection, paths: Sequence[str], rows: Mapping) -> list[Callable]:
-    """One whitened mean a layer (`tune.whitening`), fitted on the training tracks' tokens."""
+def fit_whitening(collection: Collection, paths: Sequence[str], rows: Mapping) -> list[tuple]:
+    """Mean and matrix of each layer (`tune.whitening`), fitted on the training tracks' tokens."""
     within = None
     for path in paths:
         tokens = torch.from_numpy(read_row(collection, path, *rows[path]).tokens)  # (N, L, D)
@@ -101,7 +104,14 @@ def fit_whitened(collection: Collection, paths: Sequence[str], rows: Mapping) ->
             within = [WithinTrack(tokens.shape[2]) for _ in range(tokens.shape[1])]
         for layer, found in zip(tokens.unbind(1), within, strict=True):
             found.add(layer)
-    return [whitened_mean(*found.fit()) for found in within]
+    return [found.fit() for found in within]
+
+
+def whitened(features: Features, fitted: Sequence[tuple]) -> Features:
+    """Means of whitened tokens from means of tokens (L, n, D): whitening is linear."""
+    layers = zip(features.values, fitted, strict=True)
+    values = torch.stack([(means - mean) @ matrix for means, (mean, matrix) in layers])
+    return Features(values, torch.ones_like(values, dtype=torch.bool), 0)
 
 
 def count_tokens(collection: Collection, paths: Sequence[str], rows: Mapping) -> list[int]:

@@ -6,8 +6,6 @@ covariance weighs them accordingly: within-class covariance normalisation (Hatch
 Stolcke 2006, for speakers), with every track as a class of its own.
 """
 
-from collections.abc import Callable, Iterable
-
 import torch
 
 SHRINKAGE = 0.01
@@ -75,8 +73,3 @@ class WithinTrack:
         values, vectors = torch.linalg.eigh(covariance)
         scaled = vectors * (values.clamp(min=0) + shrinkage).rsqrt()
         return self.mean, scaled @ vectors.T
-
-
-def whitened_mean(mean: torch.Tensor, matrix: torch.Tensor) -> Callable:
-    """A function tokens (N, D) -> (D,): the mean of the whitened tokens."""
-    return lambda tokens: (tokens.double().mean(0) - mean) @ matrix

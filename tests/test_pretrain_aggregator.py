@@ -1,0 +1,486 @@
+"""pretrain_aggregator.py as its users run it, and its main() where a process each would be slow."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import ROOT, make_task, run, run_probe, tone
+from safetensors.torch import load_file
+from wandb_file import read_run
+
+import pretrain_aggregator as script
+from tune import checkpoints
+from tune.transformer import load_aggregator
+
+SCRIPT = ROOT / "pretrain_aggregator.py"
+SMALL = ["--encoder=mel", "--seg=0.5", "--min_tail=0.2", "--hidden_size=32", "--num_layers=1",
+         "--num_heads=2", "--intermediate_size=32", "--batch_size=4", "--lr=1e-2"]  # fmt: skip
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # the same bits whichever process computes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small task, and the store and cache that all runs here share."""
+    folder = tmp_path_factory.mktemp("pretraining")
+    make_task(folder / "tones", seconds=3, n=(16, 6, 4))
+    return folder
+
+
+@pytest.fixture
+def main(folder, monkeypatch):
+    """A function that runs main() in this process and returns --out."""
+    monkeypatch.setattr(script, "set_up_logging", lambda is_main: None)  # it's for processes
+    monkeypatch.setenv("TUNE_STORE", str(folder / "store"))
+
+    def call(out, *flags, small=SMALL):
+        argv = ["--tasks", str(folder / "tones"), *small, "--report_to=none", "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *argv, *flags])
+        script.main(script.parse_args([*argv, *flags]))
+        return out
+
+    return call
+
+
+def flags_of(folder, out, *more):
+    """The command line of a run with dropout, six epochs."""
+    return ["--tasks", folder / "tones", *SMALL, "--epochs=16", "--store", folder / "store",
+            "--out", folder / out, *more]  # fmt: skip
+
+
+def history_of(out):
+    """A run's curve, every digit of it."""
+    with open(out / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def column(out, name):
+    """A column of the curve."""
+    return [float(row[name]) for row in history_of(out)]
+
+
+@pytest.fixture(scope="module")
+def calm(folder):
+    """An undisturbed run, tracked offline: --out, and the process."""
+    env = {"WANDB_DIR": str(folder), **ONE_THREAD}
+    done = run(SCRIPT, *flags_of(folder, "calm"), cwd=folder, env=env)
+    assert done.returncode == 0, done.stderr
+    return folder / "calm", done
+
+
+def test_a_run_prints_what_to_beat_and_a_falling_loss(calm):
+    out, done = calm
+    assert "16 train tracks (112 tokens), 6 val tracks (42)" in done.stdout
+    to_beat = next(line for line in done.stdout.splitlines() if "to beat" in line)
+    assert "predicting the mean 1.0" in to_beat
+    assert "copying the nearest visible token 0.0" in to_beat
+    lines = [line for line in done.stdout.splitlines() if line.startswith("epoch ")]
+    assert len(lines) == 16
+    assert len({line.index("val loss") for line in lines}) == 1  # aligned
+    assert "(finds its track: " in lines[0]
+    losses = column(out, "val/loss")
+    assert min(losses) < 0.9 * losses[0]
+    facts = json.loads((out / "pretrain.json").read_text())
+    assert min(losses) < facts["baselines"]["predicting the mean"]
+    assert f"--aggregator_checkpoint {out}" in done.stdout
+
+
+def test_a_run_leaves_an_aggregator_and_what_it_is(calm):
+    out, _ = calm
+    assert {p.name for p in out.iterdir()} == {
+        "config.json", "model.safetensors", "README.md", "history.csv", "pretrain.json"
+    }  # fmt: skip
+    history = history_of(out)
+    assert [int(row["epoch"]) for row in history] == list(range(1, 17))
+    facts = json.loads((out / "pretrain.json").read_text())
+    both = np.add(column(out, "val/loss"), column(out, "val/track_loss"))
+    assert facts["best_epoch"] == both.argmin() + 1
+    assert facts["n_tracks"] == {"train": 16, "val": 6}
+    assert facts["n_tokens"] == {"train": 112, "val": 42}
+    assert facts["refused"] == facts["skipped"] == []
+    assert facts["test_splits_checked"] == ["tones"]
+    assert facts["config"]["command"].startswith("pretrain_aggregator.py --tasks ")
+    config = load_aggregator(out).config
+    assert (config.encoder, config.layer, config.tokens) == ("mel", 0, "segment")
+    assert (config.seg, config.min_tail, config.input_size) == ("0.5", 0.2, 256)
+    assert config.recipe["lr"] == 0.01
+    card = (out / "README.md").read_text()
+    assert f"best epoch {facts['best_epoch']} of 16" in card
+    assert f"validation loss {column(out, 'val/loss')[facts['best_epoch'] - 1]:.4f}" in card
+    assert "no track of the test splits of tones" in card
+    assert "CC-BY-NC" in card
+
+
+def test_the_offline_wandb_run_holds_the_curve_and_the_model(calm, folder):
+    out, done = calm
+    assert "wandb sync wandb/offline-run-" in done.stdout
+    (run_folder,) = (folder / "wandb").glob("offline-run-*")
+    record = read_run(run_folder)
+    epochs = [row for row in record["history"] if "epoch" in row]
+    assert [row["val/loss"] for row in epochs] == column(out, "val/loss")
+    assert record["run"].job_type == "pretraining"
+    assert record["run"].run_group == "pretraining"
+    assert {"pretraining", "mel", "tune"} <= set(record["run"].tags)
+    facts = json.loads((out / "pretrain.json").read_text())
+    assert record["summary"]["best_epoch"] == facts["best_epoch"]
+    last = {k: v for row in record["history"] for k, v in row.items()}
+    assert last["baseline/predicting_the_mean"] == facts["baselines"]["predicting the mean"]
+    assert record["config"]["recipe"]["objective"] == "mse"
+    assert record["exit_code"] == 0
+    (logged,) = (run_folder / "files").glob("wandb-summary.json") or [None]
+    assert logged is not None
+    artifacts = [r for r in artifact_records(run_folder) if r.type == "model"]
+    assert [r.name for r in artifacts] == ["aggregator-calm"]
+    names = {entry.path for entry in artifacts[0].manifest.contents}
+    assert names == {"config.json", "model.safetensors", "README.md", "history.csv"}
+
+
+def artifact_records(run_folder):
+    """The artifacts that an offline run would upload."""
+    from wandb_file import records
+
+    (path,) = run_folder.glob("*.wandb")
+    for record in records(path):
+        if record.WhichOneof("record_type") == "artifact":
+            yield record.artifact
+        elif record.WhichOneof("record_type") == "request":
+            if record.request.WhichOneof("request_type") == "log_artifact":
+                yield record.request.log_artifact.artifact
+
+
+def test_killed_and_resumed_its_curve_and_weights_are_those_of_the_calm_run(calm, folder, main):
+    flags = flags_of(folder, "killed", "--report_to=none")
+    victim = subprocess.Popen(
+        [sys.executable, *map(str, [SCRIPT, *flags])], cwd=folder, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, **ONE_THREAD},
+    )  # fmt: skip
+    for line in victim.stdout:
+        if line.startswith("epoch   5/"):
+            os.kill(victim.pid, signal.SIGKILL)
+            break
+    victim.communicate()
+    assert victim.returncode == -signal.SIGKILL
+    out = folder / "killed"
+    assert (out / "state" / "progress.json").is_file()
+    assert not (out / "history.csv").exists()
+    # What asks for something else doesn't go on from it, and leaves it as it is.
+    with pytest.raises(ValueError, match=r"unfinished run with other settings: --lr 0\.01 \(now "):
+        main(out, "--epochs=16", "--lr=0.02")
+    with pytest.raises(ValueError, match=r"other settings: --epochs 16 \(now 17\), --seed 1234 "):
+        main(out, "--epochs=17", "--seed=5")
+    done = run(SCRIPT, *flags, cwd=folder, env=ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    assert "going on after epoch " in done.stdout
+    assert "epoch   5/" not in done.stdout
+    assert (out / "history.csv").read_bytes() == (calm[0] / "history.csv").read_bytes()
+    a, b = load_file(out / "model.safetensors"), load_file(calm[0] / "model.safetensors")
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+    facts = [json.loads((o / "pretrain.json").read_text()) for o in (out, calm[0])]
+    for key in ("baselines", "best_epoch", "best_loss", "n_tokens", "data"):
+        assert facts[0][key] == facts[1][key], key
+    assert not (out / "state").exists()
+
+
+def test_a_finished_aggregator_is_not_overwritten_unasked(main, tmp_path):
+    out = main(tmp_path / "a", "--epochs=1")
+    before = (out / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="holds a finished aggregator: choose another --out or"):
+        main(out, "--epochs=2")
+    assert (out / "model.safetensors").read_bytes() == before
+    main(out, "--epochs=2", "--overwrite")
+    assert len(history_of(out)) == 2
+
+
+def test_a_folder_with_other_files_is_left_alone(main, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("x")
+    with pytest.raises(ValueError, match=r"holds other files \(chapter\.tex\)"):
+        main(tmp_path / "thesis")
+    with pytest.raises(ValueError, match=r"\(chapter\.tex\), which --overwrite would delete"):
+        main(tmp_path / "thesis", "--overwrite")
+    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "x"
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder" / "model.safetensors").write_text("precious")
+    with pytest.raises(ValueError, match=r"holds other files \(model\.safetensors\)"):
+        main(tmp_path / "encoder")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="is a file; an aggregator needs a folder"):
+        main(tmp_path / "file")
+
+
+class CutOff(Exception):
+    """Stands for the moment at which a process dies."""
+
+
+@pytest.mark.parametrize("where", ["model", "state", "rename", "finish"])
+def test_cut_off_anywhere_it_goes_on_to_the_same_end(where, main, tmp_path, monkeypatch):
+    expected = main(tmp_path / "calm", "--epochs=3", "--dropout=0.1")
+
+    def cut(*args, **kwargs):
+        raise CutOff
+
+    with monkeypatch.context() as patch:
+        if where == "model":  # in the first epoch, between weights and configuration
+            patch.setattr("tune.aggregator_model.AggregatorConfig.to_json_string", cut)
+        elif where == "state":  # in the first epoch, after the model and part of the state
+            patch.setattr("tune.checkpoints.json", SimpleNamespace(**vars(json) | {"dumps": cut}))
+            patch.setattr("tune.checkpoints.check_same_data", lambda *args: None)
+            patch.setattr("tune.checkpoints.asked_for", lambda *args: {"x": 1})
+        elif where == "rename":  # the old state is aside, the new one not in place
+            rename = checkpoints.Path.rename
+
+            def second(self, target):
+                if self.name == "state.tmp" and (self.parent / "state.before").exists():
+                    raise CutOff
+                return rename(self, target)
+
+            patch.setattr(checkpoints.Path, "rename", second)
+        else:
+            patch.setattr("tune.checkpoints._card", cut)
+        with pytest.raises(CutOff):
+            main(tmp_path / "cut", "--epochs=3", "--dropout=0.1")
+    out = main(tmp_path / "cut", "--epochs=3", "--dropout=0.1")
+    assert (out / "history.csv").read_bytes() == (expected / "history.csv").read_bytes()
+    a, b = load_file(out / "model.safetensors"), load_file(expected / "model.safetensors")
+    assert all(torch.equal(a[name], b[name]) for name in b)
+    assert {p.name for p in out.iterdir()} == {p.name for p in expected.iterdir()}
+
+
+def test_other_data_is_not_gone_on_with(main, tmp_path, monkeypatch):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for i in range(5):
+        soundfile.write(mine / f"{i}.wav", tone(2, 100 * (i + 1), seed=i), 24_000)
+    flags = ["--audio_dir", str(mine), "--epochs=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr("tune.checkpoints._card", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(tmp_path / "a", *flags)
+    (mine / "4.wav").unlink()
+    with pytest.raises(ValueError, match="an unfinished run on other data: the tracks or the enc"):
+        main(tmp_path / "a", *flags)
+
+
+def test_an_early_stop_stays_where_it_was_when_resumed(main, tmp_path, monkeypatch):
+    flags = ["--epochs=12", "--lr=1", "--patience=2"]  # such a rate only makes things worse
+    expected = main(tmp_path / "calm", *flags)
+    assert len(history_of(expected)) < 12
+    with monkeypatch.context() as patch:
+        patch.setattr("tune.checkpoints._card", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(tmp_path / "cut", *flags)
+    out = main(tmp_path / "cut", *flags)
+    assert history_of(out) == history_of(expected)
+
+
+EXACT = ["--dropout=0", "--objective=mse", "--track_weight=0", "--epochs=6", "--batch_size=5"]
+
+
+@pytest.fixture(scope="module")
+def curve(folder):
+    """The curve of one process and large micro-batches without dropout is kept here."""
+    return {}
+
+
+def assert_same_curve(a, b):
+    """Two runs' losses are the same but for rounding."""
+    for name in ("train/loss", "val/loss", "lr"):
+        np.testing.assert_allclose(column(a, name), column(b, name), rtol=1e-5, err_msg=name)
+    x, y = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
+    for name in x:
+        torch.testing.assert_close(x[name], y[name], rtol=1e-3, atol=2e-4, msg=name)
+
+
+def test_accumulated_gradients_give_the_same_curve(main, tmp_path):
+    whole = main(tmp_path / "whole", *EXACT)
+    parts = main(tmp_path / "parts", *EXACT, "--micro_tokens=8")
+    assert column(whole, "val/loss")[-1] < column(whole, "val/loss")[0]
+    assert_same_curve(parts, whole)
+    checked = main(tmp_path / "checked", *EXACT, "--gradient_checkpointing")
+    assert_same_curve(checked, whole)
+
+
+def test_two_processes_give_the_curve_of_one(main, folder, tmp_path):
+    # Micro-batches of one or two tracks: some steps give the processes unlike many.
+    whole = main(tmp_path / "whole", *EXACT)
+    two = run(
+        "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0",
+        "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", SCRIPT, "--tasks", folder / "tones",
+        *SMALL, *EXACT, "--micro_tokens=16", "--report_to=none", "--store", folder / "store",
+        "--out", tmp_path / "two", cwd=tmp_path, env={"ACCELERATE_USE_CPU": "true", **ONE_THREAD},
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr
+    facts = json.loads((tmp_path / "two" / "pretrain.json").read_text())
+    assert facts["config"]["n_processes"] == 2
+    assert_same_curve(tmp_path / "two", whole)
+    for name, loss in json.loads((whole / "pretrain.json").read_text())["baselines"].items():
+        assert facts["baselines"][name] == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_lone_track_uses_every_weight(main, folder):
+    # Processes in step need the same gradients, also where one has a track without neighbours.
+    recipe = script.RECIPES["tune"]
+    from tune.recipes import make_config, make_model
+
+    model = make_model(make_config(recipe, 16), 0, None)
+    tokens = torch.randn(1, 5, 16)
+    batch = {"tokens": tokens, "mask": torch.ones(1, 5, dtype=torch.bool),
+             "hidden": torch.tensor([[True, False, False, True, False]]), "weight": 0.0}  # fmt: skip
+    each, _, _ = script.step_losses(model, batch, recipe, torch.device("cpu"))
+    each.sum().backward()
+    assert each.item() == 0
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.grad is not None and not p.grad.any() for p in trained)
+
+
+def test_train_probe_uses_it(calm, folder, tmp_path):
+    common = ["--task", folder / "tones", "--encoder=mel", "--seg=0.5", "--min_tail=0.2",
+              "--agg=transformer", "--aggregator_checkpoint", calm[0], "--report_to=none",
+              "--epochs=5", "--store", folder / "store"]  # fmt: skip
+    done = run_probe(*common, "--name=r", cwd=tmp_path, env=ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "runs" / "r" / "result.json").read_text())
+    assert result["agg"] == "transformer"
+    assert result["cost"]["embedding_dim"] == 256 + 32  # the recipe's readout: residual
+    assert result["cost"]["encoder_passes"] == 0
+    assert result["metrics"]["accuracy"]["mean"] == 1.0
+
+
+def test_train_probe_refuses_what_does_not_fit_in_one_line(calm, folder, tmp_path):
+    done = run_probe(
+        "--task", folder / "tones", "--encoder=muq-nano", "--seg=0.5", "--agg=transformer",
+        "--tokens=frame", "--aggregator_checkpoint", calm[0], "--report_to=none",
+        "--store", folder / "store", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = [x for x in done.stderr.splitlines() if x.startswith("error:")]
+    assert "doesn't fit: it was trained on mel, encoder weights " in line
+    assert "layer 0 (here 4), tokens segment (here frame at 1 Hz), token size 256 (here" in line
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--agg=transformer"], "needs --aggregator_checkpoint .* or --tune_aggregator"),
+        (["--agg=mean", "--aggregator_checkpoint=x"], "belongs to --agg transformer"),
+        (["--agg=transformer", "--tune_aggregator", "--layer=all"], "one layer's tokens"),
+    ],
+)
+def test_train_probe_never_takes_chance_weights_in_silence(flags, message, tmp_path, capfd):
+    done = run_probe(*flags, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    pytest.raises(ValueError, match=message) if False else None
+    import re
+
+    assert re.search(message, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--layer=all"], "joins one layer's tokens: --layer last or K, not all"),
+        (["--layer=mix"], "not mix"),
+        (["--seed=-1"], "--seed must be 0 or above"),
+        (["--epochs=0"], "expected a whole number above 0"),
+        (["--mask_prob=1"], "expected a number from 0 to below 1"),
+        (["--objective=mae"], "invalid choice: 'mae'"),
+        (["--seg=-3"], "seg"),
+    ],
+)
+def test_wrong_flags_are_one_line(flags, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        script.parse_args(flags)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_track_objective_needs_a_cls_token(main, tmp_path):
+    with pytest.raises(ValueError, match=r"--track_weight 1 needs a \[CLS\] token, which --recipe"):
+        main(tmp_path / "a", "--recipe=study", "--track_weight=1")
+
+
+def test_heads_that_do_not_divide_are_named(main, tmp_path):
+    with pytest.raises(ValueError, match="5 heads don't divide the width 32"):
+        main(tmp_path / "a", "--num_heads=5")
+    assert not (tmp_path / "a").exists()
+
+
+def test_tracks_of_one_token_are_named(main, tmp_path):
+    with pytest.raises(ValueError, match="all 16 train tracks have one token only"):
+        main(tmp_path / "a", "--seg=full", "--min_tail=1")
+
+
+def test_the_studys_recipe_with_an_override(main, tmp_path):
+    small = [f for f in SMALL if not f.startswith(("--lr", "--batch"))]
+    small += ["--recipe=study", "--frame_rate=5"]
+    out = main(tmp_path / "study", small=small)
+    config = load_aggregator(out).config
+    assert config.tokens == "frame at 5 Hz"
+    assert config.positions == "learned"
+    assert (config.cls_token, config.mask_token, config.standardise) == (False, "zero", False)
+    assert config.readout == "mean"
+    history = history_of(out)
+    assert len(history) == 1
+    assert float(history[0]["lr"]) == 5e-5
+    assert float(history[0]["val/track_loss"]) == 0
+    facts = json.loads((out / "pretrain.json").read_text())
+    assert facts["config"]["recipe_name"] == "study"
+    assert facts["config"]["recipe"]["frame_rate"] == 5
+    assert facts["config"]["recipe"]["hidden_size"] == 32
+
+
+@pytest.mark.parametrize("objective", ["cosine", "infonce"])
+def test_other_objectives_learn_too(objective, main, tmp_path):
+    out = main(tmp_path / "a", "--epochs=8", f"--objective={objective}", "--span=2")
+    losses = column(out, "val/loss")
+    assert losses[-1] < losses[0]
+    baselines = json.loads((out / "pretrain.json").read_text())["baselines"]
+    assert losses[-1] < baselines["predicting the mean"]
+
+
+def test_a_folder_of_audio_leaves_test_tracks_out(folder, main, tmp_path, monkeypatch):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for i in range(6):
+        soundfile.write(mine / f"{i}.wav", tone(2, 100 * (i + 1), seed=i), 24_000)
+    test = (folder / "tones" / "tones.test.jsonl").read_text().splitlines()
+    leaked = json.loads(test[0])["audio_path"]
+    shutil.copy(folder / "tones" / leaked, mine / "hit single.wav")
+    (mine / "broken.wav").write_bytes(b"RIFF")
+    (mine / "empty.wav").write_bytes(b"")
+    out = main(tmp_path / "a", "--audio_dir", str(mine), "--val_share=0.3", "--epochs=1")
+    facts = json.loads((out / "pretrain.json").read_text())
+    assert facts["n_tracks"]["train"] + facts["n_tracks"]["val"] == 16 + 6 + 6
+    assert [item["path"] for item in facts["refused"]] == [str(mine / "hit single.wav")]
+    assert {item["path"] for item in facts["skipped"]} == {
+        str(mine / "broken.wav"), str(mine / "empty.wav")
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"hit single\.wav: it is in the test split of tones"):
+        main(tmp_path / "b", "--audio_dir", str(mine), "--strict")
+
+
+def test_help_teaches_every_flag():
+    done = run(SCRIPT, "--help", cwd=ROOT)
+    assert done.returncode == 0
+    for flag in ("--tasks", "--audio_dir", "--encoder", "--layer", "--seg", "--tokens",
+                 "--frame_rate", "--recipe", "--mask_prob", "--span", "--objective", "--epochs",
+                 "--patience", "--seed", "--mixed_precision", "--micro_tokens",
+                 "--gradient_checkpointing", "--out", "--overwrite", "--report_to"):  # fmt: skip
+        assert flag in done.stdout
+    assert "accelerate launch pretrain_aggregator.py --seg 10 --epochs 20" in done.stdout
