@@ -192,7 +192,8 @@ def main(args):
     precision = resolve_precision(args.mixed_precision, *checkpoints.device_kind())
     accelerator = Accelerator(
         mixed_precision=precision,
-        log_with=None if args.report_to == "none" else args.report_to, project_dir=str(args.out.parent if args.out else FOLDER),
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_dir=str(args.out.parent if args.out else FOLDER),
     )  # fmt: skip
     set_up_logging(accelerator.is_main_process)
     for name in args.tasks:

@@ -263,7 +263,7 @@ def main(args):
         seeds = args.seeds * data.n_layers
         joiners = make_joiners(data, seeds, model, device, args)
         bank, selection, history = train(accelerator, tracker, task, data, joiners, args)
-        outcome = evaluate(accelerator, bank, selection, task, data, layers, args)
+        outcome = evaluate(accelerator, bank, selection, task, data, layers, model, args)
         if accelerator.is_main_process:
             result = results.assemble(
                 task, encoder, rules, collection, reports, outcome, config, device,
@@ -305,20 +305,24 @@ def load_data(task, collection, reports, model, device, args):
     if agg == "transformer" and args.tune_aggregator:
         agg = "mean"  # what the probes would see if they didn't see the tokens
     elif agg == "transformer":
-        embed = [transformer.embedder(model.to(device), args.readout)]
+        embed = transformer.embedder(model.to(device), args.readout)
     features, truncated = load_task_features(task.splits, collection, scales, agg, embed)
     if args.agg == "attention" or args.tune_aggregator:
         tokens = load_tokens(task.splits, collection, scales[0])
     data = ProbeData(
-        task, features, device, n_scales=len(scale_names(args)), mix=args.layer == "mix", tokens=tokens,
+        task, features, device, n_scales=len(scale_names(args, model)), mix=args.layer == "mix", tokens=tokens,
         raw=args.tune_aggregator,
     )  # fmt: skip
     return data, truncated
 
 
-def scale_names(args) -> list[str]:
-    """What the probe may mix beside layers: segment lengths, or the plain and the whitened mean."""
-    return ["mean", "whitened"] if args.agg == "whitened" else args.seg
+def scale_names(args, model) -> list[str]:
+    """What the probe may mix beside layers: segment lengths, or an aggregator's views."""
+    if args.agg == "whitened":
+        return ["mean", "whitened"]
+    if args.agg == "transformer" and not args.tune_aggregator:
+        return transformer.view_names(model.config, args.readout)
+    return args.seg
 
 
 def make_joiners(data, seeds, model, device, args):
@@ -420,7 +424,7 @@ def predict(accelerator, model, data, split, rows) -> torch.Tensor:
     return torch.cat(out).transpose(0, 1)
 
 
-def evaluate(accelerator, bank, selection, task, data, layers, args) -> dict:
+def evaluate(accelerator, bank, selection, task, data, layers, model, args) -> dict:
     """Test once: the layer chosen on validation, every seed."""
     seeds = args.seeds
     by_layer = selection.best_score.reshape(data.n_layers, len(seeds)).mean(1)
@@ -445,7 +449,7 @@ def evaluate(accelerator, bank, selection, task, data, layers, args) -> dict:
         "layer_scores": dict(zip(map(str, names), by_layer.tolist(), strict=True)),
         "best_epochs": selection.best_epoch[mine].tolist(),
         "aggregator": learned.describe(
-            probes, seeds, views=data.view_names(scale_names(args), layers),
+            probes, seeds, views=data.view_names(scale_names(args, model), layers),
             checkpoint=args.aggregator_checkpoint, tuned=args.tune_aggregator,
             readout=args.readout,
         ),

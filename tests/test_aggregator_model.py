@@ -18,10 +18,10 @@ from tune.aggregator_model import (
     AggregatorConfig,
     AggregatorError,
     AggregatorModel,
-    embedding_size,
 )
 from tune.checkpoints import save_model
-from tune.transformer import check_fits, embedder, load_aggregator
+from tune.recipes import standardisation
+from tune.transformer import check_fits, embedder, load_aggregator, view_names
 
 SIZE, WIDTH = 12, 16
 TRAINED_ON = {"encoder": "muq", "encoder_fingerprint": "a" * 64, "layer": 6, "tokens": "segment",
@@ -40,8 +40,11 @@ def make(positions="rotary", size=SIZE, width=WIDTH, seed=0, **kwargs):
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
-        if model.config.standardise:
-            model.standardise_by(torch.randn(size), torch.rand(size) + 0.5)
+        if model.config.standardise != "none":
+            scale = torch.rand(size) + 0.5
+            if model.config.standardise == "within":
+                scale = scale.diag() + 0.1 * torch.randn(size, size)
+            model.standardise_by(torch.randn(size), scale)
     return model.eval()
 
 
@@ -65,20 +68,37 @@ def embed(model, tokens, mask=None, readout=None):
     return model.embed(tokens, mask, readout).numpy()
 
 
-@pytest.mark.parametrize("width", [SIZE, WIDTH])
+@pytest.mark.parametrize(("width", "standardise"), [(SIZE, "within"), (WIDTH, "dimension")])
 @pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_padding_and_neighbours_change_no_embedding(positions, readout, width):
-    model = make(positions, width=width, num_attention_heads=2)
+def test_padding_and_neighbours_change_no_embedding(positions, readout, width, standardise):
+    model = make(positions, width=width, num_attention_heads=2, standardise=standardise)
     each, padded, mask = tracks(9, 1, 4, 33)
     together = embed(model, padded, mask, readout)
-    assert together.shape == (4, embedding_size(model.config, readout))
+    assert together.shape == (4, width + (SIZE if readout == "residual" else 0))
     for i, track in enumerate(each):
         alone = embed(model, track[None], readout=readout)
         np.testing.assert_allclose(together[i], alone[0], atol=1e-6)
-        np.testing.assert_allclose(embedder(model, readout)(track), alone[0], atol=1e-6)
     backwards = embed(model, padded.flip(0), mask.flip(0), readout)
     np.testing.assert_allclose(backwards[::-1], together, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [SIZE, WIDTH])
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_what_a_probe_gets_is_the_same_padded_and_alone(positions, readout, width):
+    model = make(positions, width=width, num_attention_heads=2)
+    each, padded, mask = tracks(9, 1, 4)
+    with torch.inference_mode():
+        together = model.views(padded, mask, readout)
+    assert list(together) == view_names(model.config, readout)
+    for i, track in enumerate(each):
+        alone = embedder(model, readout)(track)  # (K, D')
+        assert len(alone) == len(together)
+        for view, expected in zip(together.values(), alone, strict=True):
+            np.testing.assert_allclose(view[i], expected, atol=1e-6)
+    if "tokens" in together:
+        np.testing.assert_allclose(together["tokens"][2], each[2].mean(0), atol=1e-6)
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
@@ -127,17 +147,17 @@ def test_order_changes_the_embedding(positions, readout):
 def test_the_residual_readout_begins_with_the_standardised_mean():
     model = make()
     (track,), _, _ = tracks(7)
-    expected = ((track - model.token_mean) * model.token_scale).mean(0)
+    expected = ((track - model.token_mean) @ model.token_scale).mean(0)
     out = embed(model, track[None], readout="residual")[0]
     np.testing.assert_allclose(out[:SIZE], expected, atol=1e-6)
     np.testing.assert_array_equal(out[SIZE:], embed(model, track[None], readout="cls")[0])
 
 
 def test_a_constant_dimension_becomes_zero():
-    model = make()
+    model = make(standardise="dimension")
     tokens = torch.randn(200, SIZE, dtype=torch.float64) * 3 + 5
     tokens[:, 2] = 0.1
-    model.standardise_by(tokens.mean(0), tokens.std(0, correction=0))
+    model.standardise_by(*standardisation(tokens.split(50), "dimension"))
     mask = torch.ones(1, 200, dtype=torch.bool)
     out = model.standardised(tokens.float()[None], mask)[0]
     assert not out[:, 2].any()
@@ -148,8 +168,29 @@ def test_a_constant_dimension_becomes_zero():
     np.testing.assert_allclose(model.mean_token(tokens.mean(0)), 0, atol=1e-6)
 
 
+def test_whitened_tokens_have_a_mean_variance_of_1(rng):
+    # Noise within tracks is large in one direction, the tracks differ in all.
+    mixed = torch.from_numpy(rng.normal(size=(SIZE, SIZE))).float()
+    each = [
+        torch.from_numpy(rng.normal(size=(20, SIZE)) * np.arange(1, SIZE + 1)).float() @ mixed
+        + torch.from_numpy(rng.normal(size=SIZE)).float() * 3
+        for _ in range(30)
+    ]  # fmt: skip
+    model = make(standardise="within")
+    model.standardise_by(*standardisation(each, "within"))
+    every = torch.cat(each)
+    out = model.standardised(every[None], torch.ones(1, 600, dtype=torch.bool))[0].numpy()
+    np.testing.assert_allclose(out.mean(0), 0, atol=1e-4)
+    assert out.var(0).mean() == pytest.approx(1, rel=1e-3)
+    inside = np.concatenate([part - part.mean(0) for part in np.split(out, 30)])
+    spectrum = np.linalg.eigvalsh(np.cov(inside.T))
+    before = np.concatenate([(track - track.mean(0)).numpy() for track in each])
+    raw = np.linalg.eigvalsh(np.cov(before.T))
+    assert spectrum[-1] / spectrum[0] < 0.1 * raw[-1] / raw[0]
+
+
 def test_without_standardising_tokens_are_taken_as_they_are():
-    model = make(standardise=False)
+    model = make(standardise="none")
     (track,), tokens, mask = tracks(5)
     with torch.inference_mode():
         assert torch.equal(model(tokens, mask).tokens[0], track)
@@ -172,6 +213,8 @@ def test_heads_that_do_not_divide_the_width_are_refused(positions):
 
 
 def test_unknown_positions_and_readouts_are_refused():
+    with pytest.raises(AggregatorError, match="standardise must be one of"):
+        make(standardise="all")
     with pytest.raises(AggregatorError, match="positions must be one of"):
         make("sinus")
     _, tokens, mask = tracks(3)
@@ -229,7 +272,7 @@ def saved(tmp_path):
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("ours", [True, False])
 def test_what_was_saved_gives_the_same_bits(positions, ours, tmp_path):
-    model = make(positions)
+    model = make(positions, standardise="within" if ours else "dimension")
     save_model(model, tmp_path) if ours else model.save_pretrained(tmp_path)
     _, tokens, mask = tracks(9, 3)
     for again in (load_aggregator(tmp_path), AggregatorModel.from_pretrained(tmp_path).eval()):

@@ -17,7 +17,10 @@ from tune.features import (
 from tune.store import Row, Store
 
 RATE = 100
-# Samples of a segment of 2 s each, tails of their own length.
+ENCODER = SimpleNamespace(
+    name="tiny", fingerprint="f", precision="no", sample_rate=RATE, n_layers=1
+)
+# Samples of each track; it is cut into 2 s, with a tail, and not at all.
 LENGTHS = {"train": [250, 600, 80], "val": [400], "test": [430, 200]}
 
 
@@ -34,10 +37,7 @@ def stored(tmp_path, rng):
     -------
     splits, collection, and for each scale {path: (content, spans)}
     """
-    encoder = SimpleNamespace(
-        name="tiny", fingerprint="f", precision="no", sample_rate=RATE, n_layers=2
-    )
-    collection = Store(tmp_path / "store").collection(encoder, [0, 2], None)
+    collection = Store(tmp_path / "store").collection(ENCODER, [0, 1], None)
     splits, scales = {}, [{}, {}]
     for split, lengths in LENGTHS.items():
         splits[split] = {"path": [f"{split}{i}.wav" for i in range(len(lengths))]}
@@ -123,18 +123,39 @@ def test_concat_takes_as_many_tokens_as_the_longest_training_track(stored, caplo
     assert "1 tracks have more than 2 tokens and are cut" in caplog.text
 
 
-def test_a_model_embeds_every_layer_of_every_track(stored):
+def test_a_model_gives_its_views_of_one_layer(stored, tmp_path):
     splits, collection, (rows, _) = stored
+    last = Store(tmp_path / "store").collection(ENCODER, [1], None)
     got = load_features(
-        collection, splits["test"]["path"], rows, "transformer", None,
-        embed=lambda tokens: torch.cat([tokens.sum(0), tokens[0]]),
+        last, splits["train"]["path"], rows, "transformer", None,
+        embed=lambda tokens: torch.stack([tokens.sum(0), tokens[0], tokens[-1]]),
     )  # fmt: skip
-    assert got.values.shape == (2, 2, 8)
+    assert got.values.shape == (3, 3, 4)  # views, tracks, dimensions
     assert got.values.dtype == torch.float64
-    for i, path in enumerate(splits["test"]["path"]):
-        tokens = tokens_of(collection, rows, path)
-        expected = np.concatenate([tokens.sum(0), tokens[0]], -1)
-        np.testing.assert_allclose(got.values[:, i], expected, rtol=1e-6)
+    for i, path in enumerate(splits["train"]["path"]):
+        tokens = tokens_of(collection, rows, path)[:, 1]
+        expected = np.stack([tokens.sum(0), tokens[0], tokens[-1]])
+        np.testing.assert_allclose(got.values[:, i], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_whitened_is_the_mean_beside_the_mean_of_whitened_tokens(stored):
+    splits, collection, (rows, _) = stored
+    features, _ = load_task_features(splits, collection, [rows], "whitened")
+    plain, _ = load_task_features(splits, collection, [rows], "mean")
+    for layer in range(2):
+        tracks = [tokens_of(collection, rows, path)[:, layer].astype(np.float64)
+                  for path in splits["train"]["path"]]  # fmt: skip
+        scatter = sum((t - t.mean(0)).T @ (t - t.mean(0)) for t in tracks)
+        covariance = scatter / sum(len(t) - 1 for t in tracks)
+        ridge = 0.01 * np.trace(covariance) / 4 * np.eye(4)
+        for split, found in features.items():
+            torch.testing.assert_close(found.values[layer], plain[split].values[layer])
+            values = plain[split].values[layer].numpy() - np.concatenate(tracks).mean(0)
+            # Distances are Mahalanobis's, up to one factor: W W' is the covariance's inverse.
+            expected = values @ np.linalg.inv(covariance + ridge) @ values.T
+            got = (found.values[2 + layer] @ found.values[2 + layer].T).numpy()
+            got *= 1 / (np.trace(covariance) / 4)
+            np.testing.assert_allclose(got, expected, rtol=1e-8)
 
 
 def test_a_transformer_without_a_model_raises(stored):

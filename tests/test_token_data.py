@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from tune.recipes import standardisation
 from tune.store import Row, Store
 from tune.token_data import (
     VALIDATION,
@@ -69,12 +70,13 @@ def test_tokens_are_those_of_the_store_and_single_ones_are_set_aside(stored):
 
 def test_statistics_against_numpy(stored):
     data = make(stored)
-    mean, deviation = data.statistics()
+    each = (data.tokens(i) for i in range(len(data)))
+    mean, scale = standardisation(each, "dimension")
     every = np.concatenate([stored[3][path] for path in data.paths]).astype(np.float64)
     np.testing.assert_allclose(mean, every.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(np.delete(deviation, 4), np.delete(every.std(0), 4), rtol=1e-12)
-    assert deviation[4] == 0  # exactly
-    assert mean.dtype == deviation.dtype == torch.float64
+    expected = 1 / np.delete(every.std(0), 4)
+    np.testing.assert_allclose(np.delete(scale.numpy(), 4), expected, rtol=1e-9)
+    assert scale[4] == 0  # exactly: what never varies says nothing
 
 
 def test_what_is_hidden_follows_from_seed_epoch_and_content(stored):

@@ -45,8 +45,8 @@ class AggregatorConfig(PreTrainedConfig):
         (each to zero mean and unit variance) or "within" (whitened by what varies within tracks,
         `tune.whitening`, and scaled to a mean variance of 1)
     readout : how a track's embedding is taken when nothing else is said: "cls" (the [CLS] state),
-        "mean" (mean of the token states) or "residual" (mean of the standardised tokens, with the
-        [CLS] state beside it)
+        "mean" (mean of the token states) or "residual" (the [CLS] state beside the plain mean of
+        the tokens)
     encoder, encoder_fingerprint, layer, tokens, seg, hop, min_tail, precision : what the tokens are
     recipe : how it was trained, for people
     """
@@ -230,11 +230,24 @@ class AggregatorModel(PreTrainedModel):
             return (out.states * weight).sum(1) / weight.sum(1)
         return torch.cat([(out.tokens * weight).sum(1) / weight.sum(1), out.cls], -1)
 
+    def views(self, tokens: torch.Tensor, mask: torch.Tensor,
+              readout: str | None = None) -> dict[str, torch.Tensor]:  # fmt: skip
+        """What a probe gets of a track: one view, or for "residual" several of one size to mix.
 
-def embedding_size(config: AggregatorConfig, readout: str | None) -> int:
-    """Size of what `embed` returns."""
-    wide = (readout or config.readout) == "residual"
-    return config.hidden_size + (config.input_size if wide else 0)
+        Returns
+        -------
+        {"cls" or "mean": (B, H)}; or for "residual", where H = D, {"tokens", "whitened", "cls"},
+        each (B, D): the tokens' plain mean, the mean of the whitened tokens (of an aggregator that
+        whitens) and the [CLS] state. Where H differs from D, one view as `embed` gives it.
+        """
+        readout = readout or self.config.readout
+        if readout != "residual" or self.config.hidden_size != self.config.input_size:
+            return {readout: self.embed(tokens, mask, readout)}
+        whitened, cls = self.embed(tokens, mask, readout).split(self.config.input_size, -1)
+        weight = mask.unsqueeze(-1).to(tokens.dtype)
+        plain = {"tokens": (tokens * weight).sum(1) / weight.sum(1)}
+        within = self.config.standardise == "within"
+        return plain | ({"whitened": whitened} if within else {}) | {"cls": cls}
 
 
 def _learned(config) -> nn.Module:

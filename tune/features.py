@@ -1,7 +1,7 @@
 """From the store to what the probe sees: one embedding a track and view, or the tokens themselves.
 
-A view is a layer at a scale (a segment rule, or for `whitened` the plain and the whitened mean);
-views are counted scale by scale, layer by layer.
+A view is a layer at a scale (a segment rule, or one of the means of `whitened`, or of the
+views of a Transformer); views are counted scale by scale, layer by layer.
 """
 
 import logging
@@ -54,7 +54,7 @@ class Tokens:
 
 def load_task_features(
     splits: DatasetDict, collection: Collection, scales: Sequence[Mapping[str, tuple]], agg: str,
-    embed: Sequence[Callable[[torch.Tensor], torch.Tensor]] | None = None,
+    embed: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[dict[str, Features], int]:  # fmt: skip
     """Aggregate every split; an aggregator with a fixed number takes the training tracks' largest.
 
@@ -62,7 +62,8 @@ def load_task_features(
     ----------
     scales : for each segment rule, path -> (content, spans) as `encode_tracks` reports
     agg : a name of `AGGREGATORS`
-    embed : for an aggregator that was fitted before, one a layer: tokens (N, D) float32 -> (D')
+    embed : for an aggregator that was trained before, on one layer: tokens (N, D) float32 ->
+        (K, D'), K views
 
     Returns
     -------
@@ -134,7 +135,7 @@ def load_features(
     rows: Mapping[str, tuple],
     agg: str,
     n_tokens: int | None,
-    embed: Sequence[Callable[[torch.Tensor], torch.Tensor]] | None = None,
+    embed: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Features:
     """Aggregate each track's tokens, one track at a time.
 
@@ -159,8 +160,8 @@ def load_features(
         row = read_row(collection, path, *rows[path])
         tokens = torch.from_numpy(row.tokens)  # (N, L, D)
         if AGGREGATORS[agg].function is None:
-            each = [f(layer).double() for f, layer in zip(embed, tokens.unbind(1), strict=True)]
-            layers = [(e, torch.ones_like(e, dtype=torch.bool), False) for e in each]
+            views = embed(tokens.squeeze(1)).double()  # (K, D'); there is one layer
+            layers = [(view, torch.ones_like(view, dtype=torch.bool), False) for view in views]
         else:
             times = token_times(row, collection.key["sample_rate"])
             seconds = torch.from_numpy(times[:, 1] - times[:, 0])

@@ -58,13 +58,6 @@ class TokenTracks(Dataset):
         generator = torch.Generator().manual_seed(int(seed[0] >> 1))
         return tokens, draw_hidden(len(tokens), self.mask_prob, self.span, generator)
 
-    def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and population deviation of all tokens, each (D,) float64, in two passes."""
-        count = sum(self.lengths)
-        mean = sum(self.tokens(i).double().sum(0) for i in range(len(self))) / count
-        squares = sum(((self.tokens(i).double() - mean) ** 2).sum(0) for i in range(len(self)))
-        return mean, (squares / count).sqrt()
-
 
 def collate(items: Sequence) -> dict[str, torch.Tensor]:
     """Pad tracks to the longest: tokens (B, N, D), hidden (B, N), mask (B, N)."""

@@ -35,15 +35,23 @@ def load_for(name: str, encoder, layers: Sequence[int], collection, rules: Seque
 
 
 def embedder(model: AggregatorModel, readout: str | None) -> Callable:
-    """A function tokens (N, D) -> embedding (D'), on the CPU: one track at a time, no padding."""
+    """A function tokens (N, D) -> views (K, D') on the CPU: one track at a time, no padding."""
 
     @torch.inference_mode()
     def embed(tokens: torch.Tensor) -> torch.Tensor:
         x = tokens.float().to(model.device)[None]
         mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        return model.embed(x, mask, readout)[0].cpu()
+        return torch.cat(list(model.views(x, mask, readout).values())).cpu()
 
     return embed
+
+
+def view_names(config: AggregatorConfig, readout: str | None) -> list[str]:
+    """Names of the views that `AggregatorModel.views` gives."""
+    readout = readout or config.readout
+    if readout != "residual" or config.hidden_size != config.input_size:
+        return [readout]
+    return ["tokens", *(["whitened"] if config.standardise == "within" else []), "cls"]
 
 
 def starter(model: AggregatorModel | None, tokens: tuple) -> Callable[[int], AggregatorModel]:
