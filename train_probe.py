@@ -181,9 +181,9 @@ from tune.costs import device_memory, parse_budget
 from tune.encoder import resolve_layers, resolve_precision
 from tune.encoders import load_encoder
 from tune.encoding import encode_shared
-from tune.features import load_task_features, load_tokens
+from tune.joining import Joining
 from tune.metrics import bootstrap, main_score, score
-from tune.probe import Positions, ProbeBank, ProbeData, Selection, losses
+from tune.probe import Positions, ProbeBank, Selection, losses
 from tune.store import Store, cache_folder, default_root
 from tune.tasks import SPLITS, TASKS, check_task, load_task, short_name
 from tune.tracking import Tracker, check_tracker
@@ -240,6 +240,11 @@ def main(args):
     if args.aggregator_checkpoint:
         model = transformer.load_for(args.aggregator_checkpoint, encoder, layers, collection, rules)
 
+    joining = Joining(
+        args.agg, args.seg, mix=args.layer == "mix", model=model, readout=args.readout,
+        tune=args.tune_aggregator,
+    )  # fmt: skip
+
     given = vars(args) | {"seg": results.joined_name(rules)}
     config = results.describe_run(given, sys.argv[1:], encoder, layers, accelerator)
     tracker = Tracker(accelerator, args.report_to)
@@ -257,13 +262,14 @@ def main(args):
             for rule in rules
         ]  # fmt: skip
         task = task.without({item["path"] for report in reports for item in report.skipped})
-        data, truncated = load_data(task, collection, reports, model, device, args)
+        scales = [report.rows for report in reports]
+        data, truncated = joining.load(task, collection, scales, device)
 
         started = time.perf_counter()
         seeds = args.seeds * data.n_layers
-        joiners = make_joiners(data, seeds, model, device, args)
+        joiners = joining.joiners(data, seeds, device)
         bank, selection, history = train(accelerator, tracker, task, data, joiners, args)
-        outcome = evaluate(accelerator, bank, selection, task, data, layers, model, args)
+        outcome = evaluate(accelerator, bank, selection, task, data, layers, joining, args)
         if accelerator.is_main_process:
             result = results.assemble(
                 task, encoder, rules, collection, reports, outcome, config, device,
@@ -296,43 +302,6 @@ def check_fits(rules, frame_rate, encoder) -> None:
                 )
     if frame_rate is not None:
         encoder.pool_width(frame_rate)
-
-
-def load_data(task, collection, reports, model, device, args):
-    """What the probes see, and how many tracks had more tokens than the aggregator takes."""
-    scales = [report.rows for report in reports]
-    agg, embed, tokens = args.agg, None, None
-    if agg == "transformer" and args.tune_aggregator:
-        agg = "mean"  # what the probes would see if they didn't see the tokens
-    elif agg == "transformer":
-        embed = transformer.embedder(model.to(device), args.readout)
-    features, truncated = load_task_features(task.splits, collection, scales, agg, embed)
-    if args.agg == "attention" or args.tune_aggregator:
-        tokens = load_tokens(task.splits, collection, scales[0])
-    data = ProbeData(
-        task, features, device, n_scales=len(scale_names(args, model)), mix=args.layer == "mix", tokens=tokens,
-        raw=args.tune_aggregator,
-    )  # fmt: skip
-    return data, truncated
-
-
-def scale_names(args, model) -> list[str]:
-    """What the probe may mix beside layers: segment lengths, or an aggregator's views."""
-    if args.agg == "whitened":
-        return ["mean", "whitened"]
-    if args.agg == "transformer" and not args.tune_aggregator:
-        return transformer.view_names(model.config, args.readout)
-    return args.seg
-
-
-def make_joiners(data, seeds, model, device, args):
-    """What learns in front of each probe, or None."""
-    if args.agg == "attention":
-        return learned.make_attention(data, seeds, device)
-    if args.tune_aggregator:
-        start = transformer.starter(model, data.tokens["train"])
-        return learned.make_transformers(data, seeds, start, args.readout, device)
-    return learned.make_mixes(data, seeds, device)
 
 
 def train(accelerator, tracker, task, data, joiners, args):
@@ -424,7 +393,7 @@ def predict(accelerator, model, data, split, rows) -> torch.Tensor:
     return torch.cat(out).transpose(0, 1)
 
 
-def evaluate(accelerator, bank, selection, task, data, layers, model, args) -> dict:
+def evaluate(accelerator, bank, selection, task, data, layers, joining, args) -> dict:
     """Test once: the layer chosen on validation, every seed."""
     seeds = args.seeds
     by_layer = selection.best_score.reshape(data.n_layers, len(seeds)).mean(1)
@@ -449,7 +418,7 @@ def evaluate(accelerator, bank, selection, task, data, layers, model, args) -> d
         "layer_scores": dict(zip(map(str, names), by_layer.tolist(), strict=True)),
         "best_epochs": selection.best_epoch[mine].tolist(),
         "aggregator": learned.describe(
-            probes, seeds, views=data.view_names(scale_names(args, model), layers),
+            probes, seeds, views=data.view_names(joining.scales, layers),
             checkpoint=args.aggregator_checkpoint, tuned=args.tune_aggregator,
             readout=args.readout,
         ),

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import tone
 from safetensors.torch import load_file, save_file
 
 from tune.encoder import EncoderError, NonFiniteError, resolve_layers, resolve_precision
@@ -120,6 +121,27 @@ def test_bf16_is_close_to_float32(segments, nano):
     cosine = (half * full).sum(1) / np.linalg.norm(half, axis=1) / np.linalg.norm(full, axis=1)
     assert (cosine > 0.9999).all()
     assert not np.array_equal(half, full)
+
+
+@pytest.mark.parametrize("name", ["muq-nano", "muq-tiny"])
+def test_bf16_keeps_the_direction_of_every_layers_track_embedding(name, request, rng):
+    if name == "muq-tiny":
+        name = str(request.getfixturevalue("reference") / name)
+    full, half = load_encoder(name), load_encoder(name, precision="bf16")
+    layers = range(full.n_layers + 1)
+    full.chunk_s = float("inf")
+    # The shortest, one frame over a second, an odd one, and one of several chunks and segments.
+    for batch, length in ((1, 2400), (1, 24_240), (2, 31_357), (3, 84_001)):
+        audio = np.stack([tone(length / 24_000, 110 * (i + 1), seed=i) for i in range(batch)])
+        audio += 0.02 * rng.standard_normal(audio.shape, np.float32)
+        expected = full.embed(audio, layers)[:, 0].mean(0)  # (L, D), mean over segments
+        for chunk_s in (float("inf"), 1.0):
+            half.chunk_s = chunk_s
+            got = half.embed(audio, layers)[:, 0].mean(0)
+            norms = np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1)
+            cosine = (got * expected).sum(1) / norms  # (L,)
+            assert cosine.min() >= 0.9999, (length, chunk_s, cosine)
+    assert half.redone == 0
 
 
 def test_rotary_frequencies_stay_in_float32():

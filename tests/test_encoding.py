@@ -1,11 +1,16 @@
 """tune.encoding: rows of the store from files, whatever the order, the batch or the trouble."""
 
+import threading
+import time
+import weakref
+
 import numpy as np
 import pytest
 import soundfile
 import torch
 from conftest import tone
 
+from tune import encoding
 from tune.encoders import load_encoder
 from tune.encoding import EncodeReport, encode_segments, encode_tracks
 from tune.segments import SegmentRule
@@ -203,3 +208,56 @@ def test_reports_of_several_processes_add_up():
     assert both.rows == {"x": 1, "y": 2}
     assert both.skipped == [1, 2]
     assert (both.encoder_passes, both.encode_seconds) == (7, 3.5)
+
+
+@pytest.fixture
+def decodings(monkeypatch):
+    """Slow decoding that notes its threads, and how many decoded tracks are in memory at most."""
+    seen = {"threads": set(), "held": weakref.WeakValueDictionary(), "most": 0}
+    read, lock = encoding.read_audio, threading.Lock()
+
+    def slow_read(path, sample_rate):
+        time.sleep(0.02)  # nothing may depend on how long it is: only that threads are started
+        samples = read(path, sample_rate)
+        with lock:
+            seen["threads"].add(threading.current_thread().name)
+            seen["held"][path] = samples
+            seen["most"] = max(seen["most"], len(seen["held"]))
+        return samples
+
+    monkeypatch.setattr(encoding, "read_audio", slow_read)
+    return seen
+
+
+def test_several_decode_threads_give_the_same_rows_in_the_same_order(
+    files, nano, tmp_path, monkeypatch, decodings
+):
+    monkeypatch.setattr(encoding, "DECODE_THREADS", 1)
+    one, expected = encode(files, nano, tmp_path / "one")
+    assert len(decodings["threads"]) == 1
+    monkeypatch.setattr(encoding, "DECODE_THREADS", 4)
+    several, rows = encode(files, nano, tmp_path / "several")
+    assert len(decodings["threads"]) == 4
+    assert list(several.rows.items()) == list(one.rows.items())
+    for path in files:
+        assert rows[path].tokens.tobytes() == expected[path].tokens.tobytes()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_window_bounds_the_decoded_tracks_in_memory(tmp_path, monkeypatch, decodings, threads):
+    paths = [str(tmp_path / f"{i:02d}.wav") for i in range(14)]
+    for i, path in enumerate(paths):
+        soundfile.write(path, tone(0.3, 100 + i, seed=i), 24_000)
+    mel = load_encoder("mel")
+    embed = mel.embed
+
+    def slow_embed(*args):
+        time.sleep(0.1)  # decoding gets ahead as far as it may
+        return embed(*args)
+
+    monkeypatch.setattr(mel, "embed", slow_embed)
+    monkeypatch.setattr(encoding, "DECODE_THREADS", threads)
+    report, _ = encode(paths, mel, tmp_path / "s", layers=[0])
+    assert report.encoded_tracks == len(paths)
+    # The window, and the track just encoded until the next one takes its place.
+    assert threads + 2 <= decodings["most"] <= threads + 3

@@ -2,11 +2,12 @@
 
 A batch never holds segments of two tracks or of two lengths, so a track's row does not depend, by
 a single bit, on which other tracks are encoded, in which order, or by how many processes. While
-one track is encoded the next ones are decoded in a thread; memory holds a few tracks, whatever
+one track is encoded the next ones are decoded in threads; memory holds a few tracks, whatever
 the size of the data set.
 """
 
 import logging
+import os
 import sys
 import time
 from collections import deque
@@ -28,7 +29,10 @@ from tune.store import Collection, Row, Store
 
 log = logging.getLogger(__name__)
 
-PREFETCH = 3  # tracks decoded ahead
+# Decoding and resampling release the interpreter's lock; the other half of the cores is left to
+# the encoder.
+DECODE_THREADS = min(8, max(1, (os.cpu_count() or 1) // 2))
+SPARE = 2  # tracks decoded ahead, besides one in each thread
 WAIT_S = 0.5  # between two looks at a track that another process is encoding
 
 
@@ -301,10 +305,10 @@ def _claimed(pending: deque, store: Store, decode) -> Iterator[tuple]:
     """
     put_off: deque = deque()
     window: deque = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="decode") as pool:
+    with ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode") as pool:
         try:
             while pending or window or put_off:
-                while pending and len(window) < PREFETCH:
+                while pending and len(window) < DECODE_THREADS + SPARE:
                     path, content = pending.popleft()
                     lock = store.claim(content)
                     if lock is None:
