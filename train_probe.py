@@ -9,7 +9,8 @@
 Audio is cut into segments; each is encoded once by a frozen encoder and kept in a store. The
 track's tokens are joined by an aggregator, and MARBLE's probe is trained on the result, chosen on
 the validation split and tested once. Writes runs/NAME/result.json, config.json,
-predictions.parquet and probe.safetensors, and tracks the run in W&B (offline without a login).
+predictions.parquet, probe.safetensors (with --agg attention also attention.parquet), and tracks
+the run in W&B (offline without a login).
 """
 
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
@@ -66,8 +67,8 @@ def parse_args(argv=None):
                                             "whitened", "attention", "hierarchical",
                                             "transformer"],
                           default="mean", help="how the segments' embeddings are joined; "
-                          "attention learns with the probe, hierarchical mixes several --seg, "
-                          "transformer is pretrained by pretrain_aggregator.py")
+                          "whitened, attention and hierarchical (several --seg) learn with the "
+                          "probe, transformer is pretrained by pretrain_aggregator.py")
     strategy.add_argument("--tokens", choices=["segment", "frame"], default="segment",
                           help="what is joined: one vector a segment, or pooled frames")
     strategy.add_argument("--frame_rate", type=positive_float, default=1.0, metavar="HZ",
@@ -84,8 +85,8 @@ def parse_args(argv=None):
                          "seed; without a checkpoint it starts from scratch")
     learned.add_argument("--aggregator_lr", type=positive_float, metavar="RATE",
                          help="Adam's rate for what learns in front of the probe (default: the "
-                         "probe's for attention, ten times that for the weights of hierarchical "
-                         "and --layer mix, 1e-4 for the Transformer)")
+                         "probe's for attention, ten times that for the weights of hierarchical, "
+                         "whitened and --layer mix, 1e-4 for the Transformer)")
     probe = parser.add_argument_group("probe (MARBLE's protocol)")
     probe.add_argument("--seeds", type=to_ints, nargs="+", default=[[1234]], metavar="SEED",
                        help="one probe a seed, trained side by side (default: 1234)")
@@ -127,7 +128,14 @@ def parse_args(argv=None):
     args.seeds = list(dict.fromkeys(s for part in args.seeds for s in part))
     if not args.seeds or min(args.seeds) < 0:
         parser.error("--seeds needs one or more numbers of 0 or above")
-    args.seg = list(dict.fromkeys(word for part in args.seg for word in part))
+    args.seg = [word for part in args.seg for word in part]
+    if not args.seg:
+        parser.error("--seg needs a value: seconds, full or structure")
+    try:
+        rules = read_rules(args)
+    except ValueError as error:
+        parser.error(str(error))
+    args.seg = list(dict.fromkeys(rule.name for rule in rules))
     if (len(args.seg) > 1) != (args.agg == "hierarchical"):
         parser.error("--agg hierarchical needs several --seg, such as 10 30 full"
                      if args.agg == "hierarchical" else
@@ -142,10 +150,9 @@ def parse_args(argv=None):
     elif args.layer in ("all", "mix"):
         parser.error(f"a Transformer joins one layer's tokens: --layer last or K, "
                      f"not {args.layer}")
-    try:
-        read_rules(args)
-    except ValueError as error:
-        parser.error(str(error))
+    if args.aggregator_lr and not (args.agg in ("attention", "hierarchical", "whitened")
+                                   or args.agg == "transformer" or args.layer == "mix"):
+        parser.error(f"--aggregator_lr: nothing learns in front of the probe with --agg {args.agg}")
     return args
 
 
@@ -420,11 +427,11 @@ def evaluate(accelerator, bank, selection, task, data, layers, joining, args) ->
         "aggregator": learned.describe(
             probes, seeds, views=data.view_names(joining.scales, layers),
             checkpoint=args.aggregator_checkpoint, tuned=args.tune_aggregator,
-            readout=args.readout,
+            readout=joining.readout_used,
         ),
         "attention": learned.attention_columns(probes, seeds, data, chosen, task.splits["test"]),
         "embedding_dim": bank.n_in,
-        "probe": weights | ({} if args.tune_aggregator else data.constants(chosen)),
+        "probe": weights | data.constants(chosen, inputs=not args.tune_aggregator),
         "predictions": results.prediction_columns(
             task.kind, task.splits["test"]["id"], seeds, truth, guesses,
             out.softmax(-1).cpu().numpy(), task.classes, task.targets,

@@ -132,7 +132,7 @@ def test_picture_has_a_row_a_track_against_an_even_share(folder, tmp_path, monke
     plain = Axes.imshow
     monkeypatch.setattr(Axes, "imshow", lambda *a, **k: drawn.append(a[1]) or plain(*a, **k))
     main([str(folder), "--plot", str(tmp_path / "a.png")])
-    assert f"drawn to {tmp_path / 'a.png'}" in capsys.readouterr().out
+    assert f"drawn to {tmp_path / 'a.png'} (3 of 3 tracks)" in capsys.readouterr().out
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     (picture,) = drawn
     assert picture.shape[0] == 3

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT, run
 
 BENCHMARKS = ROOT / "benchmarks"
-NAMES = ("study_loop", "per_epoch", "scaling", "pipeline")
+NAMES = ("study_loop", "levers", "per_epoch", "scaling", "pipeline")
 
 
 def bench(name, *args, cwd):
@@ -53,6 +53,66 @@ def test_study_loop_agrees_and_reports_both_sides(tmp_path):
     assert set(report["rates_flop_per_s"]) == {"no"}
     assert all(rate > 0 for rate in report["rates_flop_per_s"]["no"].values())
     assert "study's way" in done.stdout
+
+
+def test_levers_are_pulled_one_by_one(tmp_path):
+    args = ("--duration", "1.5", "--rounds", "2")
+    report, done = bench("levers", *args, cwd=tmp_path)
+    levers = {row["lever"]: row for row in report["levers"]}
+    assert report["agree"] is True
+    assert report["compile"] is None
+    ladder = [row for row in report["levers"] if row["compared_with"] == "study"]
+    assert [row["without"] for row in ladder] == ["study", *(row["run"] for row in ladder[:-1])]
+    assert ladder[-1]["run"] == "ours"
+    assert len(ladder) == 8
+    for row in levers.values():
+        assert len(row["with_s"]["rounds_s"]) == 2
+        assert row["ratio"] == row["without_s"]["median_s"] / row["with_s"]["median_s"]
+    # By hand: 113 frames of 4.5 s in chunks of 50 compute 4 + 8 + 4 more.
+    chunk = levers["front end in chunks of 2 s"]
+    assert 113 / (113 + 16) < chunk["predicted_ratio"] < 0.9
+    assert "front end in chunks of 5 s" not in levers
+    assert 1 < levers["early exit at layer 2"]["predicted_ratio"] < 2
+    assert levers["early exit at layer 2"]["compared_with"] == "study, middle layer"
+    assert levers["attention as SDPA"]["predicted_ratio"] is None
+    assert levers["bf16"]["max_abs_difference"] > 0
+    assert levers["bf16"]["cosine"] >= 0.9999
+    assert "batch norm folded" in done.stdout
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_levers_say_what_compiling_gave_or_why_it_failed(monkeypatch, tmp_path, capsys, works):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    levers = importlib.import_module("levers")
+
+    def load(name, weights, device, compile):
+        assert compile
+        if not works:
+            raise RuntimeError("no compiler\nand more")
+        return levers.common.load_ours(name, weights, device)
+
+    monkeypatch.setattr(levers, "load_encoder", load)
+    out = tmp_path / "levers.json"
+    args = ["--encoder", "muq-nano", "--duration", "1", "--rounds", "1", "--device", "cpu",
+            "--compile", "--out", str(out)]  # fmt: skip
+    levers.main(levers.parse_args(args))
+    report = json.loads(out.read_text())
+    names = [row["lever"] for row in report["levers"]]
+    assert ("torch.compile" in names) is works
+    if works:
+        assert report["compile"]["first_run_s"] > 0
+    else:
+        assert report["compile"] == {"failed": "RuntimeError: no compiler"}
+        assert "torch.compile failed: RuntimeError: no compiler" in capsys.readouterr().out
+
+
+def test_frames_with_halo_by_hand(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    levers = importlib.import_module("levers")
+    assert levers.frames_with_halo(100, 100) == 100
+    assert levers.frames_with_halo(100, 50) == 108
+    assert levers.frames_with_halo(100, 25) == 29 + 33 + 33 + 29
+    assert levers.frames_with_halo(101, 50) == 54 + 55 + 5  # the middle one's halo is cut
 
 
 def test_per_epoch_says_that_one_epoch_was_multiplied(tmp_path):
@@ -154,6 +214,7 @@ def test_help_teaches(name, tmp_path):
             ("--segs", "ten"),
             "a segment is a number of seconds, 'full' or 'structure'",
         ),
+        ("levers", ("--duration", "0.5"), "--duration must be 1 or more"),
         ("per_epoch", ("--tracks", "5"), "--tracks must be 6 or more"),
         ("scaling", ("--max_memory", "much"), "expected an amount such as 16GB"),
         ("scaling", ("--durations", "--tracks"), "nothing to do"),

@@ -212,20 +212,28 @@ def test_reports_of_several_processes_add_up():
 
 @pytest.fixture
 def decodings(monkeypatch):
-    """Slow decoding that notes its threads, and how many decoded tracks are in memory at most."""
-    seen = {"threads": set(), "held": weakref.WeakValueDictionary(), "most": 0}
+    """Decoding that notes its calls, and how many decoded tracks are in memory at most."""
+    seen = {
+        "calls": 0,
+        "held": weakref.WeakValueDictionary(),
+        "most": 0,
+        "meet": threading.Barrier(1),
+    }
     read, lock = encoding.read_audio, threading.Lock()
 
-    def slow_read(path, sample_rate):
-        time.sleep(0.02)  # nothing may depend on how long it is: only that threads are started
+    def noted_read(path, sample_rate):
+        with lock:
+            seen["calls"] += 1
+            meet = seen["calls"] <= seen["meet"].parties
+        if meet:  # the first ones go on together, or the barrier breaks
+            seen["meet"].wait(30)
         samples = read(path, sample_rate)
         with lock:
-            seen["threads"].add(threading.current_thread().name)
             seen["held"][path] = samples
             seen["most"] = max(seen["most"], len(seen["held"]))
         return samples
 
-    monkeypatch.setattr(encoding, "read_audio", slow_read)
+    monkeypatch.setattr(encoding, "read_audio", noted_read)
     return seen
 
 
@@ -234,10 +242,10 @@ def test_several_decode_threads_give_the_same_rows_in_the_same_order(
 ):
     monkeypatch.setattr(encoding, "DECODE_THREADS", 1)
     one, expected = encode(files, nano, tmp_path / "one")
-    assert len(decodings["threads"]) == 1
+    decodings |= {"calls": 0, "meet": threading.Barrier(4)}
     monkeypatch.setattr(encoding, "DECODE_THREADS", 4)
     several, rows = encode(files, nano, tmp_path / "several")
-    assert len(decodings["threads"]) == 4
+    assert not decodings["meet"].broken
     assert list(several.rows.items()) == list(one.rows.items())
     for path in files:
         assert rows[path].tokens.tobytes() == expected[path].tokens.tobytes()
@@ -249,15 +257,20 @@ def test_the_window_bounds_the_decoded_tracks_in_memory(tmp_path, monkeypatch, d
     for i, path in enumerate(paths):
         soundfile.write(path, tone(0.3, 100 + i, seed=i), 24_000)
     mel = load_encoder("mel")
-    embed = mel.embed
+    embed, ahead = mel.embed, []
 
     def slow_embed(*args):
-        time.sleep(0.1)  # decoding gets ahead as far as it may
+        give_up = time.monotonic() + 30
+        while not ahead and len(decodings["held"]) < threads + 2 and time.monotonic() < give_up:
+            time.sleep(0.01)
+        time.sleep(0.02)  # it could get further ahead now, but may not
+        ahead.append(len(decodings["held"]))
         return embed(*args)
 
     monkeypatch.setattr(mel, "embed", slow_embed)
     monkeypatch.setattr(encoding, "DECODE_THREADS", threads)
     report, _ = encode(paths, mel, tmp_path / "s", layers=[0])
     assert report.encoded_tracks == len(paths)
+    assert ahead[0] == threads + 2
     # The window, and the track just encoded until the next one takes its place.
-    assert threads + 2 <= decodings["most"] <= threads + 3
+    assert decodings["most"] <= threads + 3

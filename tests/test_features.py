@@ -69,10 +69,10 @@ def test_overlapping_and_distant_segments_keep_their_times():
     assert token_times(row, RATE).tolist() == [[0, 2], [1, 3], [5, 7]]
 
 
-def test_frames_share_their_segment():
-    row = Row(np.zeros((6, 1, 2)), [(0, 200), (200, 250)], [4, 2], False, 0)
-    expected = [[0, 0.5], [0.5, 1], [1, 1.5], [1.5, 2], [2, 2.25], [2.25, 2.5]]
-    np.testing.assert_allclose(token_times(row, RATE), expected)
+def test_frames_are_windows_of_their_segment_and_the_last_one_may_be_shorter():
+    row = Row(np.zeros((6, 1, 2)), [(0, 200), (200, 230)], [4, 1], False, 0)
+    expected = [[0, 0.6], [0.6, 1.2], [1.2, 1.8], [1.8, 2], [2, 2.3]]
+    np.testing.assert_allclose(token_times(row, RATE, 0.6), expected)
 
 
 # Features

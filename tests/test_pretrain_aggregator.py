@@ -37,6 +37,15 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Compute as the processes here do; on busy cores tiny products wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def main(folder, monkeypatch):
     """A function that runs main() in this process and returns --out."""

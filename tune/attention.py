@@ -74,8 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     console.print(tracks_table(tracks[: args.top], len(tracks)))
     console.print(tokens_table(shown))
     if args.plot:
-        draw(tracks[:PLOT_TRACKS], args.run.resolve().name, args.plot)
-        print(f"drawn to {args.plot}")
+        drawn = tracks[:PLOT_TRACKS]
+        draw(drawn, args.run.resolve().name, args.plot)
+        print(f"drawn to {args.plot} ({len(drawn)} of {len(tracks)} tracks)")
 
 
 def load_tracks(run: Path) -> list[Track]:

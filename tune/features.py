@@ -120,12 +120,16 @@ def count_tokens(collection: Collection, paths: Sequence[str], rows: Mapping) ->
     return [sum(read_row(collection, p, *rows[p]).counts) for p in paths]
 
 
-def token_times(row: Row, sample_rate: int) -> np.ndarray:
-    """Where each token begins and ends, in seconds: (N, 2); a segment's frames share it evenly."""
+def token_times(row: Row, sample_rate: int, window_s: float | None = None) -> np.ndarray:
+    """Where each token begins and ends, in seconds: (N, 2).
+
+    Pooled frames are windows of `window_s`, of which the last in a segment may be shorter.
+    """
     times = []
     for (start, end), count in zip(row.spans, row.counts, strict=True):
-        edges = np.linspace(start, end, count + 1) / sample_rate
-        times.append(np.stack([edges[:-1], edges[1:]], 1))
+        start_s, end_s = start / sample_rate, end / sample_rate
+        starts = start_s + np.arange(count) * (window_s or 0.0)
+        times.append(np.stack([starts, np.append(starts[1:], end_s)], 1))
     return np.concatenate(times)
 
 
@@ -163,7 +167,7 @@ def load_features(
             views = embed(tokens.squeeze(1)).double()  # (K, D'); there is one layer
             layers = [(view, torch.ones_like(view, dtype=torch.bool), False) for view in views]
         else:
-            times = token_times(row, collection.key["sample_rate"])
+            times = token_times(row, collection.key["sample_rate"], collection.window_s)
             seconds = torch.from_numpy(times[:, 1] - times[:, 0])
             layers = [
                 aggregate_track(agg, layer, n_tokens, seconds)
@@ -188,5 +192,6 @@ def load_tokens(splits: DatasetDict, collection: Collection, rows: Mapping) -> d
             values[:, i, : len(row.tokens)] = torch.from_numpy(row.tokens).transpose(0, 1)
             mask[i, : len(row.tokens)] = True
         rate = collection.key["sample_rate"]
-        out[name] = Tokens(values, mask, [token_times(row, rate) for row in found])
+        times = [token_times(row, rate, collection.window_s) for row in found]
+        out[name] = Tokens(values, mask, times)
     return out

@@ -9,6 +9,7 @@ from tune import learned, transformer
 from tune.aggregator_model import AggregatorModel
 from tune.features import load_task_features, load_tokens
 from tune.probe import ProbeData
+from tune.recipes import TUNE
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,13 @@ class Joining:
         if self.agg == "transformer" and not self.tune:
             return transformer.view_names(self.model.config, self.readout)
         return list(self.segs)
+
+    @property
+    def readout_used(self) -> str | None:
+        """The Transformer's read-out, also where none was asked for; None without one."""
+        if self.agg != "transformer":
+            return None
+        return self.readout or (self.model.config.readout if self.model else TUNE.readout)
 
     def load(self, task, collection, rows: Sequence[Mapping], device: torch.device) -> tuple:
         """What the probes see, and how many tracks had more tokens than the aggregator takes.

@@ -229,11 +229,14 @@ def make_join(cell: Cell, encoder) -> tuple[Callable, object | None]:
     # The probe's type: train_probe.py's aggregators compute in it, but for the Transformer.
     dtype = torch.float32 if device.type == "mps" else torch.float64
 
+    rate = cell.frame_rate
+    window_s = encoder.pool_width(rate) / encoder.frame_rate if rate else None
+
     def layers_of(row):
         return torch.from_numpy(row.tokens).unbind(1)  # L times (N, D)
 
     def pooled(row, name):
-        times = token_times(row, encoder.sample_rate)
+        times = token_times(row, encoder.sample_rate, window_s)
         seconds = torch.from_numpy(times[:, 1] - times[:, 0])
         return [aggregate_track(name, x.double(), len(x), seconds)[0] for x in layers_of(row)]
 

@@ -175,16 +175,17 @@ class ProbeData:
             return np.full(n, np.bincount(self.truth["train"]).argmax())
         return np.tile(self.truth["train"].mean(0), (n, 1))
 
-    def constants(self, layer: int) -> dict[str, torch.Tensor]:
+    def constants(self, layer: int, *, inputs: bool = True) -> dict[str, torch.Tensor]:
         """What a saved probe needs beside its weights, for one layer (all, where they are mixed).
 
-        With several views the statistics are (K, D), in the order of the mix's weights.
+        With several views the statistics are (K, D), in the order of the mix's weights. `inputs`
+        is off where what stands in front of the probe brings its own.
         """
         mean, scale = (
             self._arrange(value, 1)[layer, 0]
             for value in (self.standardise.mean, self.standardise.scale)
         )
-        out = {"standardise.mean": mean, "standardise.scale": scale}
+        out = {"standardise.mean": mean, "standardise.scale": scale} if inputs else {}
         if self.kind == "numbers":
             out |= {"target.centre": torch.from_numpy(self.centre),
                     "target.scale": torch.from_numpy(self.scale)}  # fmt: skip

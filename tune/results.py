@@ -179,7 +179,10 @@ def assemble(task, encoder, rules, collection, reports, outcome, config, device,
             "peak_memory_bytes": peak_memory_bytes(device),
             "peak_memory_kind": "allocated" if device.type == "cuda" else "resident",
             "store_bytes": sum(
-                collection.bytes_of(*r.rows[path]) for r in reports for path in every
+                collection.bytes_of(content, spans)
+                for content, spans in {
+                    str(r.rows[p]): r.rows[p] for r in reports for p in every
+                }.values()
             ),
             "embedding_dim": outcome["embedding_dim"],
             "probe_seconds": probe_seconds,

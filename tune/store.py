@@ -123,7 +123,10 @@ class Store:
         every = list(range(encoder.n_layers + 1))
         fallback = folder / "layers-all" if list(layers) != every else None
         name = "layers-all" if list(layers) == every else "layers-" + "-".join(map(str, layers))
-        return Collection(self.root, folder / name, fallback, key, list(layers))
+        window_s = None
+        if frame_rate is not None:
+            window_s = encoder.pool_width(frame_rate) / encoder.frame_rate
+        return Collection(self.root, folder / name, fallback, key, list(layers), window_s)
 
     def read_boundaries(self, content: str, rule: dict, sample_rate: int) -> list | None:
         """Read where a track is cut by its sound, or None when that isn't stored.
@@ -188,10 +191,14 @@ class Store:
 
 
 class Collection:
-    """The rows of one encoder, precision, set of layers and kind of token. See `Store`."""
+    """The rows of one encoder, precision, set of layers and kind of token. See `Store`.
 
-    def __init__(self, root: Path, folder: Path, fallback: Path | None, key: dict, layers: list):
-        self.root, self.folder, self.fallback = root, folder, fallback
+    `window_s` is the length of a pooled frame in seconds, or None where a token is a segment.
+    """
+
+    def __init__(self, root: Path, folder: Path, fallback: Path | None, key: dict, layers: list,
+                 window_s: float | None = None):  # fmt: skip
+        self.root, self.folder, self.fallback, self.window_s = root, folder, fallback, window_s
         self.key, self.layers = key, layers
         self.damaged: list[str] = []
 
