@@ -336,6 +336,9 @@ def train(accelerator, tracker, model, tracks, statistics, recipe, out, progress
                 optimizer.zero_grad()
         train_loss, track_loss = (accelerator.reduce(total) / len(lengths)).tolist()
         val = measure()
+        if not math.isfinite(val["loss"]):
+            raise ValueError(f"the validation loss is not finite in epoch {epoch}: try a lower "
+                             f"--lr or --mixed_precision no")  # fmt: skip
         row = {"epoch": epoch, "train/loss": train_loss, "val/loss": val["loss"],
                "train/track_loss": track_loss, "val/track_loss": val["track_loss"],
                "val/track_accuracy": val["track_accuracy"],

@@ -108,6 +108,11 @@ class AggregatorModel(PreTrainedModel):
             raise AggregatorError(
                 f"{config.num_attention_heads} heads don't divide the width {config.hidden_size}"
             )
+        if config.positions == "rotary" and config.hidden_size // config.num_attention_heads % 2:
+            raise AggregatorError(
+                f"rotary positions need heads of an even size, not "
+                f"{config.hidden_size} / {config.num_attention_heads}"
+            )
         if config.standardise not in STANDARDISE:
             raise AggregatorError(
                 f"standardise must be one of {', '.join(STANDARDISE)}, got {config.standardise!r}"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedConfig
+from transformers.utils.logging import disable_progress_bar
 
 from tune.aggregator_model import AggregatorConfig, AggregatorError, AggregatorModel
 from tune.recipes import TUNE, make_config, make_model, standardisation
@@ -27,9 +28,10 @@ def load_for(name: str, encoder, layers: Sequence[int], collection, rules: Seque
     model = load_aggregator(name)
     tokens = collection.key["tokens"]
     check_fits(model.config, encoder=encoder, layers=layers, tokens=tokens, name=name)
-    if model.config.seg != rules[0].name:
+    trained, here = (model.config.seg, model.config.hop), (rules[0].name, rules[0].hop_s)
+    if trained != here:
         log.warning(
-            "%s was trained on --seg %s, this is --seg %s", name, model.config.seg, rules[0].name
+            "%s was trained on --seg %s (hop %s), here it is %s (%s)", name, *trained, *here
         )
     return model
 
@@ -85,7 +87,8 @@ def load_aggregator(name: str | Path) -> AggregatorModel:
         shape: weights are never left to chance. Pickles are never read.
     """
     folder = Path(name)
-    if not folder.is_dir() and (str(name).count("/") != 1 or str(name).startswith((".", "/", "~"))):
+    is_hub_id = str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
+    if not folder.is_dir() and (not is_hub_id or folder.parent.is_dir()):
         raise AggregatorError(f"--aggregator_checkpoint {name}: no such folder, and no hub id")
     if folder.is_dir():
         for file in ("config.json", "model.safetensors"):
@@ -101,6 +104,7 @@ def load_aggregator(name: str | Path) -> AggregatorModel:
                 f"--aggregator_checkpoint {name} is no aggregator (its config.json says "
                 f"{config.get('model_type')!r}): make one with pretrain_aggregator.py"
             )
+        disable_progress_bar()  # a few tensors
         model, info = AggregatorModel.from_pretrained(
             str(name), use_safetensors=True, output_loading_info=True, dtype=torch.float32
         )
@@ -117,6 +121,9 @@ def load_aggregator(name: str | Path) -> AggregatorModel:
             f"--aggregator_checkpoint {name}: {len(wrong)} weights are missing or don't fit its "
             f"configuration, the first is {wrong[0]}"
         )
+    for key, value in model.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise AggregatorError(f"--aggregator_checkpoint {name}: {key} is not finite")
     return model.eval().requires_grad_(False)
 
 
