@@ -316,6 +316,7 @@ def train(accelerator, tracker, model, tracks, statistics, recipe, out, progress
         loader = make_loader(accelerator, tracks["train"], steps, epoch)
         total = torch.zeros(2, device=accelerator.device)
         for batch in tqdm(loader, desc=f"epoch {epoch}", leave=False, delay=5, dynamic_ncols=True,
+                          mininterval=0.2 if sys.stderr.isatty() else 30.0,
                           disable=not accelerator.is_main_process):  # fmt: skip
             held = contextlib.nullcontext() if batch["last"] else accelerator.no_sync(model)
             with held:

@@ -28,7 +28,8 @@ SPANS = [(0, 100), (100, 200), (200, 250)]
 def encoder(**changes):
     """What a store wants to know of an encoder."""
     values = {"name": "muq", "fingerprint": "f" * 64, "precision": "no", "sample_rate": RATE,
-              "n_layers": 3}  # fmt: skip
+              "n_layers": 3, "frame_rate": 25.0,
+              "pool_width": lambda rate: round(25 / rate)}  # fmt: skip
     return SimpleNamespace(**(values | changes))
 
 
@@ -686,3 +687,13 @@ def test_a_store_that_can_not_be_made_is_refused(tmp_path):
         Store(tmp_path / "file")
     with pytest.raises(ValueError, match=r"the store .*below can't be made: .+"):
         Store(tmp_path / "file" / "below")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX systems")
+def test_rows_have_the_permissions_of_any_new_file(tmp_path):
+    (tmp_path / "plain").touch()
+    usual = (tmp_path / "plain").stat().st_mode & 0o777
+    collection = Store(tmp_path / "store").collection(encoder(), [3], None)
+    collection.write("c" * 64, 10, Row(np.zeros((1, 1, 3)), [(0, 10)], [1], False, 0.1))
+    (row,) = (tmp_path / "store").rglob("*.safetensors")
+    assert row.stat().st_mode & 0o777 == usual

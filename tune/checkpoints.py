@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from tune import results
+from tune.store import as_umask_says
 
 STATE = "state"
 OURS = {"config.json", "model.safetensors", ".model.tmp", "README.md", "history.csv",
@@ -145,6 +146,7 @@ def save_model(model, out: Path) -> None:
     aside = out / ".model.tmp"
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     save_file(weights, aside, {"format": "pt"})
+    as_umask_says(aside)
     aside.replace(out / "model.safetensors")
     aside.write_text(model.config.to_json_string(use_diff=False), encoding="utf-8")
     aside.replace(out / "config.json")

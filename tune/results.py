@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from tune import __version__
 from tune.encoding import EncodeReport
 from tune.segments import Rule, describe_counts, is_degenerate
+from tune.store import as_umask_says
 
 log = logging.getLogger(__name__)
 
@@ -285,6 +286,7 @@ def write_run(output_dir: Path, name: str, *, result: Mapping, config: Mapping, 
         pq.write_table(pa.table(outcome["predictions"]), aside / "predictions.parquet")
         meta = {k: json.dumps(result[k]) for k in ("classes", "targets", "agg", "seg", "layer")}
         save_file(outcome["probe"], aside / "probe.safetensors", meta)
+        as_umask_says(aside / "probe.safetensors")
         if outcome["attention"]:
             pq.write_table(pa.table(outcome["attention"]), aside / "attention.parquet")
         write_csv(aside / "history.csv", history)

@@ -292,6 +292,7 @@ def _write_whole(path: Path, write) -> None:
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         write(aside)
+        as_umask_says(aside)
         with open(aside, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
@@ -302,6 +303,13 @@ def _write_whole(path: Path, write) -> None:
 def _digest(value) -> str:
     """Digest of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def as_umask_says(path: Path) -> None:
+    """Give a file the permissions of any new file: safetensors makes its files private."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def _checksum(tokens: np.ndarray, info: str) -> str:
