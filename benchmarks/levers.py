@@ -59,7 +59,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from tune.costs import frontend_flops, muq_flops
+from tune.costs import frontend_flops, matrix_rate, muq_flops
 from tune.encoder import DTYPES, SAMPLE_RATE
 from tune.encoders import load_encoder
 from tune.encoding import encode_segments
@@ -251,8 +251,8 @@ def try_compile(runs, levers, embeddings, args, device, track) -> dict:
         work = lambda: encoder.embed(track[None], [encoder.n_layers]).ravel()  # noqa: E731
         embeddings["compiled"], seconds = common.clock(device, work)
     except Exception as error:  # the compiler's own, its tools', the operating system's
-        first = (str(error).strip().splitlines() or ["no message"])[0]
-        return {"failed": f"{type(error).__name__}: {first[:300]}"}
+        said = " ".join(str(error).split()[:20])  # the compiler's messages go on for pages
+        return {"failed": f"{type(error).__name__}: {said}"}
     runs["compiled"] = work
     levers.append(Lever("torch.compile", "compiled", "ours"))
     return {"first_run_s": seconds}
@@ -318,7 +318,7 @@ def measure_rates(device) -> dict:
     full["linear"] = linear_rate(device) if device.type == "cpu" else full["matmul"]
     half = {
         p: {
-            "matmul": common.matmul_rate(device, DTYPES[p]),
+            "matmul": matrix_rate(device, DTYPES[p]),
             "convolution": common.convolution_rate(device, DTYPES[p]),
         }
         for p in (("bf16",) if device.type == "cpu" else ("bf16", "fp16"))

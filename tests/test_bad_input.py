@@ -379,17 +379,19 @@ def test_booleans_take_a_value_or_none(train_probe, flag):
 
 def test_flags_take_their_values_after_an_equals_sign(train_probe):
     given = {
-        "task": "emo", "encoder": "mel", "layer": "all", "seg": "30", "hop": 5.5, "min_tail": 0.5,
+        "task": "emo", "encoder": "mel", "layer": "all", "seg": ["30"], "hop": 5.5, "min_tail": 0.5,
         "agg": "concat", "tokens": "frame", "frame_rate": 2.5, "epochs": 7, "patience": 3,
         "batch_size": 16, "lr": 0.001, "mixed_precision": "bf16", "batch_seconds": 90.0,
         "report_to": "none", "project": "p", "group": "g", "name": "n", "kind": "numbers",
         "data_dir": Path("d"), "store": Path("s"), "cache_dir": Path("c"), "output_dir": Path("o"),
         "tags": ["a"], "strict": True, "overwrite": True, "memory_budget": "1GB",
-        "compile": True,
+        "compile": True, "min_seg": None, "max_seg": None, "aggregator_checkpoint": None,
+        "readout": None, "tune_aggregator": False, "aggregator_lr": None,
     }  # fmt: skip
     argv = [
         f"--{flag}={value[0] if isinstance(value, list) else value}"
         for flag, value in given.items()
+        if value not in (None, False)
     ]
     assert vars(train_probe.parse_args(argv)) == given | {"seeds": [1234]}
 

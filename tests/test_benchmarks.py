@@ -90,7 +90,7 @@ def test_levers_say_what_compiling_gave_or_why_it_failed(monkeypatch, works):
     def load(name, weights, device, compile):
         assert compile
         if not works:
-            raise RuntimeError("no compiler\nand more")
+            raise RuntimeError("no compiler\n" + 50 * "more ")
         return levers.common.load_ours(name, weights, device)
 
     monkeypatch.setattr(levers, "load_encoder", load)
@@ -103,7 +103,7 @@ def test_levers_say_what_compiling_gave_or_why_it_failed(monkeypatch, works):
         assert [(row.run, row.without) for row in rows] == [("compiled", "ours")]
         assert (runs["compiled"]() == embeddings["compiled"]).all()
     else:
-        assert said == {"failed": "RuntimeError: no compiler"}
+        assert said == {"failed": "RuntimeError: no compiler" + 18 * " more"}
         assert not runs
         assert not rows
 

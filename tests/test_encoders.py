@@ -268,3 +268,20 @@ def test_fp16_on_a_gpu_is_close_to_float32(segments, nano):
     full = nano.embed(segments, [4])[:, 0, 0]
     cosine = (half * full).sum(1) / np.linalg.norm(half, axis=1) / np.linalg.norm(full, axis=1)
     assert (cosine > 0.9999).all()
+
+
+def test_the_compiler_is_given_operations_that_it_can_lower(rng):
+    """oneDNN's own operation, which we call on CPUs, is none of them."""
+    seen = []
+
+    def backend(graph, inputs):
+        seen.append(graph.code)
+        return graph.forward
+
+    part = load_encoder("muq-nano").model.conformer.layers[0].ffn1
+    x = torch.from_numpy(rng.standard_normal((1, 7, 192), np.float32))
+    torch.compiler.reset()
+    compiled = torch.compile(part, backend=backend)(x)
+    torch.testing.assert_close(compiled, part(x), rtol=1e-4, atol=1e-5)
+    assert seen
+    assert "mkldnn" not in "".join(seen)
