@@ -16,6 +16,9 @@ SHARED = ROOT.parent / "shared"
 # Nothing here may reach the network, an account or the user's own store.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
+# One thread a process: tests run side by side (pytest -n), and spinning threads of small products
+# slow each other down many times over.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 for name in ("WANDB_API_KEY", "WANDB_PROJECT", "WANDB_RUN_ID", "WANDB_SWEEP_ID"):
     os.environ.pop(name, None)
 
