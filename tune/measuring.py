@@ -243,7 +243,8 @@ def make_join(cell: Cell, encoder) -> tuple[Callable, object | None]:
     if cell.agg == "transformer":
         model = _transformer(cell, encoder).to(device)
         embed = transformer.embedder(model, None)
-        return lambda rows: [embed(x) for x in layers_of(rows[0])], model
+        # Its views, which the probe mixes.
+        return lambda rows: [embed(x).mean(0) for x in layers_of(rows[0])], model
     n_layers = len(resolve_layers(cell.layer, encoder.n_layers)) if cell.layer == "mix" else None
     if cell.agg == "attention":
         model = learned.GatedAttention(
@@ -260,15 +261,20 @@ def make_join(cell: Cell, encoder) -> tuple[Callable, object | None]:
 
         return attend, model
     name = "mean" if cell.agg == "hierarchical" else cell.agg
-    if n_layers is None and len(cell.rules) == 1:
+    whitening = None
+    if cell.agg == "whitened":
+        whitening = torch.eye(encoder.embedding_dim, dtype=torch.float64)
+    if n_layers is None and len(cell.rules) == 1 and whitening is None:
         return lambda rows: pooled(rows[0], name), None
-    views = (n_layers or 1) * len(cell.rules)
+    views = (n_layers or 1) * len(cell.rules) * (1 if whitening is None else 2)
     model = learned.Mix(views, encoder.embedding_dim, dtype).to(device)
 
     @torch.inference_mode()
     def mix(rows):
         by_layer = list(zip(*(pooled(row, name) for row in rows), strict=True))  # L times S
         groups = by_layer if n_layers is None else [sum(by_layer, ())]
+        if whitening is not None:
+            groups = [(*group, *(mean @ whitening for mean in group)) for group in groups]
         return [model(torch.stack(group).to(device, dtype)).cpu() for group in groups]
 
     return mix, model
