@@ -124,7 +124,7 @@ def bootstrap(
     """
     weights = _resamples(len(labels), n_resamples, seed)
     curves = _weighted(kind, labels, predictions, weights, targets)
-    return {name: _interval(values.mean(1)) for name, values in curves.items()}
+    return {name: interval(values.mean(1)) for name, values in curves.items()}
 
 
 def paired_bootstrap(
@@ -151,14 +151,42 @@ def paired_bootstrap(
     -------
     dict : metric name -> (second - first, low, high), each metric averaged over seeds
     """
-    ones = np.ones((1, len(labels)))
-    weights = np.concatenate([ones, _resamples(len(labels), n_resamples, seed)])
-    a, b = (_weighted(kind, labels, p, weights, targets) for p in (first, second))
+    a, b = (bootstrap_curves(kind, labels, p, targets, n_resamples=n_resamples, seed=seed)
+            for p in (first, second))  # fmt: skip
     out = {}
     for name in a:
-        values = b[name].mean(1) - a[name].mean(1)
-        out[name] = (float(values[0]), *_interval(values[1:]))
+        values = b[name] - a[name]
+        out[name] = (float(values[0]), *interval(values[1:]))
     return out
+
+
+def bootstrap_curves(
+    kind: str,
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    targets: Sequence[str],
+    *,
+    n_resamples: int = N_RESAMPLES,
+    seed: int = BOOTSTRAP_SEED,
+) -> dict[str, np.ndarray]:
+    """Each metric, averaged over seeds, on the whole split and then on each resample of it.
+
+    The resamples are the same for all runs with as many tracks, so that the difference of two
+    runs' curves is that of the paired bootstrap, and averages of runs can be compared as well.
+
+    Parameters
+    ----------
+    labels : ndarray (n,) or (n, n_targets)
+    predictions : ndarray (n_seeds, n) or (n_seeds, n, n_targets)
+
+    Returns
+    -------
+    dict : metric name -> (1 + n_resamples,)
+    """
+    ones = np.ones((1, len(labels)))
+    weights = np.concatenate([ones, _resamples(len(labels), n_resamples, seed)])
+    curves = _weighted(kind, labels, predictions, weights, targets)
+    return {name: values.mean(1) for name, values in curves.items()}
 
 
 def _resamples(n: int, n_resamples: int, seed: int) -> np.ndarray:
@@ -167,7 +195,7 @@ def _resamples(n: int, n_resamples: int, seed: int) -> np.ndarray:
     return rng.multinomial(n, np.full(n, 1 / n), size=n_resamples).astype(np.float64)
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
+def interval(values: np.ndarray) -> tuple[float, float]:
     """The middle 95 % of a bootstrap's values; NaN when half of them are undefined."""
     real = values[np.isfinite(values)]
     if len(real) <= len(values) / 2:

@@ -51,6 +51,8 @@ def read_predictions(run: Path) -> Predictions:
         ) from None
     order = np.lexsort((table["id"], table["seed"]))
     n_seeds = len(set(table["seed"]))
+    if not n_seeds:
+        raise ValueError(f"{run}: predictions.parquet has no rows")
     if len(order) % n_seeds:
         raise ValueError(f"{run}: the seeds have different numbers of tracks")
     ids = [table["id"][i] for i in order[: len(order) // n_seeds]]
@@ -59,6 +61,8 @@ def read_predictions(run: Path) -> Predictions:
         """A column, (n_seeds, n)."""
         return np.array([table[name][i] for i in order]).reshape(n_seeds, -1)
 
+    if (column("id") != np.array(ids)).any():
+        raise ValueError(f"{run}: the seeds have different tracks")
     if result["kind"] == "classes":
         number = {name: i for i, name in enumerate(result["classes"])}
         labels, predictions = (

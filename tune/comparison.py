@@ -1,0 +1,336 @@
+"""Runs, and the cells they belong to: what `compare.py` compares.
+
+A run is a folder that `train_probe.py` wrote. Runs that differ in nothing but their seeds are one
+cell: task x encoder x layer x segments x aggregator x tokens, and whatever else changes a number
+(checkpoint, hop, precision, the probe's training). A run that can't be used is left out by name and
+reason; nothing is left out in silence.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from tune.paired import Predictions, read_predictions
+
+NEEDED = ("task", "kind", "encoder", "layer", "seg", "agg", "tokens", "seeds", "metrics", "cost",
+          "n_tracks", "classes", "targets")  # fmt: skip
+# What changes a probe's training; a value that isn't the default makes another cell.
+TRAINING = {"lr": None, "aggregator_lr": None, "epochs": 50, "patience": 20, "batch_size": 64}
+MIN_TAIL_S, STRUCTURE_S = 1.0, (5.0, 30.0)
+
+
+@dataclass(eq=False)
+class Run:
+    """One run.
+
+    Attributes
+    ----------
+    name, where : its folder's name, and the folder (or W&B's path) as text
+    made : when, in seconds since 1970: the newest of two runs of the same seeds counts
+    folder : the folder, or None for a run that was read from W&B
+    """
+
+    name: str
+    where: str
+    made: float
+    predictions: Predictions
+    config: Mapping
+    folder: Path | None = None
+
+    @property
+    def result(self) -> dict:
+        """Its result.json."""
+        return self.predictions.result
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A run that isn't compared, and why."""
+
+    where: str
+    reason: str
+
+
+@dataclass(eq=False)
+class Cell:
+    """Runs of one strategy with different seeds.
+
+    Attributes
+    ----------
+    runs : newest first
+    ids : (n,) test tracks, sorted
+    labels : (n,) class numbers or (n, C) values
+    predictions : (S, n) or (S, n, C), all seeds
+    label : what it's called, unique for a task and encoder
+    memory_bytes, memory_kind, memory_source : peak while encoding, allocated on a GPU or resident,
+        and where it was measured; None where no run encoded anything, so that the peak is not known
+    """
+
+    runs: list[Run]
+    ids: list[str]
+    labels: np.ndarray
+    predictions: np.ndarray
+    label: str = ""
+    memory_bytes: int | None = None
+    memory_kind: str = ""
+    memory_source: str = ""
+    twin: "Cell | None" = None  # the cell that this degenerate one repeats
+    facts: dict = field(default_factory=dict)
+
+    @property
+    def result(self) -> dict:
+        """The newest run's result.json."""
+        return self.runs[0].result
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of all runs."""
+        return sorted(seed for run in self.runs for seed in run.result["seeds"])
+
+    @property
+    def seconds_per_track(self) -> float | None:
+        """What encoding a track took when its rows were made, whichever run made them."""
+        seconds = self.result["cost"].get("encode_seconds_stored")
+        n = sum(self.result["n_tracks"].values())
+        return seconds / n if seconds and n else None
+
+    @property
+    def dim(self) -> int | None:
+        """Values of a track's embedding."""
+        return self.result["cost"].get("embedding_dim")
+
+    @property
+    def store_bytes(self) -> int | None:
+        """What its segments take in the store, all tracks together."""
+        return self.result["cost"].get("store_bytes")
+
+    @property
+    def device(self) -> str:
+        """Where it ran: seconds of different devices are not compared."""
+        return self.result.get("device", "")
+
+
+def read_folders(roots: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
+    """Read every run below some folders.
+
+    Returns
+    -------
+    runs, and what looked like a run and can't be used
+
+    Raises
+    ------
+    ValueError
+        When a folder is missing.
+    """
+    runs, left, seen = [], [], set()
+    for root in roots:
+        if not root.is_dir():
+            raise ValueError(f"{root}: no such folder; runs are what train_probe.py writes to runs/")
+        files = {p.parent for name in ("result.json", "predictions.parquet")
+                 for p in root.rglob(name)}  # fmt: skip
+        for folder in sorted(files):
+            # A folder with a dot is one that is being written.
+            hidden = any(part.startswith(".") for part in folder.relative_to(root).parts)
+            if hidden or folder.resolve() in seen:
+                continue
+            seen.add(folder.resolve())
+            try:
+                runs.append(read_run(folder))
+            except ValueError as error:
+                left.append(LeftOut(str(folder), str(error)))
+    return runs, left
+
+
+def read_run(folder: Path) -> Run:
+    """Read one run's folder; ValueError says what is wrong with it."""
+    try:
+        predictions = read_predictions(folder)
+        check_run(predictions)
+        path = folder / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        made = (folder / "result.json").stat().st_mtime
+    except KeyError as error:
+        raise ValueError(f"lacks {error}, which train_probe.py writes") from error
+    except (ValueError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(text.removeprefix(f"{folder}: ").removeprefix(f"{folder} ")) from error
+    return Run(folder.name, str(folder), made, predictions, config, folder)
+
+
+def check_run(predictions: Predictions) -> None:
+    """Raise ValueError unless a run holds all that a comparison needs."""
+    result, shape = predictions.result, predictions.predictions.shape
+    missing = [name for name in NEEDED if name not in result]
+    if missing:
+        raise ValueError(f"its result.json lacks {', '.join(missing)}")
+    if not result["metrics"]:
+        raise ValueError("its result.json has no metrics")
+    if len(result["seeds"]) != shape[0]:
+        raise ValueError(f"{len(result['seeds'])} seeds in result.json, {shape[0]} in predictions")
+    values = (predictions.predictions, predictions.labels)
+    if result["kind"] != "classes" and not all(np.isfinite(v).all() for v in values):
+        raise ValueError("predictions or labels are not finite")
+
+
+def merge(runs: Sequence[Run]) -> tuple[list[Cell], list[LeftOut]]:
+    """Put runs together that differ in their seeds only; of the same seeds the newest counts.
+
+    Returns
+    -------
+    cells, and the runs that another one replaced
+    """
+    groups: dict[tuple, list[Run]] = {}
+    for run in sorted(runs, key=lambda r: (-r.made, r.name, r.where)):
+        groups.setdefault(_key(run), []).append(run)
+    cells, left = [], []
+    for members in groups.values():
+        kept = members[:1]
+        for run in members[1:]:
+            reason = _why_apart(kept, run)
+            if reason is None:
+                kept.append(run)
+            else:
+                left.append(LeftOut(run.where, reason))
+        first = kept[0].predictions
+        merged = np.concatenate([run.predictions.predictions for run in kept])
+        cells.append(Cell(kept, first.ids, first.labels, merged))
+    _name(cells)
+    _find_memory(cells, runs)
+    _find_twins(cells)
+    return sorted(cells, key=_order), left
+
+
+def task_key(run: Run | Cell) -> tuple:
+    """What two runs must share to be compared at all."""
+    r = run.result
+    return (r["task"], r["kind"], tuple(r["classes"] or ()), tuple(r["targets"] or ()))
+
+
+def layer_of(result: Mapping) -> str:
+    """The layer as a strategy: a number, or how it was found."""
+    asked = result.get("layer_asked")
+    return asked if asked in ("all", "mix") else str(result["layer"])
+
+
+def seg_text(seg: str) -> str:
+    """A segment rule as people read it."""
+    return f"{seg} s" if seg.replace(".", "").isdigit() else seg
+
+
+def details(run: Run, whole_path: bool = False) -> list[str]:
+    """What sets a run apart beside segments, aggregator, layer and tokens; [] when nothing does."""
+    r, out = run.result, []
+    if r.get("hop"):
+        out.append(f"hop {r['hop']:g} s")
+    if r.get("min_tail") not in (None, MIN_TAIL_S):
+        out.append(f"tail from {r['min_tail']:g} s")
+    limits = (r.get("min_seg"), r.get("max_seg"))
+    if None not in limits and limits != STRUCTURE_S:
+        out.append(f"pieces of {limits[0]:g} to {limits[1]:g} s")
+    aggregator = r.get("aggregator") or {}
+    if aggregator.get("checkpoint"):
+        path = str(aggregator["checkpoint"])
+        out.append(path if whole_path else Path(path).name)
+    elif r["agg"] == "transformer":
+        out.append("from scratch")
+    if aggregator.get("readout"):
+        out.append(aggregator["readout"])
+    if aggregator.get("tuned") and aggregator.get("checkpoint"):
+        out.append("tuned")
+    for name, usual in TRAINING.items():
+        value = run.config.get(name, usual)
+        if value != usual:
+            out.append(f"{name} {value:g}")
+    return out
+
+
+def _key(run: Run) -> tuple:
+    """What makes two runs one cell."""
+    r = run.result
+    return (*task_key(run), r["encoder"], layer_of(r), r["seg"], r["agg"], r["tokens"],
+            r.get("precision"), *details(run, whole_path=True))  # fmt: skip
+
+
+def _why_apart(kept: Sequence[Run], run: Run) -> str | None:
+    """Why a run can't join those of its cell, or None."""
+    newest = kept[0]
+    if newest.config.get("encoder_fingerprint") != run.config.get("encoder_fingerprint"):
+        return f"other weights of the encoder than the newer {newest.name}"
+    a, b = newest.predictions, run.predictions
+    if a.ids != b.ids or not np.array_equal(a.labels, b.labels):
+        return f"another test split than the newer {newest.name}"
+    for other in kept:
+        shared = set(other.result["seeds"]) & set(run.result["seeds"])
+        if shared:
+            return f"replaced by the newer {other.name}: the same cell and seed {min(shared)}"
+    return None
+
+
+def _name(cells: Sequence[Cell]) -> None:
+    """Name cells by what sets them apart among those of their task and encoder."""
+    groups: dict[tuple, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((*task_key(cell), cell.result["encoder"]), []).append(cell)
+    for group in groups.values():
+        usual = Counter(layer_of(c.result) for c in group).most_common(1)[0][0]
+        precisions = {c.result.get("precision") for c in group}
+
+        def text(cell, whole_path=False, usual=usual, precisions=precisions):
+            r = cell.result
+            parts = details(cell.runs[0], whole_path)
+            layer = layer_of(r)
+            parts += [f"layer {layer}"] if layer != usual else []
+            parts += [r["tokens"]] if r["tokens"] != "segment" else []
+            parts += [str(r.get("precision"))] if len(precisions) > 1 else []
+            return f"{seg_text(r['seg'])} {r['agg']}" + (f" ({', '.join(parts)})" if parts else "")
+
+        short = Counter(text(cell) for cell in group)
+        for cell in group:
+            cell.label = text(cell, whole_path=short[text(cell)] > 1)
+
+
+def _find_memory(cells: Sequence[Cell], runs: Sequence[Run]) -> None:
+    """Find each cell's peak: that of a run which encoded, since others only read the store."""
+
+    def encoding(r):
+        return (r["task"], r["encoder"], layer_of(r), r["seg"], r["tokens"], r.get("precision"),
+                r.get("device"))  # fmt: skip
+
+    peaks: dict[tuple, list[tuple[int, Run]]] = {}
+    for run in runs:
+        cost = run.result["cost"]
+        if cost.get("encoder_passes") and cost.get("peak_memory_bytes"):
+            peaks.setdefault(encoding(run.result), []).append((cost["peak_memory_bytes"], run))
+    for cell in cells:
+        found = peaks.get(encoding(cell.result))
+        if found:
+            cost = cell.result["cost"]
+            peak, run = max(found, key=lambda pair: pair[0])
+            cell.memory_bytes = max(peak, cost.get("peak_memory_bytes") or 0)
+            cell.memory_kind = cost.get("peak_memory_kind", "")
+            own = run in cell.runs
+            cell.memory_source = "this run" if own else f"{run.name}, which encoded the same"
+
+
+def _find_twins(cells: Sequence[Cell]) -> None:
+    """Link each cell whose segments are the full track to the cell it repeats, if there is one."""
+    full: dict[tuple, Cell] = {}
+    for cell in sorted(cells, key=lambda c: c.result["seg"] != "full"):
+        r = cell.result
+        if r["seg"] == "full" or r.get("degenerate"):
+            rest = (*task_key(cell), r["encoder"], layer_of(r), r["agg"], r["tokens"],
+                    r.get("precision"), *details(cell.runs[0], whole_path=True))  # fmt: skip
+            cell.twin = full.setdefault(rest, cell)
+            cell.twin = None if cell.twin is cell else cell.twin
+
+
+def _order(cell: Cell) -> tuple:
+    """Tables run from short segments to the full track, then by aggregator."""
+    r = cell.result
+    number = float(r["seg"]) if r["seg"].replace(".", "", 1).isdigit() else float("inf")
+    return (r["task"], r["encoder"], number, r["seg"] != "full", r["seg"], r["agg"], cell.label)

@@ -1,0 +1,234 @@
+"""Sweep files: W&B's YAML, checked by W&B's own schema, and the cells it asks for.
+
+The engine is W&B's own (package `sweeps`): it proposes cells by grid, random or Bayesian search and
+says which running ones to stop early. A cell is one command line of the file's program.
+"""
+
+import hashlib
+import json
+import math
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+PROGRAMS = ("train_probe.py", "pretrain_aggregator.py")
+# Flags that say where things go; they don't make another cell of it.
+PLACES = {"output_dir", "store", "cache_dir", "data_dir", "report_to", "project", "group", "tags"}
+TEXT_LENGTH = 40  # of a cell's name, beside its digest
+
+
+def engine() -> ModuleType:
+    """Import W&B's package `sweeps`, without what it says about a newer pydantic.
+
+    Raises
+    ------
+    ValueError
+        When it isn't installed.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            # By a name of its own: a folder called sweeps/ in the working folder imports as well.
+            import sweeps.run
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"sweeps without an account need W&B's engine: pip install 'sweeps==0.2.0' "
+                f"({error})"
+            ) from None
+    return sweeps
+
+
+@dataclass
+class Cell:
+    """One experiment of a sweep.
+
+    Attributes
+    ----------
+    config : flag -> value, as the engine proposed it
+    name : its folder's name: readable, unique by everything that a result depends on
+    argv : the program's arguments without the cell's name
+    state : pending, running, finished, failed, stopped (early termination) or same (as `twin`)
+    history : values of the sweep's metric, one an epoch
+    twin : the cell whose result this one's is by definition
+    error : why it failed
+    """
+
+    config: dict
+    name: str
+    argv: list[str]
+    state: str = "pending"
+    history: list[float] = field(default_factory=list)
+    twin: str | None = None
+    error: str | None = None
+
+
+def read_sweep(path: Path) -> dict:
+    """Read a sweep file.
+
+    Raises
+    ------
+    ValueError
+        When it is missing, no YAML, invalid by W&B's schema, or asks for what can't be had here.
+    """
+    import yaml
+
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"the sweep file {path} can't be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        at = getattr(error, "problem_mark", None)
+        where = f" in line {at.line + 1}" if at else ""
+        raise ValueError(f"{path} is no YAML{where}: {getattr(error, 'problem', error)}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold a sweep (method, parameters), got {config!r:.60}")
+    for message in violations(config):
+        raise ValueError(f"{path}: {message}")
+    if config["method"] not in ("grid", "random", "bayes"):
+        raise ValueError(f"{path}: the method must be grid, random or bayes, got custom")
+    if config.get("program") not in PROGRAMS:
+        raise ValueError(
+            f"{path}: program must be {' or '.join(PROGRAMS)}, got {config.get('program')!r}"
+        )
+    needs_metric = config["method"] == "bayes" or "early_terminate" in config
+    if needs_metric and "metric" not in config:
+        raise ValueError(f"{path}: bayes and early_terminate need a metric (name and goal)")
+    for name, parameter in config["parameters"].items():
+        if "parameters" in parameter:
+            raise ValueError(f"{path}: {name} is nested; a flag has one value")
+    return config
+
+
+def violations(config: Mapping) -> list[str]:
+    """Say what W&B's schema finds wrong, in one line each; none when the file is valid."""
+    try:
+        found = engine().schema_violations_from_proposed_config(config)
+    except (ValueError, TypeError, AttributeError) as error:  # it checks while it parses
+        found = [str(error)]
+    return [" ".join(message.split())[:300] for message in found]
+
+
+def fixed(config: Mapping) -> dict:
+    """Parameters with one value."""
+    return {k: p["value"] if "value" in p else p["values"][0]
+            for k, p in config["parameters"].items()
+            if "value" in p or len(p.get("values", ())) == 1}  # fmt: skip
+
+
+def swept(config: Mapping) -> list[str]:
+    """Names of the parameters that vary."""
+    return sorted(set(config["parameters"]) - set(fixed(config)))
+
+
+def grid_size(config: Mapping) -> int:
+    """Cells of a grid."""
+    return len(_propose(config, [], 1_000_000))
+
+
+def propose(config: Mapping, cells: Sequence[Cell], n: int, extra: Sequence[str],
+            seed: int) -> list[Cell]:  # fmt: skip
+    """Ask the engine for up to n more cells.
+
+    Parameters
+    ----------
+    cells : those there are already, with what is known of their metric
+    extra : flags for every cell, as given to `python -m tune.sweep`
+    seed : random and Bayesian searches draw from it and from how many cells there are, so that
+        an interrupted search goes on as it would have
+
+    Returns
+    -------
+    list of Cell
+        Fewer than n when a grid is exhausted.
+    """
+    random.seed(seed * 1_000_003 + len(cells))
+    np.random.seed((seed * 1_000_003 + len(cells)) % 2**32)  # the engine draws from the global one
+    return [make_cell(values, config, extra) for values in _propose(config, cells, n)]
+
+
+def to_stop(config: Mapping, cells: Sequence[Cell]) -> set[str]:
+    """Names of the running cells that early termination ends."""
+    if "early_terminate" not in config:
+        return set()
+    stopped = engine().stop_runs(_plain_copy(config), _as_runs(config, cells))
+    return {run.name for run in stopped}
+
+
+def make_cell(values: Mapping, config: Mapping, extra: Sequence[str]) -> Cell:
+    """Turn an engine's proposal into a command line, as W&B's agent would (`--key=value`)."""
+    argv = [f"--{key}={value}" for key, value in values.items()]
+    given = set(values) | {flag.split("=")[0].removeprefix("--") for flag in extra}
+    name = config.get("name") or "sweep"
+    for flag, value in (("group", name), ("project", config.get("project"))):
+        if flag not in given and value:
+            argv.append(f"--{flag}={value}")
+    argv += extra
+    telling = [flag for flag in argv if flag.split("=")[0].removeprefix("--") not in PLACES]
+    text = json.dumps([config["program"], sorted(telling)])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    shown = "-".join(f"{key}-{_short(values[key])}" for key in swept(config))
+    readable = "".join(c if c.isalnum() or c in "-_.+" else "-" for c in f"{name}-{shown}")
+    return Cell(dict(values), f"{readable[:len(name) + 1 + TEXT_LENGTH].rstrip('-')}-{digest}", argv)
+
+
+def full_track(values: Mapping, *, one_piece: bool = True) -> dict:
+    """The cell that a cell is by definition when none of its tracks is cut.
+
+    It is that of the full track; over one piece a mean and a maximum are the same.
+    """
+    out = {k: v for k, v in values.items() if k not in ("hop", "min_seg", "max_seg", "min_tail")}
+    out["seg"] = "full"
+    if out.get("agg", "mean") in ("mean", "duration_mean", "max"):
+        out["agg"] = "mean"
+    return out
+
+
+def _propose(config: Mapping, cells: Sequence[Cell], n: int) -> list[dict]:
+    """Ask the engine; plain values."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn's, about fits of few points
+        runs = engine().next_runs(_plain_copy(config), _as_runs(config, cells), n=n)
+    return [{k: _plain(v["value"]) for k, v in run.config.items()} for run in runs if run]
+
+
+def _as_runs(config: Mapping, cells: Sequence[Cell]) -> list:
+    """Cells as the engine's runs; its fields are set by their aliases, as pydantic 2 wants it."""
+    run = engine().SweepRun
+    metric = config.get("metric", {}).get("name", "")
+    states = {"pending": "running", "stopped": "finished", "same": "finished"}
+    return [
+        run(
+            name=cell.name, config={k: {"value": v} for k, v in cell.config.items()},
+            state=states.get(cell.state, cell.state),
+            sampledHistory=[{metric: value} for value in cell.history],
+        )
+        for cell in cells
+    ]  # fmt: skip
+
+
+def _plain_copy(config: Mapping) -> dict:
+    """A copy with what the engine knows; it changes what it is given."""
+    return json.loads(json.dumps({k: config[k] for k in config if k != "command"}))
+
+
+def _plain(value):
+    """No NumPy types in a command line."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"the sweep's engine proposed {value}")
+    return value
+
+
+def _short(value) -> str:
+    """A value in a cell's name."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, list):
+        return "+".join(map(_short, value))
+    return str(value)
