@@ -243,6 +243,14 @@ def main(args):
         encoder_fingerprint=encoder.fingerprint, tokens=collection.key["tokens"], hop=rule.hop_s,
         min_tail=rule.min_tail_s, precision=precision,
     )  # fmt: skip
+    if recipe.track_weight and 2 * sorted(tracks["train"].lengths)[len(tracks["train"]) // 2] > (
+        args.micro_tokens
+    ):
+        log.warning(
+            "most tracks are too long to share a micro-batch of %d tokens, so the [CLS] token has no "
+            "other track to tell its own from: raise --micro_tokens or lower --frame_rate",
+            args.micro_tokens,
+        )
     learnt_from = (tracks["train"].tokens(i) for i in range(len(tracks["train"])))
     statistics = standardisation(learnt_from, recipe.standardise)
     model = make_model(config, args.seed, statistics)
