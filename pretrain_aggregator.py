@@ -147,6 +147,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import statistics
 import sys
 import time
 
@@ -243,17 +244,16 @@ def main(args):
         encoder_fingerprint=encoder.fingerprint, tokens=collection.key["tokens"], hop=rule.hop_s,
         min_tail=rule.min_tail_s, precision=precision,
     )  # fmt: skip
-    if recipe.track_weight and 2 * sorted(tracks["train"].lengths)[len(tracks["train"]) // 2] > (
-        args.micro_tokens
-    ):
+    longest = 2 * statistics.median(tracks["train"].lengths)
+    if recipe.track_weight and longest > args.micro_tokens:
         log.warning(
-            "most tracks are too long to share a micro-batch of %d tokens, so the [CLS] token has no "
-            "other track to tell its own from: raise --micro_tokens or lower --frame_rate",
+            "most tracks are too long to share a micro-batch of %d tokens, so that the [CLS] token "
+            "has no other track to tell its own from: raise --micro_tokens or lower --frame_rate",
             args.micro_tokens,
         )
     learnt_from = (tracks["train"].tokens(i) for i in range(len(tracks["train"])))
-    statistics = standardisation(learnt_from, recipe.standardise)
-    model = make_model(config, args.seed, statistics)
+    token_statistics = standardisation(learnt_from, recipe.standardise)
+    model = make_model(config, args.seed, token_statistics)
     if recipe.track_weight == 0 and model.summarise is not None:
         model.summarise.requires_grad_(False)
     if args.gradient_checkpointing:
@@ -271,7 +271,7 @@ def main(args):
     )  # fmt: skip
     try:
         progress = train(
-            accelerator, tracker, model, tracks, statistics, recipe, out, progress, args
+            accelerator, tracker, model, tracks, token_statistics, recipe, out, progress, args
         )  # fmt: skip
         if accelerator.is_main_process:
             checkpoints.finish(out, progress, described, corpus, tracks)
@@ -285,7 +285,7 @@ def main(args):
     accelerator.end_training()
 
 
-def train(accelerator, tracker, model, tracks, statistics, recipe, out, progress, args):
+def train(accelerator, tracker, model, tracks, token_statistics, recipe, out, progress, args):
     """Train from where `progress` stands; return it with the history and the best epoch."""
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
@@ -305,7 +305,7 @@ def train(accelerator, tracker, model, tracks, statistics, recipe, out, progress
     if progress["epoch"]:
         accelerator.load_state(str(out / checkpoints.STATE))
     else:
-        mean = accelerator.unwrap_model(model).mean_token(statistics[0])
+        mean = accelerator.unwrap_model(model).mean_token(token_statistics[0])
         progress["baselines"] = {
             "predicting the mean": measure(lambda x, *_: mean.expand_as(x))["loss"],
             "copying the nearest visible token": measure(copy_nearest)["loss"],
