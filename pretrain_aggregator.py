@@ -147,6 +147,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
 import statistics
 import sys
 import time

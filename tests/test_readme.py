@@ -16,7 +16,7 @@ def test_the_two_commands_are_those_of_ci():
 
 
 def test_every_flag_named_exists():
-    scripts = ("train_probe.py", "pretrain_aggregator.py", "profile.py",
+    scripts = ("train_probe.py", "pretrain_aggregator.py", "profile.py", "compare.py",
                "benchmarks/study_loop.py")  # fmt: skip
     known = "".join(run(ROOT / name, "--help", cwd=ROOT).stdout for name in scripts)
     named = set(re.findall(r"--[a-z_]+", README)) - {"--nproc_per_node", "--multi_gpu", "--quiet",

@@ -1,10 +1,11 @@
 """From cells to what is shown: a view of each task, with verdicts, fronts and effects.
 
 Quality and cost are compared within a task. Verdicts are given within an encoder, against that
-encoder's baseline, and corrected over its cells. A degenerate cell that repeats another one stays in
-the table and out of everything else.
+encoder's baseline, and corrected over its cells. A degenerate cell that repeats another one stays
+in the table and out of everything else.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,8 +13,10 @@ import numpy as np
 
 from tune.breakdown import Breakdown, break_down
 from tune.comparison import Cell, layer_of, task_key
+from tune.effects import Effect, main_effects
 from tune.guidelines import Advice, Limits, advise
-from tune.verdicts import Difference, Effect, Scores, against, enough_resamples, main_effects
+from tune.study import StudyLine, study_table
+from tune.verdicts import Difference, Scores, against, enough_resamples
 
 # What a strategy costs: name -> (heading, what must be equal for two costs to be compared).
 AXES = {
@@ -91,6 +94,7 @@ class TaskView:
     rows: list[Row]
     encoders: list[EncoderView]
     breakdown: Breakdown
+    study: list[StudyLine]
 
     @property
     def notes(self) -> list[str]:
@@ -104,7 +108,7 @@ def analyse(cells: Sequence[Cell], *, baseline: str | None = None, correction: s
 
     Parameters
     ----------
-    baseline : "SEG", "SEG:AGG" or a run's name; None is the mean over the full track, else over 10 s
+    baseline : "SEG", "SEG:AGG" or a run's name; None is the full track's mean, else that of 10 s
     correction : "holm" or "none"
     limits : memory and time that a strategy must stay within
 
@@ -144,7 +148,7 @@ def choose_baseline(cells: Sequence[Cell], asked: str | None) -> Cell | None:
 
 
 def pareto(costs: Sequence[float], qualities: Sequence[float]) -> list[bool]:
-    """Say which points no other one beats: none is as cheap and as good, and better by one of both."""
+    """Say which points no other one beats: as cheap, as good, and better by one of both."""
     cost, quality = np.asarray(costs, float), np.asarray(qualities, float)
     weakly = (cost <= cost[:, None]) & (quality >= quality[:, None])  # (i, j): j against i
     strictly = (cost < cost[:, None]) | (quality > quality[:, None])
@@ -158,6 +162,8 @@ def cost_of(cell: Cell, axis: str) -> float | None:
 
 def _view(cells, baseline, correction, limits) -> TaskView:
     """One task's view."""
+    sizes = Counter(cell.result["encoder"] for cell in cells)
+    cells = sorted(cells, key=lambda c: -sizes[c.result["encoder"]])  # stable: the rest stays
     by_encoder: dict[str, list[Cell]] = {}
     for cell in cells:
         by_encoder.setdefault(cell.result["encoder"], []).append(cell)
@@ -182,7 +188,8 @@ def _view(cells, baseline, correction, limits) -> TaskView:
     breakdown = break_down([row.cell for row in sorted(compared, key=lambda r: -r.mean)],
                            baselines, scores)  # fmt: skip
     return TaskView(result["task"], metric, max(len(c.ids) for c in cells), chance,
-                    list(rows.values()), encoders, breakdown)  # fmt: skip
+                    list(rows.values()), encoders, breakdown,
+                    study_table(result["task"], cells, scores))  # fmt: skip
 
 
 def _row(cell, scores) -> Row:

@@ -1,5 +1,6 @@
 """Where strategies differ: by class or target, by track, and in what attention listens to."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,8 @@ import numpy as np
 from tune.attention import Track, load_tracks
 from tune.comparison import Cell
 from tune.verdicts import Scores, common_ids, positions
+
+log = logging.getLogger(__name__)
 
 MOST_CELLS = 8  # columns of a table by class
 MOST_TRACKS = 12
@@ -129,7 +132,8 @@ def _attention(cells) -> list[Attention]:
         if folders:
             try:
                 tracks = load_tracks(folders[0])
-            except ValueError:  # damaged: the run's scores are whole all the same
+            except ValueError as error:  # the run's scores are whole all the same
+                log.warning("%s", error)
                 continue
             evenness = float(np.mean([t.evenness for t in tracks]))
             found.append(Attention(cell, tracks[:ATTENTION_TRACKS], evenness))

@@ -6,6 +6,7 @@ they are computed for all resamples at once.
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import datasets
 import evaluate
@@ -189,6 +190,7 @@ def bootstrap_curves(
     return {name: values.mean(1) for name, values in curves.items()}
 
 
+@lru_cache(maxsize=4)
 def _resamples(n: int, n_resamples: int, seed: int) -> np.ndarray:
     """How often each of n tracks is drawn, (R, n): the same for all runs with as many tracks."""
     rng = np.random.default_rng(seed)

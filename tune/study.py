@@ -1,7 +1,7 @@
 """The original study's quality, and what others have published, beside ours.
 
 The study's cost is in `tune.costs`. Figures are accuracy (GTZAN) and R² (EMO), from 0 to 1; those
-named "MuQ paper" use MuQ's in-house weights or other encoders, and are no strategies but references.
+of the MuQ paper use its in-house weights or other encoders, and are no strategies but references.
 """
 
 from collections.abc import Sequence

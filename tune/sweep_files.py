@@ -168,22 +168,26 @@ def make_cell(values: Mapping, config: Mapping, extra: Sequence[str]) -> Cell:
         if flag not in given and value:
             argv.append(f"--{flag}={value}")
     argv += extra
-    telling = [flag for flag in argv if flag.split("=")[0].removeprefix("--") not in PLACES]
-    text = json.dumps([config["program"], sorted(telling)])
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     shown = "-".join(f"{key}-{_short(values[key])}" for key in swept(config))
     readable = "".join(c if c.isalnum() or c in "-_.+" else "-" for c in f"{name}-{shown}")
-    return Cell(dict(values), f"{readable[:len(name) + 1 + TEXT_LENGTH].rstrip('-')}-{digest}", argv)
+    readable = readable[: len(name) + 1 + TEXT_LENGTH].rstrip("-")
+    return Cell(dict(values), f"{readable}-{digest(config['program'], argv)}", argv)
 
 
-def full_track(values: Mapping, *, one_piece: bool = True) -> dict:
+def digest(what: str, flags: Sequence[str]) -> str:
+    """Eight hexadecimal digits of what is run with which flags, wherever its results go."""
+    telling = [flag for flag in flags if flag.split("=")[0].removeprefix("--") not in PLACES]
+    return hashlib.sha256(json.dumps([what, sorted(telling)]).encode()).hexdigest()[:8]
+
+
+def full_track(values: Mapping) -> dict:
     """The cell that a cell is by definition when none of its tracks is cut.
 
     It is that of the full track; over one piece a mean and a maximum are the same.
     """
     out = {k: v for k, v in values.items() if k not in ("hop", "min_seg", "max_seg", "min_tail")}
     out["seg"] = "full"
-    if out.get("agg", "mean") in ("mean", "duration_mean", "max"):
+    if out.get("agg") in ("duration_mean", "max"):
         out["agg"] = "mean"
     return out
 

@@ -1,4 +1,4 @@
-"""A worker of `python -m tune.sweep`: one process that runs cell after cell through a script's main.
+"""A worker of `python -m tune.sweep`: a process that runs cell after cell through a script's main.
 
 The script is imported once and an encoder is loaded once for all the cells that ask for it alike.
 Everything else is a run like any other. The worker listens in at two places of the script: at its
@@ -132,12 +132,22 @@ class Worker:
             uncut = alone and bool(counts) and is_degenerate(rule, counts)
         if uncut:
             self.connection.send(("uncut",))
-            while (answer := self.connection.recv())[0] != "answer":
+            while (answer := self._receive())[0] != "answer":
                 pass
             if answer[1]:
                 self.tracker.end({"degenerate": "equals full", "same_as": answer[1]})
                 raise EndedEarlyError("same")
         return report
+
+    def _receive(self) -> tuple:
+        """Receive a message while at a cell; the sweep's end is a Ctrl-C.
+
+        The signal itself may be lost: Python drops what is raised in a destructor.
+        """
+        message = self.connection.recv()
+        if message[0] == "quit":
+            raise KeyboardInterrupt
+        return message
 
     def _make_tracker(self, accelerator, report_to: str):
         """Stand in for the script's Tracker."""
@@ -154,7 +164,7 @@ class Worker:
                     return
                 worker.connection.send(("epoch", dict(values)))
                 while worker.connection.poll():
-                    message = worker.connection.recv()
+                    message = worker._receive()
                     if message == ("stop", worker.name):
                         self.end({"stopped_early": True})
                         raise EndedEarlyError("stopped")

@@ -1,0 +1,162 @@
+"""Which strategy? Runs merged into cells, compared on the same test tracks, with a report.
+
+    python compare.py runs/
+    python compare.py runs/ --html report.html --budget 4GB --max_seconds 0.1
+    python compare.py runs/ more_runs/ --baseline 10:mean --csv cells.csv --figures figures/
+    python compare.py --wandb ENTITY/PROJECT --html report.html
+
+Reads every run of train_probe.py below the folders, and merges them by task x encoder x layer x
+segments x aggregator x tokens; runs of other seeds join, of the same seeds the newest counts. Each
+strategy is compared with the baseline on the same test tracks (paired bootstrap, corrected for the
+number of comparisons): better, worse or tie. Prints tables, effects and guidelines, and names every
+run that it had to leave out.
+"""
+
+# ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
+import importlib.util
+from argparse import ArgumentTypeError
+from pathlib import Path
+
+from tune.cli import Parser, positive_float, run_script, set_up_logging
+from tune.costs import parse_budget
+
+
+# fmt: off
+def parse_args(argv=None):
+    """Read the command line."""
+    parser = Parser(prog="compare.py", description=__doc__)
+    parser.add_argument("dirs", type=Path, nargs="*", metavar="RUNS_DIR",
+                        help="folders with runs at any depth")
+    parser.add_argument("--wandb", metavar="ENTITY/PROJECT", help="read this W&B project as well")
+    parser.add_argument("--costs", type=Path, nargs="+", default=[], metavar="FILE",
+                        help="take peak memory from files that profile.py wrote to --out")
+    how = parser.add_argument_group("comparison")
+    how.add_argument("--baseline", metavar="SEG[:AGG]|NAME", help="full, 10:mean, or a run's name "
+                     "(default: the full track's mean, or that of 10 s where there is none)")
+    how.add_argument("--correction", choices=["holm", "none"], default="holm",
+                     help="of p-values for the number of comparisons")
+    how.add_argument("--budget", type=size, metavar="SIZE", help="peak memory that a strategy must "
+                     "stay within, such as 4GB")
+    how.add_argument("--max_seconds", type=positive_float, metavar="SECONDS",
+                     help="seconds of encoding a track that it must stay within")
+    output = parser.add_argument_group("output (beside the terminal's tables)")
+    output.add_argument("--html", type=Path, metavar="FILE", help="the report, one file that works "
+                        "offline (needs matplotlib)")
+    output.add_argument("--csv", type=Path, metavar="FILE", help="every cell, every column")
+    output.add_argument("--parquet", type=Path, metavar="FILE", help="the same as Parquet")
+    output.add_argument("--markdown", type=Path, metavar="FILE", help="tables and guidelines")
+    output.add_argument("--latex", type=Path, metavar="FILE", help="tables (booktabs)")
+    output.add_argument("--figures", type=Path, metavar="DIR", help="PNG and SVG figures (needs "
+                        "matplotlib)")
+    args = parser.parse_args(argv)
+    if not args.dirs and not args.wandb:
+        parser.error("nothing to compare: give a folder with runs, or --wandb ENTITY/PROJECT")
+    for path in args.dirs:
+        if not path.is_dir():
+            parser.error(f"{path}: no such folder; train_probe.py writes its runs to runs/")
+    if args.wandb and args.wandb.count("/") != 1:
+        parser.error(f"--wandb takes ENTITY/PROJECT, got {args.wandb!r}")
+    for flag in ("html", "csv", "parquet", "markdown", "latex"):
+        path = getattr(args, flag)
+        if path and (path.is_dir() or not path.parent.is_dir()):
+            parser.error(f"--{flag} {path}: a file in a folder that exists is needed")
+    if args.csv and args.csv.suffix == ".parquet":
+        parser.error("--csv writes CSV; --parquet writes Parquet")
+    if args.parquet and args.parquet.suffix != ".parquet":
+        parser.error(f"--parquet must end in .parquet, got {args.parquet.name!r}")
+    if args.figures and args.figures.exists() and not args.figures.is_dir():
+        parser.error(f"--figures {args.figures} is a file; a folder is needed")
+    for flag in ("html", "figures"):
+        if getattr(args, flag) and importlib.util.find_spec("matplotlib") is None:
+            parser.error(f"--{flag} needs matplotlib: pip install matplotlib")
+    return args
+# fmt: on
+
+
+def size(text):
+    """Read an amount of memory with a unit, in bytes: there's no device to take a share of."""
+    if not text.strip().lower().endswith("b"):
+        raise ArgumentTypeError(f"expected a size with a unit, such as 4GB, got {text!r}")
+    try:
+        return parse_budget(text, 1)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error
+
+
+args = parse_args() if __name__ == "__main__" else None
+
+import sys
+
+from rich.console import Console
+
+from tune import exports
+from tune.analysis import analyse
+from tune.comparison import merge
+from tune.guidelines import Limits
+from tune.profiled import apply_costs
+from tune.reading import read_folders
+
+
+def main(args):
+    """Read, merge, compare, and write what was asked for."""
+    set_up_logging(True)
+    cells, left = load(args)
+    views = analyse(
+        cells,
+        baseline=args.baseline,
+        correction=args.correction,
+        limits=Limits(args.budget, args.max_seconds),
+    )
+    console = Console(width=None if sys.stdout.isatty() else 170)
+    exports.print_views(views, left, args.correction, console)
+    for path in write(args, views, left):
+        print(f"written to {path}")
+
+
+def load(args):
+    """Read runs from folders and W&B into cells; also what was left out."""
+    runs, left = read_folders(args.dirs)
+    if args.wandb:
+        from tune.wandb_runs import read_project
+
+        found, unread = read_project(args.wandb)
+        runs, left = runs + found, left + unread
+    if not runs:
+        where = ", ".join([*map(str, args.dirs), *filter(None, [args.wandb])])
+        why = ""
+        if left:
+            why = f"; {len(left)} can't be used, such as {left[0].where}: {left[0].reason}"
+        raise ValueError(f"{where}: no run of train_probe.py to compare{why}")
+    cells, replaced = merge(runs)
+    for path in args.costs:
+        apply_costs(cells, path)
+    return cells, left + replaced
+
+
+def write(args, views, left):
+    """Write the files asked for; yields their paths."""
+    for path in filter(None, (args.csv, args.parquet)):
+        exports.write_frame(views, path)
+        yield path
+    if args.markdown:
+        exports.write_markdown(views, args.correction, args.markdown)
+        yield args.markdown
+    if args.latex:
+        exports.write_latex(views, args.correction, args.latex)
+        yield args.latex
+    if args.figures:
+        from tune.figures import save_figures
+
+        yield f"{args.figures} ({len(save_figures(views, args.figures))} files)"
+    if args.html:
+        from tune.report import render
+
+        home = str(Path.home())
+        command = " ".join(["compare.py", *sys.argv[1:]]).replace(home, "~")
+        page = render(views, left, correction=args.correction, command=command)
+        args.html.write_text(page, encoding="utf-8")
+        yield args.html
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(args))

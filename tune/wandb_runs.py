@@ -1,0 +1,83 @@
+"""Runs of a W&B project: the same result.json and predictions as on disk, from its artifacts."""
+
+import json
+import tempfile
+from datetime import datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tune.reading import LeftOut, Run, read_run
+
+
+def read_project(path: str, api=None) -> tuple[list[Run], list[LeftOut]]:
+    """Read every probe's run of a W&B project.
+
+    Parameters
+    ----------
+    path : "ENTITY/PROJECT"
+    api : a `wandb.Api`, or None for one with the user's login
+
+    Returns
+    -------
+    runs, and those that can't be used
+
+    Raises
+    ------
+    ValueError
+        When there is no login, or no such project.
+    """
+    import wandb
+
+    if path.count("/") != 1 or not all(path.split("/")):
+        raise ValueError(f"--wandb takes ENTITY/PROJECT, got {path!r}")
+    runs, left = [], []
+    try:
+        api = api or wandb.Api()
+        found = list(api.runs(path))
+    except (wandb.errors.Error, ValueError) as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"--wandb {path}: {text}") from error
+    for run in found:
+        if getattr(run, "job_type", "probe") not in (None, "probe"):
+            continue  # profiles, pretraining and sweeps' controllers have no test split
+        where = f"{path}/{run.id} ({run.name})"
+        if run.state != "finished":
+            left.append(LeftOut(where, f"the run's state is {run.state}"))
+            continue
+        try:
+            runs.append(_read(run, where))
+        except ValueError as error:
+            left.append(LeftOut(where, str(error)))
+    return runs, left
+
+
+def _read(run, where: str) -> Run:
+    """Fetch what a run left, as the folder that it had on disk."""
+    probe = table = None
+    for artifact in run.logged_artifacts():
+        if artifact.type == "probe":
+            probe = artifact
+        elif artifact.type == "run_table" and "predictions" in artifact.name:
+            table = artifact
+    if probe is None or table is None:
+        missing = "result" if probe is None else "table of predictions"
+        raise ValueError(f"it logged no {missing}")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        fetched = Path(probe.get_entry("result.json").download(root=scratch))
+        if fetched != folder / "result.json":
+            fetched.rename(folder / "result.json")
+        rows = table.get("predictions")
+        columns = dict(zip(rows.columns, map(list, zip(*rows.data, strict=True)), strict=True))
+        pq.write_table(pa.table(columns), folder / "predictions.parquet")
+        config = json.dumps(dict(run.config), default=str)
+        (folder / "config.json").write_text(config, encoding="utf-8")
+        read = read_run(folder)
+    expected = len(read.result["seeds"]) * read.result["n_tracks"]["test"]
+    if len(rows.data) != expected:
+        raise ValueError(f"its table holds {len(rows.data)} of {expected} predictions: W&B cuts "
+                         "large tables, so use the run's folder")  # fmt: skip
+    made = datetime.fromisoformat(run.created_at.replace("Z", "+00:00")).timestamp()
+    return Run(run.name, where, made, read.predictions, read.config)
