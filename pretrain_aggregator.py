@@ -208,6 +208,8 @@ def main(args):
     name = results.default_name(
         "+".join(source), encoder_name, args.layer, [rule], args.recipe, frame_rate
     )
+    if os.environ.get("WANDB_SWEEP_ID"):  # an agent's cells differ in what the name doesn't say
+        name += f"-{os.environ.get('WANDB_RUN_ID', 'sweep')}"
     out = args.out or FOLDER / name
     wanted = checkpoints.asked_for(vars(args), dataclasses.asdict(recipe), encoder_name)
     progress = checkpoints.begin(accelerator, out, wanted, args.overwrite)
