@@ -3,9 +3,12 @@
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,6 +17,7 @@ from tune.sweep_files import Cell, to_stop
 from tune.sweep_state import Sweep
 from tune.sweep_worker import work
 
+LOOK_S = 0.2  # between two looks whether Ctrl-C was pressed
 LEAVE_S = 20  # what a worker gets for closing its run after Ctrl-C
 
 
@@ -73,8 +77,45 @@ class Pool:
             connection.close()
 
 
+@contextmanager
+def ctrl_c_noted() -> Iterator[list]:
+    """Note Ctrl-C in a list instead of raising it wherever it falls; the second one raises.
+
+    Python drops what is raised in a destructor or a callback, and with it the user's Ctrl-C.
+    """
+    pressed: list[int] = []
+
+    def note(number, frame):
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    if threading.current_thread() is not threading.main_thread():  # signals aren't ours there
+        yield pressed
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def run(sweep: Sweep, n_workers: int) -> None:
-    """Run all cells that have no result yet."""
+    """Run all cells that have no result yet.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        After Ctrl-C, once the workers have closed their runs.
+    """
+    with ctrl_c_noted() as pressed:
+        _run(sweep, n_workers, pressed)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+def _run(sweep: Sweep, n_workers: int, pressed: list) -> None:
+    """Run cells until there are none left, or Ctrl-C was pressed."""
     first = sweep.next()
     if first is None:
         return
@@ -87,8 +128,10 @@ def run(sweep: Sweep, n_workers: int) -> None:
             total=sweep.size, initial=done, desc=sweep.config.get("name") or "sweep", unit="cell",
             dynamic_ncols=True, mininterval=0.2 if sys.stderr.isatty() else 30.0,
         ) as bar:  # fmt: skip
-            while pool.workers:
-                for connection in multiprocessing.connection.wait(list(pool.workers)):
+            while pool.workers and not pressed:
+                for connection in multiprocessing.connection.wait(list(pool.workers), LOOK_S):
+                    if pressed:  # workers end by it too, and aren't replaced
+                        break
                     cell = pool.busy[connection]
                     try:
                         message = connection.recv()
