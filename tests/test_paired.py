@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
+from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, r2_score
 
-from tune.metrics import paired_bootstrap
+from tune.metrics import bootstrap_curves, paired_bootstrap
 from tune.paired import compare, main, read_predictions, verdict
 
 CLASSES = ["a", "b", "c"]
@@ -53,7 +54,7 @@ def guesses(rng, labels, right, n_seeds=3):
 
 
 def test_against_a_plain_loop(rng, labels):
-    first, second = guesses(rng, labels, 0.5), guesses(rng, labels, 0.7, n_seeds=2)
+    first, second = (guesses(rng, labels, right, n_seeds=1) for right in (0.5, 0.7))
     found = paired_bootstrap("classes", labels, first, second, [], n_resamples=200)
     draws = np.random.default_rng(0).multinomial(40, np.full(40, 1 / 40), size=200)
     for name, metric in (
@@ -71,6 +72,36 @@ def test_against_a_plain_loop(rng, labels):
         every = np.arange(40)
         expected = scored(second, every) - scored(first, every)
         assert found[name] == pytest.approx((expected, *np.percentile(differences, [2.5, 97.5])))
+
+
+def with_seed_effects(rng, labels, spread, n_seeds=5):
+    """Predictions of seeds that are better or worse as a whole, by a deviation of `spread`."""
+    right = np.clip(0.6 + spread * rng.standard_normal((n_seeds, 1)), 0, 1)
+    return np.where(rng.random((n_seeds, len(labels))) < right, labels, (labels + 1) % 3)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.08])
+def test_what_the_seeds_add_is_in_the_interval(rng, spread):
+    """Runs of the same distribution tie in about 95 of 100, whether seeds differ or not."""
+    labels = rng.integers(0, 3, 100)
+    low_high = []
+    for _ in range(300):
+        runs = [with_seed_effects(rng, labels, spread) for _ in range(2)]
+        low_high.append(paired_bootstrap("classes", labels, *runs, [], n_resamples=500)["accuracy"])
+    ties = np.mean([verdict(low, high) == "tie" for _, low, high in low_high])
+    assert 0.92 <= ties <= 0.99
+    if spread:  # as wide as SciPy's interval of a difference of means of seeds, or nearly
+        seeds = [stats.ttest_ind(*(with_seed_effects(rng, labels, spread).__eq__(labels).mean(1)
+                                   for _ in range(2))).confidence_interval() for _ in range(300)]
+        wanted = np.median([c.high - c.low for c in seeds])
+        assert np.median([high - low for _, low, high in low_high]) == pytest.approx(wanted, rel=0.3)
+
+
+def test_a_single_seed_is_taken_as_it_is(rng, labels):
+    p = guesses(rng, labels, 0.6, n_seeds=1)
+    curve = bootstrap_curves("classes", labels, p, [])["accuracy"]
+    draws = np.random.default_rng(0).multinomial(40, np.full(40, 1 / 40), size=2000)
+    assert np.allclose(curve[1:], draws @ (p[0] == labels) / 40)
 
 
 def test_regression_against_a_plain_loop(rng):

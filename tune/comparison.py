@@ -218,15 +218,30 @@ def _find_memory(cells: Sequence[Cell], runs: Sequence[Run]) -> None:
 
 
 def _find_twins(cells: Sequence[Cell]) -> None:
-    """Link each cell whose segments are the full track to the cell it repeats, if there is one."""
+    """Link each cell whose segments are the full track to the cell it repeats, if there is one.
+
+    Over one piece a maximum and a mean by duration are the mean: such a cell repeats the mean's,
+    unless its predictions say otherwise.
+    """
     full: dict[tuple, Cell] = {}
-    for cell in sorted(cells, key=lambda c: c.result["seg"] != "full"):
+    usual = {"max": "mean", "duration_mean": "mean"}
+    for cell in sorted(cells, key=lambda c: (c.result["seg"] != "full", c.result["agg"] in usual)):
         r = cell.result
-        if r["seg"] == "full" or r.get("degenerate"):
-            rest = (*task_key(cell), r["encoder"], layer_of(r), r["agg"], r["tokens"],
-                    r.get("precision"), *details(cell.runs[0], whole_path=True))  # fmt: skip
-            cell.twin = full.setdefault(rest, cell)
+        if r["seg"] == "full" or r.get("degenerate") or r.get("same_as"):
+            rest = (*task_key(cell), r["encoder"], layer_of(r), r["tokens"], r.get("precision"),
+                    *details(cell.runs[0], whole_path=True))  # fmt: skip
+            plain = full.get((*rest, usual.get(r["agg"])))
+            if plain is not None and (r.get("same_as") or _same(plain, cell)):
+                cell.twin = plain
+                continue
+            cell.twin = full.setdefault((*rest, r["agg"]), cell)
             cell.twin = None if cell.twin is cell else cell.twin
+
+
+def _same(one: Cell, other: Cell) -> bool:
+    """Say whether two cells have the same predictions for each seed."""
+    return (one.ids == other.ids and one.predictions.shape == other.predictions.shape
+            and bool(np.array_equal(one.predictions, other.predictions)))  # fmt: skip
 
 
 def _order(cell: Cell) -> tuple:

@@ -4,7 +4,8 @@ All cells are scored on the same resamples of the test tracks (`tune.metrics.boo
 that differences are paired, and so are differences of averages over cells. A p-value is twice the
 smaller share of resamples on either side of zero, and at least 1 / resamples. Holm's correction
 (Holm 1979) keeps the chance of any false "better" or "worse" in a family of comparisons below 5 %.
-The seeds are taken as they are: what another set of seeds would give isn't part of an interval.
+A cell's seeds are resampled as well, so that what other seeds would have given is part of an
+interval; a cell with a single seed hides that part.
 """
 
 from collections.abc import Sequence
