@@ -282,8 +282,8 @@ def main(args):
                 print(line)
             print(f"  result     {out}  (use: train_probe.py --agg transformer "
                   f"--aggregator_checkpoint {out})")  # fmt: skip
-    except BaseException:
-        tracker.fail()
+    except BaseException as error:
+        tracker.fail(error)
         raise
     accelerator.end_training()
 

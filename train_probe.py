@@ -4,7 +4,7 @@
     accelerate launch train_probe.py --task emo --seg full --seeds 1234 1235 1236
     accelerate launch train_probe.py --task my_music.csv --encoder muq --layer 6 --agg stats
     accelerate launch train_probe.py --seg 10 30 full --agg hierarchical --layer mix
-    accelerate launch train_probe.py --agg transformer --aggregator_checkpoint aggregators/mine
+    accelerate launch train_probe.py --agg transformer:aggregators/mine
 
 Audio is cut into segments; each is encoded once by a frozen encoder and kept in a store. The
 track's tokens are joined by an aggregator, and MARBLE's probe is trained on the result, chosen on
@@ -14,6 +14,7 @@ the run in W&B (offline without a login).
 """
 
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 from tune.cli import (
@@ -27,6 +28,18 @@ from tune.cli import (
     to_words,
 )
 from tune.segments import parse_rule
+
+AGGS = ("mean", "duration_mean", "max", "concat", "stats", "whitened", "attention", "hierarchical",
+        "transformer")  # fmt: skip
+
+
+def to_agg(text):
+    """Read an aggregator; the Transformer's may name its checkpoint."""
+    name, colon, checkpoint = text.partition(":")
+    if name not in AGGS or (colon and (name != "transformer" or not checkpoint)):
+        raise ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(AGGS)}; "
+                                "transformer:DIR)")  # fmt: skip
+    return text
 
 
 # fmt: off
@@ -63,16 +76,19 @@ def parse_args(argv=None):
                           help="shortest segment of --seg structure (default: 5)")
     strategy.add_argument("--max_seg", type=positive_float, metavar="SECONDS",
                           help="longest segment of --seg structure (default: 30)")
-    strategy.add_argument("--agg", choices=["mean", "duration_mean", "max", "concat", "stats",
-                                            "whitened", "attention", "hierarchical",
-                                            "transformer"],
-                          default="mean", help="how the segments' embeddings are joined; "
-                          "whitened, attention and hierarchical (several --seg) learn with the "
-                          "probe, transformer is pretrained by pretrain_aggregator.py")
-    strategy.add_argument("--tokens", choices=["segment", "frame"], default="segment",
-                          help="what is joined: one vector a segment, or pooled frames")
+    strategy.add_argument("--agg", type=to_agg, default="mean",
+                          metavar=f"{{{','.join(AGGS)}}}", help="how the segments' embeddings are "
+                          "joined; whitened, attention and hierarchical (several --seg) learn with "
+                          "the probe, transformer is pretrained by pretrain_aggregator.py "
+                          "(transformer:DIR names its checkpoint as well)")
+    strategy.add_argument("--tokens", choices=["segment", "frame"],
+                          help="what is joined: one vector a segment, or pooled frames (default: "
+                          "segment; with a Transformer's checkpoint, what it was trained on)")
     strategy.add_argument("--frame_rate", type=positive_float, default=1.0, metavar="HZ",
                           help="pooled frames a second with --tokens frame")
+    strategy.add_argument("--skip_degenerate", nargs="?", const=True, default=False, type=to_bool,
+                          metavar="BOOL", help="end early, marked, where no track is cut: such a "
+                          "cell is that of the full track (or not defined), as sweeps ask for")
     learned = parser.add_argument_group("aggregators that learn")
     learned.add_argument("--aggregator_checkpoint", metavar="DIR", help="the Transformer: what "
                          "pretrain_aggregator.py wrote to --out, or a hub id; frozen")
@@ -140,6 +156,10 @@ def parse_args(argv=None):
         parser.error("--agg hierarchical needs several --seg, such as 10 30 full"
                      if args.agg == "hierarchical" else
                      f"several --seg need --agg hierarchical, got --agg {args.agg}")
+    args.agg, _, checkpoint = args.agg.partition(":")
+    if checkpoint and args.aggregator_checkpoint:
+        parser.error("the checkpoint is given twice: in --agg and as --aggregator_checkpoint")
+    args.aggregator_checkpoint = checkpoint or args.aggregator_checkpoint
     if args.agg != "transformer":
         for flag in ("aggregator_checkpoint", "readout", "tune_aggregator"):
             if getattr(args, flag):
@@ -191,6 +211,7 @@ from tune.encoding import encode_shared
 from tune.joining import Joining
 from tune.metrics import bootstrap, main_score, score
 from tune.probe import Positions, ProbeBank, Selection, losses
+from tune.repeats import needless
 from tune.store import Store, cache_folder, default_root
 from tune.tasks import SPLITS, TASKS, check_task, load_task, short_name
 from tune.tracking import Tracker, check_tracker
@@ -214,6 +235,10 @@ def main(args):
     precision = resolve_precision(args.mixed_precision, device.type, capability)
     budget = parse_budget(args.memory_budget, device_memory(device))
     encoder_name = args.encoder or (TASKS[args.task].encoder if args.task in TASKS else "muq")
+    if args.tokens is None:
+        args.tokens, args.frame_rate = transformer.tokens_of(
+            args.aggregator_checkpoint, args.frame_rate
+        )
     frame_rate = args.frame_rate if args.tokens == "frame" else None
     default = results.default_name(
         short_name(args.task), encoder_name, args.layer, rules, args.agg, frame_rate
@@ -268,6 +293,13 @@ def main(args):
             )
             for rule in rules
         ]  # fmt: skip
+        pieces = [[len(spans) for _, spans in report.rows.values()] for report in reports]
+        why = needless(rules, pieces, args.agg, args.tokens) if args.skip_degenerate else None
+        if why:
+            print(f"skipped: {why['degenerate']}" + f" ({why.get('same_as')})" * ("same_as" in why))
+            print(*tracker.skip(why), sep="\n")
+            accelerator.end_training()
+            return
         task = task.without({item["path"] for report in reports for item in report.skipped})
         scales = [report.rows for report in reports]
         data, truncated = joining.load(task, collection, scales, device)
@@ -291,8 +323,8 @@ def main(args):
             results.print_result(result, folder)
             for line in tracker.finish(result, outcome["predictions"], folder):
                 print(line)
-    except BaseException:
-        tracker.fail()
+    except BaseException as error:
+        tracker.fail(error)
         raise
     accelerator.end_training()
 
@@ -368,6 +400,7 @@ def train(accelerator, tracker, task, data, joiners, args):
             "val/loss": float(val_losses.mean()),
             f"val/{metric}": float(scores.mean()),
             f"val/best_{metric}": float(selection.best_score.mean()),
+            "val/best_score": float(selection.best_score.mean()),  # by one name for all tasks
             "lr": float(np.mean([o.param_groups[0]["lr"] for o in optimizers])),
         }
         history.append(row)

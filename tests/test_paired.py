@@ -91,10 +91,15 @@ def test_what_the_seeds_add_is_in_the_interval(rng, spread):
     ties = np.mean([verdict(low, high) == "tie" for _, low, high in low_high])
     assert 0.92 <= ties <= 0.99
     if spread:  # as wide as SciPy's interval of a difference of means of seeds, or nearly
-        seeds = [stats.ttest_ind(*(with_seed_effects(rng, labels, spread).__eq__(labels).mean(1)
-                                   for _ in range(2))).confidence_interval() for _ in range(300)]
+        seeds = [
+            stats.ttest_ind(
+                *(with_seed_effects(rng, labels, spread).__eq__(labels).mean(1) for _ in range(2))
+            ).confidence_interval()
+            for _ in range(300)
+        ]
         wanted = np.median([c.high - c.low for c in seeds])
-        assert np.median([high - low for _, low, high in low_high]) == pytest.approx(wanted, rel=0.3)
+        found = np.median([high - low for _, low, high in low_high])
+        assert found == pytest.approx(wanted, rel=0.3)
 
 
 def test_a_single_seed_is_taken_as_it_is(rng, labels):

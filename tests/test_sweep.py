@@ -86,6 +86,8 @@ def test_interrupted_it_goes_on_and_cells_that_cut_nothing_are_marked(tmp_path):
     assert len(list((tmp_path / "store").rglob("*.safetensors"))) == 36
     assert done.stdout.count("= full mean") == 3
     assert "small: 6 cells" in done.stdout
+    assert "against full mean" in done.stdout
+    assert "<svg" in (tmp_path / "runs" / "small.html").read_text()
     assert "wandb sync" in done.stdout
 
     records = [read_run(path) for path in (tmp_path / "wandb").glob("offline-run-*")]
@@ -94,9 +96,10 @@ def test_interrupted_it_goes_on_and_cells_that_cut_nothing_are_marked(tmp_path):
         ("1", "mean"), ("1", "max"), ("full", "mean")}  # fmt: skip
     assert {r["run"].run_group for r in whole} == {"small"}
     assert {r["run"].project for r in whole} == {"mine"}
-    marked = [r for r in records if r["summary"].get("degenerate") == "equals full"
-              and "same_as" in r["summary"]]  # fmt: skip
+    marked = [r for r in records if r["summary"].get("same_as") == results["20", "mean"]["same_as"]]
     assert len(marked) >= 3
+    assert {r["summary"]["degenerate"] for r in marked} == {
+        "equals full", "max of one piece is its mean"}  # fmt: skip
     assert all(r["exit_code"] == 0 and not r["history"] for r in marked)
 
     again = run_sweep(*flags, cwd=tmp_path)

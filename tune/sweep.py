@@ -10,6 +10,7 @@ Each is an ordinary run of the file's program with an offline W&B run; `wandb sy
 Flags that this help doesn't list are passed on to every cell, written as --flag=value. Stopped, the
 same command goes on: cells that have their result are skipped, the failed ones are tried again.
 A cell whose tracks are all one segment is the full track's cell; it is marked, not run twice.
+At the end the cells are compared as compare.py does, on the terminal and in OUTPUT_DIR/NAME.html.
 """
 
 import os
@@ -20,7 +21,7 @@ from tune.cli import Parser, positive_int
 from tune.sweep_files import read_sweep, swept
 from tune.sweep_pool import run
 from tune.sweep_state import Sweep
-from tune.sweep_table import print_table
+from tune.sweep_table import print_comparison, print_table
 
 
 def parse_args(argv: Sequence[str] | None = None):
@@ -60,10 +61,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     sweep = Sweep(config, args.output_dir, extra, args.count, args.search_seed)
     run(sweep, args.workers)
     cells = list(sweep.cells.values())
-    print_table(config, cells, {c.name: sweep.folder(c.name) for c in cells})
+    folders = {c.name: sweep.folder(c.name) for c in cells}
     failed = [c for c in cells if c.state == "failed"]
     if sweep.program == "train_probe.py":
-        print(f"  compare    python compare.py {args.output_dir} --html report.html")
+        page = args.output_dir / f"{config.get('name') or 'sweep'}.html"
+        if print_comparison(config, cells, folders, page):
+            print(f"  report     {page}")
+            print(
+                f"  more       python compare.py {args.output_dir} --budget 4GB --max_seconds 0.1"
+            )
+    else:
+        print_table(config, cells, folders)
     live = os.environ.get("WANDB_MODE", "offline") != "offline"
     if not live and not any(flag.startswith("--report_to=") for flag in extra):
         print("  wandb      offline; upload:  wandb login && wandb sync wandb/offline-run-*")

@@ -52,10 +52,11 @@ class Cell:
     config : flag -> value, as the engine proposed it
     name : its folder's name: readable, unique by everything that a result depends on
     argv : the program's arguments without the cell's name
-    state : pending, running, finished, failed, stopped (early termination) or same (as `twin`)
+    state : pending, running, finished, failed, stopped (early termination), same (as `twin`) or
+        undefined (as `error` says)
     history : values of the sweep's metric, one an epoch
     twin : the cell whose result this one's is by definition
-    error : why it failed
+    error : why it failed, or isn't defined
     """
 
     config: dict
@@ -180,18 +181,6 @@ def digest(what: str, flags: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps([what, sorted(telling)]).encode()).hexdigest()[:8]
 
 
-def full_track(values: Mapping) -> dict:
-    """The cell that a cell is by definition when none of its tracks is cut.
-
-    It is that of the full track; over one piece a mean and a maximum are the same.
-    """
-    out = {k: v for k, v in values.items() if k not in ("hop", "min_seg", "max_seg", "min_tail")}
-    out["seg"] = "full"
-    if out.get("agg") in ("duration_mean", "max"):
-        out["agg"] = "mean"
-    return out
-
-
 def _propose(config: Mapping, cells: Sequence[Cell], n: int) -> list[dict]:
     """Ask the engine; plain values."""
     with warnings.catch_warnings():
@@ -204,7 +193,7 @@ def _as_runs(config: Mapping, cells: Sequence[Cell]) -> list:
     """Cells as the engine's runs; its fields are set by their aliases, as pydantic 2 wants it."""
     run = engine().SweepRun
     metric = config.get("metric", {}).get("name", "")
-    states = {"pending": "running", "stopped": "finished", "same": "finished"}
+    states = {"pending": "running"} | dict.fromkeys(("stopped", "same", "undefined"), "finished")
     return [
         run(
             name=cell.name, config={k: {"value": v} for k, v in cell.config.items()},

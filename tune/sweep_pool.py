@@ -17,6 +17,7 @@ from tune.sweep_files import Cell, to_stop
 from tune.sweep_state import Sweep
 from tune.sweep_worker import work
 
+ENDED = ("finished", "same", "stopped", "undefined")
 LOOK_S = 0.2  # between two looks whether Ctrl-C was pressed
 LEAVE_S = 20  # what a worker gets for closing its run after Ctrl-C
 
@@ -121,7 +122,7 @@ def _run(sweep: Sweep, n_workers: int, pressed: list) -> None:
         return
     sweep.pending.appendleft(first)
     pool = Pool(min(n_workers, max(1, sweep.size)), sweep.program)
-    done = sum(c.state in ("finished", "same", "stopped") for c in sweep.cells.values())
+    done = sum(c.state in ENDED for c in sweep.cells.values())
     checked = deaths = 0
     try:
         with tqdm(
@@ -155,7 +156,7 @@ def _run(sweep: Sweep, n_workers: int, pressed: list) -> None:
                     if kind == "epoch":
                         _epoch(sweep, pool, cell, message[1])
                     elif kind == "uncut":
-                        cell.twin = sweep.twin_of(cell)
+                        cell.twin = sweep.twin_of(cell, message[1])
                         connection.send(("answer", cell.twin))
                     elif kind == "done":
                         sweep.note(cell, *message[1:])

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tune.sweep_files import Cell, digest, full_track, make_cell, propose
+from tune.repeats import full_track
+from tune.sweep_files import Cell, digest, make_cell, propose
 from tune.sweep_table import is_done, write_twin
 
 SEARCH_SIZE = 20  # cells of a random or Bayesian search when --count doesn't say
@@ -85,13 +86,18 @@ class Sweep:
         with open(self.journal, "a", encoding="utf-8") as file:
             file.write(json.dumps(kept) + "\n")
 
-    def twin_of(self, cell: Cell) -> str | None:
-        """Name the cell that an uncut cell is by definition; None when that's itself."""
-        wanted = full_track(cell.config)
+    def twin_of(self, cell: Cell, tokens: str) -> str | None:
+        """Name the cell that an uncut cell is by definition; None when that's itself.
+
+        Parameters
+        ----------
+        tokens : "segment" or "frame"
+        """
+        wanted = full_track(cell.config, tokens)
         key = json.dumps(wanted, sort_keys=True)
         if key not in self.owners:
             # What the file itself calls the full track goes before who comes first.
-            alike = [c for c in self.cells.values() if full_track(c.config) == wanted
+            alike = [c for c in self.cells.values() if full_track(c.config, tokens) == wanted
                      and all(c.config.get(k) == wanted.get(k) for k in ("seg", "agg"))]  # fmt: skip
             usable = [c for c in alike if c.state != "failed"]
             self.owners[key] = (usable or [cell])[0].name
@@ -133,9 +139,10 @@ class Sweep:
                 cell = make_cell(kept["config"], self.config, self.extra)
                 self.cells[cell.name] = cell
             cell.state, cell.twin, cell.history = kept["state"], kept["twin"], kept["history"]
+            cell.error = kept["error"]
         for cell in self.cells.values():
             cut_off = cell.state == "running" and self.program == "train_probe.py"
             if is_done(self.folder(cell.name), self.program) and not cut_off:
                 cell.state = "same" if cell.state == "same" else "finished"
-            elif cell.state != "stopped":
+            elif cell.state not in ("stopped", "undefined"):
                 cell.state, cell.twin, cell.history = "pending", None, []

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def write_twin(folder: Path, twin: Path, values: Mapping) -> None:
     aside.mkdir(parents=True)
     result = json.loads((twin / "result.json").read_text(encoding="utf-8"))
     config = json.loads((twin / "config.json").read_text(encoding="utf-8"))
-    mine = {k: str(values[k]) for k in ("seg", "agg") if k in values}
+    mine = {k: str(values[k]).partition(":")[0] for k in ("seg", "agg") if k in values}
     marks = {"same_as": twin.name}
     if mine.get("seg", "full") != "full":
         marks["degenerate"] = "equals full"
@@ -48,52 +49,65 @@ def write_twin(folder: Path, twin: Path, values: Mapping) -> None:
     aside.rename(folder)
 
 
+def print_comparison(config: Mapping, cells: Sequence[Cell], folders: Mapping[str, Path],
+                     page: Path, console: Console | None = None) -> bool:  # fmt: skip
+    """Compare a sweep's cells as compare.py does; print its tables, write its report.
+
+    Parameters
+    ----------
+    folders : a cell's name -> its folder
+    page : where the report goes
+
+    Returns
+    -------
+    bool : whether there was anything to compare
+    """
+    from tune.analysis import analyse
+    from tune.comparison import merge
+    from tune.exports import print_views
+    from tune.reading import read_run
+    from tune.report import render
+
+    console = console or Console(width=None if sys.stdout.isatty() else 170)
+    console.print(f"{config.get('name') or 'sweep'}: {len(cells)} cells", highlight=False)
+    for cell in cells:
+        note = "" if cell.state == "same" else _note(cell)  # the table says what it equals
+        if note:
+            text = " ".join(f"{key} {_value(cell.config[key])}" for key in swept(config))
+            console.print(f"  {text}: {note}", highlight=False, soft_wrap=True, markup=False)
+    whole = [folders[c.name] for c in cells if is_done(folders[c.name], config["program"])]
+    if not whole:
+        return False
+    merged, left = merge([read_run(folder) for folder in whole])
+    views = analyse(merged)
+    print_views(views, left, "holm", console)
+    command = f"python -m tune.sweep ({config.get('name') or 'sweep'})"
+    page.write_text(render(views, left, correction="holm", command=command), encoding="utf-8")
+    return True
+
+
 def print_table(config: Mapping, cells: Sequence[Cell], folders: Mapping[str, Path],
                 console: Console | None = None) -> None:  # fmt: skip
-    """Print all cells, the best first within each task.
+    """Print the cells of a search for an aggregator, the best first.
 
     Parameters
     ----------
     folders : a cell's name -> its folder
     """
-    probing = config["program"] == "train_probe.py"
-    named = {cell.name: cell for cell in cells}
-    rows = [_probe_row(cell, folders[cell.name], config, named) if probing
-            else _pretraining_row(cell, folders[cell.name], config) for cell in cells]  # fmt: skip
+    rows = [_pretraining_row(cell, folders[cell.name], config) for cell in cells]
     rows.sort(key=lambda row: row[0])
     table = Table(title=f"{config.get('name') or 'sweep'}: {len(cells)} cells",
                   title_justify="left")  # fmt: skip
     keys = swept(config)
     for key in keys:
         table.add_column(key, overflow="fold")
-    heads = (["test metric", "mean", "± seeds", "95 % interval", "note"] if probing
-             else ["best val loss", "epochs", "note"])  # fmt: skip
-    for head in heads:
-        left = head in ("test metric", "note")
-        table.add_column(head, justify="left" if left else "right", no_wrap=head != "note")
+    for head in ("best val loss", "epochs", "note"):
+        table.add_column(
+            head, justify="left" if head == "note" else "right", no_wrap=head != "note"
+        )
     for _, cell, shown in rows:
         table.add_row(*(_value(cell.config[key]) for key in keys), *shown)
     (console or Console()).print(table)
-
-
-def _probe_row(cell: Cell, folder: Path, config: Mapping, named: Mapping[str, Cell]) -> tuple:
-    """Sort key, cell and columns of a run of train_probe.py."""
-    task = str(cell.config.get("task", ""))
-    if not is_done(folder, config["program"]):
-        return (task, 1, 0.0), cell, [""] * 4 + [_note(cell)]
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    name, metric = next(iter(result["metrics"].items()))
-    seeds, twin = len(result["seeds"]), named.get(result.get("same_as"))
-    figures = [f"{metric[k]:.3f}" if metric[k] is not None else "undefined"
-               for k in ("mean", "std", "ci_low", "ci_high")]  # fmt: skip
-    note = [f"= {_value(twin.config['seg'])} {twin.config.get('agg', '')}"] if twin else []
-    note += [result["degenerate"]] if result["degenerate"] and not note else []
-    note += [f"{len(result['skipped'])} files skipped"] if result["skipped"] else []
-    mean = metric["mean"] if metric["mean"] is not None else -1e9
-    return (task, 0, -mean), cell, [
-        name, figures[0], figures[1] if seeds > 1 else "-", f"{figures[2]} to {figures[3]}",
-        "; ".join(note),
-    ]  # fmt: skip
 
 
 def _pretraining_row(cell: Cell, folder: Path, config: Mapping) -> tuple:
@@ -110,7 +124,9 @@ def _pretraining_row(cell: Cell, folder: Path, config: Mapping) -> tuple:
 def _note(cell: Cell) -> str:
     """What there is to say about a cell that has no result, or was ended."""
     if cell.state == "failed":
-        return f"failed: {cell.error:.60}"
+        return f"failed: {cell.error}"
+    if cell.state == "undefined":
+        return cell.error
     return {"stopped": "stopped early", "same": f"= {cell.twin}", "finished": ""}.get(
         cell.state, "not run"
     )

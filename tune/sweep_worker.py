@@ -22,7 +22,7 @@ from tune.cli import ENVIRONMENT, ROOT, raised_by_us
 
 
 class EndedEarlyError(Exception):
-    """The cell was ended on purpose; its W&B run is complete."""
+    """The cell was ended on purpose, its W&B run is complete: the cell's state, and why."""
 
 
 def work(connection: Connection, program: str, device: int | None) -> None:
@@ -30,7 +30,7 @@ def work(connection: Connection, program: str, device: int | None) -> None:
 
     Messages in: ("check", argv), ("cell", name, argv, log file), ("stop", name), ("answer", ...),
     ("quit",). Messages out: ("ready",), ("checked", problem or None), ("epoch", values),
-    ("uncut", one piece a track), ("done", state, text).
+    ("uncut", kind of token), ("done", state, text).
 
     Parameters
     ----------
@@ -90,10 +90,12 @@ class Worker:
             try:
                 sys.argv = [self.program, *argv]
                 self.args = self.script.parse_args(list(argv))
+                if hasattr(self.args, "skip_degenerate"):
+                    self.args.skip_degenerate = False  # that's decided here
                 self._fresh_state()
                 self.script.main(self.args)
             except EndedEarlyError as ended:
-                return str(ended), None
+                return ended.args
             except SystemExit:
                 return "failed", f"wrong flags, see {log}"
             except (KeyboardInterrupt, EOFError, BrokenPipeError):
@@ -121,22 +123,22 @@ class Worker:
     def encode_shared(self, accelerator, paths, encoder, rule, *args, **kwargs):
         """Encode; when no track was cut, ask whether the cell is another one's by definition."""
         report = self._encode(accelerator, paths, encoder, rule, *args, **kwargs)
-        from tune.segments import is_degenerate
+        from tune.repeats import needless
 
         given = self.args
+        pieces = [[len(spans) for _, spans in report.rows.values()]]
         alone = isinstance(given.seg, list) and len(given.seg) == 1  # not a mix of lengths
-        counts = [len(spans) for _, spans in report.rows.values()]
-        if alone and counts and given.tokens == "segment" and given.agg != "concat":
-            uncut = is_degenerate(rule, counts) or rule.name == "full"
-        else:  # concat marks which tokens are there, and frames are many in any case
-            uncut = alone and bool(counts) and is_degenerate(rule, counts)
-        if uncut:
-            self.connection.send(("uncut",))
+        why = needless([rule], pieces, given.agg, given.tokens) if alone else None
+        if why:
+            if "same_as" not in why:
+                self.tracker.end(why)
+                raise EndedEarlyError("undefined", why["degenerate"])
+            self.connection.send(("uncut", given.tokens))
             while (answer := self._receive())[0] != "answer":
                 pass
             if answer[1]:
-                self.tracker.end({"degenerate": "equals full", "same_as": answer[1]})
-                raise EndedEarlyError("same")
+                self.tracker.end({**why, "same_as": answer[1]})
+                raise EndedEarlyError("same", None)
         return report
 
     def _receive(self) -> tuple:
@@ -167,7 +169,7 @@ class Worker:
                     message = worker._receive()
                     if message == ("stop", worker.name):
                         self.end({"stopped_early": True})
-                        raise EndedEarlyError("stopped")
+                        raise EndedEarlyError("stopped", None)
 
             def end(self, summary):
                 """Close a W&B run as finished, with why it isn't whole."""
@@ -187,8 +189,8 @@ class Worker:
 
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
-        gc.collect()
         if torch.cuda.is_available():
+            gc.collect()  # a quarter of a second, so only where memory is scarce
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         with contextlib.suppress(OSError):  # Linux: the peak of resident memory begins anew

@@ -22,7 +22,11 @@ DEFAULT_URL = "https://api.wandb.ai"
 TRACKERS = {"wandb": "wandb", "tensorboard": "tensorboard", "trackio": "trackio",
             "mlflow": "mlflow", "comet_ml": "comet_ml", "aim": "aim", "clearml": "clearml",
             "dvclive": "dvclive", "swanlab": "swanlab"}  # fmt: skip
+# What a run's summary keeps of a curve. `val/best_...` only ever rises: its last value is its best,
+# and a plain number, which is what the metric of a sweep must be.
+BEST = {"train/loss": "min", "val/loss": "min", "val/accuracy": "max", "val/r2": "max"}
 TAG_LENGTH = 64  # W&B refuses a run with a longer tag, such as a long path
+REASON_LENGTH = 500
 TABLE_ROWS = 10_000  # a larger predictions table is cut in W&B; predictions.parquet has all
 
 
@@ -85,6 +89,11 @@ class Tracker:
             config = {k: v if isinstance(v, bool | int | float | str) else str(v)
                       for k, v in config.items()}  # fmt: skip
         self.accelerator.init_trackers(project, config=config, init_kwargs=init)
+        if self.report_to == "wandb" and self.accelerator.is_main_process:
+            run = self.accelerator.get_tracker("wandb", unwrap=True)
+            run.define_metric("epoch", hidden=True)
+            for name, best in BEST.items():
+                run.define_metric(name, step_metric="epoch", summary=best)
 
     def log(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Log numbers; those that are undefined (NaN) are left out."""
@@ -111,6 +120,7 @@ class Tracker:
             numbers[f"test/{name}"] = m["mean"]
             for part in ("std", "ci_low", "ci_high"):
                 numbers[f"test/{name}_{part}"] = m[part]
+        numbers["test/score"] = next(iter(result["metrics"].values()))["mean"]
         numbers |= {f"cost/{k}": v for k, v in result["cost"].items() if not isinstance(v, str)}
         self.log(numbers)
         if self.report_to != "wandb":
@@ -122,7 +132,7 @@ class Tracker:
         run.summary.update({k: result[k] for k in facts} | {"skipped": len(result["skipped"])})
         rows = zip(*(column[:TABLE_ROWS] for column in predictions.values()), strict=True)
         table = wandb.Table(columns=list(predictions), data=[list(row) for row in rows])
-        run.log({"predictions": table})
+        run.log({"predictions": table} | _charts(result))
         artifact = wandb.Artifact(_artifact_name(folder.name), type="probe")
         for name in ("result.json", "probe.safetensors"):
             artifact.add_file(str(folder / name))
@@ -164,13 +174,64 @@ class Tracker:
                     f"             upload:  wandb login && wandb sync {path}"]  # fmt: skip
         return [f"  wandb      {run.url}"] if run.url else []
 
-    def fail(self) -> None:
-        """Close the run as failed."""
+    def skip(self, why: Mapping[str, str]) -> list[str]:
+        """Mark a run as one that needn't be done; it ends as finished.
+
+        Parameters
+        ----------
+        why : degenerate and, where there is one, same_as (`tune.repeats.needless`)
+
+        Returns
+        -------
+        As `finish`
+        """
+        if self.report_to != "wandb" or not self.accelerator.is_main_process:
+            return []
+        run = self.accelerator.get_tracker("wandb", unwrap=True)
+        run.summary.update(dict(why))
+        return self._farewell(run)
+
+    def fail(self, error: BaseException) -> None:
+        """Close the run as failed, with the reason in its summary."""
         if self.report_to == "wandb" and self.accelerator.is_main_process:
             import wandb
 
             if wandb.run is not None:
+                home = str(Path.home())
+                text = " ".join(str(error).split()).replace(home, "~")[:REASON_LENGTH]
+                kind = type(error).__name__
+                stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+                wandb.run.summary["failed"] = "stopped" if stopped else text or kind
                 wandb.run.finish(exit_code=1)
+
+
+def _charts(result: Mapping) -> dict:
+    """Quality against cost, one dot a run: W&B draws the dots of all runs that are shown together.
+
+    Peak memory is that of a run which encoded; the seconds were taken when the rows were made.
+    """
+    import wandb
+
+    cost, (name, metric) = result["cost"], next(iter(result["metrics"].items()))
+    n = sum(result["n_tracks"].values())
+    seconds = cost.get("encode_seconds_stored")
+    axes = {
+        "seconds a track": seconds / n if seconds else None,
+        "peak memory, GB": cost["peak_memory_bytes"] / 1e9 if cost["encoder_passes"] else None,
+        "embedding size": cost["embedding_dim"],
+    }
+    strategy = f"{result['encoder']} {result['seg']} {result['agg']}"
+    out = {}
+    for axis, value in axes.items():
+        if value is not None and metric["mean"] is not None:
+            columns = ["strategy", "task", axis, name, "low", "high"]
+            row = [strategy, result["task"], value, metric["mean"], metric["ci_low"],
+                   metric["ci_high"]]  # fmt: skip
+            table = wandb.Table(columns=columns, data=[row])
+            title = f"{result['task']}: {name} against {axis}"
+            key = "".join(c if c.isalnum() else "_" for c in f"{name}_against_{axis}")
+            out[f"quality/{key}"] = wandb.plot.scatter(table, axis, name, title=title)
+    return out
 
 
 def _artifact_name(name: str, kind: str = "probe") -> str:

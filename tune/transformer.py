@@ -36,6 +36,22 @@ def load_for(name: str, encoder, layers: Sequence[int], collection, rules: Seque
     return model
 
 
+def tokens_of(name: str | None, frame_rate: float) -> tuple[str, float]:
+    """Kind and rate of the tokens that a checkpoint was trained on; segments without a checkpoint.
+
+    Parameters
+    ----------
+    name : a folder or hub id; None without one
+    frame_rate : returned where the tokens are segments
+
+    Returns
+    -------
+    ("segment" or "frame", frames a second)
+    """
+    kind = load_aggregator(name).config.tokens if name else "segment"
+    return ("segment", frame_rate) if kind == "segment" else ("frame", float(kind.split()[-2]))
+
+
 def embedder(model: AggregatorModel, readout: str | None) -> Callable:
     """A function tokens (N, D) -> views (K, D') on the CPU: one track at a time, no padding."""
 
