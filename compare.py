@@ -3,7 +3,7 @@
     python compare.py runs/
     python compare.py runs/ --html report.html --budget 4GB --max_seconds 0.1
     python compare.py runs/ more_runs/ --baseline 10:mean --csv cells.csv --figures figures/
-    python compare.py --wandb ENTITY/PROJECT --html report.html
+    python compare.py --wandb ENTITY/PROJECT --html report.html --log_to ENTITY/PROJECT
 
 Reads every run of train_probe.py below the folders, and merges them by task x encoder x layer x
 segments x aggregator x tokens; runs of other seeds join, of the same seeds the newest counts. Each
@@ -13,7 +13,6 @@ run that it had to leave out.
 """
 
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
-import importlib.util
 from argparse import ArgumentTypeError
 from pathlib import Path
 
@@ -41,19 +40,22 @@ def parse_args(argv=None):
                      help="seconds of encoding a track that it must stay within")
     output = parser.add_argument_group("output (beside the terminal's tables)")
     output.add_argument("--html", type=Path, metavar="FILE", help="the report, one file that works "
-                        "offline (needs matplotlib)")
+                        "offline")
     output.add_argument("--csv", type=Path, metavar="FILE", help="every cell, every column")
     output.add_argument("--parquet", type=Path, metavar="FILE", help="the same as Parquet")
     output.add_argument("--markdown", type=Path, metavar="FILE", help="tables and guidelines")
     output.add_argument("--latex", type=Path, metavar="FILE", help="tables (booktabs)")
-    output.add_argument("--figures", type=Path, metavar="DIR", help="PNG and SVG figures (needs "
-                        "matplotlib)")
+    output.add_argument("--figures", type=Path, metavar="DIR", help="PNG and SVG figures")
+    output.add_argument("--log_to", metavar="[ENTITY/]PROJECT", help="log the report and the table "
+                        "of cells to W&B, as a run of type comparison (offline without a login)")
     args = parser.parse_args(argv)
     if not args.dirs and not args.wandb:
         parser.error("nothing to compare: give a folder with runs, or --wandb ENTITY/PROJECT")
     for path in args.dirs:
         if not path.is_dir():
             parser.error(f"{path}: no such folder; train_probe.py writes its runs to runs/")
+    if args.log_to and (args.log_to.count("/") > 1 or not all(args.log_to.split("/"))):
+        parser.error(f"--log_to takes PROJECT or ENTITY/PROJECT, got {args.log_to!r}")
     if args.wandb and args.wandb.count("/") != 1:
         parser.error(f"--wandb takes ENTITY/PROJECT, got {args.wandb!r}")
     for flag in ("html", "csv", "parquet", "markdown", "latex"):
@@ -66,9 +68,6 @@ def parse_args(argv=None):
         parser.error(f"--parquet must end in .parquet, got {args.parquet.name!r}")
     if args.figures and args.figures.exists() and not args.figures.is_dir():
         parser.error(f"--figures {args.figures} is a file; a folder is needed")
-    for flag in ("html", "figures"):
-        if getattr(args, flag) and importlib.util.find_spec("matplotlib") is None:
-            parser.error(f"--{flag} needs matplotlib: pip install matplotlib")
     return args
 # fmt: on
 
@@ -148,14 +147,19 @@ def write(args, views, left):
         from tune.figures import save_figures
 
         yield f"{args.figures} ({len(save_figures(views, args.figures))} files)"
-    if args.html:
+    if args.html or args.log_to:
         from tune.report import render
 
         home = str(Path.home())
         command = " ".join(["compare.py", *sys.argv[1:]]).replace(home, "~")
         page = render(views, left, correction=args.correction, command=command)
+    if args.html:
         args.html.write_text(page, encoding="utf-8")
         yield args.html
+    if args.log_to:
+        from tune.wandb_runs import log_report
+
+        print(*log_report(args.log_to, page, exports.frame(views)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -387,6 +387,7 @@ def test_flags_take_their_values_after_an_equals_sign(train_probe):
         "tags": ["a"], "strict": True, "overwrite": True, "memory_budget": "1GB",
         "compile": True, "min_seg": None, "max_seg": None, "aggregator_checkpoint": None,
         "readout": None, "tune_aggregator": False, "aggregator_lr": None,
+        "skip_degenerate": True,
     }  # fmt: skip
     argv = [
         f"--{flag}={value[0] if isinstance(value, list) else value}"
@@ -399,7 +400,8 @@ def test_flags_take_their_values_after_an_equals_sign(train_probe):
 def test_a_task_with_a_long_path_can_be_tracked():
     started = {}
     accelerator = SimpleNamespace(
-        init_trackers=lambda project, config, init_kwargs: started.update(init_kwargs["wandb"])
+        is_main_process=False,
+        init_trackers=lambda project, config, init_kwargs: started.update(init_kwargs["wandb"]),
     )
     Tracker(accelerator, "wandb").start(
         "tune", {}, name="n", group="g", tags=["mel", "/music/" * 20]

@@ -11,6 +11,7 @@ import pytest
 from compare_runs import guesses, write_grid, write_run
 from conftest import ROOT, run
 from scipy import stats
+from wandb_file import read_run
 
 from tune.analysis import analyse, choose_baseline, pareto
 from tune.breakdown import break_down, class_accuracy
@@ -449,7 +450,10 @@ def test_a_wandb_project(tmp_path, rng, labels):
     cut = write_run(tmp_path, "cut", labels, guesses(rng, labels, 0.5))
     table = pd.read_parquet(cut / "predictions.parquet")
     table[table.id < "track20"].to_parquet(cut / "predictions.parquet")
-    runs = [fake_run(folder), fake_run(folder, state="crashed"), fake_run(cut),
+    marked, broken = fake_run(folder), fake_run(folder, state="failed")
+    marked.summary = {"degenerate": "equals full", "same_as": "full mean"}
+    broken.summary = {"failed": "the disk is full"}
+    runs = [fake_run(folder), fake_run(folder, state="crashed"), fake_run(cut), marked, broken,
             fake_run(folder, kinds=["probe"]), fake_run(folder, job_type="profile")]  # fmt: skip
     api = SimpleNamespace(runs=lambda path: runs)
     found, left = read_project("me/tune", api)
@@ -457,8 +461,10 @@ def test_a_wandb_project(tmp_path, rng, labels):
     assert np.array_equal(found[0].predictions.predictions,
                           read_folders([folder])[0][0].predictions.predictions)  # fmt: skip
     reasons = " ".join(item.reason for item in left)
-    assert len(left) == 3
+    assert len(left) == 5
     assert "state is crashed" in reasons
+    assert "state is failed: the disk is full" in reasons
+    assert "not run: equals full" in reasons
     assert "60 of 120 predictions" in reasons
     assert "no table of predictions" in reasons
     with pytest.raises(ValueError, match="takes ENTITY/PROJECT"):
@@ -471,7 +477,8 @@ def test_the_script_writes_all_it_is_asked_for(tmp_path, rng):
     (tmp_path / "runs" / "foreign" / "result.json").write_text("{}")
     done = run(ROOT / "compare.py", "runs", "--csv=c.csv", "--parquet=c.parquet", "--latex=c.tex",
                "--markdown=c.md", "--figures=figures", "--html=r.html", "--budget=2GB",
-               "--max_seconds=0.1", "--baseline=10:mean", cwd=tmp_path)  # fmt: skip
+               "--max_seconds=0.1", "--baseline=10:mean", "--log_to=me/tune",
+               cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "against 10 s mean" in done.stdout
     assert "1 run left out" in done.stdout
@@ -486,6 +493,12 @@ def test_the_script_writes_all_it_is_asked_for(tmp_path, rng):
     assert (tmp_path / "c.tex").read_text().count(r"\begin{tabular}") == 1
     assert len(list((tmp_path / "figures").iterdir())) == 8
     assert "<svg" in (tmp_path / "r.html").read_text()
+    assert "upload:  wandb login && wandb sync wandb/offline-run-" in done.stdout
+    (record,) = [read_run(path) for path in (tmp_path / "wandb").glob("offline-run-*")]
+    assert (record["run"].entity, record["run"].project) == ("me", "tune")
+    assert record["run"].job_type == "comparison"
+    assert record["summary"]["cells/nrows"] == 9
+    assert record["summary"]["report/_type"] == "html-file"
 
 
 def test_text_is_shown_as_it_is():

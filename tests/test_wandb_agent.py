@@ -128,3 +128,34 @@ def test_two_agents_share_a_sweep_and_one_finishes_what_a_killed_one_began(serve
         (result,) = (r for r in finished.values() if r["agg"] == run.config["agg"])
         assert run.summary["test/accuracy"] == result["metrics"]["accuracy"]["mean"]
         assert run.summary["cost/encoder_passes"] == result["cost"]["encoder_passes"]
+        # What the project's page draws, and the best of each curve.
+        assert run.summary["test/score"] == run.summary["test/accuracy"]
+        assert run.summary["cost/encode_peak_memory_bytes"] > 0
+        assert run.summary["cost/encode_seconds_per_track"] > 0
+        charts = [key for key in run.summary if key.startswith("quality/")]
+        assert len(charts) == 3
+        best = max(row["val/accuracy"] for row in epochs)
+        assert run.summary["val/accuracy"]["max"] == run.summary["val/best_score"] == best
+        assert run.summary["val/loss"]["min"] == min(row["val/loss"] for row in epochs)
+
+
+def test_a_report_of_the_project_is_saved_where_wandb_shows_it(server, env, tmp_path):
+    command = [sys.executable, "-m", "tune.wandb_report"]
+    done = subprocess.run([*command, f"{ENTITY}/tune", "--group=paper"], cwd=tmp_path, env=env,
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"/{ENTITY}/tune/reports/" in done.stdout
+    assert server.unknown == []
+    (saved,) = server.reports
+    assert (saved["entityName"], saved["projectName"]) == (ENTITY, "tune")
+    text = saved["spec"]
+    for name in ("test/score", "cost/encode_peak_memory_bytes", "cost/encode_seconds_per_track",
+                 "cost/embedding_dim", "val/best_score", "summary:failed", "paper"):  # fmt: skip
+        assert name in text, name
+    lost = {**env, "WANDB_MODE": "offline"}
+    done = subprocess.run([*command, f"{ENTITY}/tune"], cwd=tmp_path, env=lost,
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        "error: a W&B report lives on W&B's server: run `wandb login` first"
+    )

@@ -71,6 +71,7 @@ class WandbServer:
         self.runs: dict[str, Run] = {}
         self.agents: dict[str, Agent] = {}
         self.unknown: list[str] = []
+        self.reports: list[dict] = []
         self.called: dict[str, int] = {}
         self.lock = threading.RLock()
         self.numbers = itertools.count(1)
@@ -200,6 +201,31 @@ class WandbServer:
                   "description": None, "config": None, "sweepName": run.sweep,
                   "project": _project(v.get("project")), "historyLineCount": 0}  # fmt: skip
         return {"upsertBucket": {"bucket": bucket, "inserted": new}}
+
+    def on_ProjectInternalId(self, v):  # noqa: N802
+        """A project's number, for a report's runs."""
+        return {"project": {"id": "project", "internalId": "1"}}
+
+    def on_GetProjects(self, v):  # noqa: N802
+        """The projects there are."""
+        user = self.on_Viewer(v)["viewer"] | {"deletedAt": None}
+        node = {"__typename": "Project", "id": "project", "name": "tune", "entityName": ENTITY,
+                "createdAt": "2026-01-01T00:00:00Z", "isBenchmark": False,
+                "user": user}  # fmt: skip
+        page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+        return {"models": {"edges": [{"node": node, "cursor": "a"}], "pageInfo": page}}
+
+    def on_upsertView(self, v):  # noqa: N802
+        """A report is saved."""
+        self.reports.append(v)
+        user = {"id": "user", "username": ENTITY, "name": ENTITY, "photoUrl": None, "admin": False}
+        view = {"id": "Vmlldzox", "name": v["name"], "displayName": v["displayName"],
+                "type": v["type"], "description": v["description"], "spec": v["spec"],
+                "project": {"id": "project", "name": v["projectName"], "entityName": ENTITY},
+                "createdAt": "2026-01-01T00:00:00Z", "updatedAt": "2026-01-01T00:00:00Z",
+                "user": user, "coverUrl": None, "previewUrl": None, "locked": False,
+                "viewCount": 0, "starCount": 0, "alertSubscription": None}  # fmt: skip
+        return {"upsertView": {"view": view, "inserted": True}}
 
     def on_RunResumeStatus(self, v):  # noqa: N802
         """Nothing is resumed: a run that is given out again begins anew."""

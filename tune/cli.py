@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -125,9 +126,38 @@ def raised_by_us(error: BaseException) -> bool:
     return file.parent == ROOT or file.is_relative_to(ROOT / "tune")
 
 
+def end_with_launcher() -> None:
+    """Get SIGTERM when the launcher dies, on Linux.
+
+    An agent that stops a run kills what it has started, which is the launcher; without this the
+    experiment would go on alone.
+    """
+    launched = any(name in os.environ for name in ("LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"))
+    if launched and sys.platform == "linux":
+        import ctypes
+
+        PR_SET_PDEATHSIG = 1  # noqa: N806 - as prctl(2) calls it
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _terminated(number, frame):
+    """End as by Ctrl-C, with the code that says which signal it was."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends at once
+    raise Terminated
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a scheduler, an agent or the machine asks to end."""
+
+
 def run_script(main) -> None:
-    """Run a script's main; user errors end in one line and code 2, Ctrl-C in code 130."""
+    """Run a script's main; user errors end in one line and code 2, Ctrl-C in 130, SIGTERM in 143.
+
+    After Ctrl-C and SIGTERM the tracker's run is closed and what was computed is kept.
+    """
     is_main = os.environ.get("RANK", "0") == "0"  # all processes raise the same
+    end_with_launcher()
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         main()
     except ValueError as error:
@@ -141,10 +171,10 @@ def run_script(main) -> None:
             raise
         print(f"error: {error.strerror}: {error.filename or 'while writing'}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if is_main:
             print(
                 "\nstopped: what was encoded is in the store; the same command goes on from there",
                 file=sys.stderr,
             )
-        sys.exit(130)
+        sys.exit(143 if isinstance(stop, Terminated) else 130)

@@ -195,7 +195,7 @@ def _name(cells: Sequence[Cell]) -> None:
 
 
 def _find_memory(cells: Sequence[Cell], runs: Sequence[Run]) -> None:
-    """Find each cell's peak: that of a run which encoded, since others only read the store."""
+    """Find each cell's peak while encoding: kept in the store, or that of a run that encoded."""
 
     def encoding(r):
         return (r["task"], r["encoder"], layer_of(r), r["seg"], r["tokens"], r.get("precision"),
@@ -207,9 +207,12 @@ def _find_memory(cells: Sequence[Cell], runs: Sequence[Run]) -> None:
         if cost.get("encoder_passes") and cost.get("peak_memory_bytes"):
             peaks.setdefault(encoding(run.result), []).append((cost["peak_memory_bytes"], run))
     for cell in cells:
-        found = peaks.get(encoding(cell.result))
-        if found:
-            cost = cell.result["cost"]
+        cost, found = cell.result["cost"], peaks.get(encoding(cell.result))
+        if cost.get("encode_peak_memory_bytes"):
+            cell.memory_bytes = cost["encode_peak_memory_bytes"]
+            cell.memory_kind = cost.get("peak_memory_kind", "")
+            cell.memory_source = "kept with the rows when they were encoded"
+        elif found:
             peak, run = max(found, key=lambda pair: pair[0])
             cell.memory_bytes = max(peak, cost.get("peak_memory_bytes") or 0)
             cell.memory_kind = cost.get("peak_memory_kind", "")

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from tune.audio import AudioError, is_silent, read_audio
 from tune.encoder import Encoder, NonFiniteError
+from tune.memory import peak_memory_bytes
 from tune.segments import Rule
 from tune.store import Collection, Row, Store
 
@@ -52,6 +53,8 @@ class EncodeReport:
         Time in the encoder, and seconds of audio that went through it.
     stored_seconds : float
         What encoding all the rows took, whenever that was: the strategy's cost, also when stored.
+    stored_peak_bytes : int
+        Peak memory of a process while it encoded them, whenever that was; 0 when not known.
     damaged : list of rows whose checksum was wrong and that were encoded again
     """
 
@@ -64,6 +67,7 @@ class EncodeReport:
     encode_seconds: float = 0.0
     audio_seconds: float = 0.0
     stored_seconds: float = 0.0
+    stored_peak_bytes: int = 0
     damaged: list = field(default_factory=list)
 
     @classmethod
@@ -74,7 +78,7 @@ class EncodeReport:
             for item in fields(cls):
                 value, more = getattr(out, item.name), getattr(report, item.name)
                 both = {**value, **more} if isinstance(value, dict) else value + more
-                setattr(out, item.name, both)
+                setattr(out, item.name, max(value, more) if "peak" in item.name else both)
         return out
 
 
@@ -116,6 +120,7 @@ def encode_tracks(
     def finish(path, content, spans, row: Row):
         report.rows[path] = (content, spans)
         report.stored_seconds += row.seconds
+        report.stored_peak_bytes = max(report.stored_peak_bytes, row.peak_bytes)
         if row.silent:
             log.warning("%s is digital silence: it was encoded all the same", path)
             report.silent.append(path)
@@ -169,7 +174,8 @@ def encode_tracks(
             report.encode_seconds += seconds
             report.audio_seconds += sum(end - start for start, end in spans) / encoder.sample_rate
             report.encoded_tracks += 1
-            row = Row(tokens, spans, counts, is_silent(samples), seconds)
+            peak = peak_memory_bytes(encoder.device)
+            row = Row(tokens, spans, counts, is_silent(samples), seconds, peak)
             collection.write(content, len(samples), row)
             finish(path, content, spans, row)
         except AudioError as error:

@@ -13,7 +13,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from safetensors.torch import save_file
 
 from tune import __version__
 from tune.encoding import EncodeReport
+from tune.memory import peak_memory_bytes
 from tune.segments import Rule, describe_counts, is_degenerate
 from tune.store import as_umask_says
 
@@ -63,20 +63,6 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({platform.machine()}, {os.cpu_count()} cores)"
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Peak memory so far: allocated on a GPU, else resident in this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def joined_name(rules: Sequence[Rule]) -> str:
@@ -176,6 +162,7 @@ def assemble(task, encoder, rules, collection, reports, outcome, config, device,
         "cost": {
             "encode_seconds": report.encode_seconds,
             "encode_seconds_stored": report.stored_seconds,
+            "encode_peak_memory_bytes": report.stored_peak_bytes or None,
             "audio_seconds": report.audio_seconds,
             "peak_memory_bytes": peak_memory_bytes(device),
             "peak_memory_kind": "allocated" if device.type == "cuda" else "resident",

@@ -70,6 +70,8 @@ class Row:
         Whether the track is digital silence.
     seconds : float
         Time that encoding it took when it was encoded.
+    peak_bytes : int
+        Peak memory of the process by then (allocated on a GPU, else resident); 0 when not known.
     """
 
     tokens: np.ndarray
@@ -77,6 +79,7 @@ class Row:
     counts: list
     silent: bool
     seconds: float
+    peak_bytes: int = 0
 
 
 class Store:
@@ -242,7 +245,8 @@ class Collection:
                 continue
             if folder == self.fallback:
                 tokens = tokens[:, self.layers]
-            return Row(tokens, info["spans"], info["counts"], info["silent"], info["seconds"])
+            return Row(tokens, info["spans"], info["counts"], info["silent"], info["seconds"],
+                       info.get("peak_bytes", 0))  # fmt: skip
         return None
 
     def write(self, content: str, n_samples: int, row: Row) -> None:
@@ -267,6 +271,7 @@ class Collection:
             "counts": list(map(int, row.counts)),
             "silent": bool(row.silent),
             "seconds": round(float(row.seconds), 6),
+            "peak_bytes": int(row.peak_bytes),
         }
         text = json.dumps(info)
         meta = {"n_samples": str(n_samples), "checksum": _checksum(tokens, text), "info": text}

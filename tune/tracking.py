@@ -121,7 +121,9 @@ class Tracker:
             for part in ("std", "ci_low", "ci_high"):
                 numbers[f"test/{name}_{part}"] = m[part]
         numbers["test/score"] = next(iter(result["metrics"].values()))["mean"]
-        numbers |= {f"cost/{k}": v for k, v in result["cost"].items() if not isinstance(v, str)}
+        numbers |= {f"cost/{k}": v for k, v in result["cost"].items() if isinstance(v, int | float)}
+        n = sum(result["n_tracks"].values())
+        numbers["cost/encode_seconds_per_track"] = result["cost"]["encode_seconds_stored"] / n
         self.log(numbers)
         if self.report_to != "wandb":
             return []
@@ -137,7 +139,7 @@ class Tracker:
         for name in ("result.json", "probe.safetensors"):
             artifact.add_file(str(folder / name))
         run.log_artifact(artifact)
-        return self._farewell(run)
+        return farewell(run, self.mode)
 
     def finish_aggregator(self, progress: Mapping, folder: Path) -> list[str]:
         """Log a pretrained aggregator's best epoch and baselines, and itself as an artifact.
@@ -163,16 +165,7 @@ class Tracker:
         for name in ("config.json", "model.safetensors", "README.md", "history.csv"):
             artifact.add_file(str(folder / name))
         run.log_artifact(artifact)
-        return self._farewell(run)
-
-    def _farewell(self, run) -> list[str]:
-        """Where a W&B run is, and what to do with it."""
-        if self.mode == "offline":
-            why = "WANDB_MODE" if os.environ.get("WANDB_MODE") else "not logged in"
-            path = _short(Path(run.dir).parent)
-            return [f"  wandb      offline ({why}); look:    wandb leet {path}",
-                    f"             upload:  wandb login && wandb sync {path}"]  # fmt: skip
-        return [f"  wandb      {run.url}"] if run.url else []
+        return farewell(run, self.mode)
 
     def skip(self, why: Mapping[str, str]) -> list[str]:
         """Mark a run as one that needn't be done; it ends as finished.
@@ -189,7 +182,7 @@ class Tracker:
             return []
         run = self.accelerator.get_tracker("wandb", unwrap=True)
         run.summary.update(dict(why))
-        return self._farewell(run)
+        return farewell(run, self.mode)
 
     def fail(self, error: BaseException) -> None:
         """Close the run as failed, with the reason in its summary."""
@@ -205,19 +198,29 @@ class Tracker:
                 wandb.run.finish(exit_code=1)
 
 
+def farewell(run, mode: str) -> list[str]:
+    """Where a W&B run is, and what to do with it."""
+    if mode == "offline":
+        why = "WANDB_MODE" if os.environ.get("WANDB_MODE") else "not logged in"
+        path = _short(Path(run.dir).parent)
+        return [f"  wandb      offline ({why}); look:    wandb leet {path}",
+                f"             upload:  wandb login && wandb sync {path}"]  # fmt: skip
+    return [f"  wandb      {run.url}"] if run.url else []
+
+
 def _charts(result: Mapping) -> dict:
     """Quality against cost, one dot a run: W&B draws the dots of all runs that are shown together.
 
-    Peak memory is that of a run which encoded; the seconds were taken when the rows were made.
+    Peak memory and seconds were taken when the rows were made.
     """
     import wandb
 
     cost, (name, metric) = result["cost"], next(iter(result["metrics"].items()))
     n = sum(result["n_tracks"].values())
-    seconds = cost.get("encode_seconds_stored")
+    seconds, peak = cost.get("encode_seconds_stored"), cost.get("encode_peak_memory_bytes")
     axes = {
         "seconds a track": seconds / n if seconds else None,
-        "peak memory, GB": cost["peak_memory_bytes"] / 1e9 if cost["encoder_passes"] else None,
+        "peak memory, GB": peak / 1e9 if peak else None,
         "embedding size": cost["embedding_dim"],
     }
     strategy = f"{result['encoder']} {result['seg']} {result['agg']}"

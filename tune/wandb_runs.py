@@ -1,4 +1,4 @@
-"""Runs of a W&B project: the same result.json and predictions as on disk, from its artifacts."""
+"""W&B and `compare.py`: runs read from a project's artifacts, and the report logged to one."""
 
 import json
 import tempfile
@@ -43,14 +43,49 @@ def read_project(path: str, api=None) -> tuple[list[Run], list[LeftOut]]:
         if getattr(run, "job_type", "probe") not in (None, "probe"):
             continue  # profiles, pretraining and sweeps' controllers have no test split
         where = f"{path}/{run.id} ({run.name})"
+        facts = getattr(run, "summary", None) or {}
+        if run.state == "finished" and facts.get("same_as", facts.get("degenerate")):
+            left.append(LeftOut(where, f"not run: {facts['degenerate']}"))
+            continue
         if run.state != "finished":
-            left.append(LeftOut(where, f"the run's state is {run.state}"))
+            why = f": {facts['failed']}" if facts.get("failed") else ""
+            left.append(LeftOut(where, f"the run's state is {run.state}{why}"))
             continue
         try:
             runs.append(_read(run, where))
         except ValueError as error:
             left.append(LeftOut(where, str(error)))
     return runs, left
+
+
+def log_report(path: str, page: str, cells) -> list[str]:
+    """Log a comparison to W&B, as a run of type "comparison"; offline without a login.
+
+    Parameters
+    ----------
+    path : "PROJECT" or "ENTITY/PROJECT"
+    page : the report, as HTML
+    cells : pandas.DataFrame, every cell
+
+    Returns
+    -------
+    list of str : lines for the user
+    """
+    import wandb
+
+    from tune.tracking import farewell, wandb_mode
+
+    mode = wandb_mode()
+    entity, _, project = path.rpartition("/")
+    run = wandb.init(entity=entity or None, project=project, job_type="comparison", name="compare",
+                     mode=mode, settings=wandb.Settings(silent=True))  # fmt: skip
+    with run:
+        run.log({"report": wandb.Html(page, inject=False), "cells": wandb.Table(dataframe=cells)})
+        artifact = wandb.Artifact("report", type="report")
+        with artifact.new_file("report.html", encoding="utf-8") as file:
+            file.write(page)
+        run.log_artifact(artifact)
+    return farewell(run, mode)
 
 
 def _read(run, where: str) -> Run:
