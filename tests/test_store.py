@@ -53,7 +53,7 @@ def same(a: Row, b: Row) -> bool:
 def files(store: Store) -> list[str]:
     """Everything in the store but the locks and the hash cache."""
     found = (p.relative_to(store.root).as_posix() for p in store.root.rglob("*") if p.is_file())
-    return sorted(f for f in found if not f.startswith(("locks/", "hashes.sqlite")))
+    return sorted(f for f in found if not f.startswith(("locks/", "hashes-")))
 
 
 def rows_in(store: Store) -> list:
@@ -367,10 +367,11 @@ def test_a_remembered_hash_is_not_computed_again(store, tmp_path, monkeypatch):
 
 
 def test_a_damaged_cache_of_hashes_is_as_good_as_none(tmp_path):
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "hashes.sqlite").write_bytes(b"no database" * 100)
     (tmp_path / "a.wav").write_bytes(b"one")
     os.utime(tmp_path / "a.wav", (1e9, 1e9))
+    Store(tmp_path / "store").content(tmp_path / "a.wav")
+    (cache,) = (tmp_path / "store").glob("hashes-*.sqlite")
+    cache.write_bytes(b"no database" * 100)
     store = Store(tmp_path / "store")
     for _ in range(2):
         assert store.content(tmp_path / "a.wav") == hashlib.sha256(b"one").hexdigest()

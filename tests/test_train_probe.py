@@ -3,12 +3,14 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -261,14 +263,28 @@ def test_attention_leaves_its_weights(attention_run):
     assert len(set(table[table.token == 0].weight.round(9))) > 7  # by each seed for itself
 
 
-def test_two_processes_learn_the_attention_of_one(attention_run):
+def test_two_machines_learn_the_attention_of_one(attention_run):
+    """Two torchruns stand in for two machines: folders of their own, one store, one network."""
     folder, flags, _ = attention_run
-    two = run(
-        "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0",
-        "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", ROOT / "train_probe.py", *flags,
-        "--name=two", cwd=folder, env={"ACCELERATE_USE_CPU": "true"},
-    )  # fmt: skip
-    assert two.returncode == 0, two.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    machines = []
+    for rank in (0, 1):
+        (folder / f"machine{rank}").mkdir()
+        machines.append(subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={rank}",
+             "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}",
+             ROOT / "train_probe.py", *map(str, flags), "--name=two"],
+            cwd=folder / f"machine{rank}", env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ))  # fmt: skip
+    said = [machine.communicate(timeout=300) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert not (folder / "machine1" / "runs").exists()  # the first one writes the result
+    assert "two/result.json" in said[0][0]
+    assert "result.json" not in said[1][0]
+    (folder / "machine0" / "runs" / "two").rename(folder / "runs" / "two")
     config = json.loads((folder / "runs" / "two" / "config.json").read_text())
     assert config["n_processes"] == 2
     for name in ("attention", "predictions"):
@@ -566,3 +582,42 @@ def test_emo_and_gtzan_run_from_the_hubs_layout(tmp_path):
         f"data/GTZAN/genres/{g}/test.{i}.wav": g for i, g in enumerate(["blues", "rock"] * 2)
     }
     assert gtzan["metrics"]["accuracy"]["mean"] == 1.0
+
+
+def test_a_cell_that_is_the_full_tracks_ends_early_and_marked(tmp_path):
+    task = make_task(tmp_path / "tones")
+    flags = ["--task", task, "--encoder=mel", "--store", tmp_path / "store", "--skip_degenerate"]
+    done = run_probe(*flags, "--seg=60", "--agg=max", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "skipped: equals full (full mean)" in done.stdout
+    assert not list(tmp_path.glob("runs/*"))
+    (record,) = [read_run(path) for path in (tmp_path / "wandb").glob("offline-run-*")]
+    assert record["exit_code"] == 0
+    assert record["summary"]["degenerate"] == "equals full"
+    assert record["summary"]["same_as"] == "full mean"
+    assert not any("train/loss" in row for row in record["history"])
+
+
+def test_a_run_that_fails_tells_wandb_why_and_a_launchers_death_ends_it(tmp_path):
+    task = make_task(tmp_path / "tones", n=(40, 4, 6))
+    flags = ["--task", task, "--encoder=mel", "--store", tmp_path / "store", "--epochs=100000",
+             "--patience=100000"]  # fmt: skip
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "accelerate.commands.launch", "--quiet", ROOT / "train_probe.py",
+         *map(str, flags)], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while "epoch   1" not in launcher.stdout.readline():
+        assert launcher.poll() is None
+    (child,) = psutil.Process(launcher.pid).children()
+    launcher.kill()  # as an agent does when it's told to stop the run
+    gone, _ = psutil.wait_procs([child], timeout=60)
+    assert gone
+    (record,) = [read_run(path) for path in (tmp_path / "wandb").glob("offline-run-*")]
+    assert record["exit_code"] == 1
+    assert record["summary"]["failed"] == "stopped"
+    done = run_probe(*flags, "--lr=1e300", cwd=tmp_path)
+    assert done.returncode == 2
+    records = [read_run(path) for path in sorted((tmp_path / "wandb").glob("offline-run-*"))]
+    failed = {record["summary"]["failed"] for record in records}
+    assert failed == {"stopped", done.stderr.strip().splitlines()[-1].removeprefix("error: ")}
+    assert any("not finite" in text for text in failed)

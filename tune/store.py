@@ -24,6 +24,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,7 +97,9 @@ class Store:
             (self.root / "locks").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"the store {self.root} can't be made: {error.strerror}") from error
-        self._hashes = HashCache(self.root / "hashes.sqlite")
+        # One a machine: the same path may be another file there, and SQLite isn't for networks.
+        machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+        self._hashes = HashCache(self.root / f"hashes-{machine}.sqlite")
 
     def content(self, path: str | Path) -> str:
         """SHA-256 of a file, remembered by path, size and modification time.

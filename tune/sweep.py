@@ -67,9 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         page = args.output_dir / f"{config.get('name') or 'sweep'}.html"
         if print_comparison(config, cells, folders, page):
             print(f"  report     {page}")
-            print(
-                f"  more       python compare.py {args.output_dir} --budget 4GB --max_seconds 0.1"
-            )
+            print(f"  choose     python compare.py {args.output_dir} --budget 4GB")
     else:
         print_table(config, cells, folders)
     live = os.environ.get("WANDB_MODE", "offline") != "offline"
