@@ -18,7 +18,8 @@ def test_the_two_commands_are_those_of_ci():
 def test_every_flag_named_exists():
     scripts = ("train_probe.py", "pretrain_aggregator.py", "profile.py", "compare.py",
                "benchmarks/study_loop.py")  # fmt: skip
-    known = "".join(run(ROOT / name, "--help", cwd=ROOT).stdout for name in scripts)
+    calls = [[ROOT / name] for name in scripts] + [["-m", "tune.sweep"]]
+    known = "".join(run(*call, "--help", cwd=ROOT).stdout for call in calls)
     named = set(re.findall(r"--[a-z_]+", README)) - {"--nproc_per_node", "--multi_gpu", "--quiet",
                                                      "--style", "--flag"}  # fmt: skip
     assert "--seg" in named
@@ -31,3 +32,10 @@ def test_the_first_table_names_its_command_and_machine():
     assert "accelerate launch train_probe.py" in head
     assert "untrained" in head
     assert "cores" in head
+
+
+def test_every_picture_is_there():
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    assert pictures
+    for picture in pictures:
+        assert (ROOT / picture).read_bytes().startswith(b"\x89PNG"), picture
