@@ -29,6 +29,7 @@ from torch import nn
 
 from tune import muq
 from tune.encoders import load_encoder
+from tune.pretrained import fetch
 from tune.results import device_name, git_sha, versions
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -95,7 +96,7 @@ def muq_config(name: str, weights: str) -> tuple[dict, dict | None]:
     if name == "muq-nano":
         return config, None
     if weights == "pretrained":
-        return muq._read_muq(muq._download(muq.HUB_NAMES[name]))
+        return muq._read_muq(fetch(muq.HUB_ID))
     config = config | muq.LARGE
     config["w2v2_config"] |= muq.LARGE_W2V2
     return config, None

@@ -61,14 +61,20 @@ class Encoder:
         As given on the command line (a path is cut to its last part).
     sample_rate : int
         In Hz.
-    frame_rate : float
-        Hidden states per second.
+    max_seconds : float or None
+        The longest segment that it takes (None: any); longer ones are refused, never cut.
+    frame_rate : float or None
+        Hidden states per second; None where they don't follow time.
     n_layers : int
         Number of the last hidden state; there are n_layers + 1.
     embedding_dim : int
         Size of one pooled state.
+    sizes : list of int or None
+        The same by layer, where layers differ; `embedding_dim` is then that of the layer asked for.
     precision : str
         "no", "fp16" or "bf16".
+    revision : str or None
+        The hub's commit that it came from.
     untrained : bool
         True when the weights are random.
     fingerprint : str
@@ -79,6 +85,9 @@ class Encoder:
 
     sample_rate = SAMPLE_RATE
     min_seconds = MIN_SECONDS
+    max_seconds: float | None = None
+    sizes: Sequence[int] | None = None
+    revision: str | None = None
 
     def __init__(self, name, *, frame_rate, n_layers, embedding_dim, precision, device,
                  fingerprint, untrained=False):  # fmt: skip
@@ -100,6 +109,18 @@ class Encoder:
     def keep_layers(self, deepest: int) -> None:
         """Free what only layers above `deepest` need; asking for those later is an error."""
 
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Raise ValueError when these layers can't be taken together; know their size from now."""
+        if self.sizes is None:
+            return
+        sizes = [self.sizes[k] for k in layers]
+        if len(set(sizes)) > 1:
+            raise ValueError(
+                f"--layer all and mix need layers of one size, those of {self.name} have "
+                f"{', '.join(map(str, sizes))} values: take one, from 0 to {self.n_layers}"
+            )
+        self.embedding_dim = sizes[0]
+
     def shrink(self) -> bool:
         """Use less memory after the device ran out of it; say whether that was possible."""
         return False
@@ -110,6 +131,10 @@ class Encoder:
 
     def pool_width(self, frame_rate: float) -> int:
         """Frames in one window of `frame_rate` a second; more than the encoder has is an error."""
+        if self.frame_rate is None:
+            raise ValueError(
+                f"the hidden states of {self.name} don't follow time: it has --tokens segment only"
+            )
         if not 0 < frame_rate <= self.frame_rate:
             raise ValueError(
                 f"--frame_rate must be above 0 and at most {self.frame_rate:g} Hz "
@@ -126,7 +151,7 @@ class Encoder:
         Parameters
         ----------
         audio : ndarray of float32, shape (B, n_samples)
-            At `sample_rate`, at least `min_seconds` long.
+            At `sample_rate`, at least `min_seconds` and at most `max_seconds` long.
         layers : ascending layer numbers, each from 0 to `n_layers`
         frame_rate : float, optional
             Pool to this many vectors a second instead of one a segment (at most the encoder's).
@@ -148,6 +173,12 @@ class Encoder:
                 f"expected (B, samples) with at least {self.min_seconds} s at "
                 f"{self.sample_rate} Hz, got shape {audio.shape}"
             )
+        if self.is_too_long(audio.shape[1]):
+            raise ValueError(
+                f"{self.name} takes at most {self.max_seconds:.4g} s, "
+                f"got a segment of {audio.shape[1] / self.sample_rate:.4g} s"
+            )
+        self.check_layers(layers)
         batch = torch.from_numpy(np.ascontiguousarray(audio, np.float32))
         if self.device.type == "cuda":
             batch = batch.pin_memory()
@@ -160,6 +191,12 @@ class Encoder:
             raise NonFiniteError(f"{self.name} gives NaN or infinite hidden states in float32")
         self.passes += len(audio)
         return out.cpu().numpy()
+
+    def is_too_long(self, n_samples: int) -> bool:
+        """Say whether a segment is longer than the encoder takes."""
+        return self.max_seconds is not None and n_samples > round(
+            self.max_seconds * self.sample_rate
+        )
 
     def _pooled(self, batch, layers, frame_rate, dtype) -> torch.Tensor:
         """Pooled states of a batch, (B, P, L, E) in float32, holding one layer at a time."""

@@ -1,4 +1,10 @@
-"""The table of encoders: MuQ, MuQ in small, and the log-mel baseline."""
+"""The table of encoders, and loading one by its name, a folder or a hub id.
+
+    python -m tune.encoders list
+    python -m tune.encoders check muq-nano
+
+A folder or hub model is told by its config.json: MuQ, MuQ-MuLan, or a transformers model type.
+"""
 
 import hashlib
 from collections.abc import Callable
@@ -7,8 +13,9 @@ from pathlib import Path
 
 import torch
 
+from tune import mulan, muq, pretrained
 from tune.encoder import SAMPLE_RATE, Encoder, EncoderError
-from tune.muq import MEMORY_BUDGET, load_folder, load_hub, load_nano, load_random
+from tune.muq import MEMORY_BUDGET, load_nano, load_random
 
 MEL_VERSION = 1  # raised when a change here changes the baseline's numbers
 
@@ -46,6 +53,20 @@ def _load_mel(name, *, precision, device, **kwargs):
     return MelEncoder(device=device)
 
 
+def _from_hub(repo: str) -> Callable[..., Encoder]:
+    """Loader of a row whose weights are on the hub."""
+    return lambda name, **kwargs: _load_hub(repo, name, **kwargs)
+
+
+def _refused(reason: str) -> Callable[..., Encoder]:
+    """Loader of a row that can't be had, which says why."""
+
+    def load(name, **kwargs):
+        raise EncoderError(f"{name}: {reason}")
+
+    return load
+
+
 @dataclass(frozen=True)
 class EncoderRow:
     """A row of the table of encoders."""
@@ -55,29 +76,55 @@ class EncoderRow:
 
 
 ENCODERS = {
-    "muq": EncoderRow(load_hub, "MuQ, 300 M parameters, from the hub (weights CC-BY-NC 4.0)"),
+    "muq": EncoderRow(
+        _from_hub(muq.HUB_ID), "MuQ, 300 M parameters, from the hub (weights CC-BY-NC 4.0)"
+    ),
+    "muq-mulan": EncoderRow(
+        _from_hub(mulan.HUB_ID), "MuQ-MuLan's audio tower, from the hub; the last layer is the "
+        "space it shares with text (weights CC-BY-NC 4.0)",
+    ),
+    "mert-95m": EncoderRow(
+        _from_hub("m-a-p/MERT-v1-95M"), "MERT, from the hub; its own code: --trust_remote_code "
+        "(weights CC-BY-NC 4.0)",
+    ),
+    "mert-330m": EncoderRow(
+        _from_hub("m-a-p/MERT-v1-330M"), "MERT, from the hub; its own code: --trust_remote_code "
+        "(weights CC-BY-NC 4.0)",
+    ),
+    "musicfm": EncoderRow(
+        _refused(
+            "MusicFM has no package, its code would have to be copied into this one, and its "
+            "weights are a pickle (.pt), which is never loaded: use muq, its successor"
+        ),
+        "MusicFM: refused (no package, pickled weights)",
+    ),
     "muq-nano": EncoderRow(load_nano, "MuQ in small, 2.7 M parameters, untrained, no download"),
     "mel": EncoderRow(_load_mel, "log-mel mean and deviation per band: the baseline to beat"),
-}
+}  # fmt: skip
+FROM_HUB = ("muq", "muq-mulan", "mert-95m", "mert-330m")  # what --revision can be asked of
 
 
 def load_encoder(
     name: str, *, precision: str = "no", device: str | torch.device = "cpu",
     weights: str = "pretrained", memory_budget: int = MEMORY_BUDGET, compile: bool = False,
+    trust_remote_code: bool = False, revision: str | None = None,
 ) -> Encoder:  # fmt: skip
     """Load a frozen encoder.
 
     Parameters
     ----------
     name : str
-        A name of `ENCODERS`, a folder with MuQ's config.json and model.safetensors, or a hub id.
+        A name of `ENCODERS`, a folder with config.json and model.safetensors (and, for a
+        transformers model, preprocessor_config.json), or a hub id.
     precision : "no", "fp16" or "bf16"
     device : what it runs on
     weights : "pretrained", or "random" for MuQ's size with weights from a fixed seed: no download,
         for measuring what it costs (which does not depend on the weights)
     memory_budget : bytes that weights and activations should stay within; sets the size of the
         front end's chunks, which changes no result
-    compile : pass the parts through `torch.compile`
+    compile : pass the parts through `torch.compile` (MuQ)
+    trust_remote_code : let a model that needs Python code of its own (MERT) execute it
+    revision : branch, tag or commit of a hub model; by default its main branch
 
     Raises
     ------
@@ -91,12 +138,58 @@ def load_encoder(
         if name != "muq":
             raise EncoderError(f"random weights are made for muq only, not for {name!r}")
         return load_random(name, **kwargs)
+    is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    is_folder = name not in ENCODERS and Path(name).is_dir()
+    if revision is not None and (is_folder or not (name in FROM_HUB or is_hub_id)):
+        raise EncoderError(f"--revision belongs to a model on the hub, {name!r} is none")
+    code = {"trust_remote_code": trust_remote_code}
+    if name in FROM_HUB:
+        return ENCODERS[name].load(name, revision=revision, **code, **kwargs)
     if name in ENCODERS:
         return ENCODERS[name].load(name, **kwargs)
-    if Path(name).is_dir():
-        return load_folder(name, Path(name).resolve().name, **kwargs)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return load_hub(name, **kwargs)
+    if is_folder:
+        return _load_folder(Path(name), Path(name).resolve().name, **code, **kwargs)
+    if is_hub_id:
+        return _load_hub(name, name, revision=revision, **code, **kwargs)
     raise EncoderError(
         f"unknown encoder {name!r}: it is none of {', '.join(ENCODERS)}, no folder and no hub id"
     )
+
+
+def _load_hub(repo, name, *, revision, trust_remote_code, **kwargs) -> Encoder:
+    """Load a model of the hub: its configuration first, so that nothing is fetched in vain."""
+    from tune import transformers_encoder as ours
+
+    folder = pretrained.fetch(repo, revision, pretrained.CONFIGS)
+    config = pretrained.read_json(folder / "config.json")
+    patterns = pretrained.CONFIGS + pretrained.WEIGHTS
+    if not (muq.is_muq(config) or mulan.is_mulan(config)):
+        ours.check_code(config, name, trust_remote_code)
+        patterns += ["*.py"] if ours.needs_code(config) else []
+    folder = pretrained.fetch(repo, revision, patterns)
+    encoder = _load_folder(folder, name, trust_remote_code=trust_remote_code, **kwargs)
+    encoder.revision = pretrained.commit_of(folder)
+    return encoder
+
+
+def _load_folder(folder, name, *, trust_remote_code, **kwargs) -> Encoder:
+    """Load a model from a folder, by the kind that its config.json says."""
+    config = pretrained.read_json(folder / "config.json")
+    for module, belongs in ((muq, muq.is_muq), (mulan, mulan.is_mulan)):
+        if belongs(config):
+            return module.load_folder(folder, name, **kwargs)
+    if "model_type" not in config:
+        raise EncoderError(
+            f"{folder / 'config.json'} is neither MuQ's (no encoder_dim), nor MuQ-MuLan's, nor a "
+            f"transformers model's (no model_type)"
+        )
+    from tune import transformers_encoder as ours
+
+    return ours.load_folder(folder, name, trust_remote_code=trust_remote_code, **kwargs)
+
+
+if __name__ == "__main__":
+    from tune.cli import run_script
+    from tune.encoder_check import main
+
+    run_script(main)

@@ -15,10 +15,9 @@ import warnings
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
+from tune import pretrained
 from tune.encoder import DTYPES, Encoder, EncoderError
 from tune.frontend import FrontEnd
 from tune.kernels import ConformerConvolution, use_fast_linear
@@ -29,7 +28,8 @@ FORWARD_VERSION = 2  # raised when a change here or in the front end changes MuQ
 MEMORY_BUDGET = 2_000_000_000  # bytes
 MIN_CHUNK_S = 1.0
 RANDOM_SEED = 1234
-HUB_NAMES = {"muq": "OpenMuQ/MuQ-large-msd-iter"}
+HUB_ID = "OpenMuQ/MuQ-large-msd-iter"
+CONVERT = "from muq import MuQ; MuQ.from_pretrained(NAME).save_pretrained(FOLDER)"
 # MuQ in small: the same classes and code path, 2.7 M parameters.
 NANO_FOLDER = Path(__file__).parent / "muq-nano"
 # What MuQ-large-msd-iter differs in from the small one; for random weights of its size.
@@ -154,11 +154,6 @@ def load_random(name, **kwargs) -> MuQEncoder:
     return MuQEncoder(name, config, None, **kwargs)
 
 
-def load_hub(name, **kwargs) -> MuQEncoder:
-    """MuQ from the hub, or from the hub's cache."""
-    return load_folder(_download(HUB_NAMES.get(name, name)), name, **kwargs)
-
-
 def load_folder(folder, name, **kwargs) -> MuQEncoder:
     """MuQ from config.json and model.safetensors in a folder."""
     return MuQEncoder(name, *_read_muq(Path(folder)), **kwargs)
@@ -169,43 +164,15 @@ def _nano_config() -> dict:
     return json.loads((NANO_FOLDER / "config.json").read_text(encoding="utf-8"))
 
 
-def _download(repo: str) -> Path:
-    """Fetch config and safetensors of a hub model into the hub's cache."""
-    from huggingface_hub import snapshot_download
-
-    patterns = ["config.json", "model.safetensors"]
-    try:
-        return Path(snapshot_download(repo, allow_patterns=patterns, local_files_only=True))
-    except OSError:
-        log.info("downloading %s from the Hugging Face hub", repo)
-    try:
-        return Path(snapshot_download(repo, allow_patterns=patterns))
-    except Exception as error:  # the hub's client raises its own and its HTTP library's errors
-        raise EncoderError(
-            f"{repo} is not in the local cache and could not be downloaded "
-            f"({type(error).__name__}). With a network, run again; without one, put its "
-            f"config.json and model.safetensors into a folder and pass --encoder FOLDER, "
-            f"or use --encoder muq-nano or mel, which need no download."
-        ) from error
+def is_muq(config: dict) -> bool:
+    """Say whether a config.json is MuQ's."""
+    return "encoder_dim" in config and "w2v2_config" in config
 
 
 def _read_muq(folder: Path) -> tuple[dict, dict]:
     """Read MuQ's configuration and weights from a folder."""
-    config_path, weights_path = folder / "config.json", folder / "model.safetensors"
-    if not config_path.is_file():
-        raise EncoderError(f"{folder} holds no config.json, so it is not a MuQ model")
-    if not weights_path.is_file():
-        pickles = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
-        hint = f" ({pickles[0]} is a pickle, which is never loaded)" if pickles else ""
-        raise EncoderError(f"{folder} holds no model.safetensors{hint}")
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-        weights = load_file(weights_path)
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise EncoderError(f"{folder} is damaged: {error}") from error
-    if "encoder_dim" not in config or "w2v2_config" not in config:
-        raise EncoderError(f"{config_path} is not a MuQ configuration (no encoder_dim)")
-    return config, weights
+    config = pretrained.read_json(folder / "config.json")
+    return config, pretrained.read_weights(pretrained.check_weights(folder, str(folder), CONVERT))
 
 
 def _build(config: dict, weights: dict | None) -> tuple[nn.Module, str]:

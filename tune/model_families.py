@@ -1,0 +1,180 @@
+"""How transformers' audio models take audio, and how their hidden states follow time.
+
+A row of `FAMILIES` belongs to a feature extractor: models of one are fed alike. Sample rate,
+lengths and rates are read from the configuration of model and feature extractor. Where a model
+takes windows of a fixed length, its feature extractor fills a shorter segment up as it did in
+training; the frames of that padding are left out of every average where frames follow time
+(Whisper, AST). They don't in CLAP, whose extractor repeats the segment instead: there all positions
+count.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from tune.encoder import EncoderError
+
+KALDI_SHIFT_S, KALDI_WINDOW_S = 0.010, 0.025  # of AST's filter bank: fixed in its code
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Lengths in samples, and hidden states a second (None: they don't follow time)."""
+
+    frame_rate: float | None
+    min_samples: int = 1
+    max_samples: int | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """A row of the table.
+
+    Attributes
+    ----------
+    models : model types (config.json) it is known for; None: every one whose configuration has
+        what `geometry` reads
+    tower : model -> the module that takes the features
+    config : configuration -> the tower's part of it
+    geometry : (tower's configuration, feature extractor) -> Geometry
+    inputs : names of what the feature extractor makes for the tower
+    frames : (hidden states as transformers gives them, samples, encoder) -> (B, T, D), real frames
+    full : name of the submodule that stays in float32 in half precision: the one that meets the
+        waveform or decibels, which bf16's 8 bits would round
+    """
+
+    models: tuple[str, ...] | None
+    tower: Callable[[nn.Module], nn.Module]
+    config: Callable
+    geometry: Callable[..., Geometry]
+    inputs: tuple[str, ...]
+    frames: Callable[..., torch.Tensor]
+    full: str | None = None
+
+
+def extract(extractor, inputs, audio: np.ndarray) -> dict[str, torch.Tensor]:
+    """Features of a batch (B, n_samples), each segment by itself: none depends on its neighbours.
+
+    CLAP's extractor calls a segment of a batch, drawn at random, longer than its window where none
+    is (a trick for training); segments here never are.
+    """
+    rows = [
+        extractor(segment, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+        for segment in audio
+    ]
+    out = {name: torch.cat([torch.as_tensor(row[name]) for row in rows]) for name in inputs}
+    if "is_longer" in out:
+        out["is_longer"] = torch.zeros_like(out["is_longer"])
+    return out
+
+
+def _waveform_geometry(config, extractor) -> Geometry:
+    """Convolutions over the waveform: no longest segment; the shortest gives two frames."""
+    strides, kernels = getattr(config, "conv_stride", None), getattr(config, "conv_kernel", None)
+    if not strides or not kernels:
+        raise EncoderError(
+            f"the configuration of a {config.model_type} model names no conv_stride and "
+            f"conv_kernel, so its frame rate is unknown: it needs a row of its own in "
+            f"tune/model_families.py"
+        )
+    hop = math.prod(strides)
+    need = 2  # frames
+    for stride, kernel in zip(reversed(strides), reversed(kernels), strict=True):
+        need = (need - 1) * stride + kernel
+    # SEW and SEW-D average neighbouring frames before their layers.
+    squeeze = getattr(config, "squeeze_factor", 1)
+    return Geometry(extractor.sampling_rate / hop / squeeze, need + (squeeze - 1) * hop)
+
+
+def _whisper_geometry(config, extractor) -> Geometry:
+    """A window of 30 s; two spectrogram frames a position."""
+    hop = 2 * extractor.hop_length
+    window = config.max_source_positions * hop
+    if window != extractor.n_samples or config.num_mel_bins != extractor.feature_size:
+        raise EncoderError(
+            f"the feature extractor makes {extractor.n_samples} samples and "
+            f"{extractor.feature_size} bands, the model takes {window} and {config.num_mel_bins}"
+        )
+    return Geometry(extractor.sampling_rate / hop, 1, window)
+
+
+def _whisper_frames(states, n_samples, encoder):
+    """The positions that hold audio: the first ones."""
+    rate = encoder.sample_rate / encoder.frame_rate  # samples a position
+    return states[:, : math.ceil(n_samples / rate)]
+
+
+def _ast_geometry(config, extractor) -> Geometry:
+    """A window of `max_length` filter bank frames, seen in patches."""
+    found = extractor.max_length, extractor.num_mel_bins
+    if found != (config.max_length, config.num_mel_bins):
+        raise EncoderError(
+            f"the feature extractor makes {found[0]} frames of {found[1]} bands, the model takes "
+            f"{config.max_length} of {config.num_mel_bins}"
+        )
+    shift, window = (round(s * extractor.sampling_rate) for s in (KALDI_SHIFT_S, KALDI_WINDOW_S))
+    longest = (config.max_length - 1) * shift + window + shift - 1
+    return Geometry(1 / (KALDI_SHIFT_S * config.time_stride), window, longest)
+
+
+def _ast_frames(states, n_samples, encoder):
+    """Patches averaged over frequency, without the two tokens in front, where they hold audio.
+
+    A patch counts when its middle lies in the segment; the first one always does.
+    """
+    config, extractor = encoder.config, encoder.extractor
+    bands = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
+    grid = states[:, 2:].unflatten(1, (bands, -1))  # (B, bands, times, D)
+    shift, window = (round(s * extractor.sampling_rate) for s in (KALDI_SHIFT_S, KALDI_WINDOW_S))
+    frames = 1 + (n_samples - window) // shift
+    times = math.ceil((frames - config.patch_size / 2) / config.time_stride)
+    return grid[:, :, : max(1, times)].mean(1)
+
+
+def _clap_geometry(config, extractor) -> Geometry:
+    """A window of `max_length_s`, folded into an image: time runs in both of its directions."""
+    return Geometry(None, 1, extractor.nb_max_samples)
+
+
+def _clap_frames(states, n_samples, encoder):
+    """All positions of the image: (B, D, H, W) as a stage gives it."""
+    return states.flatten(2).transpose(1, 2)
+
+
+FAMILIES = {
+    # Wav2Vec2, HuBERT, WavLM, Data2Vec, UniSpeech, SEW, Wav2Vec2-Conformer, MERT, ...
+    "Wav2Vec2FeatureExtractor": Family(
+        None, lambda model: model, lambda config: config, _waveform_geometry, ("input_values",),
+        lambda states, n_samples, encoder: states, "feature_extractor.conv_layers.0",
+    ),
+    "WhisperFeatureExtractor": Family(
+        ("whisper",), lambda model: model.get_encoder(), lambda config: config, _whisper_geometry,
+        ("input_features",), _whisper_frames,
+    ),
+    "ASTFeatureExtractor": Family(
+        ("audio-spectrogram-transformer",), lambda model: model, lambda config: config,
+        _ast_geometry, ("input_values",), _ast_frames,
+    ),
+    "ClapFeatureExtractor": Family(
+        ("clap", "clap_audio_model"), lambda model: getattr(model, "audio_model", model),
+        lambda config: getattr(config, "audio_config", config), _clap_geometry,
+        ("input_features", "is_longer"), _clap_frames, "audio_encoder.batch_norm",
+    ),
+}  # fmt: skip
+
+
+def family_of(extractor, model_type: str, name: str) -> Family:
+    """The row of a feature extractor; raise when the model isn't known to be fed by it."""
+    kind = type(extractor).__name__
+    row = FAMILIES.get(kind)
+    if row is None or (row.models is not None and model_type not in row.models):
+        known = ", ".join(key.removesuffix("FeatureExtractor") for key in FAMILIES)
+        raise EncoderError(
+            f"{name} is a {model_type} model with a {kind}, which is none of those known "
+            f"({known}): it needs a row in tune/model_families.py (CONTRIBUTING.md, Add an encoder)"
+        )
+    return row
