@@ -47,6 +47,11 @@ def parse_args(argv=None):
     tokens = parser.add_argument_group("tokens")
     tokens.add_argument("--encoder", help="as in train_probe.py (default: muq, or muq-nano when "
                         "all tasks are demo tasks)")
+    tokens.add_argument("--trust_remote_code", nargs="?", const=True, default=False, type=to_bool,
+                        metavar="BOOL", help="let an encoder that needs Python code of its own "
+                        "(MERT) execute it")
+    tokens.add_argument("--revision", metavar="COMMIT", help="branch, tag or commit of an encoder "
+                        "from the hub (default: its main branch)")
     tokens.add_argument("--layer", default="last", metavar="last|K", help="hidden layer")
     tokens.add_argument("--seg", default="10", metavar="SECONDS|full|structure",
                         help="segment length in seconds")
@@ -162,7 +167,7 @@ from tune import checkpoints, results
 from tune.corpus import gather, local_tasks
 from tune.encoder import resolve_layers, resolve_precision
 from tune.encoders import load_encoder
-from tune.encoding import encode_shared
+from tune.encoding import check_lengths, encode_shared
 from tune.masking import copy_nearest, losses, track_losses
 from tune.recipes import RECIPES, make_config, make_model, standardisation
 from tune.store import Store, cache_folder, default_root
@@ -215,9 +220,13 @@ def main(args):
     progress = checkpoints.begin(accelerator, out, wanted, args.overwrite)
 
     with accelerator.main_process_first():  # only one process downloads or composes
-        encoder = load_encoder(encoder_name, precision=precision, device=accelerator.device)
+        encoder = load_encoder(
+            encoder_name, precision=precision, device=accelerator.device,
+            trust_remote_code=args.trust_remote_code, revision=args.revision,
+        )  # fmt: skip
         layers = resolve_layers(args.layer, encoder.n_layers)
         encoder.keep_layers(max(layers))
+        check_lengths(rule, encoder)
         cache_dir = args.cache_dir or cache_folder() / "demo"
         tasks = [load_task(n, args.data_dir, cache_dir=cache_dir) for n in args.tasks]
         others = local_tasks(args.data_dir, cache_dir, args.tasks)

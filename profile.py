@@ -78,7 +78,8 @@ def parse_args(argv=None):
     grid.add_argument("--duration", type=positive_float, nargs="+", metavar="SECONDS",
                       help="length of the track of noise that is encoded (default: 45)")
     grid.add_argument("--encoder", nargs="+", default=["muq"], metavar="NAME",
-                      help="muq, muq-nano, mel, a folder or a hub id (default: muq)")
+                      help="as in train_probe.py; all but muq, muq-nano and mel need --weights "
+                      "pretrained (default: muq)")
     grid.add_argument("--layer", nargs="+", default=["last"], metavar="last|all|mix|K",
                       help="hidden layer (default: last)")
     grid.add_argument("--mixed_precision", nargs="+", default=["auto"],
@@ -97,6 +98,9 @@ def parse_args(argv=None):
     how = parser.add_argument_group("how it is measured")
     how.add_argument("--weights", choices=["random", "pretrained"], default="random",
                      help="random needs no download")
+    how.add_argument("--trust_remote_code", nargs="?", const=True, default=False, type=to_bool,
+                     metavar="BOOL", help="let an encoder that needs code of its own execute it")
+    how.add_argument("--revision", metavar="COMMIT", help="of an encoder from the hub")
     how.add_argument("--audio", nargs="+", default=[], metavar="FILE",
                      help="decode and encode these files instead of noise")
     how.add_argument("--repeats", type=positive_int, default=3,
@@ -224,6 +228,8 @@ def grid(args, device, memory):
         "device": device.type,
         "memory_budget": parse_budget(args.memory_budget, memory) if args.memory_budget else None,
         "compile": args.compile,
+        "trust_remote_code": args.trust_remote_code,
+        "revision": args.revision,
         "frame_rate": args.frame_rate if args.tokens == "frame" else None,
     }
     tracks = [(seconds, ()) for seconds in args.duration]

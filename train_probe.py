@@ -58,8 +58,14 @@ def parse_args(argv=None):
                       metavar="BOOL", help="end at the first bad file instead of reporting it")
     strategy = parser.add_argument_group("strategy")
     strategy.add_argument("--encoder", help="muq (the default), muq-nano (the demo tasks' "
-                          "default), mel, a folder with MuQ's config.json and "
-                          "model.safetensors, or a hub id")
+                          "default), mel, a folder with a model's config.json and "
+                          "model.safetensors, or a hub id: MuQ, MuQ-MuLan or any transformers "
+                          "audio model (python -m tune.encoders list)")
+    strategy.add_argument("--trust_remote_code", nargs="?", const=True, default=False,
+                          type=to_bool, metavar="BOOL", help="let an encoder that needs Python "
+                          "code of its own (MERT) execute it")
+    strategy.add_argument("--revision", metavar="COMMIT", help="branch, tag or commit of an "
+                          "encoder from the hub (default: its main branch)")
     strategy.add_argument("--layer", default="last", metavar="last|all|mix|K",
                           help="hidden layer: the last, number K (0 is the front end), all: one "
                           "probe a layer, the best chosen on validation, or mix: all layers, "
@@ -207,7 +213,7 @@ from tune import learned, results, transformer
 from tune.costs import device_memory, parse_budget
 from tune.encoder import resolve_layers, resolve_precision
 from tune.encoders import load_encoder
-from tune.encoding import encode_shared
+from tune.encoding import check_lengths, encode_shared
 from tune.joining import Joining
 from tune.metrics import bootstrap, main_score, score
 from tune.probe import Positions, ProbeBank, Selection, losses
@@ -253,11 +259,11 @@ def main(args):
     with accelerator.main_process_first():  # only one process downloads or composes
         encoder = load_encoder(
             encoder_name, precision=precision, device=device, memory_budget=budget,
-            compile=args.compile,
+            compile=args.compile, trust_remote_code=args.trust_remote_code, revision=args.revision,
         )  # fmt: skip
         layers = resolve_layers(args.layer, encoder.n_layers)
         encoder.keep_layers(max(layers))
-        check_fits(rules, frame_rate, encoder)
+        check_fits(rules, frame_rate, encoder, layers)
         task = load_task(
             args.task, args.data_dir, cache_dir=args.cache_dir or cache_folder() / "demo",
             kind=args.kind, progress=accelerator.is_main_process,
@@ -329,8 +335,9 @@ def main(args):
     accelerator.end_training()
 
 
-def check_fits(rules, frame_rate, encoder) -> None:
-    """Raise when the encoder can't take the pieces that the rules make, or the frame rate."""
+def check_fits(rules, frame_rate, encoder, layers) -> None:
+    """Raise when the encoder can't take the rules' pieces, the frame rate or these layers."""
+    encoder.check_layers(layers)
     for rule in rules:
         lengths = {"--min_tail": rule.min_tail_s, "--seg": rule.length_s,
                    "--min_seg": getattr(rule, "min_s", None)}  # fmt: skip
@@ -339,6 +346,7 @@ def check_fits(rules, frame_rate, encoder) -> None:
                 raise ValueError(
                     f"{flag} {value:g}: {encoder.name} needs at least {encoder.min_seconds:g} s"
                 )
+        check_lengths(rule, encoder)
     if frame_rate is not None:
         encoder.pool_width(frame_rate)
 

@@ -24,10 +24,11 @@ from tune.store import as_umask_says
 STATE = "state"
 OURS = {"config.json", "model.safetensors", ".model.tmp", "README.md", "history.csv",
         "pretrain.json", STATE, f"{STATE}.before", f"{STATE}.tmp"}  # fmt: skip
-# Flags that change neither the tokens nor the training.
+# Flags that change neither the tokens nor the training (the encoder's own numbers are compared by
+# its fingerprint).
 INDIFFERENT = {"store", "cache_dir", "data_dir", "out", "overwrite", "report_to", "project",
                "group", "tags", "strict", "batch_seconds", "gradient_checkpointing",
-               "patience"}  # fmt: skip
+               "patience", "trust_remote_code", "revision"}  # fmt: skip
 
 
 def asked_for(args: Mapping, recipe: Mapping, encoder: str) -> dict:

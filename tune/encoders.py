@@ -136,7 +136,9 @@ def load_encoder(
               "compile": compile}  # fmt: skip
     if weights == "random" and name not in ("muq-nano", "mel"):
         if name != "muq":
-            raise EncoderError(f"random weights are made for muq only, not for {name!r}")
+            raise EncoderError(
+                f"random weights are made for muq only, not for {name!r}: take --weights pretrained"
+            )
         return load_random(name, **kwargs)
     is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     is_folder = name not in ENCODERS and Path(name).is_dir()

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from tune.audio import AudioError, is_silent, read_audio
+from tune.audio import AudioError, is_silent, length_s, read_audio
 from tune.encoder import Encoder, NonFiniteError
 from tune.memory import peak_memory_bytes
 from tune.segments import Rule
@@ -111,8 +111,10 @@ def encode_tracks(
     Raises
     ------
     ValueError
-        When `strict` and a file is unusable; or when hidden states are not finite in float32.
+        When `strict` and a file is unusable; when hidden states are not finite in float32; or when
+        a piece is longer than the encoder takes (found before anything is encoded).
     """
+    check_lengths(rule, encoder, paths)
     report = EncodeReport()
     passes, redone = encoder.passes, encoder.redone
     pending: deque[tuple[str, str]] = deque()
@@ -153,6 +155,10 @@ def encode_tracks(
                 f"too short: {len(samples)} samples ({seconds:.4f} s); "
                 f"the encoder needs {encoder.min_seconds:g} s"
             )
+        if rule.name == "full" and encoder.is_too_long(len(samples)):  # its header said otherwise
+            raise AudioError(
+                f"too long: {seconds:.4g} s; {encoder.name} takes at most {encoder.max_seconds:.4g}"
+            )
         return samples, _cut(store, rule, content, samples, encoder.sample_rate)
 
     for path, content, decoded, lock in _claimed(pending, store, decode):
@@ -188,6 +194,29 @@ def encode_tracks(
     report.redone = encoder.redone - redone
     report.damaged = list(collection.damaged)
     return report
+
+
+def check_lengths(rule: Rule, encoder: Encoder, paths: Sequence[str] = ()) -> None:
+    """Raise ValueError when the rule makes pieces longer than the encoder takes.
+
+    Parameters
+    ----------
+    paths : for full tracks, whose lengths are read off their headers
+    """
+    if encoder.max_seconds is None:
+        return
+    limit = f"{encoder.name} takes at most {encoder.max_seconds:.4g} s at once"
+    flag, longest = ("--max_seg", rule.max_s) if rule.needs_audio else ("--seg", rule.length_s)
+    if rule.needs_audio:
+        longest = max(longest, 2 * rule.min_s)  # as the rule itself says
+    if longest is not None and encoder.is_too_long(round(longest * encoder.sample_rate)):
+        raise ValueError(f"{flag} {longest:g}: {limit}")
+    for path in paths if longest is None else ():
+        seconds = length_s(path)
+        if seconds is not None and encoder.is_too_long(int(seconds * encoder.sample_rate)):
+            raise ValueError(
+                f"--seg full: {path} has {seconds:.4g} s, {limit}: cut it into shorter --seg"
+            )
 
 
 def encode_shared(

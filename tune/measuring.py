@@ -66,6 +66,8 @@ class Cell:
     audio: Sequence[str] = ()
     frame_rate: float | None = None
     aggregator_checkpoint: str | None = None
+    trust_remote_code: bool = False
+    revision: str | None = None
 
     @property
     def rules(self) -> list[Rule]:
@@ -151,24 +153,30 @@ def run_cell(cell: Cell, repeats: int) -> dict:
     """
     from tune.encoder import resolve_layers
     from tune.encoders import load_encoder
+    from tune.encoding import check_lengths
     from tune.segments import describe_counts
 
     budget = {} if cell.memory_budget is None else {"memory_budget": cell.memory_budget}
     encoder = load_encoder(cell.encoder, precision=cell.precision, device=cell.device,
-                           weights=cell.weights, compile=cell.compile, **budget)  # fmt: skip
+                           weights=cell.weights, compile=cell.compile, revision=cell.revision,
+                           trust_remote_code=cell.trust_remote_code, **budget)  # fmt: skip
     layers = resolve_layers(cell.layer, encoder.n_layers)
     encoder.keep_layers(max(layers))
+    encoder.check_layers(layers)
+    for rule in cell.rules:
+        check_lengths(rule, encoder)
     rules, cuda = cell.rules, encoder.device.type == "cuda"
     join, model = make_join(cell, encoder)
     sources = cell.audio or [_noise(cell.duration_s, encoder.sample_rate)]
-    short = [_noise(max(WARM_UP_S, encoder.min_seconds), encoder.sample_rate)]
+    warm_up_s = min(WARM_UP_S, encoder.max_seconds or WARM_UP_S)
+    short = [_noise(max(warm_up_s, encoder.min_seconds), encoder.sample_rate)]
     for rule in rules:
         if rule.needs_audio:
             _warm_up_cutting(rule, encoder.sample_rate)
     # The compiler's own memory isn't the strategy's, so it gets to see the full size first.
     _run(sources if cell.compile else short, encoder, layers, rules, join, cell)
     passes, redone = encoder.passes, encoder.redone
-    with (_gpu_peak if cuda else _resident_peak)(encoder, model) as peak:
+    with peak_memory(encoder, model) as peak:
         # The first run at full size sets up kernels and memory pages: it counts for the peak only.
         runs = [_run(sources, encoder, layers, rules, join, cell) for _ in range(repeats + 1)][1:]
     passes, redone = encoder.passes - passes, encoder.redone - redone
@@ -401,6 +409,11 @@ def _weights_bytes(encoder, model=None) -> int:
     parts = [part for part in (*vars(encoder).values(), model) if isinstance(part, nn.Module)]
     tensors = [t for part in parts for t in (*part.parameters(), *part.buffers())]
     return sum(t.nbytes for t in tensors if t.device.type == encoder.device.type)
+
+
+def peak_memory(encoder, model=None):
+    """Context whose dict holds, when it is left, peak_memory_bytes, its kind and weights_bytes."""
+    return (_gpu_peak if encoder.device.type == "cuda" else _resident_peak)(encoder, model)
 
 
 @contextmanager

@@ -94,6 +94,7 @@ def describe_run(given: Mapping, argv: Sequence[str], encoder, layers, accelerat
         "encoder": encoder.name,
         "encoder_untrained": encoder.untrained,
         "encoder_fingerprint": encoder.fingerprint,
+        "encoder_revision": encoder.revision,
         "layers": layers,
         "precision": encoder.precision,
         "device": device_name(accelerator.device),
