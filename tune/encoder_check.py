@@ -1,6 +1,6 @@
 """Is an encoder fit for use? What `python -m tune.encoders list | check NAME` does.
 
-A check encodes seeded noise with pauses in it and looks at what every use relies on: shapes of all
+A check encodes seeded noise that ebbs away and looks at what every use relies on: shapes of all
 layers, finite values, a segment that doesn't depend on its batch, the same numbers twice, half
 precision that keeps the direction of an embedding, and what 10 s cost.
 """
@@ -32,7 +32,7 @@ class Finding:
 
 
 def noise(n_segments: int, seconds: float, sample_rate: int) -> np.ndarray:
-    """Seeded noise (n_segments, n_samples) of different levels, each with a second half that ebbs."""
+    """Seeded noise (n_segments, n_samples): of different levels, each ebbs away."""
     rng = np.random.default_rng(1234)
     n_samples = round(seconds * sample_rate)
     audio = rng.standard_normal((n_segments, n_samples), np.float32) * np.float32(0.1)
@@ -56,6 +56,8 @@ def check_encoder(encoder: Encoder, half: Encoder | None = None) -> list[Finding
     audio = noise(3, max(encoder.min_seconds, min(SHORT_S, longest)), encoder.sample_rate)
     groups = _groups(encoder)
     findings = [_shapes(encoder, audio)]
+    if not findings[0].ok:
+        return findings  # nothing can be said about the rest
     try:
         together = _embed(encoder, audio, groups)
     except NonFiniteError as error:
@@ -99,11 +101,8 @@ def _shapes(encoder, audio) -> Finding:
     fits = len(shapes) == len(layers) and all(
         len(shape) == 3 and shape[0] == len(audio) and shape[1] > 0 for shape in shapes
     )
-    n = len(shapes)
-    if len(set(shapes)) == 1:
-        found = f"{n} x {shapes[0]}"
-    else:
-        found = ", ".join(map(str, shapes))
+    alike = len(set(shapes)) == 1
+    found = f"{len(shapes)} x {shapes[0]}" if alike else ", ".join(map(str, shapes))
     rate = encoder.frame_rate
     if fits and rate is not None:
         expected = audio.shape[1] / encoder.sample_rate * rate
@@ -148,7 +147,7 @@ def _cost(encoder, seconds) -> Finding:
         encoder.embed(audio, layers)
         took = time.perf_counter() - started
     return Finding(
-        f"cost of {seconds:g} s", True,
+        f"cost of {seconds:.4g} s", True,
         f"{took:.3f} s, peak {peak['peak_memory_bytes'] / 1e9:.3f} GB (weights "
         f"{peak['weights_bytes'] / 1e9:.3f} GB), {encoder.device}",
     )  # fmt: skip
@@ -176,7 +175,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _list() -> None:
     """Print the table of encoders and the families of models."""
-    from rich.console import Console
     from rich.table import Table
 
     from tune.encoders import ENCODERS
@@ -197,6 +195,7 @@ def _list() -> None:
 
 def _check(args) -> bool:
     """Load an encoder, check it and print what was found; say whether all is well."""
+    from rich.markup import escape
     from rich.table import Table
 
     from tune.encoders import load_encoder
@@ -209,22 +208,24 @@ def _check(args) -> bool:
     encoder = load_encoder(args.name, **given)
     half = load_encoder(args.name, precision="bf16" if precision == "no" else precision, **given)
     half = None if half.precision == "no" else half  # mel
-    longest = (
-        "any length" if encoder.max_seconds is None else f"at most {encoder.max_seconds:.4g} s"
-    )
-    rate = "no frames" if encoder.frame_rate is None else f"{encoder.frame_rate:g} frames a second"
+    longest, rate = encoder.max_seconds, encoder.frame_rate
     size = encoder.embedding_dim if encoder.sizes is None else "/".join(map(str, encoder.sizes))
-    findings = check_encoder(encoder, half)
-    table = Table("check", "", "found", title=(
-        f"{encoder.label}: layers 0 to {encoder.n_layers} of {size} values, {rate}, "
-        f"{encoder.sample_rate} Hz, {longest}"
-    ))  # fmt: skip
-    for item in findings:
-        table.add_row(item.what, "[green]ok[/]" if item.ok else "[bold red]FAILS[/]", item.found)
     console = _console()
-    console.print(table)
+    console.print(
+        f"{encoder.label}: layers 0 to {encoder.n_layers} of {size} values, "
+        f"{'states that do not follow time' if rate is None else f'{rate:g} states a second'}, "
+        f"{encoder.sample_rate} Hz, segments of {encoder.min_seconds:g} s or more"
+        f"{'' if longest is None else f', at most {longest:.4g} s'}", highlight=False,
+    )  # fmt: skip
     if encoder.revision:
         console.print(f"revision {encoder.revision}", highlight=False)
+    findings = check_encoder(encoder, half)
+    table = Table("check", "", "found")
+    for item in findings:
+        table.add_row(
+            item.what, "[green]ok[/]" if item.ok else "[bold red]FAILS[/]", escape(item.found)
+        )
+    console.print(table)
     failed = [item.what for item in findings if not item.ok]
     console.print(f"not fit for use: {', '.join(failed)}" if failed else "fit for use")
     return not failed

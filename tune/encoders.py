@@ -94,7 +94,7 @@ ENCODERS = {
     "musicfm": EncoderRow(
         _refused(
             "MusicFM has no package, its code would have to be copied into this one, and its "
-            "weights are a pickle (.pt), which is never loaded: use muq, its successor"
+            "weights are a pickle (.pt), which is never loaded: use muq"
         ),
         "MusicFM: refused (no package, pickled weights)",
     ),

@@ -163,9 +163,9 @@ def run_cell(cell: Cell, repeats: int) -> dict:
     layers = resolve_layers(cell.layer, encoder.n_layers)
     encoder.keep_layers(max(layers))
     encoder.check_layers(layers)
-    for rule in cell.rules:
+    rules = cell.rules
+    for rule in rules:
         check_lengths(rule, encoder)
-    rules, cuda = cell.rules, encoder.device.type == "cuda"
     join, model = make_join(cell, encoder)
     sources = cell.audio or [_noise(cell.duration_s, encoder.sample_rate)]
     warm_up_s = min(WARM_UP_S, encoder.max_seconds or WARM_UP_S)
