@@ -49,19 +49,19 @@ class MuLanEncoder(MuQEncoder):
         depth = len(head["transformer"].layers)
         latent, width = head["latents"].weight.shape
         self.sizes = [self.embedding_dim] * (self.muq_layers + 1) + [width] * depth + [latent]
-        self.n_layers, self.embedding_dim = self.muq_layers + depth + 1, latent
+        self.n_layers = self.deepest = self.muq_layers + depth + 1
+        self.embedding_dim = latent
         self.fingerprint = hashlib.sha256(f"{self.fingerprint} {digest}".encode()).hexdigest()
         self._precise_head = copy.deepcopy(head) if precision != "no" else None
         self.head = head.to(self.device, DTYPES[precision])
 
     def keep_layers(self, deepest):
         """Drop the layers above the deepest one asked for, and their memory."""
-        self.embedding_dim = self.sizes[deepest]
+        self.deepest, self.embedding_dim = deepest, self.sizes[deepest]
         if deepest <= self.muq_layers:
             super().keep_layers(deepest)
             self.head = self._precise_head = None
             return
-        super().keep_layers(self.use_layer)
         for head in filter(None, (self.head, self._precise_head)):
             del head["transformer"].layers[deepest - self.muq_layers :]
 
@@ -69,8 +69,8 @@ class MuLanEncoder(MuQEncoder):
         """Yield the hidden states (B, T, D) for the layers, T at 25 Hz."""
         inner = [k for k in layers if k <= self.muq_layers]
         outer = set(layers) - set(inner)
-        if outer and (self.head is None or max(outer) > self.n_layers):
-            raise ValueError(f"layers must lie in 0..{self.muq_layers}, got {layers}")
+        if max(layers) > self.deepest:
+            raise ValueError(f"layers must lie in 0..{self.deepest}, got {layers}")
         needed = sorted({*inner, self.use_layer} if outer else inner)
         for k, state in zip(needed, super().states(audio, needed, dtype), strict=True):
             if k in inner:
