@@ -87,10 +87,10 @@ def test_the_towers_layers_are_those_of_muqs_own_modules(saved, inner, audio):
         pooled, layers = tower.audio(batch, return_all_layers=True)
         latents = tower.audio_to_latents(pooled)
     for state, expected in zip(states[:5], muq_states, strict=True):
-        torch.testing.assert_close(state, expected, rtol=0, atol=1e-6)
-    torch.testing.assert_close(states[5], layers[0], rtol=0, atol=1e-6)
-    torch.testing.assert_close(states[6].mean(1), pooled, rtol=0, atol=1e-6)
-    np.testing.assert_allclose(encoder.embed(audio, [7])[:, 0, 0], latents, atol=1e-6)
+        torch.testing.assert_close(state, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(states[5], layers[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(states[6].mean(1), pooled, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(encoder.embed(audio, [7])[:, 0, 0], latents, atol=1e-5)
 
 
 def test_batch_equals_single_and_early_exit_keeps_the_numbers(saved, audio):
