@@ -18,7 +18,7 @@ from torch import nn
 
 from tune.encoder import EncoderError
 
-KALDI_SHIFT_S, KALDI_WINDOW_S = 0.010, 0.025  # of AST's filter bank: fixed in its code
+KALDI_SHIFT_S, KALDI_WINDOW_S = 0.010, 0.025  # of the filter banks: fixed in the extractors' code
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,24 @@ def _whisper_frames(states, n_samples, encoder):
     return states[:, : math.ceil(n_samples / rate)]
 
 
+def _kaldi_frames(n_samples: int, extractor) -> int:
+    """Filter bank frames of a segment."""
+    shift, window = (round(s * extractor.sampling_rate) for s in (KALDI_SHIFT_S, KALDI_WINDOW_S))
+    return 1 + (n_samples - window) // shift
+
+
+def _seamless_geometry(config, extractor) -> Geometry:
+    """Filter bank frames, `stride` of them side by side; no longest segment."""
+    shift, window = (round(s * extractor.sampling_rate) for s in (KALDI_SHIFT_S, KALDI_WINDOW_S))
+    need = window + (2 * extractor.stride - 1) * shift
+    return Geometry(1 / (KALDI_SHIFT_S * extractor.stride), need)
+
+
+def _seamless_frames(states, n_samples, encoder):
+    """All but a last one that the extractor filled up with padding (and masked)."""
+    return states[:, : _kaldi_frames(n_samples, encoder.extractor) // encoder.extractor.stride]
+
+
 def _ast_geometry(config, extractor) -> Geometry:
     """A window of `max_length` filter bank frames, seen in patches."""
     found = extractor.max_length, extractor.num_mel_bins
@@ -129,8 +147,7 @@ def _ast_frames(states, n_samples, encoder):
     config, extractor = encoder.config, encoder.extractor
     bands = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
     grid = states[:, 2:].unflatten(1, (bands, -1))  # (B, bands, times, D)
-    shift, window = (round(s * extractor.sampling_rate) for s in (KALDI_SHIFT_S, KALDI_WINDOW_S))
-    frames = 1 + (n_samples - window) // shift
+    frames = _kaldi_frames(n_samples, extractor)
     times = math.ceil((frames - config.patch_size / 2) / config.time_stride)
     return grid[:, :, : max(1, times)].mean(1)
 
@@ -154,6 +171,10 @@ FAMILIES = {
     "WhisperFeatureExtractor": Family(
         ("whisper",), lambda model: model.get_encoder(), lambda config: config, _whisper_geometry,
         ("input_features",), _whisper_frames,
+    ),
+    "SeamlessM4TFeatureExtractor": Family(
+        ("wav2vec2-bert",), lambda model: model, lambda config: config, _seamless_geometry,
+        ("input_features", "attention_mask"), _seamless_frames,
     ),
     "ASTFeatureExtractor": Family(
         ("audio-spectrogram-transformer",), lambda model: model, lambda config: config,

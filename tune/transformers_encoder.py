@@ -30,7 +30,8 @@ FORWARD_VERSION = 1  # raised when a change here or in `model_families` changes 
 UNUSED = ("masked_spec_embed",)  # weights that only training needs
 VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 CONVERT = (
-    "from transformers import AutoModel; AutoModel.from_pretrained(NAME).save_pretrained(FOLDER)"
+    "from transformers import AutoFeatureExtractor as F, AutoModel as M; "
+    "[c.from_pretrained(NAME).save_pretrained(FOLDER) for c in (F, M)]"
 )
 
 
@@ -115,18 +116,19 @@ def load_folder(folder, name, *, precision, device, compile=False, memory_budget
     raw = pretrained.read_json(folder / "config.json")
     check_code(raw, name, trust_remote_code)
     needs = needs_code(raw)
+    own = "(NAME, trust_remote_code=True)" if needs else "(NAME)"
+    pretrained.check_weights(folder, name, CONVERT.replace("(NAME)", own))
+    if not any((folder / file).is_file() for file in pretrained.CONFIGS[1:]):
+        raise EncoderError(
+            f"{name} holds no preprocessor_config.json (its feature extractor), which says how "
+            f"audio becomes its input"
+        )
     if needs:
         commit = pretrained.commit_of(folder)
         log.warning(
             "%s: executing its own code (%s)", name,
             f"revision {commit}; pin it: --revision={commit}" if commit else folder,
         )  # fmt: skip
-    pretrained.check_weights(folder, name, CONVERT)
-    if not any((folder / file).is_file() for file in pretrained.CONFIGS[1:]):
-        raise EncoderError(
-            f"{name} holds no preprocessor_config.json (its feature extractor), which says how "
-            f"audio becomes its input"
-        )
     trust = {"trust_remote_code": needs}
     try:
         with _quiet():
