@@ -124,28 +124,27 @@ def walk(
         yield kept.pop(k)
 
 
-def cast(model: nn.Module, dtype: torch.dtype, full: str | None) -> None:
-    """Cast a model to half precision, but for what would lose by it.
+def cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast a model to half precision, and from now on what it is given; not its rotary frequencies.
 
-    Rotary frequencies stay in float32, as does the submodule `full` (where the model has it) that
-    meets the waveform or decibels; it is given float32 and hands on `dtype`. Without one the inputs
-    themselves are cast.
+    Those would shift positions.
     """
     kept = {key: buffer for key, buffer in model.named_buffers() if key.endswith("inv_freq")}
     model.to(dtype)
     for key, buffer in kept.items():
         owner, _, attribute = key.rpartition(".")
         setattr(model.get_submodule(owner), attribute, buffer)
-    first = dict(model.named_modules()).get(full)
-    if first is not None:
-        first.float()
-        first.register_forward_hook(lambda module, args, output: output.to(dtype))
-        return
 
     def cast_inputs(module, args, kwargs):
-        return args, {k: v.to(dtype) if v.is_floating_point() else v for k, v in kwargs.items()}
+        return args, {key: value.to(dtype) if _is_float(value) else value
+                      for key, value in kwargs.items()}  # fmt: skip
 
     model.register_forward_pre_hook(cast_inputs, with_kwargs=True)
+
+
+def _is_float(value) -> bool:
+    """Say whether an argument is a tensor of floating-point numbers."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def _first(args: tuple, kwargs: dict):

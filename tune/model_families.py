@@ -36,24 +36,20 @@ class Family:
 
     Attributes
     ----------
-    models : model types (config.json) it is known for; None: every one whose configuration has
-        what `geometry` reads
-    tower : model -> the module that takes the features
-    config : configuration -> the tower's part of it
     geometry : (tower's configuration, feature extractor) -> Geometry
     inputs : names of what the feature extractor makes for the tower
     frames : (hidden states as transformers gives them, samples, encoder) -> (B, T, D), real frames
-    full : name of the submodule that stays in float32 in half precision: the one that meets the
-        waveform or decibels, which bf16's 8 bits would round
+    models : model types (config.json) it is known for; None: every one whose configuration has
+        what `geometry` reads
+    tower, config : model -> the module that takes the features, configuration -> its part of it
     """
 
-    models: tuple[str, ...] | None
-    tower: Callable[[nn.Module], nn.Module]
-    config: Callable
     geometry: Callable[..., Geometry]
     inputs: tuple[str, ...]
     frames: Callable[..., torch.Tensor]
-    full: str | None = None
+    models: tuple[str, ...] | None = None
+    tower: Callable[[nn.Module], nn.Module] = lambda model: model
+    config: Callable = lambda config: config
 
 
 def extract(extractor, inputs, audio: np.ndarray) -> dict[str, torch.Tensor]:
@@ -165,25 +161,24 @@ def _clap_frames(states, n_samples, encoder):
 FAMILIES = {
     # Wav2Vec2, HuBERT, WavLM, Data2Vec, UniSpeech, SEW, Wav2Vec2-Conformer, MERT, ...
     "Wav2Vec2FeatureExtractor": Family(
-        None, lambda model: model, lambda config: config, _waveform_geometry, ("input_values",),
-        lambda states, n_samples, encoder: states, "feature_extractor.conv_layers.0",
-    ),
-    "WhisperFeatureExtractor": Family(
-        ("whisper",), lambda model: model.get_encoder(), lambda config: config, _whisper_geometry,
-        ("input_features",), _whisper_frames,
+        _waveform_geometry, ("input_values",), lambda states, n_samples, encoder: states
     ),
     "SeamlessM4TFeatureExtractor": Family(
-        ("wav2vec2-bert",), lambda model: model, lambda config: config, _seamless_geometry,
-        ("input_features", "attention_mask"), _seamless_frames,
+        _seamless_geometry, ("input_features", "attention_mask"), _seamless_frames,
+        models=("wav2vec2-bert",),
+    ),
+    "WhisperFeatureExtractor": Family(
+        _whisper_geometry, ("input_features",), _whisper_frames, models=("whisper",),
+        tower=lambda model: model.get_encoder(),
     ),
     "ASTFeatureExtractor": Family(
-        ("audio-spectrogram-transformer",), lambda model: model, lambda config: config,
-        _ast_geometry, ("input_values",), _ast_frames,
+        _ast_geometry, ("input_values",), _ast_frames, models=("audio-spectrogram-transformer",)
     ),
     "ClapFeatureExtractor": Family(
-        ("clap", "clap_audio_model"), lambda model: getattr(model, "audio_model", model),
-        lambda config: getattr(config, "audio_config", config), _clap_geometry,
-        ("input_features", "is_longer"), _clap_frames, "audio_encoder.batch_norm",
+        _clap_geometry, ("input_features", "is_longer"), _clap_frames,
+        models=("clap", "clap_audio_model"),
+        tower=lambda model: getattr(model, "audio_model", model),
+        config=lambda config: getattr(config, "audio_config", config),
     ),
 }  # fmt: skip
 

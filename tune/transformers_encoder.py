@@ -67,7 +67,7 @@ class TransformersEncoder(Encoder):
         if precision != "no":
             # A float32 copy on the CPU, for batches that overflow in half precision.
             self._precise = copy.deepcopy(self.model).to("cpu")
-            cast(self.model, DTYPES[precision], family.full)
+            cast(self.model, DTYPES[precision])
 
     def keep_layers(self, deepest):
         """Drop the layers above the deepest one asked for, and their memory."""
