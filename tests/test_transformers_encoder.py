@@ -1,7 +1,9 @@
-"""tune.transformers_encoder, tune.model_families: tiny transformers models, saved here."""
+"""tune.transformers_encoder, tune.model_families, tune.encoder_check: tiny models, saved here."""
 
+import hashlib
 import json
 import shutil
+import textwrap
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,16 +11,16 @@ import pytest
 import soundfile
 import torch
 import transformers
-from conftest import make_task, run_probe, tone
+from conftest import ROOT, make_task, run_probe, tone
 from safetensors.torch import load_file, save_file
 from transformers import AutoFeatureExtractor, AutoModel
 
 import train_probe
 from tune import pretrained, transformers_encoder
 from tune.audio import read_audio
-from tune.encoder import EncoderError
+from tune.encoder import Encoder, EncoderError
 from tune.encoder_check import check_encoder, main
-from tune.encoders import load_encoder
+from tune.encoders import ENCODERS, EncoderRow, load_encoder
 from tune.encoding import check_lengths, encode_tracks
 from tune.segments import parse_rule
 from tune.store import Store
@@ -618,3 +620,14 @@ def test_the_check_sees_half_precision_that_is_off(folders, encoders):
     wrong = [item for item in check_encoder(encoders["wav2vec2"], half) if not item.ok]
     assert [item.what for item in wrong] == ["bf16 = float32"]
     assert "(layer 3)" in wrong[0].found
+
+
+def test_the_encoder_that_contributing_teaches_passes_its_check(monkeypatch, capsys):
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    known = {"Encoder": Encoder, "EncoderRow": EncoderRow, "hashlib": hashlib}
+    start, row = text.index("    class LoudnessEncoder"), text.index('    "loudness": EncoderRow')
+    exec(textwrap.dedent(text[start:row]), known)
+    rows = eval("{" + text[row : text.index("\n", row)] + "}", known)
+    monkeypatch.setitem(ENCODERS, "loudness", rows["loudness"])
+    main(["check", "loudness"])
+    assert "fit for use" in capsys.readouterr().out

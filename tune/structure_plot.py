@@ -17,7 +17,7 @@ from tune.audio import AudioError, read_audio
 from tune.cli import Parser
 from tune.structure import MAX_S, MIN_S, StructureRule, describe, frame_length, novelty
 
-SAMPLE_RATE = 24_000  # that of every encoder, so the picture shows what a run cuts
+SAMPLE_RATE = 24_000  # MuQ's, so the picture shows what a run with it cuts
 MAX_CELLS = 900  # rows of the matrix: a longer track's frames are averaged
 WAVE_POINTS = 1500
 FORMATS = (".png", ".svg", ".pdf")
