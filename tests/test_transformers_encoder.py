@@ -204,10 +204,11 @@ def test_padding_of_a_short_segment_is_left_out_of_the_average(folders, encoders
     np.testing.assert_allclose(frames[:, 1], own[:, [1, 13]].mean(1), atol=1e-6)
 
 
-def test_the_shortest_segment_has_a_frame(encoders):
+def test_the_shortest_segment_has_a_frame_and_silence_is_finite(encoders):
     for encoder in encoders.values():
         audio = batch(encoder, n=1, seconds=encoder.min_seconds)
-        assert np.isfinite(encoder.embed(audio, [1])).all()
+        for samples in (audio, np.zeros_like(audio)):
+            assert np.isfinite(encoder.embed(samples, [1])).all()
 
 
 def test_claps_extractor_draws_nothing(encoders):
@@ -255,7 +256,7 @@ def test_segments_beyond_the_window_are_refused_before_anything_is_encoded(encod
 def test_a_header_that_lies_about_the_length_costs_that_file_only(encoders, tmp_path, monkeypatch):
     path = tmp_path / "long.wav"
     soundfile.write(path, tone(2.4, 220, 16_000), 16_000)
-    monkeypatch.setattr("tune.encoding.length_s", lambda path: 1.0)
+    monkeypatch.setattr("tune.encoding._header_seconds", lambda path: 1.0)
     store = Store(tmp_path / "store")
     collection = store.collection(encoders["whisper"], [3], None)
     report = encode_tracks([str(path)], encoders["whisper"], parse_rule("full"), store, collection)

@@ -92,16 +92,6 @@ def read_audio(
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
-def length_s(path: str | Path) -> float | None:
-    """Length in seconds as a file's header says, or None where it can't be read."""
-    try:
-        check_file(path)
-        info = soundfile.info(os.fsencode(path) if os.name == "posix" else path)
-    except (AudioError, soundfile.LibsndfileError, TypeError):
-        return None
-    return info.frames / info.samplerate if info.frames < UNKNOWN_FRAMES else None
-
-
 def is_silent(samples: np.ndarray) -> bool:
     """Say whether every sample is exactly zero (digital silence)."""
     return not samples.any()

@@ -17,12 +17,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from tune.audio import AudioError, is_silent, length_s, read_audio
+from tune.audio import UNKNOWN_FRAMES, AudioError, check_file, is_silent, read_audio
 from tune.encoder import Encoder, NonFiniteError
 from tune.memory import peak_memory_bytes
 from tune.segments import Rule
@@ -212,7 +213,7 @@ def check_lengths(rule: Rule, encoder: Encoder, paths: Sequence[str] = ()) -> No
     if longest is not None and encoder.is_too_long(round(longest * encoder.sample_rate)):
         raise ValueError(f"{flag} {longest:g}: {limit}")
     for path in paths if longest is None else ():
-        seconds = length_s(path)
+        seconds = _header_seconds(path)
         if seconds is not None and encoder.is_too_long(int(seconds * encoder.sample_rate)):
             raise ValueError(
                 f"--seg full: {path} has {seconds:.4g} s, {limit}: cut it into shorter --seg"
@@ -257,6 +258,25 @@ def encode_shared(
         if message:
             raise ValueError(message)
     return EncodeReport.merged([share for share, _ in shares])
+
+
+def check_fits(
+    rules: Sequence[Rule], frame_rate: float | None, encoder: Encoder, layers: Sequence[int] = ()
+) -> None:
+    """Raise when the encoder can't take the rules' pieces, the frame rate or these layers."""
+    if layers:
+        encoder.check_layers(layers)
+    for rule in rules:
+        lengths = {"--min_tail": rule.min_tail_s, "--seg": rule.length_s,
+                   "--min_seg": getattr(rule, "min_s", None)}  # fmt: skip
+        for flag, value in lengths.items():
+            if value is not None and value < encoder.min_seconds:
+                raise ValueError(
+                    f"{flag} {value:g}: {encoder.name} needs at least {encoder.min_seconds:g} s"
+                )
+        check_lengths(rule, encoder)
+    if frame_rate is not None:
+        encoder.pool_width(frame_rate)
 
 
 def encode_segments(
@@ -309,6 +329,16 @@ def encode_segments(
                 per_segment[i] = tokens
             at += len(batch)
     return np.concatenate(per_segment), [len(tokens) for tokens in per_segment]
+
+
+def _header_seconds(path) -> float | None:
+    """Length of a file by its header; None where that can't be read: decoding will say why."""
+    try:
+        check_file(path)
+        info = soundfile.info(os.fsencode(path) if os.name == "posix" else path)
+    except (AudioError, soundfile.LibsndfileError, TypeError):
+        return None
+    return info.frames / info.samplerate if info.frames < UNKNOWN_FRAMES else None
 
 
 def _stored(store, collection, encoder, rule, content) -> tuple[list, Row] | None:

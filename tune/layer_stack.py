@@ -47,7 +47,7 @@ def find_stack(name: str, model: nn.Module, inputs: dict, config) -> tuple:
             def note(module, args, kwargs, output, key=key, index=index):
                 seen[key].append((index, _first(args, kwargs), _state(output)))
 
-            hooks.append(layer.register_forward_hook(note, with_kwargs=True))  # fmt: skip
+            hooks.append(layer.register_forward_hook(note, with_kwargs=True))
     try:
         with torch.inference_mode():
             out = model(**inputs, output_hidden_states=True)
@@ -112,7 +112,7 @@ def walk(
             def keep(module, args, output, k=k):
                 kept[k] = _state(output)
 
-            hooks.append(stack[k - 1].register_forward_hook(keep))  # fmt: skip
+            hooks.append(stack[k - 1].register_forward_hook(keep))
     try:
         out = model(**inputs)
     finally:

@@ -147,7 +147,7 @@ def load_folder(folder, name, *, precision, device, compile=False, memory_budget
     tower = family.tower(model).eval().requires_grad_(False)
     _check_loaded(model, tower, info, name)
     _fold_parametrizations(tower)
-    digest = _digest(tower, config, extractor, sorted(folder.glob("*.py")) if needs else [])
+    digest = _digest(tower, config, extractor, sorted(folder.rglob("*.py")) if needs else [])
     return TransformersEncoder(
         name, tower, family, extractor, family.config(config), digest,
         precision=precision, device=device,
