@@ -449,6 +449,7 @@ def test_models_that_cannot_be_used_are_refused_with_the_reason(folders, tmp_pat
         ("hubert", lambda f: (f / "config.json").write_text("{"), "damaged: config.json"),
         ("whisper", lambda f: save_tiny(f, "whisper", chunk_length=3),
          "extractor makes 48000 samples and 16 bands, the model takes 32000 and 16"),
+        ("whisper", lambda f: save_tiny(f, "whisper", dither=1e-4), "adds noise .dither 0.0001"),
         ("ast", lambda f: save_tiny(f, "ast", max_length=64),
          "extractor makes 64 frames of 32 bands, the model takes 128 of 32"),
         ("whisper", lambda f: shutil.copy(folders["hubert"] / "preprocessor_config.json", f),

@@ -144,6 +144,11 @@ def load_folder(folder, name, *, precision, device, compile=False, memory_budget
     except Exception as error:  # its own errors, the code's, safetensors'
         reason = " ".join(str(error).split())[:300]
         raise EncoderError(f"{name} can't be loaded: {type(error).__name__}: {reason}") from error
+    if getattr(extractor, "dither", 0):
+        raise EncoderError(
+            f"{name}: its feature extractor adds noise (dither {extractor.dither:g}), so that no "
+            f"embedding comes out twice: set dither to 0 in its preprocessor_config.json"
+        )
     tower = family.tower(model).eval().requires_grad_(False)
     _check_loaded(model, tower, info, name)
     _fold_parametrizations(tower)
