@@ -532,7 +532,7 @@ def test_help_teaches_every_flag():
                  "--agg", "--aggregator_checkpoint", "--readout", "--tune_aggregator",
                  "--aggregator_lr", "--tokens", "--seeds", "--mixed_precision", "--batch_seconds",
                  "--report_to", "--project", "--group", "--name", "--tags", "--output_dir",
-                 "--store", "--strict"):  # fmt: skip
+                 "--store", "--strict", "--trust_remote_code", "--revision"):  # fmt: skip
         assert flag in done.stdout
     assert "accelerate launch train_probe.py --seg 10 --agg mean" in done.stdout
 
