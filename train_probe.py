@@ -207,7 +207,7 @@ from tune import learned, results, transformer
 from tune.costs import device_memory, parse_budget
 from tune.encoder import resolve_layers, resolve_precision
 from tune.encoders import load_encoder
-from tune.encoding import encode_shared
+from tune.encoding import check_fits, encode_shared
 from tune.joining import Joining
 from tune.metrics import bootstrap, main_score, score
 from tune.probe import Positions, ProbeBank, Selection, losses
@@ -327,20 +327,6 @@ def main(args):
         tracker.fail(error)
         raise
     accelerator.end_training()
-
-
-def check_fits(rules, frame_rate, encoder) -> None:
-    """Raise when the encoder can't take the pieces that the rules make, or the frame rate."""
-    for rule in rules:
-        lengths = {"--min_tail": rule.min_tail_s, "--seg": rule.length_s,
-                   "--min_seg": getattr(rule, "min_s", None)}  # fmt: skip
-        for flag, value in lengths.items():
-            if value is not None and value < encoder.min_seconds:
-                raise ValueError(
-                    f"{flag} {value:g}: {encoder.name} needs at least {encoder.min_seconds:g} s"
-                )
-    if frame_rate is not None:
-        encoder.pool_width(frame_rate)
 
 
 def train(accelerator, tracker, task, data, joiners, args):

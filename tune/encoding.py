@@ -230,6 +230,20 @@ def encode_shared(
     return EncodeReport.merged([share for share, _ in shares])
 
 
+def check_fits(rules: Sequence[Rule], frame_rate: float | None, encoder: Encoder) -> None:
+    """Raise when the encoder can't take the pieces that the rules make, or the frame rate."""
+    for rule in rules:
+        lengths = {"--min_tail": rule.min_tail_s, "--seg": rule.length_s,
+                   "--min_seg": getattr(rule, "min_s", None)}  # fmt: skip
+        for flag, value in lengths.items():
+            if value is not None and value < encoder.min_seconds:
+                raise ValueError(
+                    f"{flag} {value:g}: {encoder.name} needs at least {encoder.min_seconds:g} s"
+                )
+    if frame_rate is not None:
+        encoder.pool_width(frame_rate)
+
+
 def encode_segments(
     samples: np.ndarray,
     spans: Sequence[tuple[int, int]],
