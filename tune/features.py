@@ -29,11 +29,13 @@ class Features:
     values : (V, n, D') float64
     valid : (V, n, D') bool, False at values that only fill a hole
     truncated : tracks that had more tokens than the aggregator takes
+    whitening : mean (D,) and matrix (D, D) of each layer, where the values are whitened by them
     """
 
     values: torch.Tensor
     valid: torch.Tensor
     truncated: int
+    whitening: list[tuple[torch.Tensor, torch.Tensor]] | None = None
 
 
 @dataclass
@@ -89,7 +91,7 @@ def load_task_features(
     features = {
         name: Features(
             torch.cat([p.values for p in found]), torch.cat([p.valid for p in found]),
-            sum(p.truncated for p in found),
+            sum(p.truncated for p in found), found[-1].whitening,
         )
         for name, found in parts.items()
     }  # fmt: skip
@@ -112,7 +114,7 @@ def whitened(features: Features, fitted: Sequence[tuple]) -> Features:
     """Means of whitened tokens from means of tokens (L, n, D): whitening is linear."""
     layers = zip(features.values, fitted, strict=True)
     values = torch.stack([(means - mean) @ matrix for means, (mean, matrix) in layers])
-    return Features(values, torch.ones_like(values, dtype=torch.bool), 0)
+    return Features(values, torch.ones_like(values, dtype=torch.bool), 0, list(fitted))
 
 
 def count_tokens(collection: Collection, paths: Sequence[str], rows: Mapping) -> list[int]:
@@ -178,9 +180,7 @@ def track_views(
         return [(view, torch.ones_like(view, dtype=torch.bool), False) for view in views]
     times = token_times(row, collection.key["sample_rate"], collection.window_s)
     seconds = torch.from_numpy(times[:, 1] - times[:, 0])
-    return [
-        aggregate_track(agg, layer, n_tokens, seconds) for layer in tokens.double().unbind(1)
-    ]
+    return [aggregate_track(agg, layer, n_tokens, seconds) for layer in tokens.double().unbind(1)]
 
 
 def load_tokens(splits: DatasetDict, collection: Collection, rows: Mapping) -> dict[str, Tokens]:
