@@ -80,7 +80,7 @@ class Embedder:
             ).to(device)
         changes = {"layer": "mix" if strategy.layer == "mix" else str(layers[0]),
                    "precision": self.encoder.precision}  # fmt: skip
-        if strategy.agg == "concat" and learned:
+        if strategy.agg == "concat" and learned and not strategy.n_tokens:
             changes["n_tokens"] = learned.n_in // (self.encoder.embedding_dim + 1)  # N D + N
         self.strategy = dataclasses.replace(strategy, **changes)
 
@@ -112,19 +112,19 @@ class Embedder:
         """A track's rows, one a segment rule; `found` is what `encode` says of it."""
         return [read_row(self.collection, path, *where) for where in found]
 
-    def joiner(self, tracks: Mapping[str, Sequence[tuple]],
-               constants: Mapping | None = None) -> TrackJoiner:  # fmt: skip
+    def joiner(self, tracks: Mapping[str, Sequence[tuple]], constants: Mapping | None = None,
+               n_tokens: int | None = None) -> TrackJoiner:  # fmt: skip
         """What joins each track's rows, fitted on these tracks where the aggregator asks for it.
 
         Parameters
         ----------
         tracks : as `encode` returns them
-        constants : of embeddings made before, that others are to be joined like
+        constants, n_tokens : of embeddings made before, that others are to be joined like
         """
         given = constants or (self.learned.constants if self.learned else None)
         joiner = TrackJoiner(
             self.strategy.agg, self.collection, model=self.model, readout=self.strategy.readout,
-            n_tokens=self.strategy.n_tokens, constants=given,
+            n_tokens=n_tokens or self.strategy.n_tokens, constants=given,
         )  # fmt: skip
         if tracks:
             joiner.fit(self.rows(path, found) for path, found in sorted(tracks.items()))
@@ -151,6 +151,36 @@ class Embedder:
             "from_run": self.learned.name if self.learned else None,
             "whitening": "fitted on these tracks, without labels" if fitted else None,
         }
+
+
+def embedder_like(meta: Mapping, constants: Mapping, **settings) -> Embedder:
+    """Load what made a file of embeddings, to embed other tracks alike.
+
+    Parameters
+    ----------
+    meta, constants : of `tune.embedding_files.Embeddings`
+    settings : device, store, ...: see `Embedder`
+
+    Raises
+    ------
+    ValueError
+        When the encoder or the aggregator has other weights here than it had there.
+    """
+    learned = None
+    if meta["from_run"]:
+        learned = Learned(dict(constants), meta["encoder_fingerprint"], meta["from_run"], 0)
+    loaded = Embedder(Strategy.from_json(meta["strategy"]), learned, **settings)
+    here = None if loaded.model is None else fingerprint(loaded.model)
+    for what, old, new in (
+        ("encoder", meta["encoder_fingerprint"], loaded.encoder.fingerprint),
+        ("aggregator", meta["aggregator_fingerprint"], here),
+    ):
+        if old != new:
+            raise ValueError(
+                f"the {what} has other weights than when these embeddings were made "
+                f"({old[:8]}, here {new[:8]}): make them again with embed.py"
+            )
+    return loaded
 
 
 def fingerprint(model) -> str:

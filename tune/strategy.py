@@ -181,8 +181,8 @@ def from_run(run: str | Path, seed: int | None = None, *, encoder: str | None = 
         constants |= {k: v for k, v in saved.items() if k.startswith("standardise.")}
     if strategy.agg == "whitened" and "whitening.matrix" not in constants:
         raise ValueError(
-            f"{run} doesn't hold its whitening (runs before version 0.2 and those of --layer mix "
-            f"don't): give --agg whitened without --from_run, which fits it on the tracks given"
+            f"{run} doesn't hold its whitening (older runs and those of --layer mix don't): "
+            f"give --agg whitened without --from_run, which fits it on the tracks given"
         )
     n_in = saved["standardise.mean"].shape[-1]
     return strategy, Learned(constants, fingerprint, f"{run.name}, seed {seed}", n_in)
