@@ -155,7 +155,8 @@ def describe_command(args, changed) -> str:
     """The command as far as it changes the numbers: where things lie is left out."""
     sources = args.music if len(args.music) <= MANY else [*args.music[:3], "..."]
     words = ["embed.py", *sources]
-    for name in changed:
+    shown = changed if args.from_run else [n for n in STRATEGY if n in {*changed, "seg", "agg"}]
+    for name in shown:
         value = getattr(args, name)
         words += [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]
     return shlex.join(words)
@@ -212,7 +213,7 @@ def main(args):
         meta = describe(embedder, joiner, args, accelerator.device, bad, table, truncated)
         made = Embeddings(table, meta, joiner.constants)
         write(made, out, segments, args.shard, lambda: segment_rows(embedder, tracks))
-        report_on(made, bad, report, out)
+        report_on(made, bad, report, out, accelerator.num_processes)
     if args.like and is_main:
         made = made or embedding_files.read(out)
         folders = [Path(), out.parent] if out else [Path()]
@@ -275,7 +276,7 @@ def merge(sources, out: Path) -> None:
     print(f"  merged     {len(paths)} shards, {made.table.num_rows} rows: {out}")
 
 
-def report_on(made: Embeddings, bad, report, out) -> None:
+def report_on(made: Embeddings, bad, report, out, n_processes) -> None:
     """Say what was done, and name the files that couldn't be used."""
     meta, n_segments = made.meta, sum(filter(None, made.table["n_segments"].to_pylist()))
     encoder = meta["encoder"] + (" (untrained)" if meta["encoder_untrained"] else "")
@@ -289,6 +290,8 @@ def report_on(made: Embeddings, bad, report, out) -> None:
                     f"{report.encode_seconds:.1f} s" if report.encoder_passes else
                     "0 passes: everything was in the store"),
     ]  # fmt: skip
+    if n_processes > 1:
+        lines.append(("processes", f"{n_processes}"))
     lines += [("bad file", f"{path}: {reason}") for path, reason in sorted(bad.items())[:NAMED]]
     if len(bad) > NAMED:
         lines.append(("", f"and {len(bad) - NAMED} more: the column `reason` has them"))

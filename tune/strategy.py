@@ -6,6 +6,7 @@ or from the metadata of a file of embeddings, so that another track can be embed
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,8 +191,8 @@ def from_run(run: str | Path, seed: int | None = None, *, encoder: str | None = 
 
 def tilde(text: str) -> str:
     """A path, or a command, in which the user's home is written ~: it may leave the machine."""
-    home = str(Path.home())
-    return text if home == "/" else text.replace(f"{home}/", "~/")
+    home = re.escape(str(Path.home()))
+    return text if home == "/" else re.sub(rf"(?<![^\s'\"=]){home}(?=[/\s'\"]|$)", "~", text)
 
 
 def _opened(path: str | None) -> str | None:
