@@ -212,8 +212,8 @@ def main(args):
                         joiner.n_tokens)  # fmt: skip
         meta = describe(embedder, joiner, args, accelerator.device, bad, table, truncated)
         made = Embeddings(table, meta, joiner.constants)
-        write(made, out, segments, args.shard, lambda: segment_rows(embedder, tracks))
-        report_on(made, bad, report, out, accelerator.num_processes)
+        there = write(made, out, segments, args.shard, lambda: segment_rows(embedder, tracks))
+        report_on(made, bad, report, there, accelerator.num_processes)
     if args.like and is_main:
         made = made or embedding_files.read(out)
         folders = [Path(), out.parent] if out else [Path()]
@@ -255,8 +255,8 @@ def describe(embedder, joiner, args, device, bad, table, truncated) -> dict:
     }
 
 
-def write(made: Embeddings, out, segments, shard, segment_table) -> None:
-    """Write the tracks, and the segments where they are wanted."""
+def write(made: Embeddings, out, segments, shard, segment_table) -> list[Path]:
+    """Write the tracks, and the segments where they are wanted; say where they are."""
     if shard:
         made.meta["shard"] = list(shard)
         out, segments = (p and embedding_files.shard_name(Path(p), shard) for p in (out, segments))
@@ -266,6 +266,7 @@ def write(made: Embeddings, out, segments, shard, segment_table) -> None:
         embedding_files.write(segments, Embeddings(table, meta, {}))
     if out:
         embedding_files.write(out, made)
+    return [path for path in (out, segments) if path]
 
 
 def merge(sources, out: Path) -> None:
@@ -276,7 +277,7 @@ def merge(sources, out: Path) -> None:
     print(f"  merged     {len(paths)} shards, {made.table.num_rows} rows: {out}")
 
 
-def report_on(made: Embeddings, bad, report, out, n_processes) -> None:
+def report_on(made: Embeddings, bad, report, there, n_processes) -> None:
     """Say what was done, and name the files that couldn't be used."""
     meta, n_segments = made.meta, sum(filter(None, made.table["n_segments"].to_pylist()))
     encoder = meta["encoder"] + (" (untrained)" if meta["encoder_untrained"] else "")
@@ -295,7 +296,7 @@ def report_on(made: Embeddings, bad, report, out, n_processes) -> None:
     lines += [("bad file", f"{path}: {reason}") for path, reason in sorted(bad.items())[:NAMED]]
     if len(bad) > NAMED:
         lines.append(("", f"and {len(bad) - NAMED} more: the column `reason` has them"))
-    lines += [("result", str(out))] if out else []
+    lines += [("result", str(path)) for path in there]
     for label, text in lines:
         print(f"  {label:<10} {text}".encode(errors="backslashreplace").decode())
 

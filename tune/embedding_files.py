@@ -210,10 +210,19 @@ def merge(paths: Sequence[str]) -> Embeddings:
         if len(different) > 1:
             log.warning("the shards were made with different %s; all are kept", key)
         meta[key] = different[0] if len(different) == 1 else different
-    table = pa.concat_tables(part.table.replace_schema_metadata(None) for part in parts)
-    names = table["path"].to_pylist()
-    order = sorted(range(len(names)), key=names.__getitem__)  # stable: segments keep their order
-    return Embeddings(table.take(order).combine_chunks(), meta, parts[0].constants)
+    # Made anew, not taken: what Parquet gives back differs from it in names that aren't seen.
+    kinds = TRACKS if "reason" in parts[0].table.schema.names else SEGMENTS
+    columns = {
+        name: [value for part in parts for value in part.table[name].to_pylist()]
+        for name, kind in kinds.items() if kind
+    }  # fmt: skip
+    vectors = np.concatenate([part.matrix() for part in parts])
+    usable = np.concatenate([part.usable for part in parts])
+    columns["embedding"] = [v if u else None for v, u in zip(vectors, usable, strict=True)]
+    # Stable, so that a track's segments keep their order.
+    order = sorted(range(len(usable)), key=columns["path"].__getitem__)
+    columns = {name: [values[i] for i in order] for name, values in columns.items()}
+    return Embeddings(make_table(columns, kinds, vectors.shape[1]), meta, parts[0].constants)
 
 
 def _matrix(table: pa.Table) -> np.ndarray:
