@@ -22,7 +22,11 @@ def to_dataset(collection, contents: Container[str] | None = None, streaming: bo
     if streaming:
         return IterableDataset.from_generator(generate, features=features)
     # Not Dataset.from_generator: it would answer from its cache after the store has grown.
-    return Dataset.from_list(list(generate()), features=features)
+    columns: dict[str, list] = {name: [] for name in features}
+    for record in generate():
+        for name, value in record.items():
+            columns[name].append(value)
+    return Dataset.from_dict(columns, features=features)
 
 
 def records(collection, contents: frozenset | None) -> Iterator[dict]:
