@@ -67,6 +67,9 @@ class Embedder:
                 f"the run {learned.name} was made with other weights than {strategy.encoder} has "
                 f"here: name its encoder by --encoder"
             )
+        if learned and learned.precision != self.encoder.precision:
+            log.warning("the run %s encoded with --mixed_precision %s, here it is %s", learned.name,
+                        learned.precision, self.encoder.precision)  # fmt: skip
         layers = resolve_layers(strategy.layer, self.encoder.n_layers)
         self.encoder.keep_layers(max(layers))
         self.rules = strategy.rules()
@@ -168,7 +171,9 @@ def embedder_like(meta: Mapping, constants: Mapping, **settings) -> Embedder:
     """
     learned = None
     if meta["from_run"]:
-        learned = Learned(dict(constants), meta["encoder_fingerprint"], meta["from_run"], 0)
+        learned = Learned(
+            dict(constants), meta["encoder_fingerprint"], meta["from_run"], 0, meta["precision"]
+        )
     loaded = Embedder(Strategy.from_json(meta["strategy"]), learned, **settings)
     here = None if loaded.model is None else fingerprint(loaded.model)
     for what, old, new in (

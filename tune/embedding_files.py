@@ -272,7 +272,11 @@ def _read_npy(path: Path) -> tuple[pa.Table, dict]:
         column_types={k: v for k, v in kinds.items() if v}, strings_can_be_null=True,
         quoted_strings_can_be_null=False,
     )  # fmt: skip
-    rest = pyarrow.csv.read_csv(index, convert_options=options)
+    rest = pyarrow.csv.read_csv(
+        index,
+        convert_options=options,
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+    )
     if len(rest) != len(matrix):
         raise ValueError(f"{index} has {len(rest)} rows, {path} has {len(matrix)}")
     columns = rest.to_pydict()

@@ -122,12 +122,14 @@ class Learned:
     encoder_fingerprint : of the encoder that the run used
     name : the run's name and the seed whose probe it is
     n_in : values that the run's probe gets of a track
+    precision : of the encoder in that run
     """
 
     constants: dict[str, torch.Tensor]
     encoder_fingerprint: str
     name: str
     n_in: int
+    precision: str
 
 
 def from_run(run: str | Path, seed: int | None = None, *, encoder: str | None = None,
@@ -186,7 +188,9 @@ def from_run(run: str | Path, seed: int | None = None, *, encoder: str | None = 
             f"give --agg whitened without --from_run, which fits it on the tracks given"
         )
     n_in = saved["standardise.mean"].shape[-1]
-    return strategy, Learned(constants, fingerprint, f"{run.name}, seed {seed}", n_in)
+    return strategy, Learned(
+        constants, fingerprint, f"{run.name}, seed {seed}", n_in, result["precision"]
+    )
 
 
 def tilde(text: str) -> str:
