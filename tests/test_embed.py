@@ -23,7 +23,7 @@ from datasets import load_from_disk
 from safetensors.numpy import load_file
 
 import tune
-from tune import embedding_files, similar
+from tune import embedding_files, neighbours, similar
 from tune.audio import read_audio
 from tune.checkpoints import save_model
 from tune.encoders import load_encoder
@@ -474,3 +474,30 @@ def test_the_store_of_a_run_is_what_the_rows_were_read_from(embedded):
     for _, line in segments.iterrows():
         np.testing.assert_array_equal(mine[line.content_hash, line.segment], line.embedding)
     assert Store(home / "store").content(segments.path[0]) == segments.content_hash[0]
+
+
+def test_neighbours_are_scored_against_labels_by_hand(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    vectors = [[1.0, 0], [1, 0.1], [1, -0.1], [-1, 0.3], [-1, -0.3], None]
+    n = len(vectors)
+    columns = {"path": [f"{i}.ogg" for i in range(n)], "content_hash": [str(i) for i in range(n)],
+               "duration_s": [1.0] * n, "sample_rate": [24_000] * n, "n_segments": [1] * n,
+               "embedding": vectors, "reason": [None] * 5 + ["bad"]}  # fmt: skip
+    table = embedding_files.make_table(columns, embedding_files.TRACKS, 2)
+    made = embedding_files.Embeddings(table, {}, {})
+    for i in range(n):
+        (tmp_path / f"{i}.ogg").touch()
+    lines = [f"{i}.ogg,{label}" for i, label in enumerate("aabbba")]
+    (tmp_path / "labels.csv").write_text("path,label\n" + "\n".join(lines))
+    labels = neighbours.read_labels(tmp_path / "labels.csv")
+    found = neighbours.score(made, labels)
+    # Neighbours of 0, 1, 2 are one another, 0 and 1 are a; 3 and 4 are each other's, both b.
+    assert found["n"] == 5
+    assert found["nearest"] == pytest.approx(4 / 5)
+    assert found["chance"] == pytest.approx((2 * 1 + 3 * 2) / (5 * 4))
+    assert found["low"] <= found["nearest"] <= found["high"]
+    embedding_files.write(tmp_path / "e.parquet", embedding_files.Embeddings(table, {}, {}))
+    neighbours.main(["e.parquet", "labels.csv"])
+    assert "0.800" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="0 tracks have an embedding and a label"):
+        neighbours.score(made, labels, root=tmp_path / "elsewhere")
