@@ -29,6 +29,8 @@ from tune.cli import (
     to_words,
 )
 
+AGGS = ("mean", "duration_mean", "max", "concat", "stats", "whitened", "attention", "hierarchical",
+        "transformer")  # fmt: skip
 STRATEGY = ("encoder", "layer", "seg", "hop", "min_tail", "min_seg", "max_seg", "agg", "tokens",
             "frame_rate", "aggregator_checkpoint", "readout", "n_tokens", "from_run", "run_seed",
             "mixed_precision")  # fmt: skip
@@ -70,17 +72,16 @@ def parse_args(argv=None):
                           help="shortest segment of --seg structure (default: 5)")
     strategy.add_argument("--max_seg", type=positive_float, metavar="SECONDS",
                           help="longest segment of --seg structure (default: 30)")
-    strategy.add_argument("--agg", choices=["mean", "duration_mean", "max", "concat", "stats",
-                                            "whitened", "attention", "hierarchical",
-                                            "transformer"],
-                          default="mean", help="how the segments' embeddings are joined; whitened "
-                          "is fitted on the music given; attention and hierarchical need "
-                          "--from_run")
+    strategy.add_argument("--agg", default="mean", metavar=f"{{{','.join(AGGS)}}}", help="how the "
+                          "segments' embeddings are joined; whitened is fitted on the music given; "
+                          "attention and hierarchical need --from_run; transformer:DIR names its "
+                          "checkpoint as well")
     strategy.add_argument("--n_tokens", type=positive_int, metavar="N", help="tokens that --agg "
                           "concat lays end to end; missing ones are zeros (default: the longest "
                           "track's)")
-    strategy.add_argument("--tokens", choices=["segment", "frame"], default="segment",
-                          help="what is joined: one vector a segment, or pooled frames")
+    strategy.add_argument("--tokens", choices=["segment", "frame"],
+                          help="what is joined: one vector a segment, or pooled frames (default: "
+                          "segment; with a Transformer's checkpoint, what it was trained on)")
     strategy.add_argument("--frame_rate", type=positive_float, default=1.0, metavar="HZ",
                           help="pooled frames a second with --tokens frame")
     strategy.add_argument("--aggregator_checkpoint", metavar="DIR", help="the Transformer: what "
@@ -116,6 +117,12 @@ def parse_args(argv=None):
     changed = [name for name in STRATEGY
                if getattr(args, name) != (("10",) if name == "seg" else parser.get_default(name))]
     args.command = describe_command(args, changed)
+    args.agg, _, checkpoint = args.agg.partition(":")
+    if args.agg not in AGGS or (checkpoint and args.agg != "transformer"):
+        parser.error(f"--agg must be one of {', '.join(AGGS)} (or transformer:DIR)")
+    if checkpoint and args.aggregator_checkpoint:
+        parser.error("the checkpoint is given twice: in --agg and as --aggregator_checkpoint")
+    args.aggregator_checkpoint = checkpoint or args.aggregator_checkpoint
     if not args.seg:
         parser.error("--seg needs a value: seconds, full or structure")
     if not args.music and not (args.like and args.out):
@@ -170,7 +177,7 @@ import logging
 
 from accelerate import Accelerator
 
-from tune import embedding_files, results, similar
+from tune import embedding_files, results, similar, transformer
 from tune.embedding import Embedder
 from tune.embedding_files import Embeddings
 from tune.embedding_rows import segment_rows, track_rows
@@ -229,11 +236,14 @@ def load(args, device) -> Embedder:
             args.from_run, args.run_seed, encoder=args.encoder, precision=args.mixed_precision
         )
     else:
+        tokens, frame_rate = args.tokens, args.frame_rate
+        if tokens is None:
+            tokens, frame_rate = transformer.tokens_of(args.aggregator_checkpoint, frame_rate)
         given = {field.name: getattr(args, field.name) for field in dataclasses.fields(Strategy)
                  if field.name not in ("encoder", "frame_rate", "precision")}  # fmt: skip
         strategy = Strategy(
             encoder=args.encoder or "muq", precision=args.mixed_precision,
-            frame_rate=args.frame_rate if args.tokens == "frame" else None, **given,
+            frame_rate=frame_rate if tokens == "frame" else None, **given,
         )  # fmt: skip
     return Embedder(
         strategy, learned, device=device, store=args.store, memory_budget=args.memory_budget,

@@ -373,8 +373,7 @@ def test_a_pretrained_transformer_embeds_as_the_model_does(music, scripts):
     )  # fmt: skip
     model = make_model(config, 3, standardisation(iter(tokens), "within")).eval()
     save_model(model, music / "aggregator")
-    scripts("embed", "music", *COMMON, "--agg=transformer",
-            "--aggregator_checkpoint=aggregator", "--out=e.parquet")  # fmt: skip
+    scripts("embed", "music", *COMMON, "--agg=transformer:aggregator", "--out=e.parquet")
     made = embedding_files.read("e.parquet")
     by_content = dict(zip(made.table["content_hash"].to_pylist(), made.matrix(), strict=True))
     for content, _, row in tune.store.open(music / "store").rows():
@@ -383,6 +382,9 @@ def test_a_pretrained_transformer_embeds_as_the_model_does(music, scripts):
             own = model.embed(x, torch.ones(x.shape[:2], dtype=torch.bool))[0].numpy()
         np.testing.assert_allclose(by_content[content], own, atol=1e-5)
     assert len(made.meta["aggregator_fingerprint"]) == 64
+    called = tune.embed("music/0.ogg", seg=1, min_tail=0.4, encoder="muq-nano", store="store",
+                        agg="transformer:aggregator")  # fmt: skip
+    np.testing.assert_array_equal(called, by_content[content_hash("music/0.ogg")])
     save_model(make_model(config, 4, standardisation(iter(tokens), "within")), music / "aggregator")
     soundfile.write("new.wav", tone(2, 300), 24_000)
     with pytest.raises(ValueError, match="the aggregator has other weights"):
@@ -436,6 +438,8 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(music, scripts, flags, m
      (["m", "--out=x.npy", "--shard=0/4"], "--shard writes a part"),
      (["m", "--out=x.parquet", "--shard=0/4", "--agg=whitened"], "fitted on all tracks"),
      (["m", "--out=x.parquet", "--shard=0/4", "--agg=concat"], "the same --n_tokens"),
+     (["m", "--out=x.parquet", "--agg=median"], "--agg must be one of mean"),
+     (["m", "--out=x.parquet", "--agg=mean:x"], "--agg must be one of mean"),
      (["m", "--out=x.parquet", "--from_run=r", "--seg=5"], "leave out --seg")],
 )  # fmt: skip
 def test_flags_that_do_not_belong_together_are_one_line(flags, message, capsys):

@@ -225,11 +225,12 @@ def embed(
     music : a path, or a sequence of paths
     seg : segment length in seconds, "full" or "structure"
     agg : "mean", "max", "stats", ...: see the README's table of aggregators; "whitened" is fitted
-        on the tracks given
+        on the tracks given, "transformer:DIR" names its checkpoint
     encoder : "muq" (the default), "muq-nano", "mel", a folder or a hub id; loaded once and kept
     layer : "last" or a number
     hop, min_tail, min_seg, max_seg : seconds, as embed.py's flags
-    frame_rate : join this many pooled frames a second instead of segments
+    frame_rate : join this many pooled frames a second instead of segments (a Transformer: as it
+        was trained)
     aggregator_checkpoint, readout : of the Transformer
     n_tokens : for "concat"; None is the longest track's number
     from_run : a run of train_probe.py whose strategy (and attention, mix or whitening) is taken
@@ -253,10 +254,15 @@ def embed(
         raise ValueError("embed() needs a path or a sequence of paths, got an empty sequence")
     segs = [seg] if isinstance(seg, int | float | str) else seg
     names = tuple(f"{s:g}" if isinstance(s, int | float) else s for s in segs)
+    agg, _, named = agg.partition(":")
+    checkpoint = aggregator_checkpoint or named or None
+    if frame_rate is None and checkpoint:
+        tokens, rate = transformer.tokens_of(str(checkpoint), 1.0)
+        frame_rate = rate if tokens == "frame" else None
     strategy = Strategy(
         encoder=encoder or "muq", layer=str(layer), seg=names, hop=hop, min_tail=min_tail,
         min_seg=min_seg, max_seg=max_seg, agg=agg, frame_rate=frame_rate,
-        aggregator_checkpoint=None if aggregator_checkpoint is None else str(aggregator_checkpoint),
+        aggregator_checkpoint=None if checkpoint is None else str(checkpoint),
         readout=readout, n_tokens=n_tokens, precision=precision,
     )  # fmt: skip
     run = None if from_run is None else str(from_run)
