@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -60,11 +61,17 @@ def scripts():
     logger.handlers, logger.level, logger.propagate = before
 
 
-def make_music(folder, *, seconds=2.0, n=5):
+N = 6
+GOOD = tuple(("sub/" if i % 2 else "") + f"{i}.ogg" for i in range(N))
+SEGMENTS = (10, 10, 11, 11, 11, 11)  # tails of 0.3 s are dropped, 0.6 s kept
+COMMON = ("--seg=2", "--min_tail=0.4", "--encoder=muq-nano", "--store=store")
+
+
+def make_music(folder):
     """A folder with a subfolder, good and bad files, and a picture."""
     (folder / "sub").mkdir(parents=True)
-    for i in range(n):
-        wave = tone(seconds + 0.3 * i, 110 * 2 ** (i / 2), rate=22_050, seed=i)
+    for i in range(N):
+        wave = tone(20 + 0.3 * i, 110 * 2 ** (i / 2), rate=22_050, seed=i)
         soundfile.write(folder / ("sub" if i % 2 else "") / f"{i}.ogg", wave, 22_050)
     whole = (folder / "sub" / "1.ogg").read_bytes()
     (folder / "sub" / "cut.ogg").write_bytes(whole[: len(whole) * 2 // 3])
@@ -72,53 +79,81 @@ def make_music(folder, *, seconds=2.0, n=5):
     (folder / "empty.wav").touch()
     soundfile.write(folder / "short.wav", tone(0.02, 440), 24_000)
     (folder / "cover.jpg").write_bytes(b"\xff\xd8")
-    return folder
 
 
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory):
-    """One real run through `accelerate launch`, all of it below a home of its own."""
+    """A run killed while it encoded, and gone on with by two processes, below a home of its own."""
     home = tmp_path_factory.mktemp("home")
     make_music(home / "music")
+    flags = [home / "music", *COMMON, "--out=e.parquet", "--segments=s.parquet"]
+    victim = subprocess.Popen(
+        [sys.executable, ROOT / "embed.py", *map(str, flags)], cwd=home,
+        env={**os.environ, "HOME": str(home)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (there := list(home.glob("store/muq-nano-*/*/*/*.safetensors"))):
+        assert victim.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.wait()
+    there = {p: p.stat().st_mtime_ns for p in home.glob("store/muq-nano-*/*/*/*.safetensors")}
+    assert not list(home.glob("*.parquet"))
     done = run(
-        "-m", "accelerate.commands.launch", ROOT / "embed.py", home / "music", "--seg=1",
-        "--min_tail=0.4", "--encoder=muq-nano", "--out", home / "e.parquet",
-        "--segments", home / "s.parquet", "--store", home / "store", cwd=home,
-        env={"HOME": str(home)},
+        "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d",
+        "--rdzv_endpoint=localhost:0", ROOT / "embed.py", *flags, cwd=home,
+        env={"ACCELERATE_USE_CPU": "true", "HOME": str(home)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return home, done
+    return home, done, there
+
+
+def test_killed_and_resumed_by_two_processes_it_is_the_file_of_one_undisturbed_process(
+    embedded, tmp_path, monkeypatch, scripts
+):
+    home, done, there = embedded
+    assert 1 <= len(there) < N
+    assert "processes  2" in done.stdout
+    assert there == {path: path.stat().st_mtime_ns for path in there}  # not encoded again
+    passes = int(re.search(r"(\d+) passes", done.stdout)[1])
+    assert 10 <= passes < sum(SEGMENTS)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    scripts("embed", home / "music", *COMMON, "--out=e.parquet", "--segments=s.parquet")
+    for name in ("e.parquet", "s.parquet"):
+        assert (tmp_path / name).read_bytes() == (home / name).read_bytes()
 
 
 def test_a_folder_becomes_a_table_with_bad_files_as_rows(embedded):
-    home, done = embedded
+    home, done, _ = embedded
     table = pd.read_parquet(home / "e.parquet")
     assert list(table.columns) == list(embedding_files.TRACKS)
     names = [os.path.relpath(path, home / "music") for path in table.path]
     assert names == sorted(names)
-    assert names == sorted(["0.ogg", "2.ogg", "4.ogg", "sub/1.ogg", "sub/3.ogg", *BAD])
+    assert names == sorted([*GOOD, *BAD])
     table.index = names
     for name, reason in BAD.items():
         assert reason in table.reason[name]
         assert table.embedding[name] is None
         assert f"{table.path[name]}: {table.reason[name]}" in done.stdout
     good = table[table.reason.isna()]
-    assert len(good) == 5
-    for i, name in enumerate(("0.ogg", "sub/1.ogg", "2.ogg", "sub/3.ogg", "4.ogg")):
+    assert len(good) == N
+    for i, name in enumerate(GOOD):
         line = good.loc[name]
         assert line.content_hash == content_hash(home / "music" / name)
-        assert line.duration_s == pytest.approx(2 + 0.3 * i, abs=1e-4)
+        assert line.duration_s == pytest.approx(20 + 0.3 * i, abs=1e-4)
         assert line.sample_rate == 22_050
-        assert line.n_segments == (2, 2, 3, 3, 3)[i]  # tails of 0.3 s are dropped, 0.6 s kept
+        assert line.n_segments == SEGMENTS[i]
         assert line.embedding.dtype == np.float32
         assert line.embedding.shape == (192,)
-    assert "5 embedded, 4 can't be used" in done.stdout
+    assert "6 embedded, 4 can't be used" in done.stdout
     assert "1 files without an audio ending" in done.stderr
     assert pq.read_schema(home / "e.parquet").field("embedding").type.list_size == 192
 
 
 def test_the_numbers_are_those_of_the_encoder_and_the_segments_lie_where_they_say(embedded):
-    home, _ = embedded
+    home, *_ = embedded
     tracks, segments = (pd.read_parquet(home / f"{n}.parquet") for n in "es")
     encoder = load_encoder("muq-nano")
     good = tracks[tracks.reason.isna()]
@@ -126,91 +161,54 @@ def test_the_numbers_are_those_of_the_encoder_and_the_segments_lie_where_they_sa
     for _, line in good.iterrows():
         mine = segments[segments.path == line.path]
         assert mine.segment.tolist() == list(range(int(line.n_segments)))
-        assert mine.start_s.tolist() == [float(i) for i in range(int(line.n_segments))]
+        assert mine.start_s.tolist() == [2.0 * i for i in range(int(line.n_segments))]
         assert mine.end_s.max() <= line.duration_s + 1e-9
         mean = np.stack(mine.embedding).astype(np.float64).mean(0)
         np.testing.assert_allclose(line.embedding, mean, rtol=0, atol=1e-6)
     samples = read_audio(good.path.iloc[0], 24_000)
-    own = encoder.embed(samples[None, 24_000:48_000], [encoder.n_layers])[0, 0, 0]
+    own = encoder.embed(samples[None, 48_000:96_000], [encoder.n_layers])[0, 0, 0]
     first = segments[segments.path == good.path.iloc[0]]
     np.testing.assert_allclose(first.embedding.iloc[1], own, rtol=0, atol=1e-5)
 
 
 def test_the_metadata_says_how_it_was_made_and_not_by_whom(embedded):
-    home, _ = embedded
+    home, *_ = embedded
     found = pq.read_schema(home / "e.parquet").metadata
     meta = json.loads(found[b"tune"])
     encoder = load_encoder("muq-nano")
     assert meta["encoder_fingerprint"] == encoder.fingerprint
     assert meta["strategy"] == {
-        "encoder": "muq-nano", "layer": str(encoder.n_layers), "seg": ["1"], "hop": None,
+        "encoder": "muq-nano", "layer": str(encoder.n_layers), "seg": ["2"], "hop": None,
         "min_tail": 0.4, "min_seg": None, "max_seg": None, "agg": "mean", "frame_rate": None,
         "aggregator_checkpoint": None, "readout": None, "n_tokens": None, "precision": "no",
     }  # fmt: skip
     assert meta["command"] == (
-        "embed.py ~/music --encoder muq-nano --seg 1 --min_tail 0.4 --agg mean"
+        "embed.py ~/music --encoder muq-nano --seg 2 --min_tail 0.4 --agg mean"
     )
     assert meta["tune"] == tune.__version__
     assert (home / "store" / meta["collection"] / "collection.json").exists()
-    assert (meta["n_tracks"], meta["n_failed"], meta["embedding_dim"]) == (9, 4, 192)
+    assert (meta["n_tracks"], meta["n_failed"], meta["embedding_dim"]) == (10, 4, 192)
     assert str(home).encode() not in b"".join(found.values())
 
 
 def test_other_readers_open_it(embedded):
-    home, _ = embedded
+    home, *_ = embedded
     polars = pytest.importorskip("polars", reason="polars isn't installed")
     assert polars.read_parquet(home / "e.parquet").schema["embedding"].shape == (192,)
-
-
-def test_killed_and_resumed_by_two_processes_it_is_the_file_of_one_undisturbed_process(
-    tmp_path, monkeypatch, scripts
-):
-    make_music(tmp_path / "music", seconds=20, n=8)
-    flags = ["music", "--seg=2", "--encoder=muq-nano"]
-    victim = subprocess.Popen(
-        [sys.executable, ROOT / "embed.py", *flags, "--store=killed", "--out=killed.parquet"],
-        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not (there := list(tmp_path.glob("killed/muq-nano-*/*/*/*.safetensors"))):
-        assert victim.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(victim.pid, signal.SIGKILL)
-    victim.wait()
-    there = list(tmp_path.glob("killed/muq-nano-*/*/*/*.safetensors"))
-    assert 1 <= len(there) < 8
-    assert not list(tmp_path.glob("*.parquet"))
-    stamps = {path: path.stat().st_mtime_ns for path in there}
-    done = run(
-        "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d",
-        "--rdzv_endpoint=localhost:0", ROOT / "embed.py", *flags, "--store=killed",
-        "--out=resumed.parquet", cwd=tmp_path, env={"ACCELERATE_USE_CPU": "true"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "processes  2" in done.stdout
-    assert stamps == {path: path.stat().st_mtime_ns for path in there}  # not encoded again
-    monkeypatch.chdir(tmp_path)
-    scripts("embed", *flags, "--store=calm", "--out=calm.parquet")
-    assert (tmp_path / "calm.parquet").read_bytes() == (tmp_path / "resumed.parquet").read_bytes()
-    assert len(pd.read_parquet("calm.parquet").embedding.dropna()) == 8
 
 
 @pytest.fixture
 def music(embedded, tmp_path, monkeypatch):
     """The folder of the first run, copied, with its store, as the folder to work in."""
-    home, _ = embedded
+    home, *_ = embedded
     shutil.copytree(home / "music", tmp_path / "music")
     shutil.copytree(home / "store", tmp_path / "store")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-COMMON = ("--seg=1", "--min_tail=0.4", "--encoder=muq-nano", "--store=store")
-
-
 def test_all_formats_hold_the_same(embedded, music, scripts, capsys):
-    home, _ = embedded
+    home, *_ = embedded
     expected = embedding_files.read(home / "e.parquet").matrix()
     for out in ("x.npy", "folder", "x.parquet"):
         scripts("embed", "music", *COMMON, "--out", out)
@@ -219,9 +217,9 @@ def test_all_formats_hold_the_same(embedded, music, scripts, capsys):
         np.testing.assert_array_equal(made.matrix(), expected)
         assert made.meta["n_failed"] == 4
     index = pd.read_csv("x.csv")
-    assert len(index) == len(np.load("x.npy")) == 9
+    assert len(index) == len(np.load("x.npy")) == 10
     assert np.isnan(np.load("x.npy")).all(1).tolist() == index.reason.notna().tolist()
-    assert json.loads((music / "x.json").read_text())["strategy"]["seg"] == ["1"]
+    assert json.loads((music / "x.json").read_text())["strategy"]["seg"] == ["2"]
     data = load_from_disk("folder")
     assert data.column_names == list(embedding_files.TRACKS)
     assert data.features["embedding"].length == 192
@@ -253,20 +251,20 @@ def test_shards_put_together_are_the_whole(music, scripts):
 
 
 def test_the_library_gives_the_rows_of_the_script(embedded, music, scripts):
-    home, _ = embedded
+    home, *_ = embedded
     table = pd.read_parquet(home / "e.parquet").dropna(subset="embedding")
-    settings = {"seg": 1, "min_tail": 0.4, "encoder": "muq-nano", "store": music / "store"}
+    settings = {"seg": 2, "min_tail": 0.4, "encoder": "muq-nano", "store": music / "store"}
     one = tune.embed(table.path.iloc[0], **settings)
     assert one.dtype == np.float32
     np.testing.assert_array_equal(one, table.embedding.iloc[0])
     several = tune.embed(table.path.tolist()[::-1], agg="mean", **settings)
     np.testing.assert_array_equal(several, np.stack(table.embedding)[::-1])
     assert tune.embedding._loaded.cache_info().hits >= 1  # the encoder was loaded once
-    for agg, size in (("concat", 3 * 192 + 3), ("whitened", 192), ("stats", 384)):
+    for agg, size in (("concat", 11 * 192 + 11), ("whitened", 192), ("stats", 384)):
         scripts("embed", "music", *COMMON, f"--agg={agg}", "--out=a.parquet")
         made = embedding_files.read("a.parquet").matrix()
         called = tune.embed(table.path.tolist(), agg=agg, **settings)
-        assert called.shape == (5, size)
+        assert called.shape == (N, size)
         np.testing.assert_array_equal(called, made[~np.isnan(made).any(1)])
     with pytest.raises(ValueError, match=r"empty\.wav: empty file"):
         tune.embed([*table.path, "music/empty.wav"], **settings)
@@ -368,7 +366,7 @@ def test_a_pretrained_transformer_embeds_as_the_model_does(music, scripts):
     contents = [row.tokens[:, 0] for *_, row in tune.store.open(music / "store").rows()]
     tokens = [torch.from_numpy(t) for t in contents]
     config = make_config(
-        RECIPES["tune"], 192, encoder="muq-nano", layer=encoder.n_layers, seg="1", hop=None,
+        RECIPES["tune"], 192, encoder="muq-nano", layer=encoder.n_layers, seg="2", hop=None,
         encoder_fingerprint=encoder.fingerprint, tokens="segment", min_tail=0.4, precision="no",
     )  # fmt: skip
     model = make_model(config, 3, standardisation(iter(tokens), "within")).eval()
@@ -382,7 +380,7 @@ def test_a_pretrained_transformer_embeds_as_the_model_does(music, scripts):
             own = model.embed(x, torch.ones(x.shape[:2], dtype=torch.bool))[0].numpy()
         np.testing.assert_allclose(by_content[content], own, atol=1e-5)
     assert len(made.meta["aggregator_fingerprint"]) == 64
-    called = tune.embed("music/0.ogg", seg=1, min_tail=0.4, encoder="muq-nano", store="store",
+    called = tune.embed("music/0.ogg", seg=2, min_tail=0.4, encoder="muq-nano", store="store",
                         agg="transformer:aggregator")  # fmt: skip
     np.testing.assert_array_equal(called, by_content[content_hash("music/0.ogg")])
     save_model(make_model(config, 4, standardisation(iter(tokens), "within")), music / "aggregator")
@@ -399,7 +397,7 @@ def test_lists_globs_and_files_name_tracks(music, scripts):
     scripts("embed", "list.m3u", "music/sub/[0-9].ogg", "./music/0.ogg", *COMMON, "--out=l.parquet")
     table = pd.read_parquet("l.parquet").set_index("path")
     assert list(table.index) == [
-        "music/0.ogg", "music/missing.ogg", "music/sub/1.ogg", "music/sub/3.ogg"
+        "music/0.ogg", "music/missing.ogg", *(f"music/sub/{i}.ogg" for i in (1, 3, 5))
     ]  # fmt: skip
     assert table.reason["music/missing.ogg"] == "no such file"
     assert table.reason.notna().sum() == 1
@@ -470,11 +468,11 @@ def test_the_example_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_the_store_of_a_run_is_what_the_rows_were_read_from(embedded):
-    home, _ = embedded
+    home, *_ = embedded
     data = tune.store.open(home / "store").to_dataset().to_pandas()
     segments = pd.read_parquet(home / "s.parquet")
     mine = data.set_index(["content", "segment"]).embedding
-    assert len(data) == len(segments) == 13
+    assert len(data) == len(segments) == sum(SEGMENTS)
     for _, line in segments.iterrows():
         np.testing.assert_array_equal(mine[line.content_hash, line.segment], line.embedding)
     assert Store(home / "store").content(segments.path[0]) == segments.content_hash[0]
