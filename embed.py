@@ -6,7 +6,7 @@
     accelerate launch embed.py MUSIC_DIR --from_run runs/NAME --out e.parquet
     python embed.py --like SONG.ogg -k 10 --out embeddings.parquet
     python embed.py MUSIC_DIR --shard 0/4 --out e.parquet     # machine 0 of 4, then, once:
-    python embed.py --merge "e.shard-*.parquet" --out e.parquet
+    python embed.py --merge e.shard-*.parquet --out e.parquet
 
 Every segment is encoded once, into the store that train_probe.py uses: stopped, the same command
 goes on where it stood, and another aggregator encodes nothing. The output appears whole or not at
@@ -26,8 +26,8 @@ from tune.cli import (
     run_script,
     set_up_logging,
     to_bool,
-    to_words,
 )
+from tune.segments import parse_rule
 
 AGGS = ("mean", "duration_mean", "max", "concat", "stats", "whitened", "attention", "hierarchical",
         "transformer")  # fmt: skip
@@ -54,16 +54,15 @@ def parse_args(argv=None):
                         metavar="BOOL", help="end at the first bad file instead of reporting it")
     parser.add_argument("--shard", type=to_shard, metavar="I/N", help="only the share of machine I "
                         "of N (from 0): writes x.shard-I-of-N.parquet")
-    parser.add_argument("--merge", nargs="?", const=True, default=False, type=to_bool,
-                        metavar="BOOL", help="MUSIC are shards (files or globs): put them together")
+    parser.add_argument("--merge", nargs="+", metavar="FILE", help="put the shards of one command "
+                        "together (files or globs) and write --out")
     strategy = parser.add_argument_group("strategy (as in train_probe.py)")
     strategy.add_argument("--encoder", help="muq (the default), muq-nano, mel, a folder, or a "
                           "hub id")
     strategy.add_argument("--layer", default="last", metavar="last|K", help="hidden layer")
-    strategy.add_argument("--seg", type=to_words, nargs="+", default=[["10"]],
-                          metavar="SECONDS|full|structure", help="segment length in seconds, full "
-                          "for the whole track, or structure: cut where the music changes "
-                          "(default: 10)")
+    strategy.add_argument("--seg", default="10", metavar="SECONDS|full|structure",
+                          help="segment length in seconds, full for the whole track, or structure: "
+                          "cut where the music changes")
     strategy.add_argument("--hop", type=positive_float, metavar="SECONDS",
                           help="distance between segment starts (default: the segment length)")
     strategy.add_argument("--min_tail", type=float, default=1.0, metavar="SECONDS",
@@ -113,9 +112,7 @@ def parse_args(argv=None):
                       "varies before comparing")
     like.add_argument("--m3u", type=Path, metavar="FILE", help="write them as a playlist")
     args = parser.parse_args(argv)
-    args.seg = tuple(dict.fromkeys(word for part in args.seg for word in part))
-    changed = [name for name in STRATEGY
-               if getattr(args, name) != (("10",) if name == "seg" else parser.get_default(name))]
+    changed = [name for name in STRATEGY if getattr(args, name) != parser.get_default(name)]
     args.command = describe_command(args, changed)
     args.agg, _, checkpoint = args.agg.partition(":")
     if args.agg not in AGGS or (checkpoint and args.agg != "transformer"):
@@ -123,17 +120,22 @@ def parse_args(argv=None):
     if checkpoint and args.aggregator_checkpoint:
         parser.error("the checkpoint is given twice: in --agg and as --aggregator_checkpoint")
     args.aggregator_checkpoint = checkpoint or args.aggregator_checkpoint
-    if not args.seg:
-        parser.error("--seg needs a value: seconds, full or structure")
-    if not args.music and not (args.like and args.out):
+    try:
+        parse_rule(args.seg, args.hop, args.min_tail, args.min_seg, args.max_seg)
+    except ValueError as error:
+        parser.error(str(error))
+    if not args.music and not args.merge and not (args.like and args.out):
         parser.error("nothing to embed: name MUSIC, a folder, list or files")
     if not args.out and (not args.like or args.merge or args.shard):
         parser.error("--out says where the embeddings go: x.parquet, x.npy or a folder")
     if args.shard and (args.merge or args.like or Path(args.out).suffix != ".parquet"):
         parser.error("--shard writes a part, .parquet: --merge and --like come after all are there")
-    if args.merge and (args.segments or args.like):
-        parser.error("--merge puts the parts of one output together: --segments has parts of its "
-                     "own, and --like comes after")
+    if args.merge and (args.music or args.segments or args.like):
+        parser.error("--merge puts shards together and no more: those of --segments by another "
+                     "--merge, and --like comes after")
+    if changed and not args.music:
+        parser.error(f"--{changed[0]}: without MUSIC nothing is embedded, and --out says how it was "
+                     "made")
     if args.from_run and (both := set(changed) - {"encoder", "from_run", "run_seed",
                                                   "mixed_precision"}):
         parser.error(f"--from_run brings the whole strategy: leave out --{min(both)}")
@@ -164,8 +166,7 @@ def describe_command(args, changed) -> str:
     words = ["embed.py", *sources]
     shown = changed if args.from_run else [n for n in STRATEGY if n in {*changed, "seg", "agg"}]
     for name in shown:
-        value = getattr(args, name)
-        words += [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]
+        words += [f"--{name}", str(getattr(args, name))]
     return shlex.join(words)
 
 
@@ -192,13 +193,14 @@ def main(args):
     accelerator = Accelerator()
     is_main = accelerator.is_main_process
     set_up_logging(is_main)
-    out = args.out and embedding_files.check_out(args.out, args.overwrite or not args.music)
+    reading = not (args.music or args.merge)
+    out = args.out and embedding_files.check_out(args.out, args.overwrite or reading)
     segments = args.segments and embedding_files.check_out(
         args.segments, args.overwrite, "--segments"
     )
     if args.merge:
         if is_main:
-            merge(args.music, out)
+            merge(args.merge, out)
         return
     made = embedder = None
     if args.music:
@@ -240,9 +242,9 @@ def load(args, device) -> Embedder:
         if tokens is None:
             tokens, frame_rate = transformer.tokens_of(args.aggregator_checkpoint, frame_rate)
         given = {field.name: getattr(args, field.name) for field in dataclasses.fields(Strategy)
-                 if field.name not in ("encoder", "frame_rate", "precision")}  # fmt: skip
+                 if field.name not in ("encoder", "seg", "frame_rate", "precision")}  # fmt: skip
         strategy = Strategy(
-            encoder=args.encoder or "muq", precision=args.mixed_precision,
+            encoder=args.encoder or "muq", seg=(args.seg,), precision=args.mixed_precision,
             frame_rate=frame_rate if tokens == "frame" else None, **given,
         )  # fmt: skip
     return Embedder(

@@ -238,16 +238,16 @@ def test_shards_put_together_are_the_whole(music, scripts):
     scripts("embed", "music", *flags, "ws.parquet", "--out=w.parquet")
     for i in (2, 0, 1):
         scripts("embed", "music", *flags, "xs.parquet", "--out=x.parquet", f"--shard={i}/3")
-    scripts("embed", "--merge", "true", "x.shard-*.parquet", "--out=x.parquet")
-    scripts("embed", "--merge", "true", "xs.shard-*.parquet", "--out=xs.parquet")
+    scripts("embed", "--merge", "x.shard-*.parquet", "--out=x.parquet")
+    scripts("embed", "--merge", "xs.shard-*.parquet", "--out=xs.parquet")
     assert (music / "w.parquet").read_bytes() == (music / "x.parquet").read_bytes()
     assert (music / "ws.parquet").read_bytes() == (music / "xs.parquet").read_bytes()
     (music / "x.shard-1-of-3.parquet").unlink()
     with pytest.raises(ValueError, match="1/3 is missing"):
-        scripts("embed", "--merge", "true", "x.shard-*.parquet", "--out=y.parquet")
+        scripts("embed", "--merge", "x.shard-*.parquet", "--out=y.parquet")
     scripts("embed", "music", *COMMON, "--agg=max", "--out=x.parquet", "--shard=1/3")
     with pytest.raises(ValueError, match="made in another way than"):
-        scripts("embed", "--merge", "true", "x.shard-*.parquet", "--out=y.parquet")
+        scripts("embed", "--merge", "x.shard-*.parquet", "--out=y.parquet")
 
 
 def test_the_library_gives_the_rows_of_the_script(embedded, music, scripts):
@@ -418,7 +418,7 @@ def test_lists_globs_and_files_name_tracks(music, scripts):
      (["music", "--out=x.parquet", "--agg=attention"], "is learned with a probe"),
      (["music", "--out=x.parquet", "--layer=all"], "an embedding is made of one layer"),
      (["music", "--out=x.parquet", "--readout=cls"], "belongs to --agg transformer"),
-     (["--merge", "true", "mine.parquet", "--out=x.parquet"], "is no file of embeddings")],
+     (["--merge", "mine.parquet", "--out=x.parquet"], "is no file of embeddings")],
 )  # fmt: skip
 def test_what_cannot_be_done_is_said_and_leaves_nothing(music, scripts, flags, message):
     (music / "empty").mkdir()
@@ -436,6 +436,8 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(music, scripts, flags, m
      (["m", "--out=x.npy", "--shard=0/4"], "--shard writes a part"),
      (["m", "--out=x.parquet", "--shard=0/4", "--agg=whitened"], "fitted on all tracks"),
      (["m", "--out=x.parquet", "--shard=0/4", "--agg=concat"], "the same --n_tokens"),
+     (["m", "--out=x.parquet", "--seg=abc"], "a segment is a number of seconds"),
+     (["--like=x.ogg", "--out=x.parquet", "--agg=max"], "--agg: without MUSIC nothing"),
      (["m", "--out=x.parquet", "--agg=median"], "--agg must be one of mean"),
      (["m", "--out=x.parquet", "--agg=mean:x"], "--agg must be one of mean"),
      (["m", "--out=x.parquet", "--from_run=r", "--seg=5"], "leave out --seg")],
