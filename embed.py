@@ -134,7 +134,7 @@ def parse_args(argv=None):
         parser.error("--merge puts shards together and no more: those of --segments by another "
                      "--merge, and --like comes after")
     if changed and not args.music:
-        parser.error(f"--{changed[0]}: without MUSIC nothing is embedded, and --out says how it was "
+        parser.error(f"--{changed[0]}: without MUSIC nothing is embedded, --out says how it was "
                      "made")
     if args.from_run and (both := set(changed) - {"encoder", "from_run", "run_seed",
                                                   "mixed_precision"}):
