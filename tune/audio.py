@@ -94,14 +94,6 @@ def read_audio(
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
-def native_rate(path: str | Path) -> int | None:
-    """The file's own sample rate in Hz, from its header; None where that can't be read."""
-    try:
-        return soundfile.info(os.fsencode(path) if os.name == "posix" else path).samplerate
-    except (soundfile.LibsndfileError, OSError, TypeError):
-        return None
-
-
 def is_silent(samples: np.ndarray) -> bool:
     """Say whether every sample is exactly zero (digital silence)."""
     return not samples.any()

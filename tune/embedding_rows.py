@@ -1,12 +1,13 @@
 """From the store to the rows of a file of embeddings: one a track, and one a segment."""
 
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+import soundfile
 from tqdm import tqdm
 
-from tune.audio import native_rate
 from tune.embedding import Embedder
 from tune.embedding_files import SEGMENTS, TRACKS, make_table
 from tune.features import token_times
@@ -40,7 +41,7 @@ def track_rows(embedder: Embedder, joiner: TrackJoiner, tracks: Mapping[str, Seq
             n_samples = embedder.collection.length(content)
             line |= {
                 "content_hash": content, "duration_s": n_samples / embedder.encoder.sample_rate,
-                "sample_rate": native_rate(path), "embedding": vector,
+                "sample_rate": _native_rate(path), "embedding": vector,
                 "n_segments": sum(len(spans) for _, spans in tracks[path]),
             }  # fmt: skip
         for name, value in line.items():
@@ -77,3 +78,8 @@ def _size(embedder: Embedder, joiner: TrackJoiner) -> int:
     layers, size = len(embedder.collection.layers), embedder.encoder.embedding_dim
     zeros = Row(np.zeros((1, layers, size), np.float32), [(0, 1)], [1], True, 0.0)
     return len(joiner([zeros] * len(embedder.rules))[0])
+
+
+def _native_rate(path: str) -> int:
+    """A usable file's own sample rate in Hz."""
+    return soundfile.info(os.fsencode(path) if os.name == "posix" else path).samplerate
