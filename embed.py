@@ -175,8 +175,10 @@ args = parse_args() if __name__ == "__main__" else None
 import dataclasses
 import glob
 import logging
+from datetime import timedelta
 
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from tune import embedding_files, results, similar, transformer
 from tune.embedding import Embedder
@@ -190,7 +192,9 @@ log = logging.getLogger("tune.embed")
 
 def main(args):
     """Embed: files, encoder, store, rows, output, and what is like a song."""
-    accelerator = Accelerator()
+    # A process that has done its share waits for the others, however long they take.
+    patient = InitProcessGroupKwargs(timeout=timedelta(days=30))
+    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[patient])
     is_main = accelerator.is_main_process
     set_up_logging(is_main)
     reading = not (args.music or args.merge)
