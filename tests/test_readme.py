@@ -16,7 +16,7 @@ def test_the_two_commands_are_those_of_ci():
 
 
 def test_every_flag_named_exists():
-    scripts = ("train_probe.py", "pretrain_aggregator.py", "profile.py", "compare.py",
+    scripts = ("train_probe.py", "pretrain_aggregator.py", "embed.py", "profile.py", "compare.py",
                "benchmarks/study_loop.py")  # fmt: skip
     calls = [[ROOT / name] for name in scripts] + [["-m", "tune.sweep"]]
     known = "".join(run(*call, "--help", cwd=ROOT).stdout for call in calls)

@@ -1,8 +1,23 @@
 """TUNE: how to cut a long track into segments and join their embeddings into one.
 
+    tune.embed("song.mp3", seg=10, agg="mean")      # (D,) float32
+    tune.store.open(encoder="muq").to_dataset()     # what was encoded, as a datasets.Dataset
+
 Conventions throughout the package: audio is mono float32 in [-1, 1]; times are seconds unless a
 name says samples; hidden states are counted from 0 (the front end's output) to the last layer.
 Shapes: B batch, N segments or tokens of a track, T frames, L layers, D embedding size, C classes.
 """
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "embed", "store"]
+
+
+def __getattr__(name: str):
+    """Load `embed` and `store` when they are first used: importing the package costs nothing."""
+    import importlib
+
+    if name == "embed":
+        return importlib.import_module("tune.embedding").embed
+    if name == "store":
+        return importlib.import_module("tune.store")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,6 +16,8 @@ import soundfile
 import soxr
 
 RESAMPLER = "HQ"  # soxr's recipe; part of what the store's key is made of
+# What a folder's audio files are known by.
+SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf"}
 BLOCK_FRAMES = 1 << 18
 HALO_S = 0.05  # audio read to each side of a part, so that resampling it changes nothing
 UNKNOWN_SIZES = (  # what writers that can't seek put into the header: nothing to check

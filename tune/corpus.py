@@ -12,11 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tune.audio import AudioError
+from tune.audio import SUFFIXES, AudioError
 from tune.demo import DEMO_TASKS
 from tune.tasks import TASKS, Task, load_task
-
-SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf"}
 
 
 @dataclass

@@ -29,11 +29,13 @@ class Features:
     values : (V, n, D') float64
     valid : (V, n, D') bool, False at values that only fill a hole
     truncated : tracks that had more tokens than the aggregator takes
+    whitening : mean (D,) and matrix (D, D) of each layer, where the values are whitened by them
     """
 
     values: torch.Tensor
     valid: torch.Tensor
     truncated: int
+    whitening: list[tuple[torch.Tensor, torch.Tensor]] | None = None
 
 
 @dataclass
@@ -89,7 +91,7 @@ def load_task_features(
     features = {
         name: Features(
             torch.cat([p.values for p in found]), torch.cat([p.valid for p in found]),
-            sum(p.truncated for p in found),
+            sum(p.truncated for p in found), found[-1].whitening,
         )
         for name, found in parts.items()
     }  # fmt: skip
@@ -112,7 +114,7 @@ def whitened(features: Features, fitted: Sequence[tuple]) -> Features:
     """Means of whitened tokens from means of tokens (L, n, D): whitening is linear."""
     layers = zip(features.values, fitted, strict=True)
     values = torch.stack([(means - mean) @ matrix for means, (mean, matrix) in layers])
-    return Features(values, torch.ones_like(values, dtype=torch.bool), 0)
+    return Features(values, torch.ones_like(values, dtype=torch.bool), 0, list(fitted))
 
 
 def count_tokens(collection: Collection, paths: Sequence[str], rows: Mapping) -> list[int]:
@@ -125,12 +127,7 @@ def token_times(row: Row, sample_rate: int, window_s: float | None = None) -> np
 
     Pooled frames are windows of `window_s`, of which the last in a segment may be shorter.
     """
-    times = []
-    for (start, end), count in zip(row.spans, row.counts, strict=True):
-        start_s, end_s = start / sample_rate, end / sample_rate
-        starts = start_s + np.arange(count) * (window_s or 0.0)
-        times.append(np.stack([starts, np.append(starts[1:], end_s)], 1))
-    return np.concatenate(times)
+    return row.times(sample_rate, window_s)
 
 
 def load_features(
@@ -162,21 +159,28 @@ def load_features(
     values, valids, truncated = [], [], 0
     for path in paths:
         row = read_row(collection, path, *rows[path])
-        tokens = torch.from_numpy(row.tokens)  # (N, L, D)
-        if AGGREGATORS[agg].function is None:
-            views = embed(tokens.squeeze(1)).double()  # (K, D'); there is one layer
-            layers = [(view, torch.ones_like(view, dtype=torch.bool), False) for view in views]
-        else:
-            times = token_times(row, collection.key["sample_rate"], collection.window_s)
-            seconds = torch.from_numpy(times[:, 1] - times[:, 0])
-            layers = [
-                aggregate_track(agg, layer, n_tokens, seconds)
-                for layer in tokens.double().unbind(1)
-            ]
+        layers = track_views(row, collection, agg, n_tokens, embed)
         values.append(torch.stack([embedding for embedding, _, _ in layers]))
         valids.append(torch.stack([valid for _, valid, _ in layers]))
         truncated += layers[0][2]
     return Features(torch.stack(values, 1), torch.stack(valids, 1), truncated)
+
+
+def track_views(
+    row: Row, collection: Collection, agg: str, n_tokens: int | None = None,
+    embed: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> list[tuple[torch.Tensor, torch.Tensor, bool]]:  # fmt: skip
+    """One track's views at one scale: (embedding (D') float64, valid (D'), truncated) each.
+
+    A view is a layer, or one of the views of an aggregator that was trained before (`embed`).
+    """
+    tokens = torch.from_numpy(row.tokens)  # (N, L, D)
+    if AGGREGATORS[agg].function is None:
+        views = embed(tokens.squeeze(1)).double()  # (K, D'); there is one layer
+        return [(view, torch.ones_like(view, dtype=torch.bool), False) for view in views]
+    times = token_times(row, collection.key["sample_rate"], collection.window_s)
+    seconds = torch.from_numpy(times[:, 1] - times[:, 0])
+    return [aggregate_track(agg, layer, n_tokens, seconds) for layer in tokens.double().unbind(1)]
 
 
 def load_tokens(splits: DatasetDict, collection: Collection, rows: Mapping) -> dict[str, Tokens]:

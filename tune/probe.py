@@ -72,6 +72,7 @@ class ProbeData:
         self.dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self.n_scales, self.mix = n_scales, mix
         train = features["train"]
+        self.whitening = train.whitening
         self.standardise = Standardiser(train.values, train.valid)
         views = {s: self.standardise(f.values, f.valid) for s, f in features.items()}
         self.inputs = {s: self._arrange(v, 1).to(device, self.dtype) for s, v in views.items()}
@@ -189,6 +190,9 @@ class ProbeData:
         if self.kind == "numbers":
             out |= {"target.centre": torch.from_numpy(self.centre),
                     "target.scale": torch.from_numpy(self.scale)}  # fmt: skip
+        if self.whitening and not self.mix:  # of all layers it would be tens of megabytes
+            mean, matrix = self.whitening[layer]
+            out |= {"whitening.mean": mean, "whitening.matrix": matrix.float()}
         return {name: value.contiguous() for name, value in out.items()}
 
 

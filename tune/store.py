@@ -26,7 +26,7 @@ import logging
 import os
 import platform
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +48,44 @@ def default_root() -> Path:
     if os.environ.get("TUNE_STORE"):
         return Path(os.environ["TUNE_STORE"])
     return cache_folder() / "store"
+
+
+def open(root: str | Path | None = None, **wanted) -> "Collection":
+    """Open one collection of a store that is on disk, without its encoder, to read its rows.
+
+    Parameters
+    ----------
+    root : the store's folder (None: the default store), or a collection's own folder
+    wanted : encoder, precision, tokens ("segment", or such as "frame at 1 Hz"), layers ("all", or
+        such as "4"), as `python -m tune.store list` shows them; what is needed to name just one
+
+    Raises
+    ------
+    ValueError
+        When no collection fits, or several do, with the list of those.
+    """
+    if unknown := wanted.keys() - {"encoder", "precision", "tokens", "layers"}:
+        raise ValueError(f"a collection is named by encoder, precision, tokens and layers, "
+                         f"not by {min(unknown)}")  # fmt: skip
+    root = Path(root or default_root())
+    found, others = [], []
+    for file in sorted([*root.glob("collection.json"), *root.glob("*/layers-*/collection.json")]):
+        try:
+            key = json.loads(file.read_text(encoding="utf-8"))
+            layers, window_s = key.pop("layers"), key.pop("window_s", None)
+            shown = {k: str(key[k]) for k in ("encoder", "precision", "tokens")}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file} can't be read: {error!r}; delete it or restore it") from error
+        shown["layers"] = file.parent.name.removeprefix("layers-")
+        fits = all(shown[k] == str(v) for k, v in wanted.items() if v is not None)
+        text = ", ".join(f"{k}={v!r}" for k, v in shown.items())
+        (found if fits else others).append((text, file.parent, key, layers, window_s))
+    if len(found) != 1:
+        listed = "; ".join(item[0] for item in found or others) or "it is made by the first run"
+        many = f"{len(found)} collections fit, say which" if found else "no such collection"
+        raise ValueError(f"the store {root}: {many} ({listed})")
+    _, folder, key, layers, window_s = found[0]
+    return Collection(folder.parent.parent, folder, None, key, layers, window_s)
 
 
 def cache_folder() -> Path:
@@ -81,6 +119,28 @@ class Row:
     silent: bool
     seconds: float
     peak_bytes: int = 0
+
+    def times(self, sample_rate: int, window_s: float | None = None) -> np.ndarray:
+        """Where each token begins and ends, in seconds: (N, 2).
+
+        Pooled frames are windows of `window_s`, of which the last in a segment may be shorter.
+
+        Raises
+        ------
+        ValueError
+            When a segment has several tokens and `window_s` isn't known.
+        """
+        if window_s is None and max(self.counts) > 1:
+            raise ValueError(
+                "the pooled frames' length isn't known: this collection was written by an older "
+                "version; encode into a fresh --store"
+            )
+        times = []
+        for (start, end), count in zip(self.spans, self.counts, strict=True):
+            start_s, end_s = start / sample_rate, end / sample_rate
+            starts = start_s + np.arange(count) * (window_s or 0.0)
+            times.append(np.stack([starts, np.append(starts[1:], end_s)], 1))
+        return np.concatenate(times)
 
 
 class Store:
@@ -170,7 +230,7 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         spans = [list(map(int, span)) for span in spans]
         text = json.dumps({**key, "spans": spans, "checksum": _digest([content, key, spans])})
-        _write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+        write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
     def _boundaries(self, content, rule, sample_rate) -> tuple[Path, dict]:
         """Where a track's boundaries lie, and all that they depend on besides its content."""
@@ -266,8 +326,9 @@ class Collection:
         path.parent.mkdir(parents=True, exist_ok=True)
         description = self.folder / "collection.json"
         if not description.exists():
-            text = json.dumps({**self.key, "layers": self.layers}, indent=2)
-            _write_whole(description, lambda aside: aside.write_text(text, encoding="utf-8"))
+            window = {} if self.window_s is None else {"window_s": self.window_s}
+            text = json.dumps({**self.key, "layers": self.layers, **window}, indent=2)
+            write_whole(description, lambda aside: aside.write_text(text, encoding="utf-8"))
         tokens = np.ascontiguousarray(row.tokens, np.float32)
         info = {
             "spans": [list(map(int, span)) for span in row.spans],
@@ -278,7 +339,7 @@ class Collection:
         }
         text = json.dumps(info)
         meta = {"n_samples": str(n_samples), "checksum": _checksum(tokens, text), "info": text}
-        _write_whole(path, lambda aside: save_file({"tokens": tokens}, aside, meta))
+        write_whole(path, lambda aside: save_file({"tokens": tokens}, aside, meta))
 
     def bytes_of(self, content: str, spans: Sequence) -> int:
         """Size of a track's row on disk (0 when it isn't stored)."""
@@ -286,6 +347,40 @@ class Collection:
             with contextlib.suppress(FileNotFoundError):
                 return self._path(folder, content, spans).stat().st_size
         return 0
+
+    def rows(self) -> Iterator[tuple[str, str, Row]]:
+        """All rows as (content, digest of the cut, row), in this order; damaged ones left out."""
+        for path in sorted(self.folder.glob("??/*.safetensors")):
+            try:
+                with safe_open(path, "numpy") as file:
+                    spans = json.loads(file.metadata()["info"])["spans"]
+            except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+                log.warning("damaged row %s (%s): left out", path, error)
+                continue
+            row = self.read(path.name[:64], spans)
+            if row is not None:
+                content, _, cut = path.stem.partition("-")
+                yield content, cut, row
+
+    def to_dataset(self, *, contents: Sequence[str] | None = None, streaming: bool = False):
+        """The rows as a `datasets.Dataset`: one row a token and layer.
+
+        Parameters
+        ----------
+        contents : only these tracks (see `Store.content`)
+        streaming : return an IterableDataset that reads as it goes, for stores beyond the memory
+
+        Returns
+        -------
+        datasets.Dataset or IterableDataset
+            content (SHA-256 of the file), cut (tells apart several ways of cutting one track),
+            segment (number within the track), start_s, end_s, layer, embedding (D, float32),
+            silent. A track cut in several ways (--seg 10 and --seg 30) has its rows for each.
+            With pooled frames a token is a frame, and several share a segment.
+        """
+        from tune.store_dataset import to_dataset
+
+        return to_dataset(self, contents, streaming)
 
     @staticmethod
     def _path(folder: Path, content: str, spans: Sequence) -> Path:
@@ -295,13 +390,13 @@ class Collection:
         return folder / content[:2] / f"{content}-{digest}.safetensors"
 
 
-def _write_whole(path: Path, write) -> None:
+def write_whole(path: Path, write) -> None:
     """Write a file aside, flush it to disk and rename it, so that no reader sees half of it."""
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         write(aside)
         as_umask_says(aside)
-        with open(aside, "rb+") as file:
+        with aside.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
     finally:
