@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 COMPLETE, FETCHING = ".tune-complete", ".tune-fetching"
 TIMEOUT_S = 60
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 16
 
 
 def hub_folder(row, data_dir: Path) -> Path:
