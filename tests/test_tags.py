@@ -130,8 +130,8 @@ def test_blocks_of_resamples_do_not_matter(tags):
 
 
 def test_differences_are_paired(tags, rng):
-    labels, first = tags
-    second = np.round(labels + rng.random((2, 60, 5)), 1)
+    labels, first = tags[0], tags[1][:1]
+    second = np.round(labels + rng.random((1, 60, 5)), 1)
     got = paired_bootstrap("tags", labels, first, second, [], n_resamples=15)
     picks = [np.repeat(np.arange(60), w) for w in draws(60, 15)]
     for name, metric in BOTH.items():
@@ -197,7 +197,7 @@ def test_the_weighted_score_by_hand_and_by_mir_eval(rng):
 
 def test_intervals_of_keys_are_those_of_mir_eval_on_each_resample(rng):
     labels = rng.integers(0, 24, 30)
-    first, second = np.where(rng.random((2, 2, 30)) < 0.5, labels, rng.integers(0, 24, (2, 2, 30)))
+    first, second = np.where(rng.random((2, 1, 30)) < 0.5, labels, rng.integers(0, 24, (2, 1, 30)))
     picks = [np.repeat(np.arange(30), w) for w in draws(30, 40)]
 
     def scored(runs, p):

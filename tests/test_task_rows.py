@@ -198,7 +198,8 @@ def test_clips_of_a_track_are_averaged():
     ("given", "layer"),
     [([], "last"), (["--task", "gtzan"], "last"), (["--task", "gs"], "mix"),
      (["--task=mtg-genre"], "mix"), (["--task", "gs", "--layer", "3"], "3"),
-     (["--task", "gs", "--agg", "transformer", "--tune_aggregator"], "last")],
+     (["--task", "gs", "--agg", "transformer", "--tune_aggregator"], "last"),
+     (["--task", "gs", "--agg", "transformer:some/folder"], "last")],
 )  # fmt: skip
 def test_the_layer_is_the_rows_where_none_is_given(train_probe, given, layer):
     assert train_probe.parse_args(given).layer == layer

@@ -58,6 +58,8 @@ class Breakdown:
     cells : those shown, the baselines first, then by quality
     n_cells : how many there are in all
     values : (len(parts), len(cells)), NaN where undefined
+    noun : what a part is: class, target or tag
+    spread_of : what the spread of a disputed track is the deviation of
     """
 
     parts: list[str]
@@ -67,6 +69,16 @@ class Breakdown:
     values: np.ndarray
     disputed: list[Disputed]
     attention: list[Attention]
+    noun: str
+    spread_of: str
+
+
+NOUNS = {
+    "classes": ("class", "how often a strategy's seeds are right"),
+    "keys": ("class", "how often a strategy's seeds are right"),
+    "numbers": ("target", "the predicted values, relative to that of the labels"),
+    "tags": ("tag", "the scores, mean over tags"),
+}
 
 
 def break_down(cells: Sequence[Cell], baselines: Sequence[Cell], scores: Scores) -> Breakdown:
@@ -88,7 +100,10 @@ def break_down(cells: Sequence[Cell], baselines: Sequence[Cell], scores: Scores)
         parts, heading = list(result["targets"]), "R² of each target"
         names = [f"r2_{t}" for t in parts] if len(parts) > 1 else ["r2"]
         values = np.array([[scores.curves(c)[name][0] for c in shown] for name in names])
-    return Breakdown(parts, heading, shown, len(cells), values, disputed(cells), _attention(cells))
+    return Breakdown(
+        parts, heading, shown, len(cells), values, disputed(cells), _attention(cells),
+        *NOUNS[result["kind"]],
+    )  # fmt: skip
 
 
 def class_accuracy(cell: Cell, n_classes: int) -> np.ndarray:

@@ -65,47 +65,52 @@ def weighted_ranking(
     counts = np.zeros((len(weights), len(scores)), int)
     for t in np.flatnonzero(labels.any(0) & ~labels.all(0)):
         for s, each in enumerate(scores):
-            matrix, n_levels = _bins(labels[:, t], each[:, t])
+            matrix, *kind = _bins(labels[:, t], each[:, t])
             for rows, part in zip(blocks, parts, strict=True):
-                auc, precision, defined = _from_bins((matrix @ part).astype(float), n_levels)
+                auc, precision, defined = _from_bins(matrix @ part, *kind)
                 sums[:, rows, s] += np.where(defined, [auc, precision], 0.0)
                 counts[rows, s] += defined
     means = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
     return means[0], means[1]
 
 
-def _bins(labels: np.ndarray, scores: np.ndarray) -> tuple[csr_array, int]:
-    """The matrix that sums tracks (n,) up in bins, and K, how many scores positive tracks have.
+def _bins(labels: np.ndarray, scores: np.ndarray) -> tuple[csr_array, int, bool]:
+    """The matrix that sums tracks (n,) up in bins; K, how many scores positive tracks have; ties.
 
-    Bins 0 to 2 K hold negative tracks: 2 i those below the i-th of these scores (and above the one
-    before), 2 i + 1 those at it. Then come K bins of positive tracks.
+    The first K bins hold positive tracks, one a score, in ascending order; the next K + 1 negative
+    tracks: the i-th those from the score before up to the i-th, without it. Where a negative track
+    has the score of a positive one there are ties, and K more bins of these negative tracks alone.
     """
     levels = np.unique(scores[labels])  # ascending
     k, n = len(levels), len(labels)
     below, upto = (np.searchsorted(levels, scores, side) for side in ("left", "right"))
-    bins = np.where(labels, 2 * k + 1 + below, below + upto)
+    bins, tracks = np.where(labels, below, k + upto), np.arange(n)
+    tied = np.flatnonzero(~labels & (upto > below))
+    bins, tracks = np.append(bins, 2 * k + 1 + below[tied]), np.append(tracks, tied)
     order = np.argsort(bins, kind="stable")
-    ends = np.searchsorted(bins[order], np.arange(3 * k + 2))
-    return csr_array((np.ones(n, np.float32), order, ends), shape=(3 * k + 1, n)), k
+    n_bins = 3 * k + 1 if len(tied) else 2 * k + 1
+    ends = np.searchsorted(bins[order], np.arange(n_bins + 1))
+    ones = np.ones(len(bins), np.float32)
+    return csr_array((ones, tracks[order], ends), shape=(n_bins, n)), k, len(tied) > 0
 
 
-def _from_bins(sums: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _from_bins(sums: np.ndarray, k: int, ties: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """ROC-AUC and average precision of one tag, and where both are defined: three of (r,).
 
     Parameters
     ----------
-    sums : (3 K + 1, r), the weight in each of `_bins`
+    sums : (2 K + 1 or 3 K + 1, r) float32, the weight in each of `_bins`
     """
-    negative, positive = sums[: 2 * k + 1], sums[2 * k + 1 :]
-    n_negative, n_positive = negative.sum(0), positive.sum(0)
-    at_level = negative[1::2]
-    lower = np.cumsum(negative, axis=0)[1::2] - at_level  # negatives below each score
-    defined = (n_negative > 0) & (n_positive > 0)
-    pairs = np.where(defined, n_positive * n_negative, 1.0)
-    auc = (positive * (lower + 0.5 * at_level)).sum(0) / pairs
+    positive, upto = sums[:k], np.cumsum(sums[k : 2 * k + 1], axis=0)
+    lower, n_negative = upto[:-1], upto[-1]  # negatives below each score, and all
     # From the top down: what is found when everything from this score on is called positive.
     hits = np.cumsum(positive[::-1], axis=0)[::-1]
-    called = hits + n_negative - lower
-    precision = np.divide(hits, called, out=np.zeros_like(hits), where=called > 0)
-    average = (positive * precision).sum(0) / np.where(defined, n_positive, 1.0)
+    n_positive = hits[0].astype(float)
+    precision = hits / np.maximum(hits + n_negative - lower, 1.0).astype(float)
+    defined = (n_negative > 0) & (n_positive > 0)
+    average = np.einsum("kr,kr->r", positive, precision) / np.where(defined, n_positive, 1.0)
+    right = np.einsum("kr,kr->r", positive.astype(float), lower)
+    if ties:
+        right += 0.5 * np.einsum("kr,kr->r", positive.astype(float), sums[2 * k + 1 :])
+    auc = right / np.where(defined, n_positive * n_negative, 1.0)
     return auc, average, defined

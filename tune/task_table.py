@@ -2,7 +2,9 @@
 
 The settings are MARBLE's: those of its v2 configurations for MuQ (`configs/probe.MuQ.<Task>.yaml`)
 and, for NSynth and VocalSet, of v1's base configurations. The head is the same for all: one hidden
-layer of 512, ReLU, dropout 0.2.
+layer of 512, ReLU, dropout 0.2. Two things differ from MARBLE's: `mix` has one weight a layer where
+MARBLE v2 has a linear layer over all of them (`MLPReduce`), and early stopping waits 20 epochs
+everywhere, where v2 waits 10 for tags.
 """
 
 from collections.abc import Mapping
