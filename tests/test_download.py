@@ -35,7 +35,9 @@ class Server(BaseHTTPRequestHandler):
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
         self.state.asked.append(start)
         if start >= len(data):
-            return self.send_error(416)
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(data)}")
+            return self.end_headers()
         start = start if self.state.ranges else 0
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(data) - start))
@@ -51,7 +53,7 @@ def server():
     """A server on this machine; its state says what it serves and how."""
     state = SimpleNamespace(files={}, asked=[], ranges=True, break_at=None)
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Server, state))
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True).start()
     state.url = f"http://127.0.0.1:{httpd.server_port}"
     yield state
     httpd.shutdown()
@@ -89,6 +91,12 @@ def test_a_whole_part_is_taken_as_it_is(server, tmp_path):
     (tmp_path / "a.bin.part").write_bytes(b"all of it")
     fetch(f"{server.url}/a.bin", tmp_path / "a.bin", progress=False)
     assert (tmp_path / "a.bin").read_bytes() == b"all of it"
+    (tmp_path / "b.bin.part").write_bytes(b"all of it and more")
+    server.files["/b.bin"] = b"all of it"
+    with pytest.raises(TaskError, match=r"did not arrive whole \(18 bytes of 9\)"):
+        fetch(f"{server.url}/b.bin", tmp_path / "b.bin", progress=False)
+    fetch(f"{server.url}/b.bin", tmp_path / "b.bin", progress=False)
+    assert (tmp_path / "b.bin").read_bytes() == b"all of it"
 
 
 def test_a_file_of_another_checksum_is_fetched_anew(server, tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 from task_trees import SPLITS as FILES
-from task_trees import TREES, _tagged, vocalset_archive, write_trees
+from task_trees import TREES, _tagged, vocalset_archive, write_rows, write_trees
 
 from tune import paired
 from tune.demo import DEMO_TASKS
@@ -192,6 +192,19 @@ def test_clips_of_a_track_are_averaged():
     assert truth.tolist() == [7, 8]
     with pytest.raises(ValueError, match="clips of the test track b have different labels"):
         join_clips(outputs, np.array([7, 8, 9]), split)
+
+
+def test_a_made_split_keeps_clips_together_and_spreads_tags(tmp_path):
+    tags = [["rare"] if i < 6 else ["usual", "other"][: 1 + i % 2] for i in range(40)]
+    rows = [{"audio_path": f"{i}-{clip}.wav", "ori_uid": i, "label": own}
+            for i, own in enumerate(tags) for clip in range(3)]  # fmt: skip
+    write_rows(tmp_path / "all.jsonl", rows)
+    task = load_task(str(tmp_path / "all.jsonl"), cache_dir=tmp_path)
+    assert (task.kind, task.classes) == ("tags", ["other", "rare", "usual"])
+    tracks = {s: set(task.splits[s]["track"]) for s in SPLITS}
+    assert sum(map(len, tracks.values())) == len(set.union(*tracks.values())) == 40
+    assert [len(task.splits[s]) for s in SPLITS] == [3 * len(tracks[s]) for s in SPLITS]
+    assert all(np.any(task.splits[s]["label"], axis=0).all() for s in SPLITS)
 
 
 @pytest.mark.parametrize(

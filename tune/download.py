@@ -121,10 +121,10 @@ def fetch(url: str, to: Path, *, progress: bool = True) -> Path:
     """
     part = to.with_name(to.name + ".part")
     have = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={have}-"} if have else {}
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as answer:
-        if answer.status_code == 416:  # all of it is there
-            size = have
+        if answer.status_code == 416:  # all of it is there, or more than there is
+            size = int(answer.headers.get("Content-Range", f"*/{have}").split("/")[-1])
         else:
             answer.raise_for_status()
             if have and answer.status_code != 206:  # this server starts from the beginning

@@ -112,8 +112,8 @@ TASKS = {
         source="http://marsyas.info/downloads/datasets.html",
     ),
     "gs": TaskRow(
-        "keys", "GiantSteps: key of electronic dance music, 24 classes, clips of a track joined",
-        "GS", hub="m-a-p/GS", layer="mix", n_classes=24,
+        "keys", "GiantSteps: 24 keys of dance music, clips of 30 s scored by track", "GS",
+        hub="m-a-p/GS", layer="mix", n_classes=24,
         source="https://github.com/GiantSteps/giantsteps-key-dataset, giantsteps-mtg-key-dataset",
     ),
     "mtt": TaskRow(
