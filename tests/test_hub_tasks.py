@@ -2,6 +2,7 @@
 
 import io
 import json
+import tarfile
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,12 @@ from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import List as ListOf
 
 from tune.tasks import SPLITS, TaskError, load_task
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    """Keep what `datasets` makes of files out of the user's cache."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
 
 
 def encoded(hz: float, seed: int, ending: str = "flac") -> bytes:
@@ -54,7 +61,6 @@ def parquet(tmp_path):
 
 
 def test_a_data_set_runs_as_a_task(parquet, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.syspath_prepend(str(ROOT))
     import train_probe
 
@@ -105,6 +111,42 @@ def test_every_form_of_label(tmp_path, feature, labels, kind, expected):
     else:
         assert task.splits["train"]["label"][:2] == expected
     assert [len(task.splits[s]) for s in SPLITS] == [4, 4, 4]
+
+
+def test_a_folder_of_audio_files_needs_no_torchcodec(tmp_path):
+    for split, n in (("train", 4), ("test", 2)):
+        for name, hz in (("high", 900), ("low", 100)):
+            for i in range(n):
+                path = tmp_path / "music" / split / name / f"{i}.flac"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(encoded(hz, i))
+    task = load(tmp_path / "music", tmp_path, label_column=None)
+    assert task.classes == ["high", "low"]
+    assert set(task.splits["test"]["path"]) == {
+        str(tmp_path / "music" / "test" / name / f"{i}.flac") for name in task.classes
+        for i in range(2)
+    }  # fmt: skip
+    assert not (tmp_path / "data").exists()  # the files are used where they are
+    assert {len(task.splits[s]) for s in ("train", "val")} == {6, 2}
+    assert Audio.encode_example.__module__ == "datasets.features.audio"  # as it was
+
+
+def test_tars_of_audio_with_labels_inside_a_column(tmp_path):
+    (tmp_path / "web").mkdir()
+    with tarfile.open(tmp_path / "web" / "train-0.tar", "w") as archive:
+        for i in range(20):
+            label = {"song": {"tags": ["a", "b"][: 1 + i % 2]}}
+            for ending, data in (("flac", encoded(300, i)), ("json", json.dumps(label).encode())):
+                info = tarfile.TarInfo(f"{i:03d}.{ending}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    task = load(tmp_path / "web", tmp_path, label_column="json.song.tags")
+    assert (task.kind, task.classes) == ("tags", ["a", "b"])
+    with open(task.splits["test"]["path"][0], "rb") as file:
+        number = int(task.splits["test"]["id"][0].split("/")[1])
+        assert file.read() == encoded(300, number)
+    with pytest.raises(TaskError, match=r"no column 'json\.song\.mood'"):
+        load(tmp_path / "web", tmp_path, label_column="json.song.mood")
 
 
 def test_a_data_set_of_one_split_is_split_here(tmp_path):

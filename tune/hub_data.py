@@ -6,6 +6,7 @@ code of the data set is run: `datasets` itself has no way to, any more. Audio th
 data set is written to files once, since everything after this reads files.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -32,7 +33,7 @@ def read_hub(name: str, data_dir: Path, *, label_column: str | None, audio_colum
     Parameters
     ----------
     name : what stands after `hub:`
-    label_column : which column is the label; "label" where it isn't said
+    label_column : which column is the label, or what in it (json.genre); else "label"
     audio_column : which column is the audio; the only one of type Audio where it isn't said
 
     Raises
@@ -48,16 +49,17 @@ def read_hub(name: str, data_dir: Path, *, label_column: str | None, audio_colum
     for split, data in splits.items():
         audio = audio_column or _audio_column(name, data.features)
         label = label_column or "label"
+        kinds = {c: _feature(data.features, c) for c in (audio, label)}
         for column, flag in ((audio, "audio_column"), (label, "label_column")):
-            if column not in data.features:
+            if kinds[column] is None:
                 raise TaskError(
                     f"{PREFIX}{name} has no column {column!r}: name one by --{flag} (there are "
                     f"{', '.join(data.features)})"
                 )
-        if isinstance(data.features[audio], Audio):
+        if isinstance(kinds[audio], Audio):
             data = data.cast_column(audio, Audio(decode=False))
-        names = _names(data.features[label])
-        data = data.select_columns([audio, label])
+        names = _names(kinds[label])
+        data = data.select_columns([audio, label if label in data.features else _head(label)])
         alone = len(splits) == 1
         for i, item in enumerate(tqdm(data, desc=split, disable=not progress)):
             where = f"{PREFIX}{name}:{split}:{i}"
@@ -68,11 +70,38 @@ def read_hub(name: str, data_dir: Path, *, label_column: str | None, audio_colum
                 continue
             rows.append({
                 "where": where, "id": f"{split}/{i}", "path": str(path),
-                "label": _named(item[label], names),
+                "label": _named(_inside(item, label), names),
                 # A data set of one split has none: datasets calls it train.
                 "split": None if alone else split, "track": None,
             })  # fmt: skip
     return rows, skipped
+
+
+@contextlib.contextmanager
+def _audio_as_it_is():
+    """Let `datasets` make folders and tars of audio files into data sets without torchcodec.
+
+    Its Audio (version 5.2) imports torchcodec for whatever it is given, but uses it only for
+    decoded samples; files come as paths or bytes.
+    """
+    from datasets import Audio
+
+    own = Audio.encode_example
+
+    def encode(self, value):
+        if isinstance(value, str | os.PathLike):
+            return {"bytes": None, "path": str(value)}
+        if isinstance(value, bytes | bytearray):
+            return {"bytes": bytes(value), "path": None}
+        if isinstance(value, dict) and "array" not in value:
+            return {"bytes": value.get("bytes"), "path": value.get("path")}
+        return own(self, value)
+
+    Audio.encode_example = encode
+    try:
+        yield
+    finally:
+        Audio.encode_example = own
 
 
 def _load(name: str) -> dict:
@@ -82,7 +111,8 @@ def _load(name: str) -> dict:
     where, _, config = (name, "", "") if os.path.exists(name) else name.partition(":")
     try:
         saved = any((Path(where) / f).is_file() for f in ("dataset_dict.json", "state.json"))
-        data = load_from_disk(where) if saved else load_dataset(where, config or None)
+        with _audio_as_it_is():
+            data = load_from_disk(where) if saved else load_dataset(where, config or None)
     except Exception as error:  # datasets raises its own, the hub's and its HTTP library's errors
         text = (str(error).splitlines() or [""])[0]
         if "gated" in text:
@@ -115,6 +145,27 @@ def _audio_column(name: str, features) -> str:
             f"(there are {', '.join(features)})"
         )
     return found[0]
+
+
+def _head(column: str) -> str:
+    """The column that a value inside one (json.genre) is in."""
+    return column.split(".")[0]
+
+
+def _feature(features, column: str):
+    """What a column is, or a value inside one (json.genre); None when there is none."""
+    if column in features:
+        return features[column]
+    head, _, rest = column.partition(".")
+    return _feature(features[head], rest) if rest and isinstance(features.get(head), dict) else None
+
+
+def _inside(item: dict, column: str):
+    """A value by its column's name; None where one on the way is missing."""
+    if column in item:
+        return item[column]
+    head, _, rest = column.partition(".")
+    return _inside(item[head], rest) if rest and isinstance(item.get(head), dict) else None
 
 
 def _names(feature) -> list[str] | None:
