@@ -27,7 +27,9 @@ from tune.cli import (
     to_ints,
     to_words,
 )
+from tune.labels import KINDS
 from tune.segments import parse_rule
+from tune.task_table import TASKS, default_layer
 
 AGGS = ("mean", "duration_mean", "max", "concat", "stats", "whitened", "attention", "hierarchical",
         "transformer")  # fmt: skip
@@ -47,13 +49,20 @@ def parse_args(argv=None):
     """Read the command line."""
     parser = Parser(prog="train_probe.py", description=__doc__)
     data = parser.add_argument_group("data")
-    data.add_argument("--task", default="demo", help="demo, demo-mood, demo-form, emo, gtzan, or "
-                      "PATH: a folder or .jsonl in MARBLE's layout, or a .csv/.tsv with the "
-                      "columns path,label[,split]")
+    data.add_argument("--task", default="demo", help=f"{', '.join(TASKS)}; PATH: a folder or "
+                      ".jsonl in MARBLE's layout, or a .csv/.tsv with the columns "
+                      "path,label[,split]; or hub:NAME, a data set with a column of audio "
+                      "(python -m tune.tasks tells of them and checks them)")
     data.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR",
-                      help="folder that holds (or gets) the hub's data sets, EMO/ and GTZAN/")
-    data.add_argument("--kind", choices=["auto", "classes", "numbers"], default="auto",
-                      help="what a PATH task's labels are; auto reads it off them")
+                      help="folder that holds (or gets) the data sets, such as EMO/ and GTZAN/")
+    data.add_argument("--kind", choices=["auto", *KINDS], default="auto",
+                      help="what the labels of a PATH or hub:NAME are: one of several classes, one "
+                      "of the 24 keys, numbers, or tags (lists, or names between semicolons); auto "
+                      "reads it off them, but for keys")
+    data.add_argument("--label_column", metavar="NAME",
+                      help="the labels' column in a .csv, .tsv or hub:NAME (default: label)")
+    data.add_argument("--audio_column", metavar="NAME", help="the audio's (default: path, or the "
+                      "only column of audio of hub:NAME)")
     data.add_argument("--strict", nargs="?", const=True, default=False, type=to_bool,
                       metavar="BOOL", help="end at the first bad file instead of reporting it")
     strategy = parser.add_argument_group("strategy")
@@ -66,10 +75,12 @@ def parse_args(argv=None):
                           "code of its own (MERT) execute it")
     strategy.add_argument("--revision", metavar="COMMIT", help="branch, tag or commit of an "
                           "encoder from the hub (default: its main branch)")
-    strategy.add_argument("--layer", default="last", metavar="last|all|mix|K",
+    strategy.add_argument("--layer", metavar="last|all|mix|K",
                           help="hidden layer: the last, number K (0 is the front end), all: one "
                           "probe a layer, the best chosen on validation, or mix: all layers, "
-                          "averaged by weights that the probe learns")
+                          "averaged by weights that the probe learns (default: last; mix for "
+                          f"{', '.join(n for n, row in TASKS.items() if row.layer == 'mix')}, but "
+                          "with --agg transformer)")
     strategy.add_argument("--seg", type=to_words, nargs="+", default=[["10"]],
                           metavar="SECONDS|full|structure", help="segment length in seconds, full "
                           "for the whole track, or structure: cut where the music changes; several "
@@ -118,7 +129,8 @@ def parse_args(argv=None):
     probe.add_argument("--batch_size", type=positive_int, default=64, metavar="TRACKS",
                        help="effective batch, over all processes")
     probe.add_argument("--lr", type=positive_float, metavar="RATE",
-                       help="Adam's rate (default: 5e-3 for classes, 1e-3 for numbers)")
+                       help="Adam's rate (default: the task's, by python -m tune.tasks list; "
+                       "5e-3 for classes of your own, else 1e-3)")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--mixed_precision", choices=["auto", "no", "fp16", "bf16"],
                          default="auto", help="the encoder's precision; auto: fp16 on a GPU "
@@ -166,6 +178,7 @@ def parse_args(argv=None):
     if checkpoint and args.aggregator_checkpoint:
         parser.error("the checkpoint is given twice: in --agg and as --aggregator_checkpoint")
     args.aggregator_checkpoint = checkpoint or args.aggregator_checkpoint
+    args.layer = args.layer or default_layer(args.task, args.agg)
     if args.agg != "transformer":
         for flag in ("aggregator_checkpoint", "readout", "tune_aggregator"):
             if getattr(args, flag):
@@ -215,11 +228,11 @@ from tune.encoder import resolve_layers, resolve_precision
 from tune.encoders import load_encoder
 from tune.encoding import check_fits, encode_shared
 from tune.joining import Joining
-from tune.metrics import bootstrap, main_score, score
-from tune.probe import Positions, ProbeBank, Selection, losses
+from tune.metrics import bootstrap, defined_tags, main_score, score
+from tune.probe import Positions, ProbeBank, Selection, join_clips, losses
 from tune.repeats import needless
 from tune.store import Store, cache_folder, default_root
-from tune.tasks import SPLITS, TASKS, check_task, load_task, short_name
+from tune.tasks import SPLITS, check_task, load_task, short_name
 from tune.tracking import Tracker, check_tracker
 
 log = logging.getLogger("tune.train_probe")
@@ -266,7 +279,8 @@ def main(args):
         check_fits(rules, frame_rate, encoder, layers)
         task = load_task(
             args.task, args.data_dir, cache_dir=args.cache_dir or cache_folder() / "demo",
-            kind=args.kind, progress=accelerator.is_main_process,
+            kind=args.kind, label_column=args.label_column, audio_column=args.audio_column,
+            progress=accelerator.is_main_process,
         )  # fmt: skip
     if task.skipped and args.strict:
         raise ValueError("{where}: {reason}".format(**task.skipped[0]))
@@ -348,9 +362,11 @@ def train(accelerator, tracker, task, data, joiners, args):
     rates = {"probe": lr, "joiner": args.aggregator_lr or (joiners and joiners[0].default_lr(lr))}
     optimizers = [Adam(probe.groups(rates), fused=True) for probe in bank.probes]
     plateaus = [
-        ReduceLROnPlateau(optimizer, "max", factor=0.5, patience=recipe.plateau_patience)
+        ReduceLROnPlateau(
+            optimizer, "max", factor=recipe.plateau_factor, patience=recipe.plateau_patience
+        )
         for optimizer in optimizers
-    ]
+    ]  # fmt: skip
     model, loader, *optimizers = accelerator.prepare(bank, loader, *optimizers)
     selection, history = Selection(bank, args.patience), []
 
@@ -433,7 +449,9 @@ def evaluate(accelerator, bank, selection, task, data, layers, joining, args) ->
     names = ["mix"] if args.layer == "mix" else layers
     out = predict(accelerator, bank, data, "test", data.layer_of(len(seeds)))
     mine = slice(chosen * len(seeds), (chosen + 1) * len(seeds))
-    out, truth, probes = out[mine], data.truth["test"], bank.probes[mine]  # (S, n, C)
+    # (S, n, C), where a track may be several files
+    out, truth, ids = join_clips(out[mine], data.truth["test"], task.splits["test"])
+    probes = bank.probes[mine]
     guesses = data.decide(out)  # (S, n) or (S, n, C)
     each = [score(task.kind, truth, guess, task.targets) for guess in guesses]
     per_seed = {name: [s[name] for s in each] for name in each[0]}
@@ -445,7 +463,12 @@ def evaluate(accelerator, bank, selection, task, data, layers, joining, args) ->
     }
     return {
         "metrics": results.summarise(per_seed, intervals),
-        "chance": score(task.kind, truth, data.guess("test"), task.targets),
+        "chance": score(task.kind, truth, data.guess("test")[: len(truth)], task.targets),
+        "n_test_scored": len(ids),
+        "tags_left_out": [
+            tag for tag, told in zip(task.classes, defined_tags(truth), strict=True) if not told
+        ] if task.kind == "tags" else [],
+        "unknown_tags": task.unknown_tags,
         "layer": names[chosen],
         "layer_scores": dict(zip(map(str, names), by_layer.tolist(), strict=True)),
         "best_epochs": selection.best_epoch[mine].tolist(),
@@ -458,7 +481,7 @@ def evaluate(accelerator, bank, selection, task, data, layers, joining, args) ->
         "embedding_dim": bank.n_in,
         "probe": weights | data.constants(chosen, inputs=not args.tune_aggregator),
         "predictions": results.prediction_columns(
-            task.kind, task.splits["test"]["id"], seeds, truth, guesses,
+            task.kind, ids, seeds, truth, guesses,
             out.softmax(-1).cpu().numpy(), task.classes, task.targets,
         ),
     }  # fmt: skip

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from sklearn.metrics import accuracy_score, r2_score
+from sklearn.metrics import accuracy_score, r2_score, roc_auc_score
 
 from tune.results import prediction_columns
 
@@ -20,14 +20,15 @@ def guesses(rng, labels, right, n_seeds=3):
 
 
 def write_run(root, name, labels, predictions, *, seeds=None, age=0, config=None, cost=None,
-              classes=CLASSES, targets=(), ids=None, **fields):  # fmt: skip
+              classes=CLASSES, targets=(), ids=None, kind=None, **fields):  # fmt: skip
     """Write a run's folder; `age` in seconds makes it older, `fields` go into result.json."""
     folder = root / name
     folder.mkdir(parents=True)
     seeds = list(seeds or range(len(predictions)))
     ids = ids or [f"track{i:02d}" for i in range(len(labels))]
-    kind = "numbers" if targets else "classes"
-    measure = r2_score if targets else accuracy_score
+    kind = kind or ("numbers" if targets else "classes")
+    measure = {"numbers": r2_score, "classes": accuracy_score, "tags": roc_auc_score}[kind]
+    metric = {"numbers": "r2", "classes": "accuracy", "tags": "roc_auc"}[kind]
     each = [float(measure(labels, p)) for p in predictions]
     result = {
         "task": "t", "kind": kind, "encoder": "muq-nano", "encoder_untrained": True, "layer": 4,
@@ -36,9 +37,8 @@ def write_run(root, name, labels, predictions, *, seeds=None, age=0, config=None
         "device": "cpu", "degenerate": None, "n_tracks": {"train": 60, "val": 10, "test": len(ids)},
         "aggregator": {"checkpoint": None, "tuned": False, "readout": None},
         "classes": [] if targets else list(classes), "targets": list(targets),
-        "metrics": {"r2" if targets else "accuracy": {"mean": float(np.mean(each)),
-                                                      "per_seed": each}},
-        "chance": {"r2" if targets else "accuracy": 0.0 if targets else 0.333},
+        "metrics": {metric: {"mean": float(np.mean(each)), "per_seed": each}},
+        "chance": {metric: 0.0 if targets else 0.333},
         "cost": {"encode_seconds_stored": 10.0, "peak_memory_bytes": 10**9,
                  "peak_memory_kind": "resident", "store_bytes": 5000, "embedding_dim": 192,
                  "probe_seconds": 1.0, "encoder_passes": 100} | (cost or {}),

@@ -277,7 +277,7 @@ REFUSED = [
     (["--name", "a/b"], r"--name must be a plain folder name, got 'a/b'"),
     (["--name", ".."], r"--name must be a plain folder name, got '\.\.'"),
     (["--name="], r"--name must be a plain folder name, got ''"),
-    (["--task", "nonsense"], r"unknown task 'nonsense': it is none of emo, gtzan, demo.*"),
+    (["--task", "nonsense"], r"unknown task 'nonsense': it is none of emo, gtzan, gs.*"),
     (["--task", "emo"], r"data/EMO/EMO\.train\.jsonl is missing and the data set m-a-p/EMO .*"),
     (["--encoder", "nonsense"], r"unknown encoder 'nonsense': it is none of muq, .*"),
 ]  # fmt: skip

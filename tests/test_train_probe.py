@@ -352,7 +352,18 @@ def test_scales_that_are_all_the_full_track_are_marked(segs, degenerate):
     ]  # fmt: skip
     config = dict.fromkeys(("precision", "device", "versions", "git_sha", "command"))
     outcome = dict.fromkeys(
-        ("layer", "layer_scores", "aggregator", "best_epochs", "metrics", "chance", "embedding_dim")
+        (
+            "layer",
+            "layer_scores",
+            "aggregator",
+            "best_epochs",
+            "metrics",
+            "chance",
+            "embedding_dim",
+            "n_test_scored",
+            "tags_left_out",
+            "unknown_tags",
+        )
     )
     got = results.assemble(
         SimpleNamespace(name="t", kind="classes", classes=[], targets=[], splits=splits,

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,35 @@ def read_audio(
         part = "" if whole else f" from {start_s:g} s" + (f" to {end_s:g} s" if end_s else "")
         raise AudioError(f"holds no samples{part}")
     return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself: rate in Hz, channels, format and seconds (NaN where unknown)."""
+
+    sample_rate: int
+    channels: int
+    format: str
+    seconds: float
+
+
+def read_header(path: str | Path) -> Header:
+    """Read a file's header, without decoding.
+
+    Raises
+    ------
+    AudioError
+        With the reason, when there is none to be read.
+    """
+    check_file(path)
+    if Path(path).suffix.lower() == ".raw":
+        raise AudioError("can't be decoded: a .raw file has no header that tells its rate")
+    try:
+        with soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path) as file:
+            seconds = file.frames / file.samplerate if file.frames < UNKNOWN_FRAMES else math.nan
+            return Header(file.samplerate, file.channels, file.format, seconds)
+    except soundfile.LibsndfileError as error:
+        raise AudioError(_libsndfile_reason(error)) from error
 
 
 def is_silent(samples: np.ndarray) -> bool:

@@ -8,6 +8,8 @@ import numpy as np
 
 from tune.attention import Track, load_tracks
 from tune.comparison import Cell
+from tune.labels import ONE_OF_MANY
+from tune.ranking import roc_auc
 from tune.verdicts import Scores, common_ids, positions
 
 log = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ class Disputed:
     ----------
     label : its class, or its targets' values, as text
     spread : deviation over cells of how often a cell is right (classes), or of the predicted
-        values relative to the labels' deviation (numbers)
+        values relative to the labels' deviation (numbers), or of the scores over tags (tags)
     best, worst : the cells nearest to and farthest from the label
     """
 
@@ -51,11 +53,13 @@ class Breakdown:
 
     Attributes
     ----------
-    parts : classes or targets
+    parts : classes, targets or tags
     heading : what `values` are
     cells : those shown, the baselines first, then by quality
     n_cells : how many there are in all
     values : (len(parts), len(cells)), NaN where undefined
+    noun : what a part is: class, target or tag
+    spread_of : what the spread of a disputed track is the deviation of
     """
 
     parts: list[str]
@@ -65,6 +69,16 @@ class Breakdown:
     values: np.ndarray
     disputed: list[Disputed]
     attention: list[Attention]
+    noun: str
+    spread_of: str
+
+
+NOUNS = {
+    "classes": ("class", "how often a strategy's seeds are right"),
+    "keys": ("class", "how often a strategy's seeds are right"),
+    "numbers": ("target", "the predicted values, relative to that of the labels"),
+    "tags": ("tag", "the scores, mean over tags"),
+}
 
 
 def break_down(cells: Sequence[Cell], baselines: Sequence[Cell], scores: Scores) -> Breakdown:
@@ -76,14 +90,20 @@ def break_down(cells: Sequence[Cell], baselines: Sequence[Cell], scores: Scores)
     """
     shown = [*baselines, *(c for c in cells if c not in baselines)][:MOST_CELLS]
     result = cells[0].result
-    if result["kind"] == "classes":
+    if result["kind"] == "tags":
+        parts, heading = list(result["classes"]), "ROC-AUC of each tag"
+        values = np.stack([tag_auc(c) for c in shown], 1)
+    elif result["kind"] in ONE_OF_MANY:
         parts, heading = list(result["classes"]), "share of a class's tracks named rightly"
         values = np.stack([class_accuracy(c, len(parts)) for c in shown], 1)
     else:
         parts, heading = list(result["targets"]), "R² of each target"
         names = [f"r2_{t}" for t in parts] if len(parts) > 1 else ["r2"]
         values = np.array([[scores.curves(c)[name][0] for c in shown] for name in names])
-    return Breakdown(parts, heading, shown, len(cells), values, disputed(cells), _attention(cells))
+    return Breakdown(
+        parts, heading, shown, len(cells), values, disputed(cells), _attention(cells),
+        *NOUNS[result["kind"]],
+    )  # fmt: skip
 
 
 def class_accuracy(cell: Cell, n_classes: int) -> np.ndarray:
@@ -92,6 +112,11 @@ def class_accuracy(cell: Cell, n_classes: int) -> np.ndarray:
     counts = np.bincount(cell.labels, minlength=n_classes)
     sums = np.bincount(cell.labels, right, minlength=n_classes)
     return np.divide(sums, counts, out=np.full(n_classes, np.nan), where=counts > 0)
+
+
+def tag_auc(cell: Cell) -> np.ndarray:
+    """ROC-AUC of each tag, mean over seeds: (C,); NaN where all or no tracks have it."""
+    return np.mean([roc_auc(cell.labels, scores) for scores in cell.predictions], axis=0)
 
 
 def disputed(cells: Sequence[Cell]) -> list[Disputed]:
@@ -104,10 +129,15 @@ def disputed(cells: Sequence[Cell]) -> list[Disputed]:
         return []
     first, result = cells[0], cells[0].result
     labels = first.labels[positions(first, ids)]  # (n,) or (n, C)
-    if result["kind"] == "classes":
+    if result["kind"] in ONE_OF_MANY:
         right = np.stack([(c.predictions[:, positions(c, ids)] == labels).mean(0) for c in cells])
         spread, error = right.std(0), 1 - right  # (n,), (cells, n)
         texts = [result["classes"][i] for i in labels]
+    elif result["kind"] == "tags":
+        values = np.stack([c.predictions[:, positions(c, ids)].mean(0) for c in cells])
+        spread, error = values.std(0).mean(1), np.abs(values - labels).mean(2)
+        tags = np.array(result["classes"])
+        texts = [", ".join(tags[row]) or "no tag" for row in labels]
     else:
         values = np.stack([c.predictions[:, positions(c, ids)].mean(0) for c in cells])
         scale = np.where(labels.std(0) > 0, labels.std(0), 1.0)

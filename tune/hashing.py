@@ -1,4 +1,7 @@
-"""What a track is known by: the hash of its file's bytes, and a cache of such hashes."""
+"""What a track is known by: the hash of its file's bytes, and a cache of such hashes.
+
+Beside it the hash of what is heard, which is the same in every lossless container.
+"""
 
 import hashlib
 import logging
@@ -6,6 +9,8 @@ import os
 import sqlite3
 import time
 from pathlib import Path
+
+import numpy as np
 
 from tune.audio import AudioError, check_file
 
@@ -26,6 +31,19 @@ def content_hash(path: str | Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise AudioError(f"unreadable: {error.strerror or error}") from error
+
+
+def sound_hash(samples: np.ndarray, sample_rate: int) -> str:
+    """Hash of decoded mono samples (n,) in [-1, 1] and their rate, to 16 bits.
+
+    Two lossless files of the same recording share it, whatever their container; a lossy copy has
+    another one.
+    """
+    digest = hashlib.sha256(str(sample_rate).encode())
+    for start in range(0, len(samples), 1 << 20):
+        block = np.rint(samples[start : start + (1 << 20)] * 32768.0)
+        digest.update(np.clip(block, -32768, 32767).astype("<i2").tobytes())
+    return digest.hexdigest()
 
 
 class HashCache:

@@ -1,28 +1,26 @@
 """Layouts of a task's files: MARBLE's jsonl, CSV and TSV, read into rows.
 
-A row is a dict of `where` (file:line), `id` (the path as written), `path` (the file found), `label`
-and `split` (None where the file doesn't say). Lines that are no rows are set aside with the reason.
+A row is a dict of `where` (file:line), `id` (the path as written), `path` (the file found),
+`label`, `split` (None where the file doesn't say) and `track` (what several files are clips of,
+`ori_uid` in MARBLE's files; else None). Lines that are no rows are set aside with the reason.
 """
 
 import csv
 import io
 import json
-import math
 import os
-import re
-from collections import Counter
 from pathlib import Path
 
 SPLITS = ("train", "val", "test")
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 class TaskError(ValueError):
     """A task that can't be loaded; the message says what, where and how to mend it."""
 
 
-def read_path(path: Path) -> tuple[list[dict], list[dict]]:
-    """Rows and skipped rows of a folder, jsonl, CSV or TSV."""
+def read_path(path: Path, *, label_column: str | None = None,
+              audio_column: str | None = None) -> tuple[list[dict], list[dict]]:  # fmt: skip
+    """Rows and skipped rows of a folder, jsonl, CSV or TSV; the columns are a table's."""
     if path.is_dir():
         stems = sorted({p.name.removesuffix(".train.jsonl") for p in path.glob("*.train.jsonl")})
         if not stems:
@@ -40,7 +38,7 @@ def read_path(path: Path) -> tuple[list[dict], list[dict]]:
                 return read_jsonl({s: path.with_name(f"{stem}.{s}.jsonl") for s in SPLITS})
         return read_jsonl({None: path})
     if path.suffix in (".csv", ".tsv"):
-        return _read_table(path)
+        return _read_table(path, audio_column or "path", label_column or "label")
     raise TaskError(f"{path}: a task is a folder, .jsonl, .csv or .tsv, not {path.suffix or path}")
 
 
@@ -64,17 +62,24 @@ def read_jsonl(files: dict[str | None, Path]) -> tuple[list[dict], list[dict]]:
                 skipped.append({"where": where, "reason": "needs audio_path and label"})
                 continue
             audio_path, label = str(item["audio_path"]), item["label"]
-            if not _is_text(f"{audio_path}{label}"):
+            if not _is_text(f"{audio_path}{label}{item.get('ori_uid')}"):
                 skipped.append({"where": where, "reason": "a name that is not valid Unicode"})
                 continue
             rows.append({
                 "where": where, "id": audio_path, "path": str(_resolve(audio_path, file.parent)),
                 "label": label, "split": split or item.get("split") or None,
+                "track": _track(item),
             })  # fmt: skip
         # A given split that is empty is a mistake: nothing is made up in its place.
         if split and not any(row["split"] == split for row in rows):
             raise TaskError(f"{file} holds no usable row{why(skipped)}")
     return rows, skipped
+
+
+def _track(item: dict) -> str | None:
+    """What a row's file is a clip of, where it says so."""
+    track = item.get("ori_uid")
+    return None if track in (None, "") else str(track)
 
 
 def _is_text(text: str) -> bool:
@@ -105,8 +110,8 @@ def _resolve(audio_path: str, folder: Path) -> Path:
     return folder / relative
 
 
-def _read_table(file: Path) -> tuple[list[dict], list[dict]]:
-    """Rows of a CSV or TSV with the columns path, label and perhaps split."""
+def _read_table(file: Path, path: str, label: str) -> tuple[list[dict], list[dict]]:
+    """Rows of a CSV or TSV with columns of paths and labels, and perhaps split."""
     rows, skipped = [], []
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -115,91 +120,30 @@ def _read_table(file: Path) -> tuple[list[dict], list[dict]]:
     delimiter = "\t" if file.suffix == ".tsv" else ","
     reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)
     try:
-        missing = {"path", "label"} - set(reader.fieldnames or ())
+        missing = {path, label} - set(reader.fieldnames or ())
         if missing:
             raise TaskError(
-                f"{file} needs the columns path and label in its first line, "
+                f"{file} needs the columns {path} and {label} in its first line, "
                 f"{' and '.join(sorted(missing))} missing (found: {reader.fieldnames})"
             )
         for item in reader:
             where = f"{file}:{reader.line_num}"
-            if not item["path"] or not item["label"]:
-                skipped.append({"where": where, "reason": "needs path and label"})
+            if not item[path] or not item[label]:
+                skipped.append({"where": where, "reason": f"needs {path} and {label}"})
                 continue
             if None in item:
                 reason = "more fields than the first line: is a comma not in quotes?"
                 skipped.append({"where": where, "reason": reason})
                 continue
             rows.append({
-                "where": where, "id": item["path"],
-                "path": str(_resolve(item["path"], file.parent)),
-                "label": item["label"], "split": item.get("split") or None,
+                "where": where, "id": item[path],
+                "path": str(_resolve(item[path], file.parent)),
+                "label": item[label], "split": item.get("split") or None,
+                "track": _track(item),
             })  # fmt: skip
     except csv.Error as error:  # the rest of the file can't be told apart any more
         raise TaskError(f"{file}:{reader.line_num}: {error}: is a quote left open?") from error
     return rows, skipped
-
-
-def _values(label) -> list:
-    """The parts of a label: a list's items, or a text's, separated by spaces or semicolons."""
-    if isinstance(label, str):
-        return label.replace(";", " ").split()
-    return label if isinstance(label, list) else [label]
-
-
-def numbers(label) -> list[float] | None:
-    """A label as target values, None when it is none."""
-    values = _values(label)
-    # float() also takes True, "infinity" and "1970_1979".
-    if any(isinstance(v, bool) or (isinstance(v, str) and not NUMBER.fullmatch(v)) for v in values):
-        return None
-    try:
-        found = [float(value) for value in values]
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return found if found and all(map(math.isfinite, found)) else None
-
-
-def guess_kind(rows: list[dict]) -> str:
-    """Numbers when most labels are numbers and not all of those are whole, else classes.
-
-    A list is never a class, so a list of whole numbers counts as not whole.
-    """
-    numeric = [r["label"] for r in rows if numbers(r["label"]) is not None]
-    whole = [
-        label for label in numeric
-        if not isinstance(label, list)
-        and all(str(v).lstrip("+-").isdecimal() for v in _values(label))
-    ]  # fmt: skip
-    return "numbers" if len(numeric) * 2 > len(rows) and len(whole) < len(numeric) else "classes"
-
-
-def check_labels(rows, skipped, kind, n_targets) -> list[dict]:
-    """Normalise labels, setting aside rows whose label is not of the task's kind.
-
-    Where the number of targets isn't given it is what most rows have.
-    """
-    if kind == "classes":
-        labels = [
-            (str(r["label"]).strip() or None) if isinstance(r["label"], str | int) else None
-            for r in rows
-        ]
-    else:
-        labels = [numbers(r["label"]) for r in rows]
-        sizes = Counter(len(label) for label in labels if label)
-        n_targets = n_targets or (max(sizes, key=sizes.get) if sizes else None)
-    good = []
-    for row, label in zip(rows, labels, strict=True):
-        if label is None:
-            what = "one class" if kind == "classes" else "a finite number"
-            reason = f"label {row['label']!r} is not {what}"
-        elif kind == "numbers" and len(label) != n_targets:
-            reason = f"label {row['label']!r} has not {n_targets} values"
-        else:
-            good.append({**row, "label": label})
-            continue
-        skipped.append({"where": row["where"], "reason": reason})
-    return good
 
 
 def why(skipped: list[dict]) -> str:

@@ -11,8 +11,18 @@ from functools import lru_cache
 
 import datasets
 import evaluate
+import mir_eval
 import numpy as np
-from sklearn.metrics import accuracy_score, f1_score, r2_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    f1_score,
+    r2_score,
+    roc_auc_score,
+)
+
+from tune.keys import KEYS, key_weights
+from tune.ranking import macro, roc_auc, weighted_ranking
 
 N_RESAMPLES = 2000
 BOOTSTRAP_SEED = 0
@@ -55,6 +65,46 @@ class R2(evaluate.Metric):
         return {"r2": float(each.mean())} | (named if len(targets) > 1 else {})
 
 
+class KeyScore(evaluate.Metric):
+    """Mean over tracks of mir_eval's weighted score of the predicted key (a number of `KEYS`)."""
+
+    def _info(self):
+        return _info("Weighted key score over a whole split.", datasets.Value("int64"))
+
+    def _compute(self, predictions, references):
+        pairs = zip(references, predictions, strict=True)
+        scores = [mir_eval.key.weighted_score(KEYS[true], KEYS[guess]) for true, guess in pairs]
+        return {"weighted_score": float(np.mean(scores))}
+
+
+class TagRanking(evaluate.Metric):
+    """ROC-AUC and average precision, each a mean over tags.
+
+    A tag that all tracks of the split have, or none, says nothing about the scores: it is left out
+    of both means. NaN when that is so of all tags.
+    """
+
+    def _info(self):
+        feature = datasets.Sequence(datasets.Value("float64"))
+        return _info("ROC-AUC and average precision, macro over tags.", feature)
+
+    def _compute(self, predictions, references):
+        labels, scores = np.asarray(references).astype(bool), np.asarray(predictions)
+        names = {"roc_auc": roc_auc_score, "average_precision": average_precision_score}
+        told = [t for t in range(labels.shape[1]) if defined_tags(labels)[t]]
+        if not told:
+            return dict.fromkeys(names, float("nan"))
+        return {
+            name: float(np.mean([metric(labels[:, t], scores[:, t]) for t in told]))
+            for name, metric in names.items()
+        }
+
+
+def defined_tags(labels: np.ndarray) -> np.ndarray:
+    """Say of each tag whether some tracks (n, C) have it and some have not: (C,) bool."""
+    return labels.any(0) & ~labels.all(0)
+
+
 def _info(description: str, feature) -> evaluate.MetricInfo:
     """Boilerplate that `evaluate` asks for."""
     return evaluate.MetricInfo(
@@ -65,26 +115,33 @@ def _info(description: str, feature) -> evaluate.MetricInfo:
     )
 
 
+METRICS = {
+    "classes": (Accuracy, MacroF1),
+    "keys": (KeyScore, Accuracy),
+    "numbers": (R2,),
+    "tags": (TagRanking,),
+}
+
+
 def score(kind: str, labels: np.ndarray, predictions: np.ndarray, targets: Sequence[str]) -> dict:
     """Every metric of a kind of task, over a whole split.
 
     Parameters
     ----------
-    kind : "classes" or "numbers"
-    labels, predictions : ndarray (n,) of class numbers, or (n, n_targets) of values
+    kind : "classes", "keys", "numbers" or "tags"
+    labels, predictions : ndarray (n,) of class numbers, or (n, n_targets) of values, or (n, C) of
+        truth values and scores of tags
     targets : names of the targets ("numbers" only)
 
     Returns
     -------
     dict
-        accuracy and macro_f1, or r2 and (for several targets) r2_<target>; the first is the main.
+        accuracy and macro_f1; weighted_score and accuracy; r2 and (for several targets)
+        r2_<target>; or roc_auc and average_precision. The first is the main.
     """
-    if kind == "classes":
-        metrics, extra = (Accuracy, MacroF1), {}
-    else:
-        metrics, extra = (R2,), {"targets": list(targets)}
+    extra = {"targets": list(targets)} if kind == "numbers" else {}
     out = {}
-    for metric in metrics:
+    for metric in METRICS[kind]:
         metric = metric(keep_in_memory=True)
         metric.add_batch(predictions=predictions, references=labels)
         out |= metric.compute(**extra)
@@ -92,9 +149,13 @@ def score(kind: str, labels: np.ndarray, predictions: np.ndarray, targets: Seque
 
 
 def main_score(kind: str, labels: np.ndarray, predictions: np.ndarray) -> float:
-    """The metric that selects epochs: accuracy or mean R², without the overhead of `score`."""
+    """The metric that selects epochs, the first of `score`'s, without its overhead."""
     if kind == "classes":
         return float(accuracy_score(labels, predictions))
+    if kind == "keys":
+        return float(key_weights()[labels, predictions].mean())
+    if kind == "tags":
+        return float(macro(roc_auc(labels, predictions)))
     if len(labels) < 2 or (np.ptp(labels, axis=0) == 0).any():
         return float("nan")  # as `R2` says
     return float(r2_score(labels, predictions))
@@ -117,8 +178,8 @@ def bootstrap(
 
     Parameters
     ----------
-    labels : ndarray (n,) or (n, n_targets)
-    predictions : ndarray (n_seeds, n) or (n_seeds, n, n_targets)
+    labels : ndarray (n,), (n, n_targets) or, of tags, (n, C)
+    predictions : ndarray (n_seeds, n) or (n_seeds, n, n_targets or C)
 
     Returns
     -------
@@ -180,8 +241,8 @@ def bootstrap_curves(
 
     Parameters
     ----------
-    labels : ndarray (n,) or (n, n_targets)
-    predictions : ndarray (n_seeds, n) or (n_seeds, n, n_targets)
+    labels : ndarray (n,), (n, n_targets) or, of tags, (n, C)
+    predictions : ndarray (n_seeds, n) or (n_seeds, n, n_targets or C)
 
     Returns
     -------
@@ -234,6 +295,15 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 def _weighted(kind, labels, predictions, weights, targets) -> dict[str, np.ndarray]:
     """Each metric for each weighting of the tracks (R, n) and each seed: (R, n_seeds)."""
+    if kind == "tags":
+        return dict(zip(("roc_auc", "average_precision"),
+                        weighted_ranking(labels, predictions, weights), strict=True))  # fmt: skip
+    if kind == "keys":
+        total = weights.sum(1, keepdims=True)
+        return {
+            "weighted_score": weights @ key_weights()[labels, predictions].T / total,
+            "accuracy": weights @ (predictions == labels).T / total,
+        }
     if kind == "classes":
         return {
             "accuracy": weights @ (predictions == labels).T / weights.sum(1, keepdims=True),

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from tune.labels import ONE_OF_MANY
 from tune.metrics import paired_bootstrap
 
 
@@ -24,7 +25,7 @@ class Predictions:
     ----------
     result : its result.json
     ids : (n,) track ids, sorted
-    labels : (n,) class numbers or (n, C) values
+    labels : (n,) class numbers, (n, C) values, or (n, C) truth values of tags
     predictions : (n_seeds, n) or (n_seeds, n, C)
     """
 
@@ -63,7 +64,12 @@ def read_predictions(run: Path) -> Predictions:
 
     if (column("id") != np.array(ids)).any():
         raise ValueError(f"{run}: the seeds have different tracks")
-    if result["kind"] == "classes":
+    if result["kind"] == "tags":
+        labels, predictions = (
+            np.stack([column(f"{name}_{tag}") for tag in result["classes"]], -1)
+            for name in ("label", "score")
+        )
+    elif result["kind"] in ONE_OF_MANY:
         number = {name: i for i, name in enumerate(result["classes"])}
         labels, predictions = (
             np.vectorize(number.__getitem__)(column(name)) for name in ("label", "prediction")

@@ -15,6 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from tune.labels import ONE_OF_MANY
+
 HIDDEN = 512
 DROPOUT = 0.2
 
@@ -62,7 +64,8 @@ class ProbeData:
         statistics; L is 1 when layers are mixed
     tokens : {split: ((L, n, N, [K,] D), mask (n, N))} or None
     n_views : K, or None when there is nothing to mix
-    labels : {split: (n,) class numbers or (n, C) values standardised by training statistics}
+    labels : {split: (n,) class numbers, (n, C) values standardised by training statistics, or, for
+        tags, (n, C) of 0 and 1}
     truth : {split: ndarray of labels as they came}
     """
 
@@ -88,10 +91,11 @@ class ProbeData:
         self.n_train, self.n_in = shape[1], shape[-1]
         self.n_views = shape[2] if len(shape) == 4 else None
         self.truth = {s: np.asarray(task.splits[s]["label"]) for s in features}
-        if self.kind == "classes":
+        self.centre = self.scale = None
+        if self.kind != "numbers":
             self.n_out = len(task.classes)
-            self.labels = {s: torch.from_numpy(t).to(device) for s, t in self.truth.items()}
-            self.centre = self.scale = None
+            dtype = self.dtype if self.kind == "tags" else torch.int64
+            self.labels = {s: torch.from_numpy(t).to(device, dtype) for s, t in self.truth.items()}
         else:
             self.n_out = len(task.targets)
             self.centre, self.scale = self.truth["train"].mean(0), self.truth["train"].std(0)
@@ -164,15 +168,23 @@ class ProbeData:
         return labels.expand(m, *labels.shape)
 
     def decide(self, outputs: torch.Tensor) -> np.ndarray:
-        """Probe outputs (M, n, C) to predictions: class numbers (M, n), or values (M, n, C)."""
-        if self.kind == "classes":
+        """Probe outputs (M, n, C) to predictions: class numbers (M, n), or values (M, n, C).
+
+        Of tags the values are probabilities.
+        """
+        if self.kind in ONE_OF_MANY:
             return outputs.argmax(-1).cpu().numpy()
+        if self.kind == "tags":
+            return outputs.sigmoid().cpu().numpy()
         return outputs.cpu().numpy() * self.scale + self.centre
 
     def guess(self, split: str) -> np.ndarray:
-        """What one would say without listening: the most frequent training class, or the mean."""
+        """What one would say without listening: the most frequent training class, or the mean.
+
+        Of tags that is how frequent each is; it ranks no track above another.
+        """
         n = len(self.truth[split])
-        if self.kind == "classes":
+        if self.kind in ONE_OF_MANY:
             return np.full(n, np.bincount(self.truth["train"]).argmax())
         return np.tile(self.truth["train"].mean(0), (n, 1))
 
@@ -352,17 +364,55 @@ def losses(kind: str, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tens
     Parameters
     ----------
     outputs : (M, B, C)
-    labels : (M, B) class numbers, or (M, B, C) standardised values
+    labels : (M, B) class numbers, or (M, B, C) standardised values, or 0 and 1 for tags
 
     Returns
     -------
-    (M, B) cross-entropy, or squared error averaged over targets
+    (M, B) cross-entropy, or squared error averaged over targets, or binary cross-entropy over tags
     """
-    if kind == "classes":
+    if kind == "tags":
+        each = F.binary_cross_entropy_with_logits(outputs, labels, reduction="none")
+        return each.mean(-1)
+    if kind in ONE_OF_MANY:
         return F.cross_entropy(outputs.flatten(0, 1), labels.flatten(), reduction="none").view(
             labels.shape
         )
     return F.mse_loss(outputs, labels, reduction="none").mean(-1)
+
+
+def join_clips(outputs: torch.Tensor, truth: np.ndarray, split) -> tuple:
+    """Average a track's clips (MARBLE scores GiantSteps so).
+
+    Parameters
+    ----------
+    outputs : (M, n, C), of files
+    truth : (n,) or (n, C)
+    split : the split, with the columns id and, where files are clips, track
+
+    Returns
+    -------
+    outputs, truth and ids of tracks, in the order of their first clips
+
+    Raises
+    ------
+    ValueError
+        When the clips of a track have different labels.
+    """
+    if "track" not in split.column_names:
+        return outputs, truth, split["id"][:]
+    tracks = split["track"][:]
+    names = list(dict.fromkeys(tracks))
+    number = {name: i for i, name in enumerate(names)}
+    at = np.array([number[name] for name in tracks])
+    first = np.unique(at, return_index=True)[1]
+    for i, name in enumerate(tracks):
+        if (truth[i] != truth[first[at[i]]]).any():
+            raise ValueError(f"the clips of the test track {name} have different labels")
+    index = torch.from_numpy(at).to(outputs.device)
+    sums = torch.zeros(len(outputs), len(names), outputs.shape[2], dtype=outputs.dtype,
+                       device=outputs.device).index_add_(1, index, outputs)  # fmt: skip
+    counts = torch.bincount(index, minlength=len(names))
+    return sums / counts[:, None], truth[first], names
 
 
 def _linear(n_in, n_out, generator) -> tuple[nn.Parameter, nn.Parameter]:

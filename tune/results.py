@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 
 from tune import __version__
 from tune.encoding import EncodeReport
+from tune.labels import ONE_OF_MANY
 from tune.memory import peak_memory_bytes
 from tune.segments import Rule, describe_counts, is_degenerate
 from tune.store import as_umask_says
@@ -114,8 +115,8 @@ def assemble(task, encoder, rules, collection, reports, outcome, config, device,
     task, encoder, collection : what was run on
     rules, reports : the segment rules (several scales only for hierarchical) and, for each,
         `encode_shared`'s report; costs are the sums
-    outcome : metrics, chance, layer, layer_scores, best_epochs, aggregator and embedding_dim, as
-        `evaluate` returns
+    outcome : metrics, chance, layer, layer_scores, best_epochs, aggregator, embedding_dim,
+        n_test_scored, tags_left_out and unknown_tags, as `evaluate` returns
     config : as `describe_run` returns
     """
     paths = {split: data["path"][:] for split, data in task.splits.items()}
@@ -153,6 +154,7 @@ def assemble(task, encoder, rules, collection, reports, outcome, config, device,
         "n_tracks": {split: len(paths[split]) for split in paths},
         "classes": task.classes,
         "targets": task.targets,
+        **{k: outcome[k] for k in ("n_test_scored", "tags_left_out", "unknown_tags")},
         "skipped": task.skipped + skipped,
         "silent": sorted({path for path in report.silent if path in rows}),
         "truncated_tracks": truncated,
@@ -224,17 +226,23 @@ def prediction_columns(kind, ids, seeds, truth, guesses, probabilities, classes,
     Parameters
     ----------
     ids : (n,) track ids
-    truth : (n,) class numbers or (n, C) values; guesses : (S, n) or (S, n, C)
+    truth : (n,) class numbers, (n, C) values or truth values; guesses : (S, n) or (S, n, C)
     probabilities : (S, n, C), used for classes only
 
     Returns
     -------
     dict
-        seed, id, label, prediction and p_<class>; or seed, id, label_<target>, prediction_<target>
+        seed, id, label, prediction and p_<class>; seed, id, label_<target>, prediction_<target>;
+        or seed, id, label_<tag> (true or false), score_<tag>
     """
     n = len(ids)
     out = {"seed": [seed for seed in seeds for _ in range(n)], "id": list(ids) * len(seeds)}
-    if kind == "classes":
+    if kind == "tags":
+        for t, name in enumerate(classes):
+            out[f"label_{name}"] = truth[:, t].tolist() * len(seeds)
+            out[f"score_{name}"] = guesses[:, :, t].reshape(-1).tolist()
+        return out
+    if kind in ONE_OF_MANY:
         out["label"] = [classes[i] for i in truth] * len(seeds)
         out["prediction"] = [classes[i] for i in guesses.reshape(-1)]
         for c, name in enumerate(classes):
@@ -337,12 +345,26 @@ def print_result(result: Mapping, folder: Path, console: Console | None = None) 
         ("result", str(folder / "result.json")),
     ]  # fmt: skip
     lines[2:2] = describe_aggregator(result["aggregator"])
+    lines[1:1] = describe_scoring(result)
     if result["degenerate"]:
         lines.insert(2, ("note", f"degenerate: {result['degenerate']}"))
     chance = result["chance"]
     lines.insert(1, ("guessing", ", ".join(f"{k} {v:.3f}" for k, v in chance.items())))
     for label, text in lines:
         console.print(f"  {label:<10} {text}", highlight=False, soft_wrap=True, markup=False)
+
+
+def describe_scoring(result: Mapping) -> list[tuple[str, str]]:
+    """Lines on what the metric is over, where that isn't every file and every tag."""
+    lines = []
+    if result["n_test_scored"] != result["n_tracks"]["test"]:
+        n, files = result["n_test_scored"], result["n_tracks"]["test"]
+        lines.append(("scored", f"{n} test tracks, of which the {files} files are clips"))
+    if result["tags_left_out"]:
+        some = ", ".join(result["tags_left_out"][:3])
+        lines.append(("tags", f"{len(result['tags_left_out'])} of {len(result['classes'])} are not "
+                      f"scored, since all or no test tracks have them: {some}"))  # fmt: skip
+    return lines
 
 
 def describe_aggregator(aggregator: Mapping) -> list[tuple[str, str]]:

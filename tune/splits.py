@@ -1,5 +1,7 @@
 """Splits: names brought into line, and a split made where a task has none."""
 
+from collections import Counter
+
 import numpy as np
 
 from tune.layouts import TaskError
@@ -47,19 +49,19 @@ def complete_splits(rows, given: set, kind) -> tuple[list[dict], list[dict] | No
 def _make_split(rows: list[dict], kind: str, shares: dict[str, float]) -> list[dict]:
     """Give every row a split, at random from a fixed seed, stratified by label.
 
-    Numbers are stratified by fifths of the first target (fewer parts below 20 rows). Every class
-    keeps a row in train. Depends on the rows, not on their order.
+    Numbers are stratified by fifths of the first target (fewer parts below 20 rows), tags by each
+    track's rarest. Every class keeps a row in train, and clips of a track stay together. Depends
+    on the rows, not on their order.
     """
     if not rows:
         return []
     rows = sorted(rows, key=lambda r: (r["id"], str(r["label"])))
-    if kind == "classes":
-        groups = [r["label"] for r in rows]
-    else:
-        values = np.array([r["label"][0] for r in rows])
-        n_parts = min(5, max(1, len(rows) // 4))
-        bounds = np.quantile(values, np.linspace(0, 1, n_parts + 1)[1:-1])
-        groups = np.searchsorted(bounds, values).tolist()
+    clips: dict[str, list[dict]] = {}
+    for row in rows:
+        if row["track"]:
+            clips.setdefault(row["track"], []).append(row)
+    rows = [r for r in rows if not r["track"] or r is clips[r["track"]][0]]
+    groups = _strata(rows, kind)
     rng = np.random.default_rng(SPLIT_SEED)
     made, carry = [], dict.fromkeys(shares, 0.0)
     for group in sorted(set(groups)):
@@ -75,4 +77,19 @@ def _make_split(rows: list[dict], kind: str, shares: dict[str, float]) -> list[d
             made += [{**members[i], "split": split} for i in order[at : at + n]]
             at += n
         made += [{**members[i], "split": "train"} for i in order[at:]]
-    return made
+    rest = [{**clip, "split": r["split"]} for r in made if r["track"]
+            for clip in clips[r["track"]][1:]]  # fmt: skip
+    return made + rest
+
+
+def _strata(rows: list[dict], kind: str) -> list:
+    """What each row is stratified by."""
+    if kind == "tags":
+        counts = Counter(tag for r in rows for tag in r["label"])
+        return [min(r["label"], key=lambda t: (counts[t], t), default="") for r in rows]
+    if kind != "numbers":
+        return [r["label"] for r in rows]
+    values = np.array([r["label"][0] for r in rows])
+    n_parts = min(5, max(1, len(rows) // 4))
+    bounds = np.quantile(values, np.linspace(0, 1, n_parts + 1)[1:-1])
+    return np.searchsorted(bounds, values).tolist()

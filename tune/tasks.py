@@ -1,15 +1,18 @@
-"""Tasks: tracks, labels and splits, read into `datasets`.
+"""Tasks: tracks, labels and splits, read into `datasets`; `python -m tune.tasks` tells of them.
 
-A task is a row of `TASKS` or a path. All layouts end in the same thing: a `DatasetDict` with the
-splits train, val and test and the columns `id`, `path` and `label` (a class, or a list of target
-values), beside the list of rows that couldn't be used and why.
+A task is a row of `TASKS` (`tune.task_table`), a path, or `hub:` and the name of a data set. All
+layouts end in the same thing: a `DatasetDict` with the splits train, val and test and the columns
+`id`, `path` and `label` (a class, a list of target values, or a list with a truth value a tag),
+beside the list of rows that couldn't be used and why.
 
 The hub's layout (MARBLE v2): FOLDER/<Stem>.{train,val,test}.jsonl, one JSON object a line with
 `audio_path` and `label`; the path is relative to the folder that holds `data/`, or to the jsonl.
+Where a line has `ori_uid`, its file is a clip of that track (column `track`).
 """
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,70 +20,33 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import List as ListOf
 
+from tune.archive_layouts import read_nsynth, read_vocalset
 from tune.demo import DEMO_TASKS, build
-from tune.layouts import SPLITS, TaskError, check_labels, guess_kind, read_jsonl, read_path, why
+from tune.download import archive_folder, hub_folder
+from tune.hub_data import PREFIX, read_hub
+from tune.keys import KEYS
+from tune.labels import ONE_OF_MANY, check_labels, guess_kind
+from tune.layouts import SPLITS, TaskError, read_jsonl, read_path, why
 from tune.splits import check_split_names, complete_splits
+from tune.task_table import RECIPES, TASKS, Recipe, TaskRow
+
+__all__ = ["DEMO_TASKS", "LAYOUTS", "RECIPES", "SPLITS", "TASKS", "Recipe", "Task", "TaskError",
+           "TaskRow", "check_task", "check_usable", "load_task", "short_name"]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """MARBLE's training recipe for a kind of label: learning rate and plateau patience."""
-
-    lr: float
-    plateau_patience: int
-    main_metric: str
+def _read_marble(folder: Path, row: TaskRow) -> tuple[list[dict], list[dict]]:
+    """Rows of <stem>.{train,val,test}.jsonl."""
+    return read_jsonl({split: folder / f"{row.stem}.{split}.jsonl" for split in SPLITS})
 
 
-RECIPES = {
-    "classes": Recipe(lr=5e-3, plateau_patience=5, main_metric="accuracy"),
-    "numbers": Recipe(lr=1e-3, plateau_patience=5, main_metric="r2"),
+# How a data set lies below its folder -> (folder, row) to rows and skipped rows.
+LAYOUTS: dict[str, Callable] = {
+    "marble": _read_marble,
+    "nsynth": read_nsynth,
+    "vocalset": read_vocalset,
 }
-
-
-@dataclass(frozen=True)
-class TaskRow:
-    """A row of the table of tasks.
-
-    Attributes
-    ----------
-    kind : "classes" (single label) or "numbers" (regression)
-    about : one line for --help
-    stem : beginning of the jsonl files' names
-    targets : names of the regression targets, in the labels' order
-    hub : hub data set that holds the audio, or None
-    encoder : encoder that the task brings along
-    """
-
-    kind: str
-    about: str
-    stem: str
-    targets: tuple[str, ...] = ()
-    hub: str | None = None
-    encoder: str = "muq"
-
-
-TASKS = {
-    "emo": TaskRow(
-        "numbers", "EMO: 744 clips of 45 s, arousal and valence", "EMO",
-        ("arousal", "valence"), hub="m-a-p/EMO",
-    ),
-    "gtzan": TaskRow(
-        "classes", "GTZAN: 930 clips of 30 s, 10 genres, fault-filtered split", "GTZANGenre",
-        hub="m-a-p/GTZAN",
-    ),
-    "demo": TaskRow(
-        "classes", "composed music in 10 styles, nothing to download", "demo", encoder="muq-nano"
-    ),
-    "demo-mood": TaskRow(
-        "numbers", "composed music, arousal and valence", "demo-mood",
-        ("arousal", "valence"), encoder="muq-nano",
-    ),
-    "demo-form": TaskRow(
-        "classes", "composed music, the order of its sections", "demo-form", encoder="muq-nano"
-    ),
-}  # fmt: skip
 
 
 @dataclass
@@ -90,13 +56,18 @@ class Task:
     Attributes
     ----------
     name : str
-    kind : "classes" or "numbers"
-    classes : list of str; names of the classes in the order of their numbers, else empty
+    kind : "classes", "keys", "numbers" or "tags"
+    classes : list of str; names of the classes in the order of their numbers, or of the tags in
+        the order of a label's values, else empty
     targets : list of str; names of the regression targets, else empty
-    splits : DatasetDict of train, val and test with the columns id, path and label
+    splits : DatasetDict of train, val and test with the columns id, path and label, and track where
+        files are clips of tracks
     skipped : list of {"where", "reason"}; rows that couldn't be used
     split_made : list of {"id", "path", "split"} when the split was made here, else None
-    recipe : MARBLE's training recipe for this kind
+    unknown_tags : tag -> tracks of val and test that have it, of tags that no training track has;
+        the tracks stay, without them
+    row : its row of the table, if it has one
+    recipe : MARBLE's training recipe for this task, or this kind
     """
 
     name: str
@@ -106,11 +77,13 @@ class Task:
     splits: DatasetDict
     skipped: list[dict] = field(default_factory=list)
     split_made: list[dict] | None = None
+    unknown_tags: dict[str, int] = field(default_factory=dict)
+    row: TaskRow | None = None
 
     @property
     def recipe(self) -> Recipe:
-        """Learning rate, patience and metric by kind."""
-        return RECIPES[self.kind]
+        """Learning rate, patience and metric: the row's own, or the kind's."""
+        return (self.row and self.row.recipe) or RECIPES[self.kind]
 
     def without(self, paths: set[str]) -> "Task":
         """The same task without some tracks (unusable files); raises when a split runs empty."""
@@ -127,7 +100,7 @@ def short_name(name: str) -> str:
     """A task's name in results: as in `TASKS`, or the path's last part without its endings."""
     if name in TASKS:
         return name
-    short = Path(name).resolve().name
+    short = Path(name.removeprefix(PREFIX)).resolve().name
     for ending in (".jsonl", ".csv", ".tsv", *(f".{split}" for split in SPLITS)):
         short = short.removesuffix(ending)
     return short
@@ -135,25 +108,29 @@ def short_name(name: str) -> str:
 
 def check_task(name: str) -> None:
     """Raise TaskError when there is no such task, before anything is downloaded for it."""
-    if name not in TASKS and not Path(name).exists():
+    if name not in TASKS and not name.startswith(PREFIX) and not Path(name).exists():
         raise TaskError(
             f"unknown task {name!r}: it is none of {', '.join(TASKS)}, and no such file or "
-            f"folder exists"
+            f"folder exists (a data set of the hub is {PREFIX}NAME)"
         )
 
 
 def load_task(name: str, data_dir: str | Path = "data", *, cache_dir: str | Path,
-              kind: str = "auto", progress: bool = True) -> Task:  # fmt: skip
+              kind: str = "auto", label_column: str | None = None,
+              audio_column: str | None = None, progress: bool = True,
+              usable: bool = True) -> Task:  # fmt: skip
     """Load a task by name or path.
 
     Parameters
     ----------
     name : str
         A name of `TASKS`; or a folder in MARBLE's layout, one of its jsonl files, a single jsonl,
-        or a CSV/TSV with the columns path, label and, if wanted, split.
+        or a CSV/TSV with the columns path, label and, if wanted, split; or hub: and a data set.
     data_dir : folder of the hub's data sets (data_dir/EMO, data_dir/GTZAN)
     cache_dir : folder where the composed demo tasks are kept
-    kind : "auto" reads the kind off the labels; "classes" or "numbers" sets it (paths only)
+    kind : "auto" reads the kind off the labels; another sets it (not for names of `TASKS`)
+    label_column, audio_column : of a table or a data set of the hub
+    usable : whether a task that nothing can be learnt from is an error
 
     Raises
     ------
@@ -161,28 +138,45 @@ def load_task(name: str, data_dir: str | Path = "data", *, cache_dir: str | Path
         When there is no such task or file, a split is empty or there's only one class.
     """
     check_task(name)
+    data_dir = Path(data_dir)
+    columns = {"label_column": label_column, "audio_column": audio_column}
+    row = TASKS.get(name)
+    given = [f"--{flag}" for flag, value in columns.items() if value]
+    if given and not (name.startswith(PREFIX) or Path(name).suffix in (".csv", ".tsv")):
+        raise TaskError(f"{given[0]} belongs to a .csv, a .tsv or {PREFIX}NAME, not to {name}")
+    if name.startswith(PREFIX):
+        found = read_hub(name.removeprefix(PREFIX), data_dir, progress=progress, **columns)
+        return _finish(short_name(name), *found, kind=kind, usable=usable)
+    if row is None:
+        found = read_path(Path(name), **columns)
+        return _finish(short_name(name), *found, kind=kind, usable=usable)
     if name in DEMO_TASKS:
         folder = build(name, cache_dir, progress=progress)
-    elif name in TASKS:
-        folder = _hub_folder(TASKS[name], Path(data_dir))
+    elif row.hub:
+        folder = hub_folder(row, data_dir)
     else:
-        return _finish(short_name(name), *read_path(Path(name)), kind=kind)
-    row = TASKS[name]
-    files = {split: folder / f"{row.stem}.{split}.jsonl" for split in SPLITS}
-    return _finish(name, *read_jsonl(files), kind=row.kind, targets=row.targets)
+        folder = archive_folder(row, data_dir, progress)
+    found = LAYOUTS[row.layout](folder, row)
+    return _finish(name, *found, kind=row.kind, targets=row.targets, row=row, usable=usable)
 
 
 def check_usable(task: Task) -> None:
-    """Raise TaskError when a split is empty, there's one class only, or targets don't vary."""
+    """Raise TaskError when a split is empty, or there is nothing to learn.
+
+    That is where the training tracks have one class only, a target that doesn't vary, or no tag
+    that some have and some have not.
+    """
     _need_every_split(task.name, {s for s in SPLITS if len(task.splits[s])}, task.skipped)
     labels = np.asarray(task.splits["train"]["label"])
-    if task.kind == "classes" and len(set(labels.tolist())) < 2:
+    if task.kind in ONE_OF_MANY and len(set(labels.tolist())) < 2:
         raise TaskError(
             f"task {task.name}: all training tracks have the label "
             f"{task.classes[labels[0]]!r}; a classifier needs two classes or more"
         )
     if task.kind == "numbers" and (labels.std(0) == 0).any():
         raise TaskError(f"task {task.name}: a target has the same value on all training tracks")
+    if task.kind == "tags" and not (labels.any(0) & ~labels.all(0)).any():
+        raise TaskError(f"task {task.name}: all training tracks have the same tags")
 
 
 def _need_every_split(name, present: set[str], skipped: list[dict]) -> None:
@@ -192,41 +186,8 @@ def _need_every_split(name, present: set[str], skipped: list[dict]) -> None:
             raise TaskError(f"task {name}: the {split} split has no usable track{why(skipped)}")
 
 
-def _hub_folder(row: TaskRow, data_dir: Path) -> Path:
-    """The folder of a hub task, downloaded when it isn't there."""
-    folder = data_dir / row.hub.split("/")[1]
-    wanted = folder / f"{row.stem}.train.jsonl"
-    complete = folder / ".tune-complete"
-    # The hub's client leaves this folder; without our mark its download was broken off.
-    broken_off = (folder / ".cache" / "huggingface").is_dir() and not complete.exists()
-    there = wanted.exists()
-    if there and not broken_off:
-        return folder
-    from huggingface_hub import snapshot_download
-
-    problem = None
-    try:
-        snapshot_download(row.hub, repo_type="dataset", local_dir=folder)
-        if wanted.exists():
-            complete.touch()
-    except Exception as error:  # the hub's client raises its own and its HTTP library's errors
-        problem = error
-        if there:
-            log.warning("%s may be incomplete and could not be fetched again: going on", folder)
-            return folder
-    # Offline the client raises nothing when the folder is there, whatever is in it.
-    if problem is not None or not wanted.exists():
-        raise TaskError(
-            f"{wanted} is missing and the data set {row.hub} could not be downloaded "
-            f"({type(problem).__name__ if problem else 'unreachable, or without that file'}). "
-            f"With a network, run again; without one, copy the data set's files into {folder} "
-            f"(audio, {row.stem}.train.jsonl, .val.jsonl and .test.jsonl) or name another "
-            f"--data_dir."
-        ) from problem
-    return folder
-
-
-def _finish(name, rows, skipped, *, kind="auto", targets: Sequence[str] = ()) -> Task:
+def _finish(name, rows, skipped, *, kind="auto", targets: Sequence[str] = (),
+            row: TaskRow | None = None, usable: bool = True) -> Task:  # fmt: skip
     """Check labels and splits and build the task."""
     skipped = list(skipped)
     rows = check_split_names(name, rows, skipped)
@@ -241,30 +202,67 @@ def _finish(name, rows, skipped, *, kind="auto", targets: Sequence[str] = ()) ->
         what = "no split: one was made" if None in given else "no val split: one was cut from train"
         log.info("task %s has %s, stratified, from a fixed seed (see split.csv)", name, what)
     _need_every_split(name, {r["split"] for r in rows}, skipped)
-    classes = []
-    if kind == "classes":
-        classes = sorted({r["label"] for r in rows if r["split"] == "train"})
-        known = set(classes)
-        for row in rows:
-            if row["label"] not in known:
-                reason = f"unknown label {row['label']!r}: no training track has it"
-                skipped.append({"where": row["where"], "reason": reason})
-        rows = [r for r in rows if r["label"] in known]
-        _need_every_split(name, {r["split"] for r in rows}, skipped)
-        label = ClassLabel(names=classes)
-    else:
+    classes, unknown = [], {}
+    if kind == "numbers":
         size = len(rows[0]["label"])
         targets = list(targets) or (
             ["value"] if size == 1 else [f"target_{i}" for i in range(size)]
         )
         label = ListOf(Value("float64"), length=size)
-    features = Features({"id": Value("string"), "path": Value("string"), "label": label})
+    elif kind == "tags":
+        classes, unknown = _read_tags(name, rows)
+        label = ListOf(Value("bool"), length=len(classes))
+    else:
+        classes = list(KEYS) if kind == "keys" else None
+        rows, classes = _known_classes(rows, skipped, classes)
+        _need_every_split(name, {r["split"] for r in rows}, skipped)
+        label = ClassLabel(names=classes)
+    features = {"id": Value("string"), "path": Value("string"), "label": label}
+    if any(r["track"] for r in rows):
+        features["track"] = Value("string")
+        rows = [{**r, "track": r["track"] or r["id"]} for r in rows]
+    features = Features(features)
     splits = DatasetDict({
         split: Dataset.from_list(
             [{k: r[k] for k in features} for r in rows if r["split"] == split], features=features
         )
         for split in SPLITS
     })  # fmt: skip
-    task = Task(str(name), kind, classes, list(targets), splits, skipped, made)
-    check_usable(task)
+    task = Task(str(name), kind, classes, list(targets), splits, skipped, made, unknown, row)
+    if usable:
+        check_usable(task)
     return task
+
+
+def _known_classes(rows, skipped, classes) -> tuple[list[dict], list[str]]:
+    """Rows with a class of the list, or that some training track has; the others are set aside."""
+    classes = classes or sorted({r["label"] for r in rows if r["split"] == "train"})
+    known = set(classes)
+    for row in rows:
+        if row["label"] not in known:
+            reason = f"unknown label {row['label']!r}: no training track has it"
+            skipped.append({"where": row["where"], "reason": reason})
+    return [r for r in rows if r["label"] in known], classes
+
+
+def _read_tags(name, rows) -> tuple[list[str], dict[str, int]]:
+    """Put truth values in place of tags; return the tags of the training tracks, and the others."""
+    tags = sorted({tag for r in rows if r["split"] == "train" for tag in r["label"]})
+    unknown = Counter(tag for r in rows for tag in r["label"] if tag not in set(tags))
+    if not tags:
+        raise TaskError(f"task {name}: no training track has a tag")
+    if unknown:
+        some = ", ".join(sorted(unknown)[:3])
+        log.warning("task %s: %d tags that no training track has are left out (%s)",
+                    name, len(unknown), some)  # fmt: skip
+    for row in rows:
+        own = set(row["label"])
+        row["label"] = [tag in own for tag in tags]
+    return tags, dict(unknown)
+
+
+if __name__ == "__main__":
+    from tune.cli import run_script
+    from tune.task_report import main
+
+    run_script(main)
