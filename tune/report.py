@@ -157,7 +157,8 @@ def _breakdown(b: Breakdown, several: bool) -> dict:
         return round(0.55 * (value - low) / (high - low), 3) if high > low else 0.0
 
     return {
-        "heading": b.heading, "noun": b.noun, "spread_of": b.spread_of, "more": b.n_cells - len(b.cells), "disputed": b.disputed,
+        "heading": b.heading, "noun": b.noun, "spread_of": b.spread_of,
+        "more": b.n_cells - len(b.cells), "disputed": b.disputed,
         "cells": [f"{c.result['encoder']} {c.label}" if several else c.label for c in b.cells],
         "rows": [(part, [(float(v), shade(v)) if np.isfinite(v) else (None, 0.0) for v in values])
                  for part, values in zip(b.parts, b.values, strict=True)],
