@@ -160,7 +160,8 @@ def stored(root: Path) -> dict:
     for path in sorted((root / "store").rglob("*.safetensors")):
         with safe_open(path, "numpy") as file:
             tokens, meta = file.get_tensor("tokens"), file.metadata()
-        info = {k: v for k, v in json.loads(meta["info"]).items() if k != "seconds"}
+        info = json.loads(meta["info"])
+        info = {k: v for k, v in info.items() if k not in ("seconds", "peak_bytes")}
         name = path.relative_to(root / "store").as_posix()
         rows[name] = (tokens.dtype, tokens.shape, tokens.tobytes(), meta["n_samples"], info)
     return rows
