@@ -181,6 +181,7 @@ def test_the_metadata_says_how_it_was_made_and_not_by_whom(embedded):
         "encoder": "muq-nano", "layer": str(encoder.n_layers), "seg": ["2"], "hop": None,
         "min_tail": 0.4, "min_seg": None, "max_seg": None, "agg": "mean", "frame_rate": None,
         "aggregator_checkpoint": None, "readout": None, "n_tokens": None, "precision": "no",
+        "revision": None,
     }  # fmt: skip
     assert meta["command"] == (
         "embed.py ~/music --encoder muq-nano --seg 2 --min_tail 0.4 --agg mean"
