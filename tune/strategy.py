@@ -168,7 +168,7 @@ def from_run(run: str | Path, seed: int | None = None, *, encoder: str | None = 
             frame_rate=config["frame_rate"] if config["tokens"] == "frame" else None,
             aggregator_checkpoint=_opened(config["aggregator_checkpoint"]),
             readout=result["aggregator"]["readout"], precision=precision,
-            revision=revision or config.get("revision"),
+            revision=revision or config.get("encoder_revision"),
         )  # fmt: skip
         tuned, fingerprint = result["aggregator"]["tuned"], config["encoder_fingerprint"]
     except FileNotFoundError as error:
