@@ -31,9 +31,9 @@ from tune.segments import parse_rule
 
 AGGS = ("mean", "duration_mean", "max", "concat", "stats", "whitened", "attention", "hierarchical",
         "transformer")  # fmt: skip
-STRATEGY = ("encoder", "layer", "seg", "hop", "min_tail", "min_seg", "max_seg", "agg", "tokens",
-            "frame_rate", "aggregator_checkpoint", "readout", "n_tokens", "from_run", "run_seed",
-            "mixed_precision")  # fmt: skip
+STRATEGY = ("encoder", "revision", "layer", "seg", "hop", "min_tail", "min_seg", "max_seg", "agg",
+            "tokens", "frame_rate", "aggregator_checkpoint", "readout", "n_tokens", "from_run",
+            "run_seed", "mixed_precision")  # fmt: skip
 MANY = 20  # sources that the metadata's command names one by one
 NAMED = 20  # bad files that are named at the end
 
@@ -59,6 +59,11 @@ def parse_args(argv=None):
     strategy = parser.add_argument_group("strategy (as in train_probe.py)")
     strategy.add_argument("--encoder", help="muq (the default), muq-nano, mel, a folder, or a "
                           "hub id")
+    strategy.add_argument("--revision", metavar="COMMIT", help="branch, tag or commit of an "
+                          "encoder from the hub (default: its main branch)")
+    strategy.add_argument("--trust_remote_code", nargs="?", const=True, default=False,
+                          type=to_bool, metavar="BOOL", help="let an encoder that needs Python "
+                          "code of its own (MERT) execute it")
     strategy.add_argument("--layer", default="last", metavar="last|K", help="hidden layer")
     strategy.add_argument("--seg", default="10", metavar="SECONDS|full|structure",
                           help="segment length in seconds, full for the whole track, or structure: "
@@ -136,7 +141,7 @@ def parse_args(argv=None):
     if changed and not args.music:
         parser.error(f"--{changed[0]}: without MUSIC nothing is embedded, --out says how it was "
                      "made")
-    if args.from_run and (both := set(changed) - {"encoder", "from_run", "run_seed",
+    if args.from_run and (both := set(changed) - {"encoder", "revision", "from_run", "run_seed",
                                                   "mixed_precision"}):
         parser.error(f"--from_run brings the whole strategy: leave out --{min(both)}")
     if args.run_seed is not None and not args.from_run:
@@ -231,7 +236,8 @@ def main(args):
         made = made or embedding_files.read(out)
         folders = [Path(), out.parent] if out else [Path()]
         similar.show(made, args.like, args.k, whiten=args.whiten, m3u=args.m3u, folders=folders,
-                     embedder=embedder, store=args.store, device=accelerator.device)  # fmt: skip
+                     embedder=embedder, store=args.store, device=accelerator.device,
+                     trust_remote_code=args.trust_remote_code)  # fmt: skip
 
 
 def load(args, device) -> Embedder:
@@ -239,7 +245,11 @@ def load(args, device) -> Embedder:
     learned = None
     if args.from_run:
         strategy, learned = from_run(
-            args.from_run, args.run_seed, encoder=args.encoder, precision=args.mixed_precision
+            args.from_run,
+            args.run_seed,
+            encoder=args.encoder,
+            precision=args.mixed_precision,
+            revision=args.revision,
         )
     else:
         tokens, frame_rate = args.tokens, args.frame_rate
@@ -253,7 +263,8 @@ def load(args, device) -> Embedder:
         )  # fmt: skip
     return Embedder(
         strategy, learned, device=device, store=args.store, memory_budget=args.memory_budget,
-        compile=args.compile, batch_seconds=args.batch_seconds,
+        trust_remote_code=args.trust_remote_code, compile=args.compile,
+        batch_seconds=args.batch_seconds,
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from accelerate.state import AcceleratorState
 from conftest import ROOT, make_task, run, tone
 from datasets import load_from_disk
 from safetensors.numpy import load_file
+from test_transformers_encoder import save_tiny
 
 import tune
 from tune import embedding_files, neighbours, similar
@@ -181,6 +182,7 @@ def test_the_metadata_says_how_it_was_made_and_not_by_whom(embedded):
         "encoder": "muq-nano", "layer": str(encoder.n_layers), "seg": ["2"], "hop": None,
         "min_tail": 0.4, "min_seg": None, "max_seg": None, "agg": "mean", "frame_rate": None,
         "aggregator_checkpoint": None, "readout": None, "n_tokens": None, "precision": "no",
+        "revision": None,
     }  # fmt: skip
     assert meta["command"] == (
         "embed.py ~/music --encoder muq-nano --seg 2 --min_tail 0.4 --agg mean"
@@ -388,6 +390,22 @@ def test_a_pretrained_transformer_embeds_as_the_model_does(music, scripts):
     with pytest.raises(ValueError, match="the aggregator has other weights"):
         similar.embed_alike(made, "new.wav", store="store")
     assert collection.name.startswith("layers-")
+
+
+@pytest.mark.parametrize(("name", "layer"), [("ast", 3), ("clap", 0), ("wav2vec2", 1)])
+def test_any_transformers_model_embeds(music, scripts, name, layer):
+    save_tiny(music / "model", name)
+    scripts("embed", "music", "--seg=1", "--encoder=model", f"--layer={layer}", "--store=tiny",
+            "--out=e.parquet", "--segments=s.parquet")  # fmt: skip
+    made, segments = (embedding_files.read(f"{n}.parquet") for n in "es")
+    encoder = load_encoder(str(music / "model"))
+    own = encoder.embed(read_audio("music/0.ogg", encoder.sample_rate)[None, : encoder.sample_rate],
+                        [layer])[0, 0, 0]  # fmt: skip
+    np.testing.assert_allclose(segments.matrix()[0], own, atol=1e-5)
+    assert made.matrix().shape == (N + len(BAD), len(own))
+    assert made.meta["encoder_fingerprint"] == encoder.fingerprint
+    with pytest.raises(ValueError, match="--revision belongs to a model on the hub"):
+        scripts("embed", "music", "--encoder=model", "--revision=main", "--out=f.parquet")
 
 
 def test_lists_globs_and_files_name_tracks(music, scripts):

@@ -37,6 +37,7 @@ class Embedder:
     learned : what a run learned (`tune.strategy.from_run`), or None
     device : what the encoder and a Transformer run on; None is a GPU where there is one
     store : folder of the store; None is the default one
+    trust_remote_code : let an encoder that needs Python code of its own execute it
     memory_budget, compile, batch_seconds : see train_probe.py; they change no result
 
     Attributes
@@ -51,14 +52,15 @@ class Embedder:
 
     def __init__(self, strategy: Strategy, learned: Learned | None = None, *,
                  device: str | torch.device | None = None, store: str | Path | None = None,
-                 memory_budget: str = "2GB", compile: bool = False,
-                 batch_seconds: float = 60.0):  # fmt: skip
+                 trust_remote_code: bool = False, memory_budget: str = "2GB",
+                 compile: bool = False, batch_seconds: float = 60.0):  # fmt: skip
         strategy.check(learned)
         self.learned, self.batch_seconds = learned, batch_seconds
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
         self.encoder = load_encoder(
-            strategy.encoder, device=device, compile=compile,
+            strategy.encoder, device=device, compile=compile, revision=strategy.revision,
+            trust_remote_code=trust_remote_code,
             precision=resolve_precision(strategy.precision, device.type, capability),
             memory_budget=parse_budget(memory_budget, device_memory(device)),
         )  # fmt: skip
@@ -73,7 +75,7 @@ class Embedder:
         layers = resolve_layers(strategy.layer, self.encoder.n_layers)
         self.encoder.keep_layers(max(layers))
         self.rules = strategy.rules()
-        check_fits(self.rules, strategy.frame_rate, self.encoder)
+        check_fits(self.rules, strategy.frame_rate, self.encoder, layers)
         self.store = Store(store or default_root())
         self.collection = self.store.collection(self.encoder, layers, strategy.frame_rate)
         self.model = None
@@ -82,7 +84,8 @@ class Embedder:
                 strategy.aggregator_checkpoint, self.encoder, layers, self.collection, self.rules
             ).to(device)
         changes = {"layer": "mix" if strategy.layer == "mix" else str(layers[0]),
-                   "precision": self.encoder.precision}  # fmt: skip
+                   "precision": self.encoder.precision,
+                   "revision": self.encoder.revision or strategy.revision}  # fmt: skip
         if strategy.agg == "concat" and learned and not strategy.n_tokens:
             changes["n_tokens"] = learned.n_in // (self.encoder.embedding_dim + 1)  # N D + N
         self.strategy = dataclasses.replace(strategy, **changes)
@@ -215,6 +218,8 @@ def embed(
     from_run: str | Path | None = None,
     run_seed: int | None = None,
     precision: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
     device: str | None = None,
     store: str | Path | None = None,
 ) -> np.ndarray:
@@ -227,6 +232,7 @@ def embed(
     agg : "mean", "max", "stats", ...: see the README's table of aggregators; "whitened" is fitted
         on the tracks given, "transformer:DIR" names its checkpoint
     encoder : "muq" (the default), "muq-nano", "mel", a folder or a hub id; loaded once and kept
+    revision, trust_remote_code : of an encoder from the hub; MERT needs code of its own
     layer : "last" or a number
     hop, min_tail, min_seg, max_seg : seconds, as embed.py's flags
     frame_rate : join this many pooled frames a second instead of segments (a Transformer: as it
@@ -264,13 +270,18 @@ def embed(
         min_seg=min_seg, max_seg=max_seg, agg=agg, frame_rate=frame_rate,
         aggregator_checkpoint=None if checkpoint is None else str(checkpoint),
         readout=readout, n_tokens=n_tokens, precision=precision,
+        revision=revision,
     )  # fmt: skip
     run = None if from_run is None else str(from_run)
-    if run and dataclasses.replace(strategy, encoder="muq") != Strategy(precision=precision):
+    if run and dataclasses.replace(strategy, encoder="muq") != Strategy(
+        precision=precision, revision=revision
+    ):
         raise ValueError("from_run brings the whole strategy: leave the other settings out")
     if agg == "whitened" and len(set(paths)) < 2:
         raise ValueError("whitening is fitted on the tracks given: give several, or from_run")
-    loaded = _loaded(strategy, run, run_seed, encoder, device, str(store or default_root()))
+    loaded = _loaded(
+        strategy, run, run_seed, encoder, trust_remote_code, device, str(store or default_root())
+    )
     tracks, _, _ = loaded.encode(paths, strict=True)
     joiner = loaded.joiner(tracks)
     vectors = {path: joiner(loaded.rows(path, found))[0] for path, found in tracks.items()}
@@ -279,9 +290,12 @@ def embed(
 
 
 @lru_cache(maxsize=2)
-def _loaded(strategy, run, run_seed, encoder, device, store) -> Embedder:
+def _loaded(strategy, run, run_seed, encoder, trust_remote_code, device, store) -> Embedder:
     """An embedder, kept for the next call with the same settings."""
     learned = None
     if run is not None:
-        strategy, learned = from_run(run, run_seed, encoder=encoder, precision=strategy.precision)
-    return Embedder(strategy, learned, device=device, store=store)
+        strategy, learned = from_run(run, run_seed, encoder=encoder, precision=strategy.precision,
+                                     revision=strategy.revision)  # fmt: skip
+    return Embedder(
+        strategy, learned, device=device, store=store, trust_remote_code=trust_remote_code
+    )

@@ -195,6 +195,9 @@ def parse_args(argv: Sequence[str] | None = None):
                         help="where the tracks' paths begin, for --m3u (default: here, then the "
                         "embeddings' folder)")  # fmt: skip
     parser.add_argument("--store", type=Path, metavar="DIR", help="embedding store")
+    parser.add_argument("--trust_remote_code", nargs="?", const=True, default=False, type=to_bool,
+                        metavar="BOOL", help="let an encoder that needs Python code of its own "
+                        "execute it, for a song from outside")  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -215,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_up_logging(True)
     folders = [args.root] if args.root else [Path(), args.embeddings.parent]
     show(read(args.embeddings), args.song, args.k, whiten=args.whiten, m3u=args.m3u,
-         folders=folders, store=args.store)  # fmt: skip
+         folders=folders, store=args.store, trust_remote_code=args.trust_remote_code)  # fmt: skip
 
 
 if __name__ == "__main__":

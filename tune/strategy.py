@@ -35,6 +35,7 @@ class Strategy:
     aggregator_checkpoint, readout : of the Transformer
     n_tokens : how many tokens concat lays end to end; None is the longest track's number
     precision : "auto", "no", "fp16" or "bf16"
+    revision : branch, tag or commit of an encoder from the hub
     """
 
     encoder: str = "muq"
@@ -50,6 +51,7 @@ class Strategy:
     readout: str | None = None
     n_tokens: int | None = None
     precision: str = "auto"
+    revision: str | None = None
 
     def rules(self) -> list[Rule]:
         """The segment rules; among several, each takes the settings that it knows."""
@@ -133,7 +135,8 @@ class Learned:
 
 
 def from_run(run: str | Path, seed: int | None = None, *, encoder: str | None = None,
-             precision: str = "auto") -> tuple[Strategy, Learned]:  # fmt: skip
+             precision: str = "auto",
+             revision: str | None = None) -> tuple[Strategy, Learned]:  # fmt: skip
     """Take a run's strategy, and what it learned in front of its probe.
 
     Parameters
@@ -142,6 +145,7 @@ def from_run(run: str | Path, seed: int | None = None, *, encoder: str | None = 
     seed : whose probe's; None is the first
     encoder : where the encoder's weights are, when its name alone doesn't say
     precision : the encoder's here
+    revision : of the encoder; None is the run's
 
     Raises
     ------
@@ -164,6 +168,7 @@ def from_run(run: str | Path, seed: int | None = None, *, encoder: str | None = 
             frame_rate=config["frame_rate"] if config["tokens"] == "frame" else None,
             aggregator_checkpoint=_opened(config["aggregator_checkpoint"]),
             readout=result["aggregator"]["readout"], precision=precision,
+            revision=revision or config.get("encoder_revision"),
         )  # fmt: skip
         tuned, fingerprint = result["aggregator"]["tuned"], config["encoder_fingerprint"]
     except FileNotFoundError as error:
