@@ -55,6 +55,7 @@ def sections(text):
         if kind == "heading":
             found.append((block, {"code": [], "table": [], "paragraph": []}))
         else:
+            assert found, f"a README begins with its title, not with {block!r}"
             found[-1][1][kind].append(block)
     return found
 
