@@ -1,7 +1,8 @@
 """README.ko.md says what README.md says: the same headings, code, links, tables, numbers, flags.
 
 What is compared needs no Korean: whoever changes README.md is told which heading, table cell or
-paragraph of README.ko.md to change with it.
+paragraph of README.ko.md to change with it. Words changed without a number, a link or code
+changing aren't seen: only a reader can tell.
 """
 
 import re
