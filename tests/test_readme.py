@@ -18,9 +18,10 @@ def test_the_two_commands_are_those_of_ci():
 def test_every_flag_named_exists():
     scripts = ("train_probe.py", "pretrain_aggregator.py", "embed.py", "profile.py", "compare.py",
                "benchmarks/study_loop.py")  # fmt: skip
-    calls = [[ROOT / name] for name in scripts] + [["-m", "tune.sweep"]]
+    modules = ("tune.sweep", "tune.similar", "tune.tasks", "tune.card")
+    calls = [[ROOT / name] for name in scripts] + [["-m", name] for name in modules]
     known = "".join(run(*call, "--help", cwd=ROOT).stdout for call in calls)
-    named = set(re.findall(r"--[a-z_]+", README)) - {"--nproc_per_node", "--multi_gpu", "--quiet",
+    named = set(re.findall(r"--[a-z][a-z0-9_]*", README)) - {"--nproc_per_node", "--multi_gpu", "--quiet",
                                                      "--style", "--flag"}  # fmt: skip
     assert "--seg" in named
     for flag in named:
