@@ -28,6 +28,7 @@ FORWARD_VERSION = 2  # raised when a change here or in the front end changes MuQ
 MEMORY_BUDGET = 2_000_000_000  # bytes
 MIN_CHUNK_S = 1.0
 RANDOM_SEED = 1234
+POSITIONS = "model.conformer.pos_conv_embed."  # convolutional positions; not used with rotary ones
 HUB_ID = "OpenMuQ/MuQ-large-msd-iter"
 CONVERT = "from muq import MuQ; MuQ.from_pretrained(NAME).save_pretrained(FOLDER)"
 # MuQ in small: the same classes and code path, 2.7 M parameters.
@@ -144,12 +145,12 @@ class _Parts(nn.Module):
 
 def load_nano(name, **kwargs) -> MuQEncoder:
     """MuQ in small with weights from a fixed seed (untrained)."""
-    return MuQEncoder(name, _nano_config(), None, **kwargs)
+    return MuQEncoder(name, nano_config(), None, **kwargs)
 
 
 def load_random(name, **kwargs) -> MuQEncoder:
     """MuQ at its full size with weights from a fixed seed: for measuring what it costs."""
-    config = _nano_config() | LARGE
+    config = nano_config() | LARGE
     config["w2v2_config"] |= LARGE_W2V2
     return MuQEncoder(name, config, None, **kwargs)
 
@@ -159,7 +160,7 @@ def load_folder(folder, name, **kwargs) -> MuQEncoder:
     return MuQEncoder(name, *_read_muq(Path(folder)), **kwargs)
 
 
-def _nano_config() -> dict:
+def nano_config() -> dict:
     """The configuration of MuQ in small."""
     return json.loads((NANO_FOLDER / "config.json").read_text(encoding="utf-8"))
 
@@ -204,6 +205,11 @@ def _build(config: dict, weights: dict | None) -> tuple[nn.Module, str]:
             digest.update(f"{key}{tuple(value.shape)}".encode())
             digest.update(value.contiguous().numpy())
     return model, digest.hexdigest()
+
+
+def needed_weights(key: str) -> bool:
+    """Say whether a weight is needed of a model with rotary positions, as muq-nano is."""
+    return not _unused(key) and not key.startswith(POSITIONS)
 
 
 def _unused(key: str) -> bool:
