@@ -41,10 +41,7 @@ def compose(seed: int, index: int) -> tuple[np.ndarray, str]:
     """
     kind = TURNS[index % len(TURNS)]
     rng = np.random.default_rng((zlib.crc32(b"pretraining"), VERSION, seed, index))
-    if kind == "form":
-        audio = _sections(rng)
-    else:
-        audio = render(_recipe(kind, rng), rng)
+    audio = _sections(rng) if kind == "form" else render(_recipe(kind, rng), rng)
     known_by = samples_hash(np.round(audio * 32767).astype(np.int16))
     return (_recorded(audio, rng) if rng.random() < 0.5 else audio), known_by
 
