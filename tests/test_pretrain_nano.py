@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, make_task, run
 from safetensors.torch import load_file
 
-from tune import composed, mel_corpus, mel_tokens, nano_music
+from tune import composed, mel_corpus, mel_tokens, nano, nano_music
 from tune.demo import DEMO_TASKS, build
 from tune.demo.tasks import make_track
 from tune.encoders import load_encoder
@@ -155,6 +155,7 @@ def test_hidden_frames_show_noise_and_nothing_of_the_music(folder, tmp_path):
     one = crops[3]
     assert one["mel"].shape == (3, 400, 128)
     assert one["hidden"].shape == (3, 60)  # six of ten spans of 0.4 s
+    assert not one.pop("pairs")
     assert all(torch.equal(one[k], crops[3][k]) for k in one)
     assert not torch.equal(one["mel"], crops[4]["mel"])
     # Other music at the same places: what differs is what can be seen.
@@ -163,6 +164,28 @@ def test_hidden_frames_show_noise_and_nothing_of_the_music(folder, tmp_path):
     differs = (one["mel"] != other["mel"]).any(2).view(3, 100, 4).any(2)
     hidden = torch.zeros(3, 100, dtype=torch.bool).scatter_(1, one["hidden"], True)
     assert torch.equal(differs, ~hidden)
+
+
+def test_crops_come_in_pairs_of_a_song_from_a_step_on(folder, tmp_path):
+    music = nano_music.gather(
+        folder / "corpus", 6, 4, [], data_dir=tmp_path, cache_dir=folder / "demo", progress=False
+    )
+    tokens = [np.full((n, 8), i, np.uint8) for i, n in enumerate(music.tracks.lengths)]
+    crops = nano_music.Crops(music, tokens, [2], 8, 0.6, seed=5, pairs_from=10)
+    assert not crops[9]["pairs"]
+    batch = crops[10]
+    songs = batch["tokens"][:, 0, 0]  # the song's number stands for its tokens here
+    assert batch["pairs"]
+    assert torch.equal(songs[:2], songs[2:])
+    assert songs[0] != songs[1]
+
+
+def test_recognising_a_song_is_a_softmax_over_the_other_crops():
+    marks = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.0, 3.0]])
+    # Alike are 0 and 2, 1 and 3: 10 against two zeros.
+    expected = -np.log(np.exp(10) / (np.exp(10) + 2))
+    assert nano.recognise(marks).item() == pytest.approx(expected, rel=1e-4)
+    assert nano.recognise(marks[[0, 1, 3, 2]]).item() == pytest.approx(10 + expected, rel=1e-4)
 
 
 def test_the_quantiser_codes_what_the_codebooks_before_it_left(rng):

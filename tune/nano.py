@@ -15,6 +15,7 @@ from torch import nn
 
 from tune.mel_tokens import CODES, STREAMS
 from tune.muq import nano_config, needed_weights
+from tune.store import as_umask_says
 
 MARK, TEMPERATURE = 64, 0.1
 
@@ -98,4 +99,5 @@ def write_model(model: MaskedMuQ, out: Path) -> None:
     save_file(weights, part, metadata={"format": "pt"})
     text = json.dumps(nano_config(), indent=2) + "\n"
     (out / "config.json").write_text(text, encoding="utf-8")
+    as_umask_says(part)
     part.replace(out / "model.safetensors")
