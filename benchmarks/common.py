@@ -92,12 +92,11 @@ def load_ours(name: str, weights: str, device: torch.device, precision: str = "n
 
 def muq_config(name: str, weights: str) -> tuple[dict, dict | None]:
     """MuQ's configuration, and its weights (None: random, from the fixed seed)."""
-    config = muq._nano_config()
     if name == "muq-nano":
-        return config, None
+        return muq._read_muq(muq.NANO_FOLDER)
     if weights == "pretrained":
         return muq._read_muq(fetch(muq.HUB_ID))
-    config = config | muq.LARGE
+    config = muq.nano_config() | muq.LARGE
     config["w2v2_config"] |= muq.LARGE_W2V2
     return config, None
 
@@ -319,7 +318,7 @@ def write_report(name: str, args, device: torch.device, results: dict) -> Path:
         "versions": versions(),
         "git_sha": git_sha(),
         "encoder": args.encoder,
-        "weights": "random" if args.encoder == "muq-nano" else args.weights,
+        "weights": "pretrained" if args.encoder == "muq-nano" else args.weights,
         **results,
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -55,7 +55,7 @@ def test_muq_large_takes_264_gflop_in_front_and_146_in_its_layers():
         Wav2Vec2ConformerEncoder,
     )
 
-    config = muq._nano_config()["w2v2_config"] | muq.LARGE_W2V2
+    config = muq.nano_config()["w2v2_config"] | muq.LARGE_W2V2
     with torch.device("meta"):
         front = Conv2dSubsampling(1, 512, 1024, strides=[2, 2], n_bands=128)
         front.blocks, front.hop, front.bands = front.conv, 240, torch.empty(1025, 128)

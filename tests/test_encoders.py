@@ -98,15 +98,15 @@ def test_frames_are_windows_that_average_to_the_segment(nano, segments):
         nano.embed(segments, [4], frame_rate=26)
 
 
-def test_nano_is_the_same_model_each_time_and_says_that_it_is_untrained(nano):
+def test_nano_is_the_same_model_each_time_and_its_twin_says_that_it_is_untrained(nano):
     state = random.getstate()
     torch.manual_seed(99)
-    again = load_encoder("muq-nano")
-    assert again.fingerprint == nano.fingerprint
-    assert again.untrained
-    assert again.label == "muq-nano (untrained)"
+    again, twin = load_encoder("muq-nano"), load_encoder("muq-nano-untrained")
+    assert again.fingerprint == nano.fingerprint != twin.fingerprint
+    assert (again.untrained, again.label) == (False, "muq-nano")
+    assert (twin.untrained, twin.label) == (True, "muq-nano-untrained (untrained)")
+    assert twin.fingerprint == load_encoder("muq-nano-untrained").fingerprint
     assert random.getstate() == state  # MuQ's constructor seeds Python's generator; we put it back
-    assert sum(p.numel() for p in again.model.parameters()) < 4_000_000
 
 
 def test_segments_that_are_too_short_are_refused(nano):

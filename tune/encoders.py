@@ -15,7 +15,7 @@ import torch
 
 from tune import mulan, muq, pretrained
 from tune.encoder import SAMPLE_RATE, Encoder, EncoderError
-from tune.muq import MEMORY_BUDGET, load_nano, load_random
+from tune.muq import MEMORY_BUDGET, load_nano, load_nano_untrained, load_random
 
 MEL_VERSION = 1  # raised when a change here changes the baseline's numbers
 
@@ -98,7 +98,12 @@ ENCODERS = {
         ),
         "MusicFM: refused (no package, pickled weights)",
     ),
-    "muq-nano": EncoderRow(load_nano, "MuQ in small, 2.7 M parameters, untrained, no download"),
+    "muq-nano": EncoderRow(
+        load_nano, "MuQ in small, 2.4 M parameters, pretrained on composed music, no download",
+    ),
+    "muq-nano-untrained": EncoderRow(
+        load_nano_untrained, "muq-nano with weights from a seed: what learning has to beat"
+    ),
     "mel": EncoderRow(_load_mel, "log-mel mean and deviation per band: the baseline to beat"),
 }  # fmt: skip
 FROM_HUB = ("muq", "muq-mulan", "mert-95m", "mert-330m")  # what --revision can be asked of
@@ -134,7 +139,7 @@ def load_encoder(
     """
     kwargs = {"precision": precision, "device": device, "memory_budget": memory_budget,
               "compile": compile}  # fmt: skip
-    if weights == "random" and name not in ("muq-nano", "mel"):
+    if weights == "random" and name not in ("muq-nano", "muq-nano-untrained", "mel"):
         if name != "muq":
             raise EncoderError(
                 f"random weights are made for muq only, not for {name!r}: take --weights pretrained"

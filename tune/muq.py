@@ -28,9 +28,10 @@ FORWARD_VERSION = 2  # raised when a change here or in the front end changes MuQ
 MEMORY_BUDGET = 2_000_000_000  # bytes
 MIN_CHUNK_S = 1.0
 RANDOM_SEED = 1234
+POSITIONS = "model.conformer.pos_conv_embed."  # convolutional positions; not used with rotary ones
 HUB_ID = "OpenMuQ/MuQ-large-msd-iter"
 CONVERT = "from muq import MuQ; MuQ.from_pretrained(NAME).save_pretrained(FOLDER)"
-# MuQ in small: the same classes and code path, 2.7 M parameters.
+# MuQ in small: the same classes and code path, 2.4 M parameters, by tools/pretrain_nano.py.
 NANO_FOLDER = Path(__file__).parent / "muq-nano"
 # What MuQ-large-msd-iter differs in from the small one; for random weights of its size.
 LARGE = {"conv_dim": 512, "encoder_dim": 1024, "encoder_depth": 12}
@@ -143,13 +144,18 @@ class _Parts(nn.Module):
 
 
 def load_nano(name, **kwargs) -> MuQEncoder:
-    """MuQ in small with weights from a fixed seed (untrained)."""
-    return MuQEncoder(name, _nano_config(), None, **kwargs)
+    """MuQ in small, pretrained, with the weights in the package."""
+    return load_folder(NANO_FOLDER, name, **kwargs)
+
+
+def load_nano_untrained(name, **kwargs) -> MuQEncoder:
+    """MuQ in small with weights from a fixed seed: what muq-nano was before it learnt."""
+    return MuQEncoder(name, nano_config(), None, **kwargs)
 
 
 def load_random(name, **kwargs) -> MuQEncoder:
     """MuQ at its full size with weights from a fixed seed: for measuring what it costs."""
-    config = _nano_config() | LARGE
+    config = nano_config() | LARGE
     config["w2v2_config"] |= LARGE_W2V2
     return MuQEncoder(name, config, None, **kwargs)
 
@@ -159,7 +165,7 @@ def load_folder(folder, name, **kwargs) -> MuQEncoder:
     return MuQEncoder(name, *_read_muq(Path(folder)), **kwargs)
 
 
-def _nano_config() -> dict:
+def nano_config() -> dict:
     """The configuration of MuQ in small."""
     return json.loads((NANO_FOLDER / "config.json").read_text(encoding="utf-8"))
 
@@ -190,7 +196,8 @@ def _build(config: dict, weights: dict | None) -> tuple[nn.Module, str]:
     random.setstate(python_random)
     if weights is not None:
         missing, unexpected = muq.load_state_dict(weights, strict=False)
-        wrong = [k for k in missing if not _unused(k)] + [k for k in unexpected if not _unused(k)]
+        missing = [k for k in missing if not k.startswith(POSITIONS)]  # may be left out
+        wrong = [k for k in (*missing, *unexpected) if not _unused(k)]
         if wrong:
             raise EncoderError(
                 f"the weights don't fit the configuration: {len(wrong)} names differ, "
@@ -199,11 +206,17 @@ def _build(config: dict, weights: dict | None) -> tuple[nn.Module, str]:
     model = muq.model.eval().requires_grad_(False)
     digest = hashlib.sha256(f"muq {FORWARD_VERSION}".encode())
     digest.update(json.dumps(config["stat"], sort_keys=True).encode())
+    absent = set() if weights is None else set(model.state_dict()) - {k[6:] for k in weights}
     for key, value in sorted(model.state_dict().items()):
-        if not _unused(f"model.{key}"):
+        if not _unused(f"model.{key}") and key not in absent:
             digest.update(f"{key}{tuple(value.shape)}".encode())
             digest.update(value.contiguous().numpy())
     return model, digest.hexdigest()
+
+
+def needed_weights(key: str) -> bool:
+    """Say whether a weight is needed of a model with rotary positions, as muq-nano is."""
+    return not _unused(key) and not key.startswith(POSITIONS)
 
 
 def _unused(key: str) -> bool:

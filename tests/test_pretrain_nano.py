@@ -1,0 +1,219 @@
+"""tools/pretrain_nano.py as its users run it, and the music that it learns from."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, make_task, run
+from safetensors.torch import load_file
+
+from tune import composed, mel_corpus, mel_tokens, nano, nano_music
+from tune.demo import DEMO_TASKS, build
+from tune.demo.tasks import make_track
+from tune.encoders import load_encoder
+from tune.hashing import content_hash
+from tune.tasks import load_task
+
+sys.path.insert(0, str(ROOT / "tools"))
+import pretrain_nano as script
+
+SCRIPT = ROOT / "tools" / "pretrain_nano.py"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Demo tasks of two tracks a split, a task of tones, and spectrograms that all share."""
+    folder = tmp_path_factory.mktemp("nano")
+    for name in DEMO_TASKS:
+        made = build(name, folder / "demo", workers=1, progress=False, limit=2)
+        made.rename(made.with_name(made.name.removesuffix("-limit2")))
+    make_task(folder / "tones", seconds=3, n=(3, 2, 2))
+    return folder
+
+
+@pytest.fixture
+def flags(folder):
+    """What all runs here share: four songs, eight steps."""
+    return ["--songs=4", "--steps=8", "--save_every=4", "--seconds", "1", "2", "--batch_seconds=8",
+            "--lr=3e-3", "--warmup=2", "--track_from=3", "--workers=1",
+            "--corpus", folder / "corpus", "--cache_dir", folder / "demo",
+            "--tasks", folder / "tones"]  # fmt: skip
+
+
+@pytest.fixture
+def main(monkeypatch, flags):
+    """A function that runs main() in this process."""
+    monkeypatch.setattr(script, "set_up_logging", lambda is_main: None)  # it's for processes
+
+    def call(out, *more):
+        argv = [str(flag) for flag in (*flags, "--out", out, *more)]
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *argv])
+        script.main(script.parse_args(argv))
+        return json.loads((out / "pretrain.json").read_text())
+
+    return call
+
+
+def test_a_run_learns_and_one_that_was_cut_off_ends_the_same(folder, flags, main, monkeypatch):
+    done = run(SCRIPT, *flags, "--out", folder / "whole", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "2,361,216 parameters; 6 tracks" in done.stdout  # three songs, three tones
+    assert "to beat: guess" in done.stdout
+    facts = json.loads((folder / "whole" / "pretrain.json").read_text())
+    assert facts["command"].startswith("tools/pretrain_nano.py --songs=4")
+    first, last = facts["history"]
+    assert (first["step"], last["step"]) == (4, 8)
+    assert last["train/loss"] < first["train/loss"] < np.log(256) + 0.5
+    assert not (folder / "whole" / "state").exists()
+
+    ours, drawn = nano_music.Crops.__getitem__, []
+
+    def cut_off(crops, step):
+        drawn.append(step)
+        if step == 6:
+            raise KeyboardInterrupt
+        return ours(crops, step)
+
+    monkeypatch.setattr(nano_music.Crops, "__getitem__", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        main(folder / "parts")
+    monkeypatch.setattr(nano_music.Crops, "__getitem__", ours)
+    with pytest.raises(ValueError, match=r"unfinished run with other settings: --lr 0.003 \(now"):
+        main(folder / "parts", "--lr=1e-4")
+    again = main(folder / "parts")
+    assert drawn == [0, 1, 2, 3, 4, 5, 6]
+    for before, after in zip(facts["history"], again["history"], strict=True):
+        assert {k: v for k, v in before.items() if k != "seconds"} == {
+            k: v for k, v in after.items() if k != "seconds"
+        }
+    whole, parts = (load_file(folder / n / "model.safetensors") for n in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+    with pytest.raises(ValueError, match="holds a finished model"):
+        main(folder / "parts")
+    encoder = load_encoder(str(folder / "parts"))  # what it leaves is an encoder
+    assert not encoder.untrained
+    assert encoder.embed(np.zeros((1, 24_000), np.float32), [4]).shape == (1, 1, 1, 192)
+
+
+def test_only_the_train_split_of_a_task_is_learnt_from(folder, tmp_path):
+    music = nano_music.gather(
+        folder / "corpus", 6, 4, [str(folder / "tones")], data_dir=tmp_path,
+        cache_dir=folder / "demo", progress=False,
+    )  # fmt: skip
+    task = load_task(str(folder / "tones"), tmp_path, cache_dir=tmp_path)
+    known = {s: {content_hash(p) for p in task.splits[s]["path"]} for s in task.splits}
+    learnt = {music.tracks.known_by[i] for i in music.train}
+    assert known["train"] <= learnt
+    assert not learnt & (known["val"] | known["test"])
+    assert not set(music.train) & set(music.val)
+    assert music.facts["held_out_checked"] == 12  # two val and two test tracks of each demo task
+
+
+def test_a_song_that_a_task_holds_out_is_refused(folder):
+    demo = load_task("demo", folder, cache_dir=folder / "demo", progress=False)
+    refused = composed.held_out([demo])
+    _, _, audio = make_track("demo", 70)  # the first of val
+    samples = np.round(audio * 32767).astype(np.int16)
+    assert refused[composed.samples_hash(samples)] == "demo"
+    _, known_by = composed.compose(6, 1)
+    assert known_by not in refused
+    with pytest.raises(ValueError, match="in the val or test split of demo-x: choose another"):
+        mel_corpus.build_composed(folder / "corpus", 6, 4, {known_by: "demo-x"})
+
+
+def test_composed_songs_depend_on_seed_and_number_alone():
+    audio, known_by = composed.compose(6, 4)  # sections in any order
+    again, same = composed.compose(6, 4)
+    np.testing.assert_array_equal(audio, again)
+    assert known_by == same
+    assert composed.compose(7, 4)[1] != known_by
+    assert (audio.dtype, len(audio)) == (np.float32, 60 * 24_000)
+    assert 0.01 < np.abs(audio).max() <= 1
+
+
+def test_spectrograms_are_muqs_own_input_and_semitones():
+    seconds = np.arange(48_000 + 100) / 24_000
+    audio = (0.1 * np.sin(2 * np.pi * 440 * seconds)).astype(np.float32)
+    mel, pitch = mel_corpus.spectrograms(audio)
+    assert (mel.shape, pitch.shape) == ((200, 128), (50, 72))
+    assert (pitch[5:45].argmax(1) == 33).all()  # A4 above C2
+    front = load_encoder("muq-nano-untrained").model.frontend
+    padded = torch.nn.functional.pad(torch.from_numpy(audio)[None], (1024, 1024), mode="reflect")
+    expected = front._mel(padded, 0, 200)[0].T * front.std + front.mean
+    np.testing.assert_allclose(mel, expected.clamp(min=-100), atol=0.04)  # float16
+
+
+def test_hidden_frames_show_noise_and_nothing_of_the_music(folder, tmp_path):
+    music = nano_music.gather(
+        folder / "corpus", 6, 4, [], data_dir=tmp_path, cache_dir=folder / "demo", progress=False
+    )
+    tokens = [np.zeros((n, 8), np.uint8) for n in music.tracks.lengths]
+    crops = nano_music.Crops(music, tokens, [4], 12, 0.6, seed=5)
+    one = crops[3]
+    assert one["mel"].shape == (3, 400, 128)
+    assert one["hidden"].shape == (3, 60)  # six of ten spans of 0.4 s
+    assert not one.pop("pairs")
+    assert all(torch.equal(one[k], crops[3][k]) for k in one)
+    assert not torch.equal(one["mel"], crops[4]["mel"])
+    # Other music at the same places: what differs is what can be seen.
+    crops.music.tracks.mel = lambda track, first, last: np.zeros((400, 128), np.float16)
+    other = crops[3]
+    differs = (one["mel"] != other["mel"]).any(2).view(3, 100, 4).any(2)
+    hidden = torch.zeros(3, 100, dtype=torch.bool).scatter_(1, one["hidden"], True)
+    assert torch.equal(differs, ~hidden)
+
+
+def test_crops_come_in_pairs_of_a_song_from_a_step_on(folder, tmp_path):
+    music = nano_music.gather(
+        folder / "corpus", 6, 4, [], data_dir=tmp_path, cache_dir=folder / "demo", progress=False
+    )
+    tokens = [np.full((n, 8), i, np.uint8) for i, n in enumerate(music.tracks.lengths)]
+    crops = nano_music.Crops(music, tokens, [2], 8, 0.6, seed=5, pairs_from=10)
+    assert not crops[9]["pairs"]
+    batch = crops[10]
+    songs = batch["tokens"][:, 0, 0]  # the song's number stands for its tokens here
+    assert batch["pairs"]
+    assert torch.equal(songs[:2], songs[2:])
+    assert songs[0] != songs[1]
+
+
+def test_recognising_a_song_is_a_softmax_over_the_other_crops():
+    marks = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.0, 3.0]])
+    # Alike are 0 and 2, 1 and 3: 10 against two zeros.
+    expected = -np.log(np.exp(10) / (np.exp(10) + 2))
+    assert nano.recognise(marks).item() == pytest.approx(expected, rel=1e-4)
+    assert nano.recognise(marks[[0, 1, 3, 2]]).item() == pytest.approx(10 + expected, rel=1e-4)
+
+
+def test_the_quantiser_codes_what_the_codebooks_before_it_left(rng):
+    mel = rng.normal(-20, 15, (2000, 128)).astype(np.float16)
+    pitch = rng.normal(-20, 15, (500, 72)).astype(np.float16)
+    quantiser = mel_tokens.Quantiser.fit([(mel, pitch)], 1, per_track=500, rounds=3)
+    tokens = quantiser(mel, pitch)
+    assert (tokens.shape, tokens.dtype) == ((500, 8), np.uint8)
+    view = mel_tokens.views(mel, pitch)["mel"]
+    x = (view - quantiser.tensors["mel.mean"]) @ quantiser.tensors["mel.basis"]
+    left = [x.square().mean().item()]
+    for book in range(3):
+        x = x - quantiser.tensors[f"mel.{book}"][tokens[:, book].astype(int)]
+        left.append(x.square().mean().item())
+    assert left == sorted(left, reverse=True)
+
+
+def test_tonality_is_the_same_in_every_key(rng):
+    pitch = rng.normal(-20, 15, (200, 72)).astype(np.float32)
+    higher = np.roll(pitch.reshape(200, 6, 12), 3, 2).reshape(200, 72)
+    mel = np.zeros((800, 128), np.float32)
+    one, other = (mel_tokens.views(mel, p) for p in (pitch, higher))
+    torch.testing.assert_close(one["tonality"], other["tonality"])
+    assert (one["chroma"] - other["chroma"]).abs().max() > 0.1
+
+
+def test_wrong_flags_are_one_line():
+    done = run(SCRIPT, "--out=x", "--seconds=90", cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr.startswith("pretrain_nano.py: error: --batch_seconds 60 is shorter than")
+    assert done.stderr.count("\n") == 1

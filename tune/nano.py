@@ -1,0 +1,103 @@
+"""Pretraining of muq-nano: MuQ's classes with what predicts tokens, and what tells songs apart.
+
+The model is built by the configuration that the package ships; `write_model` leaves what
+`tune.muq` loads. See tools/pretrain_nano.py.
+"""
+
+import json
+import random
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tune.mel_tokens import CODES, STREAMS
+from tune.muq import nano_config, needed_weights
+from tune.store import as_umask_says
+
+MARK, TEMPERATURE = 64, 0.1
+
+
+class MaskedMuQ(nn.Module):
+    """MuQ's front end and conformer, and the logits of the tokens at frames asked for."""
+
+    def __init__(self, config: dict):
+        super().__init__()
+        from muq.muq import MuQ, MuQConfig
+
+        muq = MuQ(MuQConfig(**config)).model
+        self.mean, self.std = (config["stat"][f"melspec_2048_{k}"] for k in ("mean", "std"))
+        self.conv, self.conformer = muq.conv, muq.conformer
+        self.conformer.pos_conv_embed.requires_grad_(False)  # not used with rotary positions
+        self.head = nn.Linear(config["encoder_dim"], len(STREAMS) * CODES)
+        self.mark = nn.Linear(config["encoder_dim"], MARK, bias=False)
+
+    def forward(self, mel: torch.Tensor, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-mel (B, 4 T, 128) in dB and frames (B, K) to logits and marks.
+
+        Returns
+        -------
+        logits : (B, K, 8 * 256), of the frames' tokens
+        marks : (B, 64), of the crops as wholes: their time mean, projected
+        """
+        x = self.conv((mel.transpose(1, 2) - self.mean) / self.std)  # (B, T, D)
+        positions = self.conformer.embed_positions(x)
+        for layer in self.conformer.layers:
+            x = layer(x, relative_position_embeddings=positions)
+            x = x[0] if isinstance(x, tuple) else x  # a tuple before transformers 5
+        x = self.conformer.layer_norm(x)
+        logits = self.head(x.gather(1, frames[..., None].expand(-1, -1, x.shape[-1])))
+        return logits, self.mark(x.mean(1))
+
+
+def recognise(marks: torch.Tensor) -> torch.Tensor:
+    """Loss of telling a crop's other half of its song from the other crops (Chen et al. 2020).
+
+    Parameters
+    ----------
+    marks : (2 n, 64); rows i and n + i are of one song
+    """
+    marks = nn.functional.normalize(marks.float(), dim=1)
+    alike = (marks @ marks.T / TEMPERATURE).fill_diagonal_(float("-inf"))  # (2 n, 2 n)
+    return nn.functional.cross_entropy(alike, torch.arange(len(marks)).roll(len(marks) // 2).to(
+        marks.device))  # fmt: skip
+
+
+def build_model(seed: int) -> MaskedMuQ:
+    """The model by the package's configuration, with weights from a seed and without dropout."""
+    config = nano_config()
+    config["rvq_ckpt_path"] = None
+    w2v2 = config["w2v2_config"]
+    w2v2 |= {k: 0.0 for k in w2v2 if k.endswith("dropout")}
+    w2v2["_attn_implementation"] = "sdpa"
+    python_random = random.getstate()  # MuQModel seeds Python's global generator
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # weight_norm, inside muq's quantiser
+        torch.manual_seed(seed)
+        model = MaskedMuQ(config)
+    random.setstate(python_random)
+    return model
+
+
+def count(model: MaskedMuQ) -> int:
+    """Parameters of what is kept: without the head and what MuQ has but doesn't use."""
+    return sum(v.numel() for k, v in model.named_parameters() if needed_weights(f"model.{k}")
+               and not k.startswith(("head.", "mark.")))  # fmt: skip
+
+
+def write_model(model: MaskedMuQ, out: Path) -> None:
+    """Write config.json and model.safetensors: matrices in float16, the rest in float32."""
+    weights = {
+        f"model.{k}": (v.half() if v.ndim > 1 else v.float() if v.is_floating_point() else v)
+        .detach().cpu().contiguous()
+        for k, v in model.state_dict().items()
+        if needed_weights(f"model.{k}") and not k.startswith(("head.", "mark."))
+    }  # fmt: skip
+    part = out / "model.tmp"
+    save_file(weights, part, metadata={"format": "pt"})
+    text = json.dumps(nano_config(), indent=2) + "\n"
+    (out / "config.json").write_text(text, encoding="utf-8")
+    as_umask_says(part)
+    part.replace(out / "model.safetensors")

@@ -1,0 +1,176 @@
+"""What muq-nano learns from: songs and tracks as spectrograms, tokens, and crops with hidden spans.
+
+A crop is a piece of a track's spectrogram. Of its spans of 0.4 s a fixed share, drawn anew at every
+step, is replaced by the spectrogram of white noise, as MuQ replaces samples by noise of deviation
+0.1; the model predicts the tokens of the frames there. A step's crops depend on (seed, step,
+process) alone, so that a run that goes on draws what it would have drawn.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from tune import corpus, mel_corpus
+from tune.composed import held_out
+from tune.demo import DEMO_TASKS
+from tune.mel_corpus import STRIDE, MelCorpus
+from tune.mel_tokens import CODES, STREAMS, Quantiser
+from tune.store import Store
+from tune.tasks import load_task
+
+SPAN = 10  # frames at 25 Hz: 0.4 s, as MuQ's
+VALIDATE_EVERY = 50  # one song in so many
+VALIDATION_S, VALIDATION_CROPS = 10, 48
+FIT_TRACKS = 1000  # that the quantiser is fitted to
+
+
+@dataclass
+class Music:
+    """A corpus, which of its tracks are learnt from and validated on, and facts about it."""
+
+    tracks: MelCorpus
+    train: list[int]
+    val: list[int]
+    folder: Path
+    facts: dict = field(default_factory=dict)
+
+
+def gather(folder: Path, seed: int, songs: int, tasks: Sequence[str], *, data_dir: Path,
+           cache_dir: Path, workers: int = 1, progress: bool = True) -> Music:  # fmt: skip
+    """Compose the songs, read the tasks' train splits, refuse what is held out.
+
+    Parameters
+    ----------
+    folder : of the spectrograms
+    seed, songs : of the composed corpus
+    tasks : as in train_probe.py; of their splits only train is read
+    """
+    demos = [load_task(n, data_dir, cache_dir=cache_dir, progress=progress) for n in DEMO_TASKS]
+    refused = held_out(demos)
+    files = mel_corpus.build_composed(folder, seed, songs, refused, workers)
+    composed = len(files)
+    facts: dict = {"composed": songs, "corpus_seed": seed, "tasks": list(tasks), "refused": [],
+                   "skipped": []}  # fmt: skip
+    if tasks:
+        named = [load_task(n, data_dir, cache_dir=cache_dir, progress=progress) for n in tasks]
+        others = corpus.local_tasks(data_dir, cache_dir, tasks)
+        found = corpus.gather(named, None, others, Store(folder / "hashes"))
+        more, skipped = mel_corpus.build_tracks(folder, found.train)
+        files += more
+        facts |= {"refused": found.refused, "skipped": found.skipped + skipped}
+    tracks = MelCorpus(files)
+    val = list(range(0, songs, VALIDATE_EVERY))
+    train = sorted(set(range(len(tracks))) - set(val))
+    assert len(tracks) == songs + len(files) - composed
+    facts |= {
+        "tracks": len(train), "val_tracks": len(val), "held_out_checked": len(refused),
+        "hours": sum(tracks.lengths[i] for i in train) / 25 / 3600,
+    }  # fmt: skip
+    return Music(tracks, train, val, folder, facts)
+
+
+def tokenise(music: Music, seed: int, progress: bool = True) -> list[np.ndarray]:
+    """Tokens (T, 8) of every track, by a quantiser fitted to the training tracks; kept on disk."""
+    tracks = music.tracks
+    text = json.dumps([seed, music.train, tracks.known_by, FIT_TRACKS, STREAMS, CODES])
+    file = music.folder / f"tokens-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy"
+    if not file.exists():
+        chosen = np.random.default_rng(seed).permutation(music.train)[:FIT_TRACKS]
+        chosen = tqdm(chosen, desc="fitting codebooks", unit="track", delay=5, disable=not progress)
+        quantiser = Quantiser.fit(((tracks.mel(i), tracks.pitch(i)) for i in chosen), seed)
+        every = tqdm(range(len(tracks)), desc="tokens", unit="track", delay=5, disable=not progress)
+        found = [quantiser(tracks.mel(i), tracks.pitch(i)) for i in every]
+        part = file.with_suffix(".partial.npy")
+        np.save(part, np.concatenate(found))
+        part.replace(file)
+    ends = np.cumsum(tracks.lengths)
+    tokens = np.split(np.load(file), ends[:-1])
+    of_train = np.concatenate([tokens[i] for i in music.train])
+    shares = np.stack([np.bincount(of_train[:, s], minlength=CODES) for s in range(len(STREAMS))])
+    shares = shares / len(of_train)  # (S, CODES)
+    of_val = np.concatenate([tokens[i] for i in music.val])
+    likely = np.stack([shares[s, of_val[:, s]] for s in range(len(STREAMS))])
+    music.facts["guess_loss"] = float(-np.log(np.maximum(likely, 1e-6)).mean())
+    music.facts["guess_accuracy"] = float((of_val == shares.argmax(1)).mean())
+    return tokens
+
+
+class Crops(Dataset):
+    """A step's crops: dict of mel (B, 4 T, 128) in dB, tokens (B, T, 8) and the numbers of the
+    hidden frames (B, K) and of the visible ones (B, T - K).
+
+    Parameters
+    ----------
+    seconds : lengths of the crops; steps take turns
+    batch_seconds : audio of one step and process
+    pairs_from : step from which crops come in pairs of a song, the second ones after all first
+    part : this process
+    """
+
+    def __init__(self, music: Music, tokens: Sequence[np.ndarray], seconds: Sequence[float],
+                 batch_seconds: float, mask_prob: float, seed: int, *,
+                 pairs_from: int | None = None, part: int = 0):  # fmt: skip
+        self.music, self.tokens, self.seconds = music, tokens, list(seconds)
+        self.batch_seconds, self.mask_prob = batch_seconds, mask_prob
+        self.seed, self.pairs_from, self.part = seed, pairs_from, part
+        noise = np.random.default_rng(seed).standard_normal(61 * 24_000) * 0.1
+        self.noise = mel_corpus.spectrograms(noise)[0]  # (frames, 128)
+        lengths = np.array(music.tracks.lengths)[music.train]
+        for s in self.seconds:
+            if s * 25 < SPAN or (lengths < s * 25).all():
+                raise ValueError(
+                    f"--seconds {s:g}: crops must be at least 0.4 s, and no longer than the "
+                    f"longest track ({lengths.max() / 25:.1f} s)"
+                )
+        self._lengths = lengths
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        seconds = self.seconds[step % len(self.seconds)]
+        rng = np.random.default_rng((self.seed, 1, step, self.part))
+        frames = int(seconds * 25)
+        long_enough = np.flatnonzero(self._lengths >= frames)
+        size = max(1, int(self.batch_seconds // seconds))
+        pairs = self.pairs_from is not None and step >= self.pairs_from and size > 3
+        if pairs:
+            tracks = np.tile(rng.choice(long_enough, size // 2, len(long_enough) < size // 2), 2)
+        else:
+            tracks = rng.choice(long_enough, size)
+        batch = self._batch([self.music.train[i] for i in tracks], frames, rng)
+        return batch | {"pairs": pairs}
+
+    def validation(self) -> Iterator[dict[str, torch.Tensor]]:
+        """The same crops of the validation songs every time, in batches."""
+        rng = np.random.default_rng((self.seed, 2))
+        frames = min(VALIDATION_S * 25, min(self.music.tracks.lengths[i] for i in self.music.val))
+        tracks = [self.music.val[i % len(self.music.val)] for i in range(VALIDATION_CROPS)]
+        for first in range(0, len(tracks), 8):
+            yield self._batch(tracks[first : first + 8], frames, rng)
+
+    def _batch(self, tracks: Sequence[int], frames: int, rng) -> dict[str, torch.Tensor]:
+        """Cut a crop of every track and hide spans of it."""
+        mels, tokens, hidden, visible = [], [], [], []
+        spans = frames // SPAN
+        n_hidden = max(1, round(self.mask_prob * spans))
+        for track in tracks:
+            first = int(rng.integers(self.music.tracks.lengths[track] - frames + 1))
+            mel = self.music.tracks.mel(track, first, first + frames).astype(np.float32)
+            at = np.sort(rng.choice(spans, n_hidden, replace=False))[:, None] * SPAN
+            at = (at + np.arange(SPAN)).ravel()  # (K,)
+            covered = (at[:, None] * STRIDE + np.arange(STRIDE)).ravel()
+            start = int(rng.integers(len(self.noise) - len(covered)))
+            mel[covered] = self.noise[start : start + len(covered)]
+            mels.append(mel)
+            tokens.append(self.tokens[track][first : first + frames])
+            hidden.append(at)
+            visible.append(np.setdiff1d(np.arange(frames), at))
+        return {"mel": torch.from_numpy(np.stack(mels)),
+                "tokens": torch.from_numpy(np.stack(tokens)),
+                "hidden": torch.from_numpy(np.stack(hidden)),
+                "visible": torch.from_numpy(np.stack(visible))}  # fmt: skip
