@@ -371,8 +371,13 @@ class Collection:
             try:
                 with safe_open(path, "numpy") as file:
                     spans = json.loads(file.metadata()["info"])["spans"]
+                if path != self._path(self.folder, path.name[:64], spans):
+                    raise ValueError("its name says another cut")
+            except FileNotFoundError:  # deleted meanwhile
+                continue
             except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
                 log.warning("damaged row %s (%s): left out", path, error)
+                self.damaged.append(str(path))
                 continue
             row = self.read(path.name[:64], spans)
             if row is not None:
