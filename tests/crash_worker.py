@@ -1,4 +1,4 @@
-"""Encoders to be killed: a process that forks one for every line it reads, so that each starts at once.
+"""Encoders to be killed: a process that forks one for every line it reads, so that it starts fast.
 
 A line is JSON: store, paths, log (what the run did goes there, line by line), and what is to go
 wrong: die_at (killed before its k-th change of a file), torn (killed within its k-th row, which

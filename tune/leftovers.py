@@ -41,7 +41,7 @@ def sweep(root: Path, claim: Callable) -> int:
 
 
 def sweep_daily(root: Path, claim: Callable) -> None:
-    """Sweep a store that hasn't been swept for a day; one that can't be written to is left alone."""
+    """Sweep a store that hasn't been swept for a day; a read-only one is left alone."""
     stamp = Path(root) / STAMP
     with contextlib.suppress(OSError):
         if stamp.exists():
