@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tune.cli import (
     Parser,
+    begin,
     positive_float,
     positive_int,
     run_script,
@@ -208,7 +209,7 @@ def read_rules(args):
 # fmt: on
 
 
-args = parse_args() if __name__ == "__main__" else None
+args = begin(parse_args) if __name__ == "__main__" else None
 
 import logging
 import sys

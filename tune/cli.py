@@ -14,7 +14,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from tune.stopping import Terminated, noted_signals
+from tune.stopping import Terminated, end_quietly, noted_signals
 
 # What the machine refuses: a message to the user, not a bug.
 ENVIRONMENT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
@@ -141,6 +141,12 @@ def end_with_launcher() -> None:
 
         PR_SET_PDEATHSIG = 1  # noqa: N806 - as prctl(2) calls it
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def begin(parse_args):
+    """Read a script's arguments before the heavy imports, and let Ctrl-C end those in one line."""
+    end_quietly()
+    return parse_args()
 
 
 def run_script(main) -> None:

@@ -64,6 +64,17 @@ class Stop:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+def end_quietly() -> None:
+    """Until `noted_signals`, while libraries are imported: Ctrl-C and SIGTERM end in one line."""
+
+    def end(number, frame):
+        print("\nstopped: nothing was begun yet", file=sys.stderr, flush=True)
+        os._exit(128 + number)  # nothing is open; an exception could be dropped by an import
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+
+
 @contextmanager
 def noted_signals() -> Iterator[Stop]:
     """Note Ctrl-C and SIGTERM; after either, what follows ends by the rules of `Stop` as well."""

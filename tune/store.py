@@ -418,11 +418,16 @@ def write_whole(path: Path, write) -> None:
     try:
         write(aside)
         as_umask_says(aside)
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
+        flush(aside)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Have a file's bytes on the disk before it gets its name: a power cut then can't empty it."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def save_tensors(tensors: dict, path: Path, metadata: dict, save=None) -> None:
