@@ -31,6 +31,7 @@ if hasattr(os, "fork"):
     from crash_worker import LAYERS, RULE, TinyEncoder
 
 N = 8
+LIVES = 4  # of the runs on one store, before the last one is left to end
 KILLED = -signal.SIGKILL
 
 
@@ -153,50 +154,50 @@ def finish(arena, root, music, clean, before: int) -> None:
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
 
 
-def random_kills(arena, music, clean, folder, *, n_kills, n_writers, seed, time_of_a_run):
+def wait_a_while(run: Run, rng) -> None:
+    """Let a run get somewhere: to its start, or to any of its tracks and a little further."""
+    if (n_done := rng.randrange(-1, N)) >= 0:
+        until = time.monotonic() + 30
+        while len(run.done()) < n_done and time.monotonic() < until:
+            time.sleep(0.001)
+    time.sleep(rng.uniform(0, 0.02))
+
+
+def random_kills(arena, music, clean, folder, *, n_kills, n_writers, seed):
     """Kill writers at random moments until `n_kills` were hit; return how many stores that took."""
     rng, kills, stores = random.Random(seed), 0, 0
     while kills < n_kills:
         root, runs, n_rows = folder / f"store-{stores}", [], 0
-        while n_rows < N:
+        for _ in range(LIVES):
             now = [arena.start(root, music) for _ in range(n_writers)]
             victims = now if n_writers == 1 else now[: n_writers - 1]
             for victim in victims:
-                time.sleep(rng.uniform(0, time_of_a_run / len(victims)))
+                wait_a_while(victim, rng)
                 kills += victim.kill() == KILLED
             for survivor in set(now) - set(victims):
                 assert survivor.wait() == 0, survivor.log.read_text()
             runs += now
             n_rows = check(root, clean, runs) if (root / "locks").exists() else 0
             assert n_writers == 1 or n_rows == N
+            if n_rows == N:
+                break
         finish(arena, root, music, clean, n_rows)
         stores += 1
         shutil.rmtree(root)
     return kills, stores
 
 
-@pytest.fixture(scope="module")
-def time_of_a_run(arena, music, clean, tmp_path_factory):
-    """Seconds from the start of a run to its end."""
-    started = time.monotonic()
-    arena.start(tmp_path_factory.mktemp("timed") / "store", music).wait()
-    return time.monotonic() - started
-
-
-def test_killed_at_random_moments(arena, music, clean, tmp_path, time_of_a_run):
-    kills, stores = random_kills(
-        arena, music, clean, tmp_path, n_kills=12, n_writers=1, seed=1, time_of_a_run=time_of_a_run
-    )
+def test_killed_at_random_moments(arena, music, clean, tmp_path):
+    kills, stores = random_kills(arena, music, clean, tmp_path, n_kills=12, n_writers=1, seed=1)
     assert (kills >= 12, stores >= 1) == (True, True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n_writers", [1, 2, 4])
-def test_killed_at_random_moments_often(arena, music, clean, tmp_path, time_of_a_run, n_writers):
+def test_killed_at_random_moments_often(arena, music, clean, tmp_path, n_writers):
     """The figure of docs/reliability.md."""
     kills, stores = random_kills(
-        arena, music, clean, tmp_path, n_kills=400, n_writers=n_writers, seed=n_writers,
-        time_of_a_run=time_of_a_run,
+        arena, music, clean, tmp_path, n_kills=150, n_writers=n_writers, seed=n_writers
     )  # fmt: skip
     print(f"\n{kills} kills, {n_writers} writers at once, {stores} stores: all equal the clean one")
 
@@ -218,8 +219,8 @@ def kill_at_every_change(arena, paths, clean, folder, steps) -> int:
 
 
 def test_killed_before_every_change_of_a_file(arena, music, clean, tmp_path):
-    killed = kill_at_every_change(arena, music[:1], clean, tmp_path, range(1, 200, 2))
-    assert killed >= 8  # locks, folders, the description, the row: opened, flushed, renamed
+    killed = kill_at_every_change(arena, music[:1], clean, tmp_path, range(1, 200, 4))
+    assert killed >= 4  # locks, folders, the description, the row: opened, flushed, renamed
 
 
 @pytest.mark.slow
