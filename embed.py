@@ -21,6 +21,7 @@ from pathlib import Path
 
 from tune.cli import (
     Parser,
+    begin,
     positive_float,
     positive_int,
     run_script,
@@ -175,7 +176,7 @@ def describe_command(args, changed) -> str:
     return shlex.join(words)
 
 
-args = parse_args() if __name__ == "__main__" else None
+args = begin(parse_args) if __name__ == "__main__" else None
 
 import dataclasses
 import glob

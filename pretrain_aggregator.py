@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tune.cli import (
     Parser,
+    begin,
     positive_float,
     positive_int,
     run_script,
@@ -146,7 +147,7 @@ def parse_args(argv=None):
 # fmt: on
 
 
-args = parse_args() if __name__ == "__main__" else None
+args = begin(parse_args) if __name__ == "__main__" else None
 
 import contextlib
 import dataclasses

@@ -14,8 +14,11 @@ import sys
 import traceback
 from pathlib import Path
 
+from tune.stopping import Terminated, end_quietly, noted_signals
+
 # What the machine refuses: a message to the user, not a bug.
-ENVIRONMENT = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+ENVIRONMENT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
+               errno.EIO}  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -140,41 +143,46 @@ def end_with_launcher() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _terminated(number, frame):
-    """End as by Ctrl-C, with the code that says which signal it was."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends at once
-    raise Terminated
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: a scheduler, an agent or the machine asks to end."""
+def begin(parse_args):
+    """Read a script's arguments before the heavy imports, and let Ctrl-C end those in one line."""
+    end_quietly()
+    return parse_args()
 
 
 def run_script(main) -> None:
     """Run a script's main; user errors end in one line and code 2, Ctrl-C in 130, SIGTERM in 143.
 
-    After Ctrl-C and SIGTERM the tracker's run is closed and what was computed is kept.
+    After Ctrl-C and SIGTERM the tracker's run is closed and what was computed is kept; neither can
+    be lost on the way (`tune.stopping`), and a second Ctrl-C ends at once.
     """
     is_main = os.environ.get("RANK", "0") == "0"  # all processes raise the same
     end_with_launcher()
-    signal.signal(signal.SIGTERM, _terminated)
-    try:
-        main()
-    except ValueError as error:
-        if not raised_by_us(error):
+    with noted_signals() as stop:
+        try:
+            main()
+        except SystemExit:
             raise
+        except BaseException as error:
+            stop.arrived()
+            # Whatever an error made of the interruption on its way, it was asked for.
+            code = _ended_by(stop.error or error, is_main)
+            if code is None:
+                raise
+            sys.exit(code)
+
+
+def _ended_by(error: BaseException, is_main: bool) -> int | None:
+    """Say in one line why a script ends; return its exit code, None for a bug."""
+    if isinstance(error, KeyboardInterrupt):
+        text = "\nstopped: what was encoded is in the store; the same command goes on from there"
+        if is_main:
+            print(text, file=sys.stderr)
+        return 143 if isinstance(error, Terminated) else 130
+    if isinstance(error, ValueError) and raised_by_us(error):
         if is_main:
             print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno not in ENVIRONMENT:
-            raise
+        return 2
+    if isinstance(error, OSError) and error.errno in ENVIRONMENT:
         print(f"error: {error.strerror}: {error.filename or 'while writing'}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt as stop:
-        if is_main:
-            print(
-                "\nstopped: what was encoded is in the store; the same command goes on from there",
-                file=sys.stderr,
-            )
-        sys.exit(143 if isinstance(stop, Terminated) else 130)
+        return 2
+    return None

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from tune.audio import UNKNOWN_FRAMES, AudioError, check_file, is_silent, read_audio
 from tune.encoder import Encoder, NonFiniteError
-from tune.memory import peak_memory_bytes
+from tune.memory import is_out_of_memory, peak_memory_bytes, warn_if_low
 from tune.segments import Rule
 from tune.store import Collection, Row, Store
 
@@ -147,6 +147,9 @@ def encode_tracks(
             pending.append((path, content))
         else:
             finish(path, content, *stored)
+
+    if pending:
+        warn_if_low(encoder.device, encoder.expected_bytes(batch_seconds))
 
     def decode(path, content):
         samples = read_audio(path, encoder.sample_rate)
@@ -310,10 +313,12 @@ def encode_segments(
         at = 0
         while at < len(members):
             batch = members[at : at + size]
-            audio = np.stack([samples[slice(*spans[i])] for i in batch])
             try:
+                audio = np.stack([samples[slice(*spans[i])] for i in batch])
                 pooled = encoder.embed(audio, layers, frame_rate)  # (B, P, L, D)
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 if size == 1 and not encoder.shrink():
                     raise ValueError(
                         f"a segment of {length / encoder.sample_rate:.1f} s does not fit into the "
