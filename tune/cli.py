@@ -93,11 +93,36 @@ def share(text: str) -> float:
 def set_up_logging(is_main: bool) -> None:
     """Let the library's messages through on the main process, warnings on the others."""
     handler = logging.StreamHandler(_BesideProgress())
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
     logger = logging.getLogger("tune")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO if is_main else logging.WARNING)
     logger.propagate = False
+
+
+def one_line(text: str) -> str:
+    """Text that may hold any name of a file, as one line that changes no terminal.
+
+    Line breaks, escape sequences, what turns the writing direction and bytes that aren't UTF-8 are
+    written as Python writes them (\\n, \\x1b, \\u202e, \\xe9).
+    """
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(c: str) -> str:
+    """One character that can't be shown, as text."""
+    if "\udc80" <= c <= "\udcff":  # how Python keeps a byte that isn't UTF-8
+        return f"\\x{ord(c) - 0xDC00:02x}"
+    return c.encode("unicode_escape").decode()
+
+
+class _OneLine(logging.Formatter):
+    """Log lines stay one line each, whatever a file is called; tracebacks keep theirs."""
+
+    def formatMessage(self, record):  # noqa: N802 - logging's own name
+        """The level and the message."""
+        record.message = one_line(record.message)
+        return super().formatMessage(record)
 
 
 class _BesideProgress:

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tune.cli import Parser, positive_int, set_up_logging, to_bool
+from tune.cli import Parser, one_line, positive_int, set_up_logging, to_bool
 from tune.labels import KINDS
 from tune.layouts import SPLITS
 from tune.store import cache_folder
@@ -135,7 +135,8 @@ def print_report(report: dict, console: Console) -> None:
     for kind, n in kinds.items():
         found = [p for p in report["problems"] if p["kind"] == kind]
         for problem in found[:SHOWN]:
-            console.print(f"problem    {problem['text']}", markup=False, soft_wrap=True)
+            text = one_line(problem["text"])
+            console.print(f"problem    {text}", markup=False, soft_wrap=True)
         if n > SHOWN:
             console.print(f"           and {n - SHOWN} more of this kind (--json has them all)")
     total = len(report["problems"])
