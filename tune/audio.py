@@ -2,8 +2,9 @@
 
 soundfile decodes (wav, flac, ogg, opus, mp3, aiff, ... at any rate, channel count and bit depth),
 soxr resamples. A file is read block by block, so that a lying header costs no memory, and no
-further than `MAX_HOURS`, so that a few KB that unpack to years cost neither memory nor time. A file
-that ends before its container says it does is truncated, which libsndfile itself mostly passes over.
+further than `MAX_HOURS`, so that a few KB that unpack to years cost neither memory nor time. A
+file that ends before its container says it does is truncated, which libsndfile itself mostly passes
+over.
 """
 
 import contextlib
