@@ -96,10 +96,10 @@ def test_links_to_whole_data_folders_and_other_sets_of_the_folder_still_work(pla
     folder.rename(place / "elsewhere/E2")
     folder.symlink_to(place / "elsewhere/E2")
     (place / "linked").symlink_to(place / "music/data")
-    (place / "elsewhere/E2/tones.train.jsonl").write_text(
-        "".join(json.dumps({"audio_path": f"data/E/audio/{i:03d}.wav", "label": ("low", "high")[i % 2]})
-                + "\n" for i in range(1, 5))
-    )  # fmt: skip
+    rows = [{"audio_path": f"data/E/audio/{i:03d}.wav", "label": ("low", "high")[i % 2]}
+            for i in range(1, 5)]  # fmt: skip
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (place / "elsewhere/E2/tones.train.jsonl").write_text(text)
     for path in (folder, place / "linked/E"):
         task = load(path, usable=False)
         assert (len(task.splits["train"]), task.splits["train"]["path"][0]) == (

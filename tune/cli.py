@@ -24,10 +24,26 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs):
         super().__init__(formatter_class=_Formatter, allow_abbrev=False, **kwargs)
+        self.add_argument("--debug", action=_Debug, nargs="?", const=True, type=to_bool,
+                          default=argparse.SUPPRESS, metavar="BOOL", help="show where in the code "
+                          "an error was found, as TUNE_DEBUG=1 does")  # fmt: skip
 
     def error(self, message: str):
         """Print one line and leave with code 2."""
-        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+        self.exit(2, f"{self.prog}: error: {one_line(message)} (--help lists the flags)\n")
+
+
+class _Debug(argparse.Action):
+    """Set TUNE_DEBUG, also for what is started from here; no part of what a run is made of."""
+
+    def __call__(self, parser, namespace, value, option=None):
+        """Keep the value."""
+        os.environ["TUNE_DEBUG"] = str(int(value))
+
+
+def debugging() -> bool:
+    """Say whether errors are shown with their tracebacks: --debug, or TUNE_DEBUG=1."""
+    return os.environ.get("TUNE_DEBUG", "").lower() in ("1", "true", "yes")
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -151,6 +167,12 @@ def raised_by_us(error: BaseException) -> bool:
     return file.parent == ROOT or file.is_relative_to(ROOT / "tune")
 
 
+def show_traceback(error: BaseException) -> None:
+    """Print an error's traceback where --debug asks for it; its line comes after."""
+    if debugging():
+        traceback.print_exception(error)
+
+
 def end_with_launcher() -> None:
     """Get SIGTERM when the launcher dies, on Linux.
 
@@ -189,11 +211,13 @@ def run_script(main) -> None:
         if not raised_by_us(error):
             raise
         if is_main:
-            print(f"error: {error}", file=sys.stderr)
+            show_traceback(error)
+            print(f"error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.errno not in ENVIRONMENT:
             raise
+        show_traceback(error)
         print(f"error: {error.strerror}: {error.filename or 'while writing'}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:

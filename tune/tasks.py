@@ -205,7 +205,9 @@ def _finish(name, rows, skipped, *, kind="auto", targets: Sequence[str] = (),
         kind = guess_kind(rows)
     rows = check_labels(rows, skipped, kind, len(targets) or None)
     if not rows:
-        raise TaskError(f"task {name}: no usable row{why(skipped)}")
+        raise TaskError(
+            f"task {name}: no usable row{why(skipped)}: each needs the path of a file and a label"
+        )
     rows, made = complete_splits(rows, given, kind)
     if made:
         what = "no split: one was made" if None in given else "no val split: one was cut from train"
