@@ -117,7 +117,7 @@ def load_aggregator(name: str | Path) -> AggregatorModel:
         config = PreTrainedConfig.get_config_dict(str(name))[0]
         if config.get("model_type") != AggregatorConfig.model_type:
             raise AggregatorError(
-                f"--aggregator_checkpoint {name} is no aggregator (its config.json says model_type "
+                f"--aggregator_checkpoint {name} is no aggregator (its config.json says "
                 f"{config.get('model_type')!r}): make one with pretrain_aggregator.py"
             )
         disable_progress_bar()  # a few tensors
