@@ -64,6 +64,9 @@ def parse_args(argv=None):
                       help="the labels' column in a .csv, .tsv or hub:NAME (default: label)")
     data.add_argument("--audio_column", metavar="NAME", help="the audio's (default: path, or the "
                       "only column of audio of hub:NAME)")
+    data.add_argument("--allow_outside", nargs="?", const=True, default=False, type=to_bool,
+                      metavar="BOOL", help="let a jsonl or a data set name files outside its data "
+                      "folder (a .csv or .tsv of your own always may)")
     data.add_argument("--strict", nargs="?", const=True, default=False, type=to_bool,
                       metavar="BOOL", help="end at the first bad file instead of reporting it")
     strategy = parser.add_argument_group("strategy")
@@ -281,7 +284,7 @@ def main(args):
         task = load_task(
             args.task, args.data_dir, cache_dir=args.cache_dir or cache_folder() / "demo",
             kind=args.kind, label_column=args.label_column, audio_column=args.audio_column,
-            progress=accelerator.is_main_process,
+            progress=accelerator.is_main_process, allow_outside=args.allow_outside,
         )  # fmt: skip
     if task.skipped and args.strict:
         raise ValueError("{where}: {reason}".format(**task.skipped[0]))

@@ -7,6 +7,7 @@ the size of the data set.
 """
 
 import logging
+import math
 import os
 import sys
 import time
@@ -17,13 +18,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from tune.audio import UNKNOWN_FRAMES, AudioError, check_file, is_silent, read_audio
+from tune.audio import AudioError, is_silent, read_audio, read_header
 from tune.encoder import Encoder, NonFiniteError
 from tune.memory import is_out_of_memory, peak_memory_bytes, warn_if_low
 from tune.segments import Rule
@@ -339,11 +339,10 @@ def encode_segments(
 def _header_seconds(path) -> float | None:
     """Length of a file by its header; None where that can't be read: decoding will say why."""
     try:
-        check_file(path)
-        info = soundfile.info(os.fsencode(path) if os.name == "posix" else path)
-    except (AudioError, soundfile.LibsndfileError, TypeError):
+        seconds = read_header(path).seconds
+    except AudioError:
         return None
-    return info.frames / info.samplerate if info.frames < UNKNOWN_FRAMES else None
+    return None if math.isnan(seconds) else seconds
 
 
 def _stored(store, collection, encoder, rule, content) -> tuple[list, Row] | None:

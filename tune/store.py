@@ -483,6 +483,7 @@ def _safe(name: str) -> str:
 if __name__ == "__main__":
     import sys
 
+    from tune.cli import run_script
     from tune.upkeep import main
 
-    sys.exit(main())
+    run_script(lambda: sys.exit(main()))
