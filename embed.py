@@ -21,6 +21,8 @@ from pathlib import Path
 
 from tune.cli import (
     Parser,
+    begin,
+    one_line,
     positive_float,
     positive_int,
     run_script,
@@ -175,7 +177,7 @@ def describe_command(args, changed) -> str:
     return shlex.join(words)
 
 
-args = parse_args() if __name__ == "__main__" else None
+args = begin(parse_args) if __name__ == "__main__" else None
 
 import dataclasses
 import glob
@@ -189,7 +191,7 @@ from tune import embedding_files, results, similar, transformer
 from tune.embedding import Embedder
 from tune.embedding_files import Embeddings
 from tune.embedding_rows import segment_rows, track_rows
-from tune.music_files import find_music, find_shard
+from tune.music_files import find_music, find_shard, shown
 from tune.strategy import Strategy, from_run, tilde
 
 log = logging.getLogger("tune.embed")
@@ -271,7 +273,7 @@ def load(args, device) -> Embedder:
 def describe(embedder, joiner, args, device, bad, table, truncated) -> dict:
     """The metadata: how the embeddings were made, and nothing that differs from run to run."""
     return embedder.describe(joiner) | {
-        "command": tilde(args.command),
+        "command": shown(tilde(args.command)),  # a name need not be valid text
         "embedding_dim": table["embedding"].type.list_size,
         "n_tracks": len(table),
         "n_failed": len(bad),
@@ -325,7 +327,7 @@ def report_on(made: Embeddings, bad, report, there, n_processes) -> None:
         lines.append(("", f"and {len(bad) - NAMED} more: the column `reason` has them"))
     lines += [("result", str(path)) for path in there]
     for label, text in lines:
-        print(f"  {label:<10} {text}".encode(errors="backslashreplace").decode())
+        print(f"  {label:<10} {one_line(text)}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tune.cli import (
     Parser,
+    begin,
     positive_float,
     positive_int,
     run_script,
@@ -42,6 +43,9 @@ def parse_args(argv=None):
                       help="share of --audio_dir that is kept for validation")
     data.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR",
                       help="folder that holds (or gets) the hub's data sets")
+    data.add_argument("--allow_outside", nargs="?", const=True, default=False, type=to_bool,
+                      metavar="BOOL", help="let a jsonl or a data set name files outside its data "
+                      "folder (a .csv or .tsv of your own always may)")
     data.add_argument("--strict", nargs="?", const=True, default=False, type=to_bool,
                       metavar="BOOL", help="end at the first bad file instead of reporting it")
     tokens = parser.add_argument_group("tokens")
@@ -146,7 +150,7 @@ def parse_args(argv=None):
 # fmt: on
 
 
-args = parse_args() if __name__ == "__main__" else None
+args = begin(parse_args) if __name__ == "__main__" else None
 
 import contextlib
 import dataclasses
@@ -228,7 +232,10 @@ def main(args):
         encoder.keep_layers(max(layers))
         check_lengths(rule, encoder)
         cache_dir = args.cache_dir or cache_folder() / "demo"
-        tasks = [load_task(n, args.data_dir, cache_dir=cache_dir) for n in args.tasks]
+        tasks = [
+            load_task(n, args.data_dir, cache_dir=cache_dir, allow_outside=args.allow_outside)
+            for n in args.tasks
+        ]
         others = local_tasks(args.data_dir, cache_dir, args.tasks)
         store = Store(args.store or default_root())
         corpus = gather(tasks, args.audio_dir, others, store, val_share=args.val_share)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tune.cli import (
     Parser,
+    begin,
     positive_float,
     positive_int,
     run_script,
@@ -63,6 +64,9 @@ def parse_args(argv=None):
                       help="the labels' column in a .csv, .tsv or hub:NAME (default: label)")
     data.add_argument("--audio_column", metavar="NAME", help="the audio's (default: path, or the "
                       "only column of audio of hub:NAME)")
+    data.add_argument("--allow_outside", nargs="?", const=True, default=False, type=to_bool,
+                      metavar="BOOL", help="let a jsonl or a data set name files outside its data "
+                      "folder (a .csv or .tsv of your own always may)")
     data.add_argument("--strict", nargs="?", const=True, default=False, type=to_bool,
                       metavar="BOOL", help="end at the first bad file instead of reporting it")
     strategy = parser.add_argument_group("strategy")
@@ -208,7 +212,7 @@ def read_rules(args):
 # fmt: on
 
 
-args = parse_args() if __name__ == "__main__" else None
+args = begin(parse_args) if __name__ == "__main__" else None
 
 import logging
 import sys
@@ -229,7 +233,7 @@ from tune.encoders import load_encoder
 from tune.encoding import check_fits, encode_shared
 from tune.joining import Joining
 from tune.metrics import bootstrap, defined_tags, main_score, score
-from tune.probe import Positions, ProbeBank, Selection, join_clips, losses
+from tune.probe import FirstBad, Positions, ProbeBank, Selection, join_clips, losses
 from tune.repeats import needless
 from tune.store import Store, cache_folder, default_root
 from tune.tasks import SPLITS, check_task, load_task, short_name
@@ -280,7 +284,7 @@ def main(args):
         task = load_task(
             args.task, args.data_dir, cache_dir=args.cache_dir or cache_folder() / "demo",
             kind=args.kind, label_column=args.label_column, audio_column=args.audio_column,
-            progress=accelerator.is_main_process,
+            progress=accelerator.is_main_process, allow_outside=args.allow_outside,
         )  # fmt: skip
     if task.skipped and args.strict:
         raise ValueError("{where}: {reason}".format(**task.skipped[0]))
@@ -374,6 +378,7 @@ def train(accelerator, tracker, task, data, joiners, args):
         model.train()
         orders = bank.orders(data.n_train).to(accelerator.device)  # (M, n)
         total = torch.zeros(len(seeds), dtype=data.dtype, device=accelerator.device)
+        culprit = FirstBad(accelerator.device)
         for position in loader:  # (B,) of this process's share, -1 where there is no track
             real, position = position >= 0, position.clamp(min=0)
             keep = bank.dropout_masks(args.batch_size).to(accelerator.device)
@@ -391,12 +396,15 @@ def train(accelerator, tracker, task, data, joiners, args):
             for optimizer in optimizers:
                 optimizer.step()
             total += each.sum(1).detach()
+            culprit.see(each)
         train_loss = accelerator.reduce(total).mean().item() / data.n_train
 
         out = predict(accelerator, model, data, "val", rows)  # (M, n, C)
         val_losses = losses(task.kind, out, data.labels_for("val", len(out))).mean(1).cpu().numpy()
         if not (np.isfinite(train_loss) and np.isfinite(val_losses).all()):
-            raise ValueError(f"the loss is not finite in epoch {epoch}: try a lower --lr")
+            tracks = task.splits["train"]["path"]
+            where = culprit.describe(accelerator, orders, args.batch_size, tracks)
+            raise ValueError(f"the loss is not finite in epoch {epoch}{where}: try a lower --lr")
         guesses = data.decide(out)
         scores = np.array([main_score(task.kind, data.truth["val"], g) for g in guesses])
         done = selection.update(bank, epoch, scores, val_losses)

@@ -389,7 +389,7 @@ def test_flags_take_their_values_after_an_equals_sign(train_probe):
         "compile": True, "min_seg": None, "max_seg": None, "aggregator_checkpoint": None,
         "readout": None, "tune_aggregator": False, "aggregator_lr": None,
         "skip_degenerate": True, "trust_remote_code": True, "revision": "v1",
-        "label_column": "genre", "audio_column": "song",
+        "label_column": "genre", "audio_column": "song", "allow_outside": True,
     }  # fmt: skip
     argv = [
         f"--{flag}={value[0] if isinstance(value, list) else value}"

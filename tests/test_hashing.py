@@ -4,6 +4,7 @@ import hashlib
 import os
 import sqlite3
 import sys
+import time
 
 import pytest
 
@@ -114,6 +115,14 @@ def test_changed_time_or_size_means_a_new_hash(tmp_path, cache):
     assert cache.get(path) == content_hash(path)
 
 
+def test_other_bytes_with_the_old_size_and_time_have_their_own_hash(tmp_path, cache):
+    path = write(tmp_path / "a", b"abc")
+    before = cache.get(path)
+    time.sleep(0.02)  # the clock's grain
+    write(path, b"abd")  # as by `cp -p`, `rsync -t` or a clock that was set back
+    assert cache.get(path) == content_hash(path) != before
+
+
 def test_file_written_just_now_is_not_remembered(tmp_path, cache):
     path = tmp_path / "a"
     path.write_bytes(b"abc")
@@ -159,7 +168,7 @@ def test_cache_holds_one_row_a_path(tmp_path, cache):
         write(path, b"abc", age=LONG_AGO + age)
         cache.get(path)
     with sqlite3.connect(tmp_path / "hashes.sqlite") as db:
-        assert db.execute("SELECT count(*) FROM hashes").fetchone() == (1,)
+        assert db.execute("SELECT count(*) FROM files").fetchone() == (1,)
 
 
 def test_name_that_is_not_utf8_is_remembered_too(tmp_path, cache, counted):

@@ -89,6 +89,8 @@ def parse_args(argv=None):
     recipe.add_argument("--weight_decay", type=float, default=0.02, metavar="W",
                         help="AdamW's decay of matrices")
     recipe.add_argument("--seed", type=int, default=1234, help="of weights, crops and masks")
+    recipe.add_argument("--val_crops", type=positive_int, default=48, metavar="N",
+                        help="crops of 10 s that are validated on")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no",
                          help="bf16 is faster on CPUs with AMX and on GPUs from Ampere on")
@@ -207,7 +209,7 @@ def train(accelerator, model, plain, optimizer, scheduler, crops, run, args):
             n = step - run["step"]
             row = {"step": step, "train/loss": total[0].item() / n,
                    "train/accuracy": total[1].item() / n, "train/track_loss": total[2].item() / n,
-                   **validate(accelerator, plain, crops, args.visible_weight),
+                   **validate(accelerator, plain, crops, args),
                    "lr": scheduler.get_last_lr()[0],
                    "seconds": time.perf_counter() - started}  # fmt: skip
             run["step"] = step
@@ -250,10 +252,11 @@ def predict(accelerator, model, batch, visible_weight, track_weight=0) -> tuple[
 
 
 @torch.no_grad()
-def validate(accelerator, plain, crops, visible_weight) -> dict:
+def validate(accelerator, plain, crops, args) -> dict:
     """Losses and accuracies on the validation songs, always the same crops and masks."""
     plain.eval()  # with the running statistics that feature extraction uses
-    found = [predict(accelerator, plain, b, visible_weight)[1] for b in crops.validation()]
+    batches = crops.validation(args.val_crops)
+    found = [predict(accelerator, plain, b, args.visible_weight)[1] for b in batches]
     row = {f"val/{k}": torch.stack([f[k] for f in found]).mean().item()
            for k in found[0] if k != "track_loss"}  # fmt: skip
     by_stream = torch.stack([f["accuracy"] for f in found]).mean(0).tolist()

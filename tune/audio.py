@@ -1,14 +1,18 @@
 """Audio files to mono float32 at the encoder's rate, and the reasons why a file is not usable.
 
 soundfile decodes (wav, flac, ogg, opus, mp3, aiff, ... at any rate, channel count and bit depth),
-soxr resamples. A file is read block by block, so that a lying header costs no memory. A file that
-ends before its container says it does is truncated, which libsndfile itself mostly passes over.
+soxr resamples. A file is read block by block, so that a lying header costs no memory, and no
+further than `MAX_HOURS`, so that a few KB that unpack to years cost neither memory nor time. A
+file that ends before its container says it does is truncated, which libsndfile itself mostly passes
+over.
 """
 
+import contextlib
 import math
 import os
 import re
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +23,10 @@ import soxr
 RESAMPLER = "HQ"  # soxr's recipe; part of what the store's key is made of
 # What a folder's audio files are known by.
 SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf"}
-BLOCK_FRAMES = 1 << 18
+BLOCK_FRAMES = 1 << 18  # of one channel or two; fewer of more
+MAX_HOURS = 4.0  # longer files are refused; $TUNE_MAX_HOURS says otherwise
+MIN_RATE, MAX_RATE = 1_000, 1_000_000  # Hz; what a damaged header says beyond them is no rate
+LOUDEST = 2.0**32  # beyond 32-bit samples that were written as floats it isn't audio any more
 HALO_S = 0.05  # audio read to each side of a part, so that resampling it changes nothing
 UNKNOWN_SIZES = (  # what writers that can't seek put into the header: nothing to check
     range(0xFFFFFF00, 0x100000000),  # FFmpeg and others
@@ -61,18 +68,15 @@ def read_audio(
     Raises
     ------
     AudioError
-        With the reason, when the file is missing, empty, not audio, truncated, holds no samples
-        in the part asked for, or holds NaN or infinite samples.
+        With the reason, when the file is missing, empty, not audio, truncated, longer than
+        `MAX_HOURS`, holds no samples in the part asked for, or holds samples that are NaN, infinite
+        or beyond `LOUDEST`.
     """
     check_file(path)
-    if Path(path).suffix.lower() == ".raw":  # soundfile answers with a TypeError
-        raise AudioError("can't be decoded: a .raw file has no header that tells its rate")
-    # soundfile encodes a str strictly, but outside Windows a name need not be valid UTF-8.
-    name = os.fsencode(path) if os.name == "posix" else path
     if start_s < 0 or (end_s is not None and end_s <= start_s):
         raise ValueError(f"a part needs 0 <= start < end, got {start_s} to {end_s} s")
     try:
-        with soundfile.SoundFile(name) as file:
+        with _open(path) as file:
             whole = start_s == 0 and end_s is None
             if whole:
                 mono, offset, length = _read_mono(file, None), 0, None
@@ -86,6 +90,8 @@ def read_audio(
         bad = np.flatnonzero(~np.isfinite(mono))
         first_s = start_s - offset / sample_rate + bad[0] / native_rate
         raise AudioError(f"holds {len(bad)} NaN or infinite samples (the first at {first_s:.3f} s)")
+    if len(mono) and (peak := max(mono.max(), -mono.min())) > LOUDEST:
+        raise AudioError(f"holds samples of {peak:.2g}, where full scale is 1: not audio")
     if native_rate != sample_rate:
         mono = soxr.resample(mono, native_rate, sample_rate, quality=RESAMPLER)
     mono = mono[offset : None if length is None else offset + length]
@@ -114,10 +120,8 @@ def read_header(path: str | Path) -> Header:
         With the reason, when there is none to be read.
     """
     check_file(path)
-    if Path(path).suffix.lower() == ".raw":
-        raise AudioError("can't be decoded: a .raw file has no header that tells its rate")
     try:
-        with soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path) as file:
+        with _open(path) as file:
             seconds = file.frames / file.samplerate if file.frames < UNKNOWN_FRAMES else math.nan
             return Header(file.samplerate, file.channels, file.format, seconds)
     except soundfile.LibsndfileError as error:
@@ -143,15 +147,54 @@ def check_file(path) -> None:
         raise AudioError("empty file (0 bytes)")
 
 
+def max_hours() -> float:
+    """The longest file that is read, in hours: $TUNE_MAX_HOURS, or `MAX_HOURS`."""
+    text = os.environ.get("TUNE_MAX_HOURS") or str(MAX_HOURS)
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = math.nan
+    if not hours > 0:
+        raise ValueError(f"the variable TUNE_MAX_HOURS must be a number above 0, got {text!r}")
+    return hours
+
+
+@contextlib.contextmanager
+def _open(path) -> Iterator[soundfile.SoundFile]:
+    """Open a file; AudioError when its header says that it can't be used."""
+    if Path(path).suffix.lower() == ".raw":  # soundfile answers with a TypeError
+        raise AudioError("can't be decoded: a .raw file has no header that tells its rate")
+    # soundfile encodes a str strictly, but outside Windows a name need not be valid UTF-8.
+    with soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path) as file:
+        if file.format == "RAW":  # libsndfile takes anything that is called .au, .snd or .vox
+            raise AudioError("can't be decoded: it has no header, so it isn't what its name says")
+        if not MIN_RATE <= file.samplerate <= MAX_RATE:
+            raise AudioError(f"can't be decoded: its header says {file.samplerate} Hz")
+        if max_hours() * 3600 * file.samplerate < file.frames < UNKNOWN_FRAMES:
+            raise AudioError(_too_long(f"{file.frames / file.samplerate / 3600:.2f} hours"))
+        yield file
+
+
+def _too_long(what: str) -> str:
+    """The reason that a file is refused for its length."""
+    return f"too long: {what}; up to {max_hours():g} hours are read (the variable TUNE_MAX_HOURS)"
+
+
 def _read_mono(file: soundfile.SoundFile, frames: int | None) -> np.ndarray:
     """Read up to `frames` frames from where the file stands and average the channels."""
     blocks, left = [], math.inf if frames is None else frames
+    size = max(1, 2 * BLOCK_FRAMES // max(2, file.channels))  # a file has up to 1024
+    room = int(max_hours() * 3600 * file.samplerate)
     while left > 0:
-        block = file.read(int(min(BLOCK_FRAMES, left)), dtype="float32", always_2d=True)
+        block = file.read(int(min(size, left)), dtype="float32", always_2d=True)
         if not len(block):
             break
-        blocks.append(block[:, 0] if block.shape[1] == 1 else block.mean(axis=1))
+        with np.errstate(invalid="ignore"):  # infinity and its opposite: found as NaN
+            blocks.append(block[:, 0] if block.shape[1] == 1 else block.mean(axis=1))
         left -= len(block)
+        room -= len(block)
+        if room < 0:
+            raise AudioError(_too_long("there is more than its header says"))
     return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
 

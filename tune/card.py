@@ -52,7 +52,8 @@ def eval_results(run: Path) -> list[EvalResult]:
     except FileNotFoundError as error:
         raise ValueError(f"{run} is no run of train_probe.py: no {error.filename}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"the run {run} can't be read ({error!r})") from error
+        what = f"it lacks {error}" if isinstance(error, KeyError) else f"{error!r}"
+        raise ValueError(f"the run {run} can't be read ({what}): make it again") from error
 
 
 def card_data(runs: Sequence[Path], name: str | None = None) -> ModelCardData:

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from tune import results
-from tune.store import as_umask_says
+from tune.store import as_umask_says, flush, save_tensors
 
 STATE = "state"
 OURS = {"config.json", "model.safetensors", ".model.tmp", "README.md", "history.csv",
@@ -132,6 +132,8 @@ def save(accelerator, model, out: Path, progress: Mapping, better: bool) -> None
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (aside / "progress.json").write_text(json.dumps(progress, indent=1), encoding="utf-8")
+        for file in filter(Path.is_file, aside.rglob("*")):
+            flush(file)
         shutil.rmtree(before, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
             state.rename(before)
@@ -146,10 +148,12 @@ def save_model(model, out: Path) -> None:
     model.config.architectures = [type(model).__name__]
     aside = out / ".model.tmp"
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    save_file(weights, aside, {"format": "pt"})
+    save_tensors(weights, aside, {"format": "pt"}, save_file)
     as_umask_says(aside)
+    flush(aside)
     aside.replace(out / "model.safetensors")
     aside.write_text(model.config.to_json_string(use_diff=False), encoding="utf-8")
+    flush(aside)
     aside.replace(out / "config.json")
 
 

@@ -14,8 +14,11 @@ import sys
 import traceback
 from pathlib import Path
 
+from tune.stopping import Terminated, end_quietly, noted_signals
+
 # What the machine refuses: a message to the user, not a bug.
-ENVIRONMENT = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+ENVIRONMENT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
+               errno.EIO}  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -24,10 +27,26 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs):
         super().__init__(formatter_class=_Formatter, allow_abbrev=False, **kwargs)
+        self.add_argument("--debug", action=_Debug, nargs="?", const=True, type=to_bool,
+                          default=argparse.SUPPRESS, metavar="BOOL", help="show where in the code "
+                          "an error was found, as TUNE_DEBUG=1 does")  # fmt: skip
 
     def error(self, message: str):
         """Print one line and leave with code 2."""
-        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+        self.exit(2, f"{self.prog}: error: {one_line(message)} (--help lists the flags)\n")
+
+
+class _Debug(argparse.Action):
+    """Set TUNE_DEBUG, also for what is started from here; no part of what a run is made of."""
+
+    def __call__(self, parser, namespace, value, option=None):
+        """Keep the value."""
+        os.environ["TUNE_DEBUG"] = str(int(value))
+
+
+def debugging() -> bool:
+    """Say whether errors are shown with their tracebacks: --debug, or TUNE_DEBUG=1."""
+    return os.environ.get("TUNE_DEBUG", "").lower() in ("1", "true", "yes")
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -93,11 +112,36 @@ def share(text: str) -> float:
 def set_up_logging(is_main: bool) -> None:
     """Let the library's messages through on the main process, warnings on the others."""
     handler = logging.StreamHandler(_BesideProgress())
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
     logger = logging.getLogger("tune")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO if is_main else logging.WARNING)
     logger.propagate = False
+
+
+def one_line(text: str) -> str:
+    """Text that may hold any name of a file, as one line that changes no terminal.
+
+    Line breaks, escape sequences, what turns the writing direction and bytes that aren't UTF-8 are
+    written as Python writes them (\\n, \\x1b, \\u202e, \\xe9).
+    """
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(c: str) -> str:
+    """One character that can't be shown, as text."""
+    if "\udc80" <= c <= "\udcff":  # how Python keeps a byte that isn't UTF-8
+        return f"\\x{ord(c) - 0xDC00:02x}"
+    return c.encode("unicode_escape").decode()
+
+
+class _OneLine(logging.Formatter):
+    """Log lines stay one line each, whatever a file is called; tracebacks keep theirs."""
+
+    def formatMessage(self, record):  # noqa: N802 - logging's own name
+        """The level and the message."""
+        record.message = one_line(record.message)
+        return super().formatMessage(record)
 
 
 class _BesideProgress:
@@ -126,6 +170,12 @@ def raised_by_us(error: BaseException) -> bool:
     return file.parent == ROOT or file.is_relative_to(ROOT / "tune")
 
 
+def show_traceback(error: BaseException) -> None:
+    """Print an error's traceback where --debug asks for it; its line comes after."""
+    if debugging():
+        traceback.print_exception(error)
+
+
 def end_with_launcher() -> None:
     """Get SIGTERM when the launcher dies, on Linux.
 
@@ -140,41 +190,48 @@ def end_with_launcher() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _terminated(number, frame):
-    """End as by Ctrl-C, with the code that says which signal it was."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends at once
-    raise Terminated
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: a scheduler, an agent or the machine asks to end."""
+def begin(parse_args):
+    """Read a script's arguments before the heavy imports, and let Ctrl-C end those in one line."""
+    end_quietly()
+    return parse_args()
 
 
 def run_script(main) -> None:
     """Run a script's main; user errors end in one line and code 2, Ctrl-C in 130, SIGTERM in 143.
 
-    After Ctrl-C and SIGTERM the tracker's run is closed and what was computed is kept.
+    After Ctrl-C and SIGTERM the tracker's run is closed and what was computed is kept; neither can
+    be lost on the way (`tune.stopping`), and a second Ctrl-C ends at once.
     """
     is_main = os.environ.get("RANK", "0") == "0"  # all processes raise the same
     end_with_launcher()
-    signal.signal(signal.SIGTERM, _terminated)
-    try:
-        main()
-    except ValueError as error:
-        if not raised_by_us(error):
+    with noted_signals() as stop:
+        try:
+            main()
+        except SystemExit:
             raise
+        except BaseException as error:
+            stop.arrived()
+            # Whatever an error made of the interruption on its way, it was asked for.
+            code = _ended_by(stop.error or error, is_main)
+            if code is None:
+                raise
+            sys.exit(code)
+
+
+def _ended_by(error: BaseException, is_main: bool) -> int | None:
+    """Say in one line why a script ends; return its exit code, None for a bug."""
+    if isinstance(error, KeyboardInterrupt):
+        text = "\nstopped: what was encoded is in the store; the same command goes on from there"
         if is_main:
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno not in ENVIRONMENT:
-            raise
+            print(text, file=sys.stderr)
+        return 143 if isinstance(error, Terminated) else 130
+    if isinstance(error, ValueError) and raised_by_us(error):
+        if is_main:
+            show_traceback(error)
+            print(f"error: {one_line(str(error))}", file=sys.stderr)
+        return 2
+    if isinstance(error, OSError) and error.errno in ENVIRONMENT:
+        show_traceback(error)
         print(f"error: {error.strerror}: {error.filename or 'while writing'}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt as stop:
-        if is_main:
-            print(
-                "\nstopped: what was encoded is in the store; the same command goes on from there",
-                file=sys.stderr,
-            )
-        sys.exit(143 if isinstance(stop, Terminated) else 130)
+        return 2
+    return None

@@ -264,7 +264,10 @@ def _save_npy(path: Path, matrix: np.ndarray) -> None:
 def _read_npy(path: Path) -> tuple[pa.Table, dict]:
     """An .npy with its index and metadata."""
     _, index, info = _parts(path)
-    matrix = np.load(path, allow_pickle=False)
+    try:
+        matrix = np.load(path, allow_pickle=False)
+    except ValueError as error:  # NumPy's own advice is to unpickle it
+        raise ValueError("no array of numbers, and pickles are never loaded") from error
     meta = json.loads(info.read_text(encoding="utf-8"))
     header = index.open(encoding="utf-8").readline()
     kinds = TRACKS if "reason" in header else SEGMENTS

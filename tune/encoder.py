@@ -121,6 +121,18 @@ class Encoder:
             )
         self.embedding_dim = sizes[0]
 
+    def expected_bytes(self, batch_seconds: float) -> int:
+        """Memory that encoding will take besides what is loaded: here a guess, that of the weights.
+
+        Parameters
+        ----------
+        batch_seconds : audio seconds of one batch
+        """
+        model = getattr(self, "model", None)
+        if not isinstance(model, torch.nn.Module):
+            return 0
+        return sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+
     def shrink(self) -> bool:
         """Use less memory after the device ran out of it; say whether that was possible."""
         return False

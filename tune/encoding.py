@@ -7,6 +7,7 @@ the size of the data set.
 """
 
 import logging
+import math
 import os
 import sys
 import time
@@ -17,15 +18,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from tune.audio import UNKNOWN_FRAMES, AudioError, check_file, is_silent, read_audio
+from tune.audio import AudioError, is_silent, read_audio, read_header
 from tune.encoder import Encoder, NonFiniteError
-from tune.memory import peak_memory_bytes
+from tune.memory import is_out_of_memory, peak_memory_bytes, warn_if_low
 from tune.segments import Rule
 from tune.store import Collection, Row, Store
 
@@ -147,6 +147,9 @@ def encode_tracks(
             pending.append((path, content))
         else:
             finish(path, content, *stored)
+
+    if pending:
+        warn_if_low(encoder.device, encoder.expected_bytes(batch_seconds))
 
     def decode(path, content):
         samples = read_audio(path, encoder.sample_rate)
@@ -310,10 +313,12 @@ def encode_segments(
         at = 0
         while at < len(members):
             batch = members[at : at + size]
-            audio = np.stack([samples[slice(*spans[i])] for i in batch])
             try:
+                audio = np.stack([samples[slice(*spans[i])] for i in batch])
                 pooled = encoder.embed(audio, layers, frame_rate)  # (B, P, L, D)
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 if size == 1 and not encoder.shrink():
                     raise ValueError(
                         f"a segment of {length / encoder.sample_rate:.1f} s does not fit into the "
@@ -334,11 +339,10 @@ def encode_segments(
 def _header_seconds(path) -> float | None:
     """Length of a file by its header; None where that can't be read: decoding will say why."""
     try:
-        check_file(path)
-        info = soundfile.info(os.fsencode(path) if os.name == "posix" else path)
-    except (AudioError, soundfile.LibsndfileError, TypeError):
+        seconds = read_header(path).seconds
+    except AudioError:
         return None
-    return info.frames / info.samplerate if info.frames < UNKNOWN_FRAMES else None
+    return None if math.isnan(seconds) else seconds
 
 
 def _stored(store, collection, encoder, rule, content) -> tuple[list, Row] | None:

@@ -47,7 +47,11 @@ def sound_hash(samples: np.ndarray, sample_rate: int) -> str:
 
 
 class HashCache:
-    """Remembers file hashes by path, size and modification time; losing it costs only time."""
+    """Remembers file hashes by path, size and times; losing it costs only time.
+
+    The time of the last change of any kind (ctime) is the system's: copying a file's old
+    modification time onto other bytes (`cp -p`, `rsync -t`, a clock set back) changes it.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -59,14 +63,17 @@ class HashCache:
             before = path.stat()
         except (OSError, ValueError):  # ValueError: a zero byte in the name
             return content_hash(path)  # raises with the reason
-        stamp = (os.fsencode(path.resolve()), before.st_size, before.st_mtime_ns)
-        known = self._run("SELECT hash FROM hashes WHERE path=? AND size=? AND mtime=?", stamp)
+        times = (before.st_mtime_ns, before.st_ctime_ns)
+        stamp = (os.fsencode(path.resolve()), before.st_size, *times)
+        known = self._run(
+            "SELECT hash FROM files WHERE path=? AND size=? AND mtime=? AND ctime=?", stamp
+        )
         if known:
             return known[0][0]
         digest = content_hash(path)
         # A file written within the clock's grain could change again without a new time stamp.
         if time.time_ns() - before.st_mtime_ns > 2_000_000_000:
-            self._run("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)", (*stamp, digest))
+            self._run("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (*stamp, digest))
         return digest
 
     def _run(self, query: str, values: tuple) -> list:
@@ -76,8 +83,8 @@ class HashCache:
                 self._db = sqlite3.connect(self.path, timeout=10, isolation_level=None)
                 self._db.execute("PRAGMA synchronous=OFF")  # losing it costs only time
                 self._db.execute(
-                    "CREATE TABLE IF NOT EXISTS hashes "
-                    "(path BLOB PRIMARY KEY, size INTEGER, mtime INTEGER, hash TEXT)"
+                    "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size INTEGER, "
+                    "mtime INTEGER, ctime INTEGER, hash TEXT)"
                 )
             return self._db.execute(query, values).fetchall()
         except (sqlite3.Error, OverflowError) as error:  # overflow: a time stamp beyond 2262

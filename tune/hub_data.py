@@ -77,6 +77,17 @@ def read_hub(name: str, data_dir: Path, *, label_column: str | None, audio_colum
     return rows, skipped
 
 
+def hub_folders(name: str, data_dir: Path) -> list[Path]:
+    """The folders that a data set's audio may lie in: its own, and those that `datasets` fills."""
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    own = [Path(name)] if os.path.isdir(name) else []
+    caches = [HF_HUB_CACHE, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH,
+              config.EXTRACTED_DATASETS_PATH]  # fmt: skip
+    return [*own, *map(Path, caches), data_dir / "hub"]
+
+
 @contextlib.contextmanager
 def _audio_as_it_is():
     """Let `datasets` make folders and tars of audio files into data sets without torchcodec.

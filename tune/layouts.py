@@ -122,9 +122,10 @@ def _read_table(file: Path, path: str, label: str) -> tuple[list[dict], list[dic
     try:
         missing = {path, label} - set(reader.fieldnames or ())
         if missing:
+            found = ", ".join(reader.fieldnames or ()) or "nothing"
             raise TaskError(
                 f"{file} needs the columns {path} and {label} in its first line, "
-                f"{' and '.join(sorted(missing))} missing (found: {reader.fieldnames})"
+                f"{' and '.join(sorted(missing))} missing (found: {found})"
             )
         for item in reader:
             where = f"{file}:{reader.line_num}"

@@ -81,6 +81,11 @@ class MuQEncoder(Encoder):
         for model in filter(None, (self.model, self._twin)):
             del model.conformer.layers[deepest:]
 
+    def expected_bytes(self, batch_seconds):
+        """What the front end's chunk and the rest share, as far as a batch fills it."""
+        per_second = self.model.frontend.bytes_per_second(DTYPES[self.precision])
+        return int(min(2 * self.chunk_s, batch_seconds) * per_second)
+
     def shrink(self):
         """Halve the front end's chunk, down to a second."""
         if self.chunk_s <= MIN_CHUNK_S:

@@ -27,7 +27,7 @@ from tune.tasks import load_task
 
 SPAN = 10  # frames at 25 Hz: 0.4 s, as MuQ's
 VALIDATE_EVERY = 50  # one song in so many
-VALIDATION_S, VALIDATION_CROPS = 10, 48
+VALIDATION_S = 10
 FIT_TRACKS = 1000  # that the quantiser is fitted to
 
 
@@ -145,11 +145,11 @@ class Crops(Dataset):
         batch = self._batch([self.music.train[i] for i in tracks], frames, rng)
         return batch | {"pairs": pairs}
 
-    def validation(self) -> Iterator[dict[str, torch.Tensor]]:
+    def validation(self, crops: int) -> Iterator[dict[str, torch.Tensor]]:
         """The same crops of the validation songs every time, in batches."""
         rng = np.random.default_rng((self.seed, 2))
         frames = min(VALIDATION_S * 25, min(self.music.tracks.lengths[i] for i in self.music.val))
-        tracks = [self.music.val[i % len(self.music.val)] for i in range(VALIDATION_CROPS)]
+        tracks = [self.music.val[i % len(self.music.val)] for i in range(crops)]
         for first in range(0, len(tracks), 8):
             yield self._batch(tracks[first : first + 8], frames, rng)
 

@@ -47,9 +47,8 @@ def read_predictions(run: Path) -> Predictions:
         result = json.loads((run / "result.json").read_text(encoding="utf-8"))
         table = pq.read_table(run / "predictions.parquet").to_pydict()
     except FileNotFoundError as error:
-        raise ValueError(
-            f"{run} is no run of train_probe.py: it holds no {error.filename}"
-        ) from None
+        missing = error.filename or run / "predictions.parquet"  # Arrow doesn't say which
+        raise ValueError(f"{run} is no run of train_probe.py: it holds no {missing}") from None
     order = np.lexsort((table["id"], table["seed"]))
     n_seeds = len(set(table["seed"]))
     if not n_seeds:

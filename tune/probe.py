@@ -19,6 +19,7 @@ from tune.labels import ONE_OF_MANY
 
 HIDDEN = 512
 DROPOUT = 0.2
+NAMED = 3  # tracks of a batch, in a message
 
 
 class Standardiser:
@@ -311,6 +312,38 @@ class Positions(Dataset):
     def __getitem__(self, i: int) -> int:
         """A position, or -1."""
         return self.items[i]
+
+
+class FirstBad:
+    """An epoch's first batch whose loss isn't finite, found without waiting for the device."""
+
+    def __init__(self, device: torch.device):
+        self.n, self.first = 0, torch.full((2,), float("inf"), device=device)  # batch, probe
+
+    def see(self, each: torch.Tensor) -> None:
+        """Look at the losses (M, B) of the next batch."""
+        bad = ~torch.isfinite(each.detach()).all(1)  # (M,)
+        here = torch.stack([torch.full_like(self.first[0], self.n), bad.float().argmax()])
+        self.first = torch.where(bad.any() & self.first[0].isinf(), here, self.first)
+        self.n += 1
+
+    def describe(self, accelerator, orders, batch_size: int, tracks: Sequence[str]) -> str:
+        """Name the batch and some of its tracks; says so where only validation isn't finite.
+
+        Parameters
+        ----------
+        orders : (M, n) of that epoch
+        tracks : the training tracks' paths
+        """
+        found = accelerator.gather(self.first[None])  # (processes, 2)
+        batch, probe = min(found.tolist())
+        if batch == float("inf"):
+            return ", on the validation split"
+        order = orders[int(probe)].tolist()
+        some = order[int(batch) * batch_size : (int(batch) + 1) * batch_size]
+        names = ", ".join(str(tracks[i]) for i in some[:NAMED])
+        more = f" and {len(some) - NAMED} more" if len(some) > NAMED else ""
+        return f", batch {int(batch) + 1} of {self.n} ({names}{more})"
 
 
 class Selection:

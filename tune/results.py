@@ -30,7 +30,7 @@ from tune.encoding import EncodeReport
 from tune.labels import ONE_OF_MANY
 from tune.memory import peak_memory_bytes
 from tune.segments import Rule, describe_counts, is_degenerate
-from tune.store import as_umask_says
+from tune.store import as_umask_says, save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -274,6 +274,7 @@ def write_run(output_dir: Path, name: str, *, result: Mapping, config: Mapping, 
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     aside = output_dir / f".{name}.{uuid.uuid4().hex}.tmp"
+    old = aside.with_suffix(".old.tmp")
     aside.mkdir()
     try:
         for stem, value in (("result", result), ("config", config)):
@@ -281,15 +282,15 @@ def write_run(output_dir: Path, name: str, *, result: Mapping, config: Mapping, 
             (aside / f"{stem}.json").write_text(text + "\n", encoding="utf-8")
         pq.write_table(pa.table(outcome["predictions"]), aside / "predictions.parquet")
         meta = {k: json.dumps(result[k]) for k in ("classes", "targets", "agg", "seg", "layer")}
-        save_file(outcome["probe"], aside / "probe.safetensors", meta)
+        save_tensors(outcome["probe"], aside / "probe.safetensors", meta, save_file)
         as_umask_says(aside / "probe.safetensors")
         if outcome["attention"]:
             pq.write_table(pa.table(outcome["attention"]), aside / "attention.parquet")
         write_csv(aside / "history.csv", history)
         if split_made:
             write_csv(aside / "split.csv", split_made)
-        if overwrite and (output_dir / name).exists():
-            shutil.rmtree(output_dir / name)
+        if overwrite and (output_dir / name).exists():  # never half a run under its name
+            (output_dir / name).rename(old)
         for candidate in _numbered(name) if rename else [name]:
             if not (output_dir / candidate).exists():
                 try:
@@ -299,8 +300,10 @@ def write_run(output_dir: Path, name: str, *, result: Mapping, config: Mapping, 
                 return output_dir / candidate
         raise ValueError(f"{output_dir / name} was made by another process meanwhile")
     finally:
-        if aside.exists():
-            shutil.rmtree(aside)
+        if old.exists() and not (output_dir / name).exists():  # nothing came in its place
+            old.rename(output_dir / name)
+        for folder in (aside, old):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_csv(path: Path, rows: Sequence[Mapping]) -> None:

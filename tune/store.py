@@ -16,7 +16,7 @@ row is found by its spans without decoding.
 
 A file appears whole or not at all (written aside, then renamed) and carries a checksum. Readers
 need no lock. A lock only keeps two agents from encoding the same track twice; it dies with its
-process. Nothing is ever unpickled.
+process. What killed writers left aside is removed a day later. Nothing is ever unpickled.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ import json
 import logging
 import os
 import platform
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from safetensors.numpy import save_file
 
 from tune.audio import RESAMPLER
 from tune.hashing import HashCache
+from tune.leftovers import sweep_daily
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +76,13 @@ def open(root: str | Path | None = None, **wanted) -> "Collection":
             key = json.loads(file.read_text(encoding="utf-8"))
             layers, window_s = key.pop("layers"), key.pop("window_s", None)
             shown = {k: str(key[k]) for k in ("encoder", "precision", "tokens")}
+            ours = key["format"] == FORMAT
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file} can't be read: {error!r}; delete it or restore it") from error
         shown["layers"] = file.parent.name.removeprefix("layers-")
-        fits = all(shown[k] == str(v) for k, v in wanted.items() if v is not None)
+        fits = ours and all(shown[k] == str(v) for k, v in wanted.items() if v is not None)
         text = ", ".join(f"{k}={v!r}" for k, v in shown.items())
+        text += "" if ours else f", of another version of TUNE (format {key['format']})"
         (found if fits else others).append((text, file.parent, key, layers, window_s))
     if len(found) != 1:
         listed = "; ".join(item[0] for item in found or others) or "it is made by the first run"
@@ -160,6 +164,7 @@ class Store:
         # One a machine: the same path may be another file there, and SQLite isn't for networks.
         machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
         self._hashes = HashCache(self.root / f"hashes-{machine}.sqlite")
+        sweep_daily(self.root, self.claim)
 
     def content(self, path: str | Path) -> str:
         """SHA-256 of a file, remembered by path, size and modification time.
@@ -219,7 +224,7 @@ class Store:
             return None
         except (ValueError, KeyError, TypeError) as error:
             log.warning("damaged boundaries %s (%s): they will be found again", path, error)
-            path.unlink(missing_ok=True)
+            _remove(path)
             return None
 
     def write_boundaries(
@@ -274,7 +279,11 @@ class Collection:
             for path in sorted((folder / content[:2]).glob(f"{content}-*.safetensors")):
                 try:
                     with safe_open(path, "numpy") as file:
-                        return int(file.metadata()["n_samples"])
+                        meta = file.metadata()
+                    n_samples = int(meta["n_samples"])
+                    check = _digest([content, n_samples])
+                    if meta.get("n_samples_checksum", check) == check:  # older rows have none
+                        return n_samples
                 except (SafetensorError, OSError, KeyError, TypeError, ValueError):
                     continue  # a damaged row is found, named and replaced by read()
         return None
@@ -299,12 +308,18 @@ class Collection:
                 if _checksum(tokens, meta["info"]) != meta["checksum"]:
                     raise ValueError("checksum differs")
                 info = json.loads(meta["info"])
+                if info.get("content", content) != content or not _equal(info["spans"], spans):
+                    raise ValueError("it is another track's, or cut otherwise")
+                if "content" in info and meta["n_samples_checksum"] != _digest(
+                    [content, int(meta["n_samples"])]
+                ):
+                    raise ValueError("checksum of the length differs")
             except FileNotFoundError:
                 continue
             except (SafetensorError, ValueError, KeyError, TypeError) as error:
                 log.warning("damaged row %s (%s): it will be encoded again", path, error)
                 self.damaged.append(str(path))
-                path.unlink(missing_ok=True)
+                _remove(path)
                 continue
             if folder == self.fallback:
                 tokens = tokens[:, self.layers]
@@ -331,6 +346,7 @@ class Collection:
             write_whole(description, lambda aside: aside.write_text(text, encoding="utf-8"))
         tokens = np.ascontiguousarray(row.tokens, np.float32)
         info = {
+            "content": content,
             "spans": [list(map(int, span)) for span in row.spans],
             "counts": list(map(int, row.counts)),
             "silent": bool(row.silent),
@@ -338,8 +354,9 @@ class Collection:
             "peak_bytes": int(row.peak_bytes),
         }
         text = json.dumps(info)
-        meta = {"n_samples": str(n_samples), "checksum": _checksum(tokens, text), "info": text}
-        write_whole(path, lambda aside: save_file({"tokens": tokens}, aside, meta))
+        meta = {"n_samples": str(n_samples), "checksum": _checksum(tokens, text), "info": text,
+                "n_samples_checksum": _digest([content, int(n_samples)])}  # fmt: skip
+        write_whole(path, lambda aside: save_tensors({"tokens": tokens}, aside, meta))
 
     def bytes_of(self, content: str, spans: Sequence) -> int:
         """Size of a track's row on disk (0 when it isn't stored)."""
@@ -354,8 +371,13 @@ class Collection:
             try:
                 with safe_open(path, "numpy") as file:
                     spans = json.loads(file.metadata()["info"])["spans"]
+                if path != self._path(self.folder, path.name[:64], spans):
+                    raise ValueError("its name says another cut")
+            except FileNotFoundError:  # deleted meanwhile
+                continue
             except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
                 log.warning("damaged row %s (%s): left out", path, error)
+                self.damaged.append(str(path))
                 continue
             row = self.read(path.name[:64], spans)
             if row is not None:
@@ -396,11 +418,42 @@ def write_whole(path: Path, write) -> None:
     try:
         write(aside)
         as_umask_says(aside)
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
+        flush(aside)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Have a file's bytes on the disk before it gets its name: a power cut then can't empty it."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def save_tensors(tensors: dict, path: Path, metadata: dict, save=None) -> None:
+    """Write a safetensors file; what the machine refuses (a full disk) is an OSError that says it.
+
+    `save` is the library's function for the tensors' kind; NumPy's by default.
+    """
+    try:
+        (save or save_file)(tensors, path, metadata)
+    except SafetensorError as error:
+        if (found := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+
+
+def _remove(path: Path) -> None:
+    """Delete a damaged file; where that isn't allowed it stays, and is found again."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s can't be removed: %s", path, error.strerror)
+
+
+def _equal(kept: Sequence, wanted: Sequence) -> bool:
+    """Say whether two lists of spans are the same."""
+    return [tuple(map(int, span)) for span in kept] == [tuple(map(int, span)) for span in wanted]
 
 
 def _digest(value) -> str:
@@ -430,6 +483,7 @@ def _safe(name: str) -> str:
 if __name__ == "__main__":
     import sys
 
+    from tune.cli import run_script
     from tune.upkeep import main
 
-    sys.exit(main())
+    run_script(lambda: sys.exit(main()))

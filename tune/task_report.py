@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tune.cli import Parser, positive_int, set_up_logging, to_bool
+from tune.cli import Parser, one_line, positive_int, set_up_logging, to_bool
 from tune.labels import KINDS
 from tune.layouts import SPLITS
 from tune.store import cache_folder
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     task = load_task(
         args.task, args.data_dir, cache_dir=args.cache_dir or cache_folder() / "demo",
         kind=args.kind, label_column=args.label_column, audio_column=args.audio_column,
-        usable=False,
+        usable=False, allow_outside=args.allow_outside,
     )  # fmt: skip
     report = check(task, min_tracks=args.min_tracks, decode=args.decode)
     print_report(report, console)
@@ -135,7 +135,8 @@ def print_report(report: dict, console: Console) -> None:
     for kind, n in kinds.items():
         found = [p for p in report["problems"] if p["kind"] == kind]
         for problem in found[:SHOWN]:
-            console.print(f"problem    {problem['text']}", markup=False, soft_wrap=True)
+            text = one_line(problem["text"])
+            console.print(f"problem    {text}", markup=False, soft_wrap=True)
         if n > SHOWN:
             console.print(f"           and {n - SHOWN} more of this kind (--json has them all)")
     total = len(report["problems"])
@@ -182,6 +183,9 @@ def _parse(argv):
                         help="what the labels are")  # fmt: skip
     parser.add_argument("--label_column", metavar="NAME", help="the labels' column")
     parser.add_argument("--audio_column", metavar="NAME", help="the audio's column")
+    parser.add_argument("--allow_outside", nargs="?", const=True, default=False, type=to_bool,
+                        metavar="BOOL", help="let a jsonl or a data set name files outside its "
+                        "data folder (a .csv or .tsv always may)")  # fmt: skip
     parser.add_argument("--min_tracks", type=positive_int, default=MIN_TRACKS, metavar="N",
                         help="a class or tag with fewer test tracks is a problem")  # fmt: skip
     parser.add_argument("--decode", nargs="?", const=True, default=True, type=to_bool,

@@ -21,9 +21,10 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import List as ListOf
 
 from tune.archive_layouts import read_nsynth, read_vocalset
+from tune.confinement import confine, data_folders
 from tune.demo import DEMO_TASKS, build
 from tune.download import archive_folder, hub_folder
-from tune.hub_data import PREFIX, read_hub
+from tune.hub_data import PREFIX, hub_folders, read_hub
 from tune.keys import KEYS
 from tune.labels import ONE_OF_MANY, check_labels, guess_kind
 from tune.layouts import SPLITS, TaskError, read_jsonl, read_path, why
@@ -118,7 +119,7 @@ def check_task(name: str) -> None:
 def load_task(name: str, data_dir: str | Path = "data", *, cache_dir: str | Path,
               kind: str = "auto", label_column: str | None = None,
               audio_column: str | None = None, progress: bool = True,
-              usable: bool = True) -> Task:  # fmt: skip
+              usable: bool = True, allow_outside: bool = False) -> Task:  # fmt: skip
     """Load a task by name or path.
 
     Parameters
@@ -131,6 +132,7 @@ def load_task(name: str, data_dir: str | Path = "data", *, cache_dir: str | Path
     kind : "auto" reads the kind off the labels; another sets it (not for names of `TASKS`)
     label_column, audio_column : of a table or a data set of the hub
     usable : whether a task that nothing can be learnt from is an error
+    allow_outside : whether what is no CSV or TSV may name files outside its data folder
 
     Raises
     ------
@@ -146,9 +148,14 @@ def load_task(name: str, data_dir: str | Path = "data", *, cache_dir: str | Path
         raise TaskError(f"{given[0]} belongs to a .csv, a .tsv or {PREFIX}NAME, not to {name}")
     if name.startswith(PREFIX):
         found = read_hub(name.removeprefix(PREFIX), data_dir, progress=progress, **columns)
+        if not allow_outside:
+            found = confine(*found, hub_folders(name.removeprefix(PREFIX), data_dir))
         return _finish(short_name(name), *found, kind=kind, usable=usable)
     if row is None:
-        found = read_path(Path(name), **columns)
+        path = Path(name)
+        found = read_path(path, **columns)
+        if not allow_outside and path.suffix not in (".csv", ".tsv"):
+            found = confine(*found, data_folders(path if path.is_dir() else path.parent))
         return _finish(short_name(name), *found, kind=kind, usable=usable)
     if name in DEMO_TASKS:
         folder = build(name, cache_dir, progress=progress)
@@ -157,6 +164,8 @@ def load_task(name: str, data_dir: str | Path = "data", *, cache_dir: str | Path
     else:
         folder = archive_folder(row, data_dir, progress)
     found = LAYOUTS[row.layout](folder, row)
+    if not allow_outside and name not in DEMO_TASKS:
+        found = confine(*found, [folder, data_dir])
     return _finish(name, *found, kind=row.kind, targets=row.targets, row=row, usable=usable)
 
 
@@ -196,7 +205,9 @@ def _finish(name, rows, skipped, *, kind="auto", targets: Sequence[str] = (),
         kind = guess_kind(rows)
     rows = check_labels(rows, skipped, kind, len(targets) or None)
     if not rows:
-        raise TaskError(f"task {name}: no usable row{why(skipped)}")
+        raise TaskError(
+            f"task {name}: no usable row{why(skipped)}: each needs the path of a file and a label"
+        )
     rows, made = complete_splits(rows, given, kind)
     if made:
         what = "no split: one was made" if None in given else "no val split: one was cut from train"

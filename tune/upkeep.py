@@ -1,8 +1,12 @@
-"""Upkeep of the embedding store: `python -m tune.store list | size | prune`."""
+"""Upkeep of the embedding store: `python -m tune.store list | size | prune`.
+
+Nothing is deleted unless `prune` is asked for it.
+"""
 
 import contextlib
 import json
 import logging
+import re
 import shutil
 import sys
 import time
@@ -10,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tune.cli import Parser
-from tune.store import default_root
+from tune.costs import parse_budget
+from tune.leftovers import sweep
+from tune.store import Store, default_root
 
 log = logging.getLogger(__name__)
-
-STALE_S = 24 * 3600  # a temporary file older than this belongs to no living writer
 
 
 def describe(root: Path) -> list[dict]:
@@ -72,12 +76,58 @@ def prune(root: Path, *, encoder: str | None = None, older_than_days: float | No
                     shutil.rmtree(item["path"])
                     with contextlib.suppress(OSError):  # other layers are still there
                         item["path"].parent.rmdir()
-    for pattern in ("*/layers-*/**/.*.tmp", "boundaries/**/.*.tmp"):
-        for aside in Path(root).glob(pattern):
-            with contextlib.suppress(FileNotFoundError):
-                if not dry_run and now - aside.stat().st_mtime > STALE_S:
-                    aside.unlink()
+    if not dry_run:
+        sweep(root, Store(root).claim)
     return gone
+
+
+def shrink(root: Path, max_bytes: int, *, encoder: str | None = None,
+           older_than_days: float | None = None, dry_run: bool = False) -> list[dict]:  # fmt: skip
+    """Delete the rows that were unused longest until the store has at most `max_bytes`.
+
+    When a row was used last is what the file system knows: the later of its times of access (to
+    a day, where it is mounted `relatime`; never, `noatime`) and of writing.
+
+    Parameters
+    ----------
+    max_bytes : of all rows and boundaries together; boundaries are never deleted
+    encoder, older_than_days : touch only this encoder's rows, and only those unused so long
+    dry_run : delete nothing
+
+    Returns
+    -------
+    list of dict
+        As `describe`, the collections that rows went (or would go) from; rows and bytes are what
+        went, tracks those that have no row left in the collection, used the latest use of a row
+        that went.
+    """
+    now, items = time.time(), describe(root)
+    excess = sum(item["bytes"] for item in items) + boundaries(root)["bytes"] - max_bytes
+    found = []
+    for i, item in enumerate(items):
+        for path in item["path"].glob("??/*.safetensors"):
+            with contextlib.suppress(FileNotFoundError):
+                stat = path.stat()
+                found.append((max(stat.st_atime, stat.st_mtime), i, path, stat.st_size))
+    left: dict = {}
+    for _, i, path, _ in found:
+        left[i, path.name[:64]] = left.get((i, path.name[:64]), 0) + 1
+    gone: dict[int, dict] = {}
+    for used, i, path, size in sorted(found):
+        if excess <= 0 or (older_than_days is not None and now - used <= older_than_days * 86400):
+            break
+        if encoder is not None and items[i]["encoder"] != encoder:
+            continue
+        if not dry_run:
+            path.unlink(missing_ok=True)
+        excess -= size
+        part = gone.setdefault(i, items[i] | {"rows": 0, "bytes": 0, "tracks": 0})
+        left[i, path.name[:64]] -= 1
+        part["tracks"] += left[i, path.name[:64]] == 0
+        part |= {"rows": part["rows"] + 1, "bytes": part["bytes"] + size, "used": used}
+    if not dry_run:
+        sweep(root, Store(root).claim)
+    return list(gone.values())
 
 
 def _human(n_bytes: float) -> str:
@@ -87,6 +137,15 @@ def _human(n_bytes: float) -> str:
             return f"{n_bytes:.3g} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.3g} TB"
+
+
+def _size(text: str) -> int:
+    """Read a size such as 50GB; 0 empties the store."""
+    if text.strip() in ("0", "0B"):
+        return 0
+    if re.fullmatch(r"[\d.\s]*", text):
+        raise ValueError(f"expected a size with its unit such as 50GB, got {text!r}")
+    return parse_budget(text, 0)
 
 
 def _print_collections(items: list[dict], title: str) -> None:
@@ -117,15 +176,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("verb", nargs="?", choices=["list", "size", "prune"], default="list",
                         help="list: collections with their tracks, rows and sizes; size: bytes of "
                         "the whole store, as one number; prune: delete the collections that fit "
-                        "every condition given")  # fmt: skip
+                        "every condition given, or with --max_size their rows, those unused "
+                        "longest first")  # fmt: skip
     parser.add_argument("--store", type=Path, default=default_root(), help="the store's folder")
     cut = parser.add_argument_group("conditions of prune")
     cut.add_argument("--encoder", help="only this encoder's")
     cut.add_argument("--older_than", type=float, metavar="DAYS", help="only if unused this long")
+    cut.add_argument("--max_size", metavar="SIZE", help="only until the store is no larger than "
+                     "this, such as 50GB")  # fmt: skip
     cut.add_argument("--dry_run", action="store_true", help="say what would go, delete nothing")
     args = parser.parse_args(argv)
-    if args.verb != "prune" and (args.encoder or args.older_than is not None or args.dry_run):
-        parser.error("--encoder, --older_than and --dry_run belong to prune")
+    conditions = (args.encoder, args.older_than, args.max_size)
+    if args.verb != "prune" and (args.dry_run or any(c is not None for c in conditions)):
+        parser.error("--encoder, --older_than, --max_size and --dry_run belong to prune")
+    try:
+        max_bytes = None if args.max_size is None else _size(args.max_size)
+    except ValueError as error:
+        parser.error(f"--max_size: {error}")
     if not args.store.is_dir():
         print(f"no store at {args.store}: it is made by the first run", file=sys.stderr)
         return 2
@@ -133,11 +200,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = sum(item["bytes"] for item in describe(args.store))
         print(rows + boundaries(args.store)["bytes"])
     elif args.verb == "prune":
-        gone = prune(
-            args.store, encoder=args.encoder, older_than_days=args.older_than, dry_run=args.dry_run
-        )
-        if args.encoder is None and args.older_than is None:
-            print("nothing to prune: name --encoder and/or --older_than", file=sys.stderr)
+        which = {"encoder": args.encoder, "older_than_days": args.older_than,
+                 "dry_run": args.dry_run}  # fmt: skip
+        if max_bytes is None:
+            gone = prune(args.store, **which)
+        else:
+            gone = shrink(args.store, max_bytes, **which)
+        if all(c is None for c in conditions):
+            print("nothing to prune: name --encoder, --older_than and/or --max_size",
+                  file=sys.stderr)  # fmt: skip
             return 2
         _print_collections(gone, "would be deleted" if args.dry_run else "deleted")
     else:

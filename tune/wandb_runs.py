@@ -73,19 +73,21 @@ def log_report(path: str, page: str, cells) -> list[str]:
     """
     import wandb
 
-    from tune.tracking import farewell, wandb_mode
+    from tune.tracking import begin, farewell, hide_home, wandb_mode
 
     mode = wandb_mode()
     entity, _, project = path.rpartition("/")
-    run = wandb.init(entity=entity or None, project=project, job_type="comparison", name="compare",
-                     mode=mode, settings=wandb.Settings(silent=True))  # fmt: skip
-    with run:
-        run.log({"report": wandb.Html(page, inject=False), "cells": wandb.Table(dataframe=cells)})
-        artifact = wandb.Artifact("report", type="report")
-        with artifact.new_file("report.html", encoding="utf-8") as file:
-            file.write(page)
-        run.log_artifact(artifact)
-    return farewell(run, mode)
+    about = {"entity": entity or None, "project": project, "job_type": "comparison",
+             "name": "compare"}  # fmt: skip
+    run, mode, why = begin(lambda mode, settings: wandb.init(
+        mode=mode, settings=settings, **about), mode)  # fmt: skip
+    page = hide_home(page)
+    run.log({"report": wandb.Html(page, inject=False), "cells": wandb.Table(dataframe=cells)})
+    artifact = wandb.Artifact("report", type="report")
+    with artifact.new_file("report.html", encoding="utf-8") as file:
+        file.write(page)
+    run.log_artifact(artifact)
+    return farewell(run, mode, why)
 
 
 def _read(run, where: str) -> Run:

@@ -8,10 +8,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NoReturn
 
 import soundfile
 
+from tune.cli import Parser
 from tune.demo.synth import SAMPLE_RATE
 from tune.demo.tasks import (
     DEMO_TASKS,
@@ -42,14 +42,6 @@ _PLAYERS = (  # tried in this order; the file's path is appended
     ("afplay",),
     ("paplay",),
 )
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and where help is; exit code 2."""
-        self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
 def _write(track: Track, folder: Path) -> Path:
@@ -119,11 +111,10 @@ def play(task: str, index: int, style: str | None) -> None:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m tune.demo",
         description="Original music, composed in numpy: the demo tasks' tracks, to hear.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="{list,export,play}")
     verbs.add_parser("list", help="describe the tasks, their labels and sizes")

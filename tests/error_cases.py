@@ -1,0 +1,158 @@
+"""Test code: wrong command lines and broken inputs, for every script: (script or module, flags).
+
+`plant` makes the broken things that they name.
+"""
+
+import json
+from pathlib import Path
+
+from conftest import make_task
+
+GOOD = ("--task=tones", "--encoder=mel", "--report_to=none", "--epochs=1")
+
+
+def plant(root: Path) -> None:
+    """Make the broken things below a folder, beside a task that is whole: tones/."""
+    make_task(root / "tones", seconds=0.6, n=(2, 2, 2))
+    files = {
+        "notes.txt": "Once upon a time\n", "empty.jsonl": "", "empty.csv": "",
+        "words.csv": "file,genre\na.wav,low\n", "quote.csv": 'path,label\n"a.wav,low\n',
+        "latin.csv": b"path,label\ncaf\xe9.wav,low\n", "keys.csv": "path,label\na.wav,H dur\n",
+        "one.csv": "path,label\n" + "".join(f"tones/audio/{i:03d}.wav,low\n" for i in range(1, 7)),
+        "splits.csv": "path,label,split\na.wav,low,training\nb.wav,high,holdout\n",
+        "broken.train.jsonl": '{"audio_path": "a.wav", "lab\n',
+        "broken.val.jsonl": "", "broken.test.jsonl": "", "lonely.train.jsonl": "{}\n",
+        "several/a.train.jsonl": "", "several/b.train.jsonl": "", "nothing/readme": "",
+        "files/a.txt": "", "data/O/readme": "", "list.m3u": "#EXTM3U\n",
+        "runs/half/result.json": "{}", "runs/torn/result.json": '{"task": ',
+        "encoder/config.json": "{", "unknown/config.json": '{"model_type": "bert"}',
+        "pickled/config.json": '{"model_type": "wav2vec2"}', "pickled/pytorch_model.bin": "x",
+        "aggregator/config.json": "{}", "aggregator/model.safetensors": "x",
+        "e.parquet": "no parquet", "e.npy": "no array", "store-file": "x",
+        "bad.yaml": "method: [grid\n", "text.yaml": "just words\n", "empty.yaml": "",
+        "method.yaml": "program: train_probe.py\nmethod: guess\nparameters: {seg: {value: 1}}\n",
+        "program.yaml": "program: other.py\nmethod: grid\nparameters: {seg: {value: 1}}\n",
+        "named.yaml": "program: train_probe.py\nmethod: grid\nparameters: {name: {value: x}}\n",
+        "value.yaml": "program: train_probe.py\nmethod: grid\nparameters: {seg: {values: [-1]}}\n",
+    }  # fmt: skip
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    rows = [{"audio_path": f"../../../../../etc/{i}.wav", "label": "low"} for i in range(3)]
+    for split in ("train", "val", "test"):
+        (root / f"data/O/outside.{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+CASES = [
+    ("train_probe.py", "--seg=ten"),
+    ("train_probe.py", "--seg=0"),
+    ("train_probe.py", "--seg", "10", "30"),
+    ("train_probe.py", "--sed=1"),
+    ("train_probe.py", "--agg=median"),
+    ("train_probe.py", "--agg=transformer"),
+    ("train_probe.py", "--agg=attention", "--readout=cls"),
+    ("train_probe.py", "--lr=fast"),
+    ("train_probe.py", "--strict=perhaps"),
+    ("train_probe.py", "--seeds=x"),
+    ("train_probe.py", *GOOD, "--task=gtzam"),
+    ("train_probe.py", *GOOD, "--task=gtzan"),
+    ("train_probe.py", *GOOD, "--task=hub:nobody/nothing"),
+    ("train_probe.py", *GOOD, "--task=notes.txt"),
+    ("train_probe.py", *GOOD, "--task=nothing"),
+    ("train_probe.py", *GOOD, "--task=several"),
+    ("train_probe.py", *GOOD, "--task=empty.jsonl"),
+    ("train_probe.py", *GOOD, "--task=empty.csv"),
+    ("train_probe.py", *GOOD, "--task=words.csv"),
+    ("train_probe.py", *GOOD, "--task=words.csv", "--label_column=mood"),
+    ("train_probe.py", *GOOD, "--task=quote.csv"),
+    ("train_probe.py", *GOOD, "--task=latin.csv"),
+    ("train_probe.py", *GOOD, "--task=keys.csv", "--kind=keys"),
+    ("train_probe.py", *GOOD, "--task=one.csv"),
+    ("train_probe.py", *GOOD, "--task=splits.csv"),
+    ("train_probe.py", *GOOD, "--task=broken.train.jsonl"),
+    ("train_probe.py", *GOOD, "--task=lonely.train.jsonl"),
+    ("train_probe.py", *GOOD, "--task=data/O/outside.train.jsonl"),
+    ("train_probe.py", *GOOD, "--label_column=genre"),
+    ("train_probe.py", *GOOD, "--encoder=muqq"),
+    ("train_probe.py", *GOOD, "--encoder=encoder"),
+    ("train_probe.py", *GOOD, "--encoder=unknown"),
+    ("train_probe.py", *GOOD, "--encoder=pickled"),
+    ("train_probe.py", *GOOD, "--encoder=nothing"),
+    ("train_probe.py", *GOOD, "--layer=7"),
+    ("train_probe.py", *GOOD, "--seg=0.01"),
+    ("train_probe.py", *GOOD, "--mixed_precision=fp16"),
+    ("train_probe.py", *GOOD, "--memory_budget=lots"),
+    ("train_probe.py", *GOOD, "--name=a/b"),
+    ("train_probe.py", *GOOD, "--report_to=wandbb"),
+    ("train_probe.py", *GOOD, "--agg=transformer:aggregator"),
+    ("train_probe.py", *GOOD, "--agg=transformer:nowhere"),
+    ("train_probe.py", *GOOD, "--store=store-file"),
+    ("train_probe.py", *GOOD, "--output_dir=store-file"),
+    ("pretrain_aggregator.py", "--seg=ten", "--out=o"),
+    ("pretrain_aggregator.py", "--epochs=0", "--out=o"),
+    ("pretrain_aggregator.py", "--tasks=nowhere", "--encoder=mel", "--out=o", "--report_to=none"),
+    (
+        "pretrain_aggregator.py",
+        "--audio_dir=nowhere",
+        "--encoder=mel",
+        "--out=o",
+        "--report_to=none",
+    ),
+    ("pretrain_aggregator.py", "--audio_dir=files", "--encoder=mel", "--out=o", "--report_to=none"),
+    ("pretrain_aggregator.py", "--val_share=2"),
+    ("profile.py", "--seg=long"),
+    ("profile.py", "--encoder=nowhere", "--duration=1"),
+    ("profile.py", "--duration=-1"),
+    ("compare.py", "nowhere"),
+    ("compare.py", "runs"),
+    ("compare.py", "nothing"),
+    ("compare.py", "--seeds=3"),
+    ("embed.py",),
+    ("embed.py", "tones"),
+    ("embed.py", "tones", "--out=e.csv", "--encoder=mel"),
+    ("embed.py", "files", "--out=x.parquet", "--encoder=mel"),
+    ("embed.py", "*.ogg", "--out=x.parquet", "--encoder=mel"),
+    ("embed.py", "list.m3u", "--out=x.parquet", "--encoder=mel"),
+    ("embed.py", "missing.m3u", "--out=x.parquet", "--encoder=mel"),
+    ("embed.py", "tones", "--out=e.parquet", "--encoder=mel"),
+    ("embed.py", "tones", "--out=x.parquet", "--shard=4/4"),
+    ("embed.py", "tones", "--out=x.parquet", "--from_run=runs/half"),
+    ("embed.py", "tones", "--out=x.parquet", "--from_run=nowhere"),
+    ("embed.py", "--merge", "e.parquet", "--out=x.parquet"),
+    ("embed.py", "--like=a.wav", "--out=e.parquet"),
+    ("tune.sweep", "nowhere.yaml"),
+    ("tune.sweep", "bad.yaml"),
+    ("tune.sweep", "text.yaml"),
+    ("tune.sweep", "empty.yaml"),
+    ("tune.sweep", "method.yaml"),
+    ("tune.sweep", "program.yaml"),
+    ("tune.sweep", "named.yaml"),
+    ("tune.sweep", "value.yaml", "seg"),
+    ("tune.tasks", "show"),
+    ("tune.tasks", "show", "gtzam"),
+    ("tune.tasks", "check", "nowhere"),
+    ("tune.tasks", "check", "tones", "--json=nowhere/x.json"),
+    ("tune.tasks", "explain"),
+    ("tune.encoders",),
+    ("tune.encoders", "check", "muqq"),
+    ("tune.encoders", "check", "encoder"),
+    ("tune.store", "prune", "--store=nowhere"),
+    ("tune.store", "list", "--encoder=mel"),
+    ("tune.store", "list", "--store=store-file"),
+    ("tune.similar", "nowhere.parquet", "x.wav"),
+    ("tune.similar", "e.parquet", "x.wav"),
+    ("tune.similar", "e.npy", "x.wav"),
+    ("tune.similar", "notes.txt", "x.wav"),
+    ("tune.neighbours", "e.parquet", "tones"),
+    ("tune.paired", "runs/half", "runs/torn"),
+    ("tune.paired", "nowhere", "nowhere"),
+    ("tune.attention", "runs/half"),
+    ("tune.card", "runs/half"),
+    ("tune.card", "nowhere"),
+    ("tune.segments", "plot", "nowhere.wav"),
+    ("tune.segments", "plot", "notes.txt"),
+    ("tune.demo", "export", "--task=polka"),
+    ("tune.demo", "sing"),
+    ("tools/licences.py", "--out"),
+]
