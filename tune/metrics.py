@@ -151,7 +151,7 @@ def score(kind: str, labels: np.ndarray, predictions: np.ndarray, targets: Seque
 def main_score(kind: str, labels: np.ndarray, predictions: np.ndarray) -> float:
     """The metric that selects epochs, the first of `score`'s, without its overhead."""
     if kind == "classes":
-        return float(accuracy_score(labels, predictions))
+        return float(np.mean(labels == predictions))  # thousands a run: no checks of input
     if kind == "keys":
         return float(key_weights()[labels, predictions].mean())
     if kind == "tags":
