@@ -248,10 +248,14 @@ def test_paths_may_be_absolute_or_relative_to_a_folder_up_to_three_above(tmp_pat
     touch(folder.parents[3] / "four.wav")
     names = [str(far), "near.wav", "audio/three.wav", "four.wav", "missing.wav"]
     train = [marble(name, "xy"[i % 2]) for i, name in enumerate(names)]
-    task = load(write_folder(folder, train=train), tmp_path)
+    task = load(write_folder(folder, train=train), tmp_path, allow_outside=True)
     # A missing file stays in the task: encoding reports it.
     expected = [far, near, three, folder / "four.wav", folder / "missing.wav"]
     assert task.splits["train"]["path"][:] == [str(p) for p in expected]
+    task = load(folder, tmp_path)
+    assert task.splits["train"]["path"][:] == [str(p) for p in expected[1:]]
+    (skipped,) = task.skipped
+    assert skipped["reason"].startswith(f"{far} is outside its data folder ")
 
 
 @pytest.mark.parametrize("name", ["a" * 300 + ".wav", "zero\0byte.wav", "", "."])

@@ -122,7 +122,7 @@ def _read_table(file: Path, path: str, label: str) -> tuple[list[dict], list[dic
     try:
         missing = {path, label} - set(reader.fieldnames or ())
         if missing:
-            found = ", ".join(reader.fieldnames or ()) or "nothing"
+            found = reader.fieldnames or "nothing"
             raise TaskError(
                 f"{file} needs the columns {path} and {label} in its first line, "
                 f"{' and '.join(sorted(missing))} missing (found: {found})"
