@@ -116,9 +116,11 @@ def load_aggregator(name: str | Path) -> AggregatorModel:
     try:
         config = PreTrainedConfig.get_config_dict(str(name))[0]
         if config.get("model_type") != AggregatorConfig.model_type:
+            kind = config.get("model_type")
+            says = f"says {kind!r}" if kind else "names no model_type"
             raise AggregatorError(
-                f"--aggregator_checkpoint {name} is no aggregator (its config.json says "
-                f"{config.get('model_type')!r}): make one with pretrain_aggregator.py"
+                f"--aggregator_checkpoint {name} is no aggregator (its config.json {says}): make "
+                f"one with pretrain_aggregator.py"
             )
         disable_progress_bar()  # a few tensors
         model, info = AggregatorModel.from_pretrained(
