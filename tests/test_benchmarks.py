@@ -34,6 +34,7 @@ def scaling(monkeypatch):
     return importlib.import_module("scaling")
 
 
+@pytest.mark.slow
 def test_study_loop_agrees_and_reports_both_sides(tmp_path):
     args = ("--duration", "3.5", "--rounds", "2", "--segs", "2", "full", "--layers", "4", "1")
     report, done = bench("study_loop", *args, cwd=tmp_path)
@@ -55,6 +56,7 @@ def test_study_loop_agrees_and_reports_both_sides(tmp_path):
     assert "study's way" in done.stdout
 
 
+@pytest.mark.slow
 def test_levers_are_pulled_one_by_one(tmp_path):
     args = ("--duration", "1.5", "--rounds", "2")
     report, done = bench("levers", *args, cwd=tmp_path)
@@ -117,6 +119,7 @@ def test_frames_with_halo_by_hand(monkeypatch):
     assert levers.frames_with_halo(101, 50) == 54 + 55 + 5  # the middle one's halo is cut
 
 
+@pytest.mark.slow
 def test_per_epoch_says_that_one_epoch_was_multiplied(tmp_path):
     report, done = bench("per_epoch", "--tracks", "6", "--duration", "2", cwd=tmp_path)
     once, every = report["encode_once"], report["encode_every_epoch"]
@@ -128,6 +131,7 @@ def test_per_epoch_says_that_one_epoch_was_multiplied(tmp_path):
     assert "ONE epoch measured" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_benchmark_cuts_by_the_sound_too(tmp_path):
     args = ("--tracks", "1", "--duration", "11", "--rounds", "1", "--seg", "structure")
     report, _ = bench("pipeline", *args, cwd=tmp_path)
@@ -135,6 +139,7 @@ def test_a_benchmark_cuts_by_the_sound_too(tmp_path):
     assert report["pipeline"]["median_s"] > 0
 
 
+@pytest.mark.slow
 def test_pipeline_compares_files_with_the_encoder_alone(tmp_path):
     args = ("--tracks", "2", "--duration", "2.5", "--rounds", "2", "--seg", "1")
     report, _ = bench("pipeline", *args, cwd=tmp_path)
@@ -144,6 +149,7 @@ def test_pipeline_compares_files_with_the_encoder_alone(tmp_path):
     assert report["audio_s"] == pytest.approx(5, abs=0.01)
 
 
+@pytest.mark.slow
 def test_scaling_measures_skips_and_counts(tmp_path):
     args = ("--durations", "1", "60", "--segs", "full", "--tracks", "5",
             "--max_memory", "40MB")  # fmt: skip
@@ -168,6 +174,7 @@ def test_scaling_walks_muqs_own_parts_too(scaling):
     assert cell["weights_bytes"] > 1e6
 
 
+@pytest.mark.slow
 def test_scaling_measures_pieces_cut_by_the_sound(scaling):
     cell = scaling.measure_length("chunked", "structure", 12.0, "muq-nano", "random", "cpu")
     assert cell["segments"] in (1, 2)

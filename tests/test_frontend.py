@@ -71,6 +71,7 @@ def test_chunks_equal_the_whole_on_the_reference_model(reference, rng):
     assert check(build(config, weights), rng, longest_s=12, batch=2) >= 48
 
 
+@pytest.mark.slow
 def test_chunks_equal_the_whole_at_muqs_full_size(rng):
     assert check(build(large_config()), rng, longest_s=1.2) >= 48
 

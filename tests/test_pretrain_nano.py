@@ -56,6 +56,7 @@ def main(monkeypatch, flags):
     return call
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_one_that_was_cut_off_ends_the_same(folder, flags, main, monkeypatch):
     done = run(SCRIPT, *flags, "--out", folder / "whole", cwd=folder)
     assert done.returncode == 0, done.stderr

@@ -139,6 +139,7 @@ def test_a_file_is_decoded_cut_and_tracked(tmp_path):
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 
+@pytest.mark.slow
 def test_the_plot_is_drawn_or_says_what_is_missing(tmp_path):
     done = run(
         ROOT / "profile.py", "--encoder=mel", "--seg=full", "--duration", "1", "2", "--repeats=1",
@@ -152,6 +153,7 @@ def test_the_plot_is_drawn_or_says_what_is_missing(tmp_path):
         assert "pip install matplotlib" in done.stderr
 
 
+@pytest.mark.slow
 def test_hierarchical_makes_one_cell_of_all_segments_beside_the_grid(tmp_path):
     done = run(
         ROOT / "profile.py", "--encoder=mel", "--seg", "1", "1.0", "full", "--agg", "hierarchical",
@@ -168,6 +170,7 @@ def test_hierarchical_makes_one_cell_of_all_segments_beside_the_grid(tmp_path):
     assert "1+full" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_transformer_stands_beside_the_studys_and_a_checkpoint_loses_its_folder(tmp_path):
     config = make_config(replace(TUNE, num_layers=1), 256, encoder="mel", tokens="segment")
     make_model(config, 1, None).save_pretrained(tmp_path / "aggregators" / "mine")
@@ -232,6 +235,7 @@ def test_an_unusable_file_ends_in_one_line(tmp_path):
     assert done.stderr == "error: --audio bad.wav: empty file (0 bytes)\n"
 
 
+@pytest.mark.slow
 def test_a_cell_that_is_wrong_ends_in_one_line_and_keeps_what_came_before(tmp_path):
     done = run(
         ROOT / "profile.py", "--encoder=mel", "--layer", "0", "7", "--seg=full", "--duration=1",

@@ -197,6 +197,7 @@ def test_frames_as_tokens_and_numbers_as_labels(tmp_path):
     assert result["chance"]["r2"] <= 0
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_rows_and_metrics_of_one(tmp_path):
     task = make_task(tmp_path / "tones", n=(9, 5, 7))
     flags = ["--task", task, "--encoder=muq-nano", "--seg=1", "--agg=concat", "--layer=all",
@@ -466,6 +467,7 @@ def test_flags_that_do_not_belong_together_end_in_one_line(tmp_path, flags, mess
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_killed_while_encoding_it_goes_on_and_the_result_is_that_of_an_undisturbed_run(tmp_path):
     task = make_task(tmp_path / "tones", seconds=50, n=(8, 5, 6))
     flags = ["--task", task, "--encoder=muq-nano", "--seg=10", "--epochs=4", "--report_to=none"]
@@ -528,7 +530,7 @@ def test_real_music_is_told_apart_by_its_log_mel(gamemusic, tmp_path):
         (tmp_path / f"some.{split}.jsonl").write_text(text)
     done = run_probe(
         "--task", tmp_path, "--encoder=mel", "--seg=30", "--agg=stats", "--seeds", "1", "2", "3",
-        "--report_to=none", "--name=r", cwd=tmp_path,
+        "--report_to=none", "--name=r", "--allow_outside", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = result_of(tmp_path / "runs" / "r")
