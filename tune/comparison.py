@@ -59,7 +59,8 @@ class Cell:
         """What encoding a track took when its rows were made, whichever run made them."""
         seconds = self.result["cost"].get("encode_seconds_stored")
         n = sum(self.result["n_tracks"].values())
-        return seconds / n if seconds and n else None
+        # Rounded: sums in another order aren't another cost.
+        return float(f"{seconds / n:.6g}") if seconds and n else None
 
     @property
     def dim(self) -> int | None:

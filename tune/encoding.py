@@ -180,7 +180,7 @@ def encode_tracks(
             tokens, counts = encode_segments(
                 samples, spans, encoder, collection.layers, frame_rate, batch_seconds
             )
-            seconds = time.perf_counter() - started
+            seconds = round(time.perf_counter() - started, 6)  # as the row keeps it
             report.encode_seconds += seconds
             report.audio_seconds += sum(end - start for start, end in spans) / encoder.sample_rate
             report.encoded_tracks += 1
