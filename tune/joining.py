@@ -1,15 +1,19 @@
 """Between the store and the probe: which aggregator joins a run's tokens, and what learns of it."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from tune import learned, transformer
-from tune.aggregator_model import AggregatorModel
 from tune.features import load_task_features, load_tokens
 from tune.probe import ProbeData
-from tune.recipes import TUNE
+
+if TYPE_CHECKING:
+    from tune.aggregator_model import AggregatorModel
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Joining:
         """The Transformer's read-out, also where none was asked for; None without one."""
         if self.agg != "transformer":
             return None
+        from tune.recipes import TUNE
+
         return self.readout or (self.model.config.readout if self.model else TUNE.readout)
 
     def load(self, task, collection, rows: Sequence[Mapping], device: torch.device) -> tuple:

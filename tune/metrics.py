@@ -5,13 +5,12 @@ fetches a script from the hub). The intervals resample tracks, which is a weight
 they are computed for all resamples at once.
 """
 
+import sys
 import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import datasets
-import evaluate
-import mir_eval
 import numpy as np
 from sklearn.metrics import (
     accuracy_score,
@@ -23,6 +22,18 @@ from sklearn.metrics import (
 
 from tune.keys import KEYS, key_weights
 from tune.ranking import macro, roc_auc, weighted_ranking
+
+# evaluate imports transformers' pipelines, seconds at each start, for evaluators that aren't used
+# here; it goes on without them.
+_PIPELINES = "transformers.pipelines"
+_hidden = _PIPELINES not in sys.modules
+if _hidden:
+    sys.modules[_PIPELINES] = None
+try:
+    import evaluate
+finally:
+    if _hidden:
+        del sys.modules[_PIPELINES]
 
 N_RESAMPLES = 2000
 BOOTSTRAP_SEED = 0
@@ -73,6 +84,8 @@ class KeyScore(evaluate.Metric):
 
     def _compute(self, predictions, references):
         pairs = zip(references, predictions, strict=True)
+        import mir_eval  # a second to import, for keys alone
+
         scores = [mir_eval.key.weighted_score(KEYS[true], KEYS[guess]) for true, guess in pairs]
         return {"weighted_score": float(np.mean(scores))}
 

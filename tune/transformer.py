@@ -4,17 +4,18 @@ A checkpoint is never used in part and never left to chance: what is missing, of
 trained on other tokens is an error. Only safetensors are read.
 """
 
+from __future__ import annotations
+
 import copy
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedConfig
-from transformers.utils.logging import disable_progress_bar
 
-from tune.aggregator_model import AggregatorConfig, AggregatorError, AggregatorModel
-from tune.recipes import TUNE, make_config, make_model, standardisation
+if TYPE_CHECKING:  # transformers' models take seconds to import, and most runs have none
+    from tune.aggregator_model import AggregatorConfig, AggregatorModel
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,8 @@ def starter(model: AggregatorModel | None, tokens: tuple) -> Callable[[int], Agg
     """
     if model is not None:
         return lambda seed: copy.deepcopy(model)
+    from tune.recipes import TUNE, make_config, make_model, standardisation
+
     values, mask = tokens
     tracks = (track[real].cpu() for track, real in zip(values[0], mask, strict=True))
     statistics = standardisation(tracks, TUNE.standardise)
@@ -102,6 +105,11 @@ def load_aggregator(name: str | Path) -> AggregatorModel:
         When there is none, it is damaged or no aggregator, or a weight is missing or has another
         shape: weights are never left to chance. Pickles are never read.
     """
+    from transformers import PreTrainedConfig
+    from transformers.utils.logging import disable_progress_bar
+
+    from tune.aggregator_model import AggregatorConfig, AggregatorError, AggregatorModel
+
     folder = Path(name)
     is_hub_id = str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
     if not folder.is_dir() and (not is_hub_id or folder.parent.is_dir()):
@@ -159,6 +167,8 @@ def check_fits(config: AggregatorConfig, *, encoder, layers, tokens: str, name: 
     AggregatorError
         With every difference: encoder, weights, layer, kind or size of the tokens.
     """
+    from tune.aggregator_model import AggregatorError
+
     differences = [
         f"{what} {theirs} (here {ours})"
         for what, theirs, ours in (
