@@ -308,6 +308,7 @@ def test_accumulated_gradients_give_the_same_curve(main, tmp_path):
     assert_same_curve(checked, whole)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_curve_of_one(main, folder, tmp_path):
     # Micro-batches of one or two tracks, at times an odd number of them; a lone track has no
     # others to be told from, and its process must keep in step all the same.

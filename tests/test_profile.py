@@ -81,6 +81,7 @@ def test_importing_it_loads_nothing_of_ours():
     assert done.stdout.strip() == "False", done.stderr
 
 
+@pytest.mark.slow
 def test_a_grid_beside_the_studys_figures_and_a_budget(tmp_path):
     done = run(
         ROOT / "profile.py", "--encoder=muq-nano", "--seg", "full", "--agg", "concat",

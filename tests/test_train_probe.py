@@ -173,6 +173,7 @@ def test_another_aggregator_encodes_nothing_and_a_long_segment_is_marked(classes
     assert fourth["metrics"] == result_of(folder / "runs" / "third")["metrics"]
 
 
+@pytest.mark.slow
 def test_frames_as_tokens_and_numbers_as_labels(tmp_path):
     task = make_task(tmp_path / "tones", numbers=True, n=(12, 5, 8))
     done = run_probe(
@@ -300,6 +301,7 @@ def test_two_machines_learn_the_attention_of_one(attention_run):
                 assert a[column].tolist() == b[column].tolist()
 
 
+@pytest.mark.slow
 def test_hierarchical_mixes_all_scales_and_layers_and_costs_their_sum(tmp_path):
     task = make_task(tmp_path / "tones")
     done = run_probe(
@@ -519,6 +521,7 @@ def test_two_agents_on_one_store_encode_each_segment_once(tmp_path):
     assert len(rows_of(tmp_path / "store")) == 17
 
 
+@pytest.mark.slow
 def test_real_music_is_told_apart_by_its_log_mel(gamemusic, tmp_path):
     rows = {}
     for split, n in (("train", 24), ("val", 8), ("test", 8)):
@@ -612,6 +615,7 @@ def test_a_cell_that_is_the_full_tracks_ends_early_and_marked(tmp_path):
     assert not any("train/loss" in row for row in record["history"])
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_tells_wandb_why_and_a_launchers_death_ends_it(tmp_path):
     task = make_task(tmp_path / "tones", n=(40, 4, 6))
     flags = ["--task", task, "--encoder=mel", "--store", tmp_path / "store", "--epochs=100000",
