@@ -151,6 +151,7 @@ def test_the_offline_wandb_run_is_complete(classes_run):
     assert record["exit_code"] == 0
 
 
+@pytest.mark.slow
 def test_another_aggregator_encodes_nothing_and_a_long_segment_is_marked(classes_run):
     folder, _ = classes_run
     common = ["--task", folder / "tones", "--encoder=muq-nano", "--layer=2", "--report_to=none",
@@ -391,6 +392,7 @@ def test_scales_that_are_all_the_full_track_are_marked(segs, degenerate):
     assert got["silent"] == ["val0"]
 
 
+@pytest.mark.slow
 def test_the_saved_mix_and_probe_give_the_saved_predictions(classes_run):
     folder, _ = classes_run
     done = run_probe(
@@ -427,6 +429,7 @@ def test_the_saved_mix_and_probe_give_the_saved_predictions(classes_run):
         np.testing.assert_allclose(p, [line.p_high, line.p_low], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_transformer_from_scratch_is_trained_with_the_probe(tmp_path):
     task = make_task(tmp_path / "tones")
     done = run_probe(
@@ -502,6 +505,7 @@ def test_killed_while_encoding_it_goes_on_and_the_result_is_that_of_an_undisturb
     assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 def test_two_agents_on_one_store_encode_each_segment_once(tmp_path):
     task = make_task(tmp_path / "tones", seconds=30, n=(8, 4, 5))
     agents = [
