@@ -373,46 +373,55 @@ def train(accelerator, tracker, task, data, joiners, args):
     ]  # fmt: skip
     model, loader, *optimizers = accelerator.prepare(bank, loader, *optimizers)
     selection, history = Selection(bank, args.patience), []
+    train_losses, val_losses, scores = (np.full(len(seeds), np.nan) for _ in range(3))
+    which, device = list(range(len(seeds))), accelerator.device
 
     for epoch in range(1, args.epochs + 1):
         model.train()
-        orders = bank.orders(data.n_train).to(accelerator.device)  # (M, n)
-        total = torch.zeros(len(seeds), dtype=data.dtype, device=accelerator.device)
-        culprit = FirstBad(accelerator.device)
+        learning = ~selection.stopped
+        if accelerator.num_processes == 1:  # DDP wants a gradient of every weight
+            which = np.flatnonzero(learning).tolist()  # the m that haven't stopped
+        orders = bank.orders(data.n_train, which).to(device)  # (m, n)
+        total = torch.zeros(len(which), dtype=data.dtype, device=device)
+        culprit = FirstBad(device)
         for position in loader:  # (B,) of this process's share, -1 where there is no track
             real, position = position >= 0, position.clamp(min=0)
-            keep = bank.dropout_masks(args.batch_size).to(accelerator.device)
-            index = orders[:, position]  # (M, B): each probe's own tracks
-            x, mask = data.pick("train", rows, index)
-            out = model(x, keep[:, position % args.batch_size], mask)
-            each = losses(task.kind, out, data.labels["train"][index]) * real  # (M, B)
+            keep = bank.dropout_masks(args.batch_size, which).to(device)
+            index = orders[:, position]  # (m, B): each probe's own tracks
+            x, mask = data.pick("train", rows[which], index)
+            out = model(x, keep[:, position % args.batch_size], mask, which)
+            each = losses(task.kind, out, data.labels["train"][index]) * real  # (m, B)
             start = position[0] // args.batch_size * args.batch_size
             size = (data.n_train - start).clamp(max=args.batch_size)
             # The mean over the whole batch: gradients are averaged over the processes.
-            loss = each.sum(1) / size * accelerator.num_processes  # (M,)
-            for optimizer in optimizers:
-                optimizer.zero_grad()
+            loss = each.sum(1) / size * accelerator.num_processes  # (m,)
+            for i in which:
+                optimizers[i].zero_grad()
             accelerator.backward(loss.sum())
-            for optimizer in optimizers:
-                optimizer.step()
+            for i in which:
+                optimizers[i].step()
             total += each.sum(1).detach()
             culprit.see(each)
-        train_loss = accelerator.reduce(total).mean().item() / data.n_train
+        total = accelerator.reduce(total).cpu().numpy() / data.n_train
 
-        out = predict(accelerator, model, data, "val", rows)  # (M, n, C)
-        val_losses = losses(task.kind, out, data.labels_for("val", len(out))).mean(1).cpu().numpy()
-        if not (np.isfinite(train_loss) and np.isfinite(val_losses).all()):
+        out = predict(accelerator, model, data, "val", rows[which], which)  # (m, n, C)
+        each = losses(task.kind, out, data.labels_for("val", len(out))).mean(1).cpu().numpy()
+        mine = [(place, i) for place, i in enumerate(which) if learning[i]]
+        for place, i in mine:
+            train_losses[i], val_losses[i] = total[place], each[place]
+        if not (np.isfinite(train_losses).all() and np.isfinite(val_losses).all()):
             tracks = task.splits["train"]["path"]
             where = culprit.describe(accelerator, orders, args.batch_size, tracks)
             raise ValueError(f"the loss is not finite in epoch {epoch}{where}: try a lower --lr")
         guesses = data.decide(out)
-        scores = np.array([main_score(task.kind, data.truth["val"], g) for g in guesses])
+        for place, i in mine:
+            scores[i] = main_score(task.kind, data.truth["val"], guesses[place])
         done = selection.update(bank, epoch, scores, val_losses)
-        for plateau, value in zip(plateaus, selection.comparable(scores, val_losses), strict=True):
-            plateau.step(value)
+        for i in np.flatnonzero(learning):
+            plateaus[i].step(selection.comparable(scores, val_losses)[i])
         row = {
             "epoch": epoch,
-            "train/loss": train_loss,
+            "train/loss": float(train_losses.mean()),
             "val/loss": float(val_losses.mean()),
             f"val/{metric}": float(scores.mean()),
             f"val/best_{metric}": float(selection.best_score.mean()),
@@ -423,7 +432,7 @@ def train(accelerator, tracker, task, data, joiners, args):
         tracker.log(row, step=epoch)
         if accelerator.is_main_process:
             print(
-                f"epoch {epoch:3d}/{args.epochs}  train loss {train_loss:7.4f}  "
+                f"epoch {epoch:3d}/{args.epochs}  train loss {row['train/loss']:7.4f}  "
                 f"val loss {row['val/loss']:7.4f}  val {metric} {row[f'val/{metric}']:6.3f}  "
                 f"best {row[f'val/best_{metric}']:6.3f}  lr {row['lr']:.1e}",
                 flush=True,
@@ -435,8 +444,8 @@ def train(accelerator, tracker, task, data, joiners, args):
 
 
 @torch.inference_mode()
-def predict(accelerator, model, data, split, rows) -> torch.Tensor:
-    """Outputs of every probe for a whole split, (M, n, C), gathered from all processes."""
+def predict(accelerator, model, data, split, rows, which=None) -> torch.Tensor:
+    """Outputs of the probes (`which`) for a whole split, (M, n, C), gathered from all processes."""
     model.eval()
     share = 256 if data.tokens is None else 32  # tracks at once
     n = len(data.truth[split])
@@ -444,7 +453,7 @@ def predict(accelerator, model, data, split, rows) -> torch.Tensor:
     out = []
     for position in loader:  # (B,)
         x, mask = data.pick(split, rows, position)
-        part = model(x, mask=mask)  # (M, B, C)
+        part = model(x, mask=mask, which=which)  # (M, B, C)
         out.append(accelerator.gather_for_metrics(part.transpose(0, 1).contiguous()))
     return torch.cat(out).transpose(0, 1)
 

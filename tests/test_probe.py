@@ -516,6 +516,19 @@ def test_probes_have_their_own_inputs_and_gradients(rng):
     assert not torch.equal(bank(changed)[1], bank(x)[1])
 
 
+def test_some_probes_of_a_bank_do_what_they_do_among_all(rng):
+    bank, x = ProbeBank([1, 2, 3], 6, 4), normal(rng, 3, 10, 6)
+    same = ProbeBank([1, 2, 3], 6, 4)
+    keep, orders = same.dropout_masks(10), same.orders(30)
+    assert torch.equal(bank.dropout_masks(10, [2, 0]), keep[[2, 0]])
+    assert torch.equal(bank.orders(30, [2, 0]), orders[[2, 0]])
+    out = bank(x[[2, 0]], keep[[2, 0]], which=[2, 0])
+    assert torch.equal(out, bank(x, keep)[[2, 0]])
+    out.sum().backward()
+    assert bank.probes[1].w1.grad is None  # that one has stopped
+    assert bank.probes[2].w1.grad.abs().max() > 0
+
+
 def test_batch_size_and_order_do_not_change_an_output(rng):
     bank, x = ProbeBank([1, 2], 6, 3), normal(rng, 9, 6)
     whole = predict(bank, x)

@@ -1,9 +1,9 @@
 """MARBLE's probe, several of them trained side by side.
 
 A probe is one hidden layer of 512 with ReLU and dropout 0.2. A bank trains one probe per seed (and
-per layer, with `--layer all`) as a single batched computation. Each has its own initial weights,
-order of tracks and dropout, drawn from its own seed on the CPU: its result does not depend on
-which other probes share the bank, on the number of processes or on the device. That, and float64
+per layer, with `--layer all`) in one loop over epochs and batches. Each has its own initial
+weights, order of tracks and dropout, drawn from its own seed on the CPU: its result does not depend
+on which other probes share the bank, on the number of processes or on the device. That, and float64
 (the probes are tiny), is what makes a number reproducible.
 """
 
@@ -253,42 +253,51 @@ class ProbeBank(nn.Module):
             probe.joiner = joiner
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None,
-                mask: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
-        """Run every probe on its own batch.
+                mask: torch.Tensor | None = None,
+                which: Sequence[int] | None = None) -> torch.Tensor:  # fmt: skip
+        """Run every probe, or those in `which`, on its own batch.
 
         Parameters
         ----------
         x : (M, B, D), or what the joiners take: (M, B, K, D) views or (M, B, N, [K,] D) tokens
         mask : (M, B, N), of tokens
         keep : (M, B, hidden), what dropout multiplies the hidden units by (see `dropout_masks`)
+        which : numbers of the probes that the batches are of, by default of all M
 
         Returns
         -------
         logits or standardised values (M, B, C)
         """
-        if self.joined:
-            masks = [None] * len(x) if mask is None else mask
-            pairs = zip(self.probes, x, masks, strict=True)
-            x = torch.stack([probe.joiner(part, m) for probe, part, m in pairs])
-        w1, b1, w2, b2 = (
-            torch.stack([getattr(probe, name) for probe in self.probes])
-            for name in ("w1", "b1", "w2", "b2")
-        )
-        hidden = F.relu(torch.baddbmm(b1, x, w1))  # (M, B, hidden)
-        if keep is not None:
-            hidden = hidden * keep
-        return torch.baddbmm(b2, hidden, w2)
+        outputs = []
+        # One after the other: a batched product would copy all their weights together each time.
+        for i, probe in enumerate(self._some(which)):
+            inputs = x[i]
+            if self.joined:
+                inputs = probe.joiner(inputs, None if mask is None else mask[i])
+            hidden = F.relu(torch.addmm(probe.b1, inputs, probe.w1))  # (B, hidden)
+            if keep is not None:
+                hidden = hidden * keep[i]
+            outputs.append(torch.addmm(probe.b2, hidden, probe.w2))
+        return torch.stack(outputs)
 
-    def dropout_masks(self, n: int) -> torch.Tensor:
+    def dropout_masks(self, n: int, which: Sequence[int] | None = None) -> torch.Tensor:
         """Draw the dropout of a whole (global) batch of n tracks: (M, n, hidden)."""
         draws = torch.stack(
-            [torch.rand(n, self.hidden, generator=g) >= self.dropout for g in self.generators]
-        )
+            [torch.rand(n, self.hidden, generator=g) >= self.dropout
+             for g in self._some(which, self.generators)]
+        )  # fmt: skip
         return draws.to(self.probes[0].w1.dtype) / (1 - self.dropout)
 
-    def orders(self, n: int) -> torch.Tensor:
+    def orders(self, n: int, which: Sequence[int] | None = None) -> torch.Tensor:
         """Draw each probe's order of n training tracks: (M, n)."""
-        return torch.stack([torch.randperm(n, generator=g) for g in self.generators])
+        return torch.stack(
+            [torch.randperm(n, generator=g) for g in self._some(which, self.generators)]
+        )
+
+    def _some(self, which: Sequence[int] | None, things: Sequence | None = None) -> list:
+        """Pick those in `which`, of the probes unless told."""
+        things = self.probes if things is None else things
+        return [things[i] for i in (range(len(things)) if which is None else which)]
 
 
 class Positions(Dataset):
