@@ -52,7 +52,12 @@ def test_the_package_runs_what_was_trained():
     weights = {k.removeprefix("model."): v for k, v in load_file(WEIGHTS).items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected
-    assert {k.split(".")[0] for k in missing} == {"head", "mark", "conformer"}  # unused positions
+    assert {k.split(".")[0] for k in missing} == {
+        "head",
+        "mark",
+        "order",
+        "conformer",
+    }  # unused positions
     encoder = load_encoder("muq-nano")
     assert not encoder.untrained
     audio = torch.from_numpy(np.stack([tone(2, 220), tone(2, 330, seed=1)]))
@@ -90,5 +95,5 @@ def test_the_card_tells_what_the_weights_are():
     assert f"{facts['history'][-1]['val/loss']:.3f}" in card
     assert facts["corpus"]["tasks"] == []  # composed music only
     assert "MIT" in card
-    assert len(STREAMS) * CODES == 2048
+    assert len(STREAMS) * CODES == 2304
     assert set(TURNS) == {"style", "mood", "wild", "form"}

@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, make_task, run
 from safetensors.torch import load_file
 
-from tune import composed, mel_corpus, mel_tokens, nano, nano_music
+from tune import composed, mel_corpus, mel_tokens, nano, nano_music, nano_orders
 from tune.demo import DEMO_TASKS, build
 from tune.demo.tasks import make_track
 from tune.encoders import load_encoder
@@ -37,7 +37,8 @@ def folder(tmp_path_factory):
 def flags(folder):
     """What all runs here share: four songs, eight steps."""
     return ["--songs=4", "--steps=8", "--save_every=4", "--seconds", "1", "2", "--batch_seconds=4",
-            "--lr=3e-3", "--warmup=2", "--track_from=3", "--val_crops=2", "--workers=1",
+            "--lr=3e-3", "--warmup=2", "--track_from=3", "--order_from=4", "--order_every=2",
+            "--order_seconds", "3", "--val_crops=2", "--workers=1",
             "--corpus", folder / "corpus", "--cache_dir", folder / "demo",
             "--tasks", folder / "tones"]  # fmt: skip
 
@@ -67,6 +68,7 @@ def test_a_run_learns_and_one_that_was_cut_off_ends_the_same(folder, flags, main
     first, last = facts["history"]
     assert (first["step"], last["step"]) == (4, 8)
     assert last["train/loss"] < first["train/loss"] < np.log(256) + 0.5
+    assert first["train/order_loss"] == 0 < last["train/order_loss"]
     assert not (folder / "whole" / "state").exists()
 
     ours, drawn = nano_music.Crops.__getitem__, []
@@ -151,7 +153,7 @@ def test_hidden_frames_show_noise_and_nothing_of_the_music(folder, tmp_path):
     music = nano_music.gather(
         folder / "corpus", 6, 4, [], data_dir=tmp_path, cache_dir=folder / "demo", progress=False
     )
-    tokens = [np.zeros((n, 8), np.uint8) for n in music.tracks.lengths]
+    tokens = [np.zeros((n, 9), np.uint8) for n in music.tracks.lengths]
     crops = nano_music.Crops(music, tokens, [4], 12, 0.6, seed=5)
     one = crops[3]
     assert one["mel"].shape == (3, 400, 128)
@@ -171,7 +173,7 @@ def test_crops_come_in_pairs_of_a_song_from_a_step_on(folder, tmp_path):
     music = nano_music.gather(
         folder / "corpus", 6, 4, [], data_dir=tmp_path, cache_dir=folder / "demo", progress=False
     )
-    tokens = [np.full((n, 8), i, np.uint8) for i, n in enumerate(music.tracks.lengths)]
+    tokens = [np.full((n, 9), i, np.uint8) for i, n in enumerate(music.tracks.lengths)]
     crops = nano_music.Crops(music, tokens, [2], 8, 0.6, seed=5, pairs_from=10)
     assert not crops[9]["pairs"]
     batch = crops[10]
@@ -189,12 +191,55 @@ def test_recognising_a_song_is_a_softmax_over_the_other_crops():
     assert nano.recognise(marks[[0, 1, 3, 2]]).item() == pytest.approx(10 + expected, rel=1e-4)
 
 
+def test_examples_of_a_group_are_the_same_pieces_in_several_orders(rng, monkeypatch):
+    class Tracks:
+        """Three tracks of four seconds, in which a value tells the track, the next its frame."""
+
+        lengths = (100, 100, 100)
+
+        def mel(self, track, first, last):
+            frames = np.repeat(np.arange(first, last), 4)
+            return np.stack([np.full(len(frames), track), frames], 1).astype(np.float16)
+
+    monkeypatch.setattr(nano_orders, "LEVEL_DB", 0)
+    seen = set()
+    for _ in range(10):
+        batch = nano_orders.draw(Tracks(), [0, 1, 2], 3, rng)  # four groups of eight examples
+        assert (batch["mel"].shape, batch["orders"]) == ((32, 300, 2), 4)
+        for group in batch["mel"].unflatten(0, (4, 2, 4)):
+            pieces = group.unflatten(2, (3, 100))[..., 0, :]  # what each begins with
+            for take in pieces:
+                first = sorted(map(tuple, take[0].tolist()))
+                assert all(sorted(map(tuple, order.tolist())) == first for order in take)
+                assert len({tuple(order.flatten().tolist()) for order in take}) == 4
+                assert torch.equal(take[0], take[1].flip(0))
+                assert torch.equal(take[2], take[3].flip(0))
+            one, other = pieces
+            assert torch.equal(one[..., 0], other[..., 0])  # the same tracks in the same orders
+            assert (one[..., 1] - other[..., 1]).abs().max() <= 12  # moved by half a second at most
+            seen.add(len(set(one[0, :, 0].tolist())))
+            if len(set(one[0, :, 0].tolist())) == 1:
+                assert len(set(one[0, :, 1].tolist())) == 3  # three places of one song
+    assert {1, 3} <= seen
+
+
+def test_telling_orders_is_a_softmax_over_the_orders_of_the_other_take():
+    a, b = torch.eye(2)
+    # One group of two orders: the first take's marks, then the second's.
+    loss, accuracy = nano.tell_orders(torch.stack([a, b, 2 * a, 3 * b]), 2)
+    assert loss.item() == pytest.approx(-np.log(np.exp(10) / (np.exp(10) + 1)), abs=1e-6)
+    assert accuracy == 1
+    loss, accuracy = nano.tell_orders(torch.stack([a, b, b, a]), 2)
+    assert loss.item() == pytest.approx(10, rel=1e-4)
+    assert accuracy == 0
+
+
 def test_the_quantiser_codes_what_the_codebooks_before_it_left(rng):
     mel = rng.normal(-20, 15, (2000, 128)).astype(np.float16)
     pitch = rng.normal(-20, 15, (500, 72)).astype(np.float16)
     quantiser = mel_tokens.Quantiser.fit([(mel, pitch)], 1, per_track=500, rounds=3)
     tokens = quantiser(mel, pitch)
-    assert (tokens.shape, tokens.dtype) == ((500, 8), np.uint8)
+    assert (tokens.shape, tokens.dtype) == ((500, 9), np.uint8)
     view = mel_tokens.views(mel, pitch)["mel"]
     x = (view - quantiser.tensors["mel.mean"]) @ quantiser.tensors["mel.basis"]
     left = [x.square().mean().item()]
@@ -209,8 +254,20 @@ def test_tonality_is_the_same_in_every_key(rng):
     higher = np.roll(pitch.reshape(200, 6, 12), 3, 2).reshape(200, 72)
     mel = np.zeros((800, 128), np.float32)
     one, other = (mel_tokens.views(mel, p) for p in (pitch, higher))
-    torch.testing.assert_close(one["tonality"], other["tonality"])
+    for name in ("tonality", "degrees"):
+        torch.testing.assert_close(one[name], other[name])
     assert (one["chroma"] - other["chroma"]).abs().max() > 0.1
+
+
+def test_degrees_tell_major_from_minor():
+    """A bass on C below C E G, or below C Es G, some octaves up."""
+    found = []
+    for third in (4, 3):
+        pitch = np.full((200, 72), -60, np.float32)
+        pitch[:, [0, 36, 36 + third, 43]] = 0
+        view = mel_tokens.views(np.zeros((800, 128), np.float32), pitch)["degrees"][100]
+        found.append(set(view.argsort(descending=True)[:3].tolist()))
+    assert found == [{0, 4, 7}, {0, 3, 7}]
 
 
 def test_wrong_flags_are_one_line():

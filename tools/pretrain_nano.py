@@ -17,8 +17,10 @@ Writes --out: config.json and model.safetensors (float16), which --encoder DIR l
 and pretrain.json; every --save_every steps and at the end. Interrupted, the same command goes on
 from the last of these, and ends with the same weights as if it hadn't been.
 
-A second objective helps: from --track_from on, crops come in pairs of a song, and by their time
-means those of one song are told from others' (--track_weight 0 leaves it out).
+Two more objectives help: from --track_from on, crops come in pairs of a song, and by their time
+means those of one song are told from others' (--track_weight 0 leaves it out); and from
+--order_from on, every --order_every steps, pieces are played in several orders, which the time
+means tell apart (tune/nano_orders.py; --order_weight 0 leaves it out).
 
 Where to look: `masked accuracy` against `guess` (always the commonest token). A core does about two
 steps a second with --mixed_precision bf16 where it has AMX; on a GPU it's minutes. Weights are as
@@ -66,7 +68,7 @@ def parse_args(argv=None):
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--steps", type=positive_int, default=4000, help="optimizer steps")
     recipe.add_argument("--seconds", type=positive_float, nargs="+", metavar="SECONDS",
-                        default=[2, 2, 2, 5, 2, 2, 2, 15], help="lengths of the crops; steps "
+                        default=[2, 2, 5, 2, 2, 5, 2, 15], help="lengths of the crops; steps "
                         "take turns (short crops of many songs teach faster than long ones of few)")
     recipe.add_argument("--batch_seconds", type=positive_float, default=60.0, metavar="SECONDS",
                         help="audio in a step, of each process")
@@ -80,6 +82,16 @@ def parse_args(argv=None):
                         "those of one song from others'; 0: MuQ's objective alone")
     recipe.add_argument("--track_from", type=int, default=800, metavar="STEP",
                         help="step from which it counts, and crops come in pairs of a song")
+    recipe.add_argument("--order_weight", type=float, default=1.0, metavar="W",
+                        help="weight of a third objective: by the time means of the same pieces in "
+                        "several orders, tell the orders apart; 0: leave it out")
+    recipe.add_argument("--order_from", type=int, default=800, metavar="STEP",
+                        help="step from which it has its turns")
+    recipe.add_argument("--order_every", type=positive_int, default=4, metavar="STEPS",
+                        help="it has one step in so many")
+    recipe.add_argument("--order_seconds", type=positive_float, nargs="+", metavar="SECONDS",
+                        default=[6, 12, 6, 30, 12, 54], help="lengths of its examples, which take "
+                        "turns; up to 30 s of three pieces, beyond of six")
     recipe.add_argument("--lr", type=positive_float, default=1e-3, metavar="RATE",
                         help="AdamW's rate between its rise and its fall")
     recipe.add_argument("--warmup", type=positive_int, default=50, metavar="STEPS",
@@ -107,7 +119,7 @@ def parse_args(argv=None):
     if args.batch_seconds < max(args.seconds):
         parser.error(f"--batch_seconds {args.batch_seconds:g} is shorter than the longest crop "
                      f"({max(args.seconds):g} s of --seconds)")
-    for flag in ("visible_weight", "track_weight", "track_from"):
+    for flag in ("visible_weight", "track_weight", "track_from", "order_weight", "order_from"):
         if getattr(args, flag) < 0:
             parser.error(f"--{flag} must be 0 or above, got {getattr(args, flag):g}")
     if args.seed < 0 or args.corpus_seed < 0:
@@ -121,6 +133,7 @@ args = parse_args() if __name__ == "__main__" else None
 import logging
 import math
 import time
+from collections import defaultdict
 
 import torch
 from accelerate import Accelerator
@@ -134,6 +147,7 @@ from tune.mel_tokens import CODES, STREAMS
 from tune.store import cache_folder
 
 log = logging.getLogger("tune.pretrain_nano")
+CURVES = {"loss", "accuracy", "track_loss", "order_loss", "order_accuracy"}  # of the training
 
 
 def main(args):
@@ -153,6 +167,8 @@ def main(args):
     crops = nano_music.Crops(
         corpus, tokens, args.seconds, args.batch_seconds, args.mask_prob, args.seed,
         pairs_from=args.track_from if args.track_weight else None,
+        orders_from=args.order_from if args.order_weight else None,
+        orders_every=args.order_every, order_seconds=args.order_seconds,
         part=accelerator.process_index,
     )  # fmt: skip
     model = nano.build_model(args.seed)
@@ -190,12 +206,16 @@ def train(accelerator, model, plain, optimizer, scheduler, crops, run, args):
     bar = tqdm(loader, initial=run["step"], total=args.steps, desc="pretraining", unit="step",
                dynamic_ncols=True, mininterval=0.2 if sys.stderr.isatty() else 30.0,
                disable=not accelerator.is_main_process)  # fmt: skip
-    total, started = torch.zeros(3), time.perf_counter()
+    seen, started = defaultdict(list), time.perf_counter()
     model.train()
     for step, batch in enumerate(bar, start=run["step"] + 1):
-        loss, found = predict(
-            accelerator, model, batch, args.visible_weight, args.track_weight
-        )  # fmt: skip
+        if "orders" in batch:
+            loss, found = order(accelerator, model, batch)
+            loss = args.order_weight * loss
+        else:
+            loss, found = predict(
+                accelerator, model, batch, args.visible_weight, args.track_weight
+            )  # fmt: skip
         if not torch.isfinite(loss):
             raise ValueError(f"the loss is not finite in step {step}: try a lower --lr or "
                              f"--mixed_precision no")  # fmt: skip
@@ -204,22 +224,24 @@ def train(accelerator, model, plain, optimizer, scheduler, crops, run, args):
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        total += torch.stack([found["loss"], found["accuracy"].mean(), found["track_loss"]])
+        for name in CURVES & found.keys():
+            seen[name].append(found[name].mean().item())
         if step % args.save_every == 0 or step == args.steps:
-            n = step - run["step"]
-            row = {"step": step, "train/loss": total[0].item() / n,
-                   "train/accuracy": total[1].item() / n, "train/track_loss": total[2].item() / n,
-                   **validate(accelerator, plain, crops, args),
+            means = {f"train/{k}": sum(seen[k]) / len(seen[k]) if seen[k] else 0.0
+                     for k in sorted(CURVES)}  # fmt: skip
+            row = {"step": step, **means, **validate(accelerator, plain, crops, args),
                    "lr": scheduler.get_last_lr()[0],
                    "seconds": time.perf_counter() - started}  # fmt: skip
             run["step"] = step
             run["history"].append(row)
             nano_run.save(accelerator, plain, args.out, run)
-            total, started = torch.zeros(3), time.perf_counter()
+            seen, started = defaultdict(list), time.perf_counter()
             if accelerator.is_main_process:
                 bar.write(
                     f"step {step:6d}/{args.steps}  train loss {row['train/loss']:.4f}  "
-                    f"track loss {row['train/track_loss']:.3f}  val loss {row['val/loss']:.4f}  "
+                    f"track loss {row['train/track_loss']:.3f}  "
+                    f"order accuracy {row['train/order_accuracy']:.3f}  "
+                    f"val loss {row['val/loss']:.4f}  "
                     f"masked accuracy {row['val/accuracy']:.3f}  "
                     f"{row['seconds']:.0f} s",
                     file=sys.stdout,
@@ -235,7 +257,7 @@ def predict(accelerator, model, batch, visible_weight, track_weight=0) -> tuple[
     )
     frames = torch.cat([hidden, visible], 1) if visible_weight else hidden  # (B, K)
     with accelerator.autocast():
-        logits, marks = model(mel, frames)  # (B, K, S * CODES), (B, 64)
+        logits, marks, orders = model(mel, frames)  # (B, K, S * CODES), (B, 64) twice
     logits = logits.float().unflatten(-1, (len(STREAMS), CODES))
     truth = tokens.gather(1, frames[..., None].expand(-1, -1, len(STREAMS))).long()  # (B, K, S)
     each = F.cross_entropy(logits.movedim(-1, 1), truth, reduction="none")  # (B, K, S)
@@ -247,8 +269,20 @@ def predict(accelerator, model, batch, visible_weight, track_weight=0) -> tuple[
         found |= {"visible_loss": each[:, n:].mean(), "visible_accuracy": right[:, n:].mean((0, 1))}
         loss = loss + visible_weight * found["visible_loss"]
     found["track_loss"] = nano.recognise(marks) if batch.get("pairs") else marks.sum() * 0
-    loss = loss + track_weight * found["track_loss"]
+    loss = loss + track_weight * found["track_loss"] + orders.sum() * 0
     return loss, {k: v.detach().cpu() for k, v in found.items()}
+
+
+def order(accelerator, model, batch) -> tuple[torch.Tensor, dict]:
+    """Loss and accuracy of telling the orders of the same pieces apart."""
+    mel = batch["mel"].to(accelerator.device)
+    with accelerator.autocast():
+        # All heads take part: processes have to agree on what has a gradient.
+        frames = torch.zeros(len(mel), 1, dtype=torch.long, device=mel.device)
+        logits, marks, orders = model(mel, frames)
+    loss, accuracy = nano.tell_orders(orders, batch["orders"])
+    found = {"order_loss": loss.detach().cpu(), "order_accuracy": accuracy.cpu()}
+    return loss + (logits.sum() + marks.sum()) * 0, found
 
 
 @torch.no_grad()

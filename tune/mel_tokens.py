@@ -9,6 +9,8 @@ an hour needs to be told what to look at (MERT's constant-Q target has the same 
     chroma     pitch classes over a second
     tonality   what of the pitch classes over four seconds doesn't depend on the key: the sizes of
                their discrete Fourier transform
+    degrees    the pitch classes over four seconds counted from those of the bass: what tells major
+               from minor in any key
     rhythm     the spectrum of the onsets' modulations (0.5 to 12 Hz) over four seconds
 
 Each view is standardised, reduced to its principal components and quantised by codebooks of 256,
@@ -23,7 +25,7 @@ import torch
 from tune.mel_corpus import N_MELS, STRIDE
 
 CODES = 256  # of a codebook
-CODEBOOKS = {"mel": 3, "texture": 2, "chroma": 1, "tonality": 1, "rhythm": 1}
+CODEBOOKS = {"mel": 3, "texture": 2, "chroma": 1, "tonality": 1, "degrees": 1, "rhythm": 1}
 STREAMS = tuple(f"{v}.{i}" for v, n in CODEBOOKS.items() for i in range(n))
 COMPONENTS = 48
 _ONSET_WINDOW, _ONSET_BINS = 512, slice(2, 64)  # frames at 100 Hz; 0.4 to 12.3 Hz
@@ -45,14 +47,23 @@ def views(mel: np.ndarray, pitch: np.ndarray) -> dict[str, torch.Tensor]:
     semitones = 10 ** (torch.from_numpy(np.ascontiguousarray(pitch, np.float32)) / 20)
     chroma = semitones.view(len(semitones), -1, 12).sum(1)  # (T, 12)
     second, four = _smooth(chroma, 25), _smooth(chroma, 100)
+    octaves = semitones.view(len(semitones), -1, 12)
+    low, high = (_smooth(x.sum(1), 100) for x in (octaves[:, :3], octaves[:, 2:]))
     spectrum = torch.fft.rfft(four / four.sum(1, keepdim=True).clamp(min=1e-8))
     return {
         "mel": frames.flatten(1),
         "texture": torch.cat([mean, spread], 1),
         "chroma": second / second.norm(dim=1, keepdim=True).clamp(min=1e-8),
         "tonality": spectrum.abs()[:, 1:],
+        "degrees": _degrees(low, high),
         "rhythm": _modulations(x)[: len(frames)],
     }
+
+
+def _degrees(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """Circular cross-correlation (T, 12) of pitch classes in the bass, squared, and above it."""
+    low, high = (x / x.norm(dim=1, keepdim=True).clamp(min=1e-8) for x in (low, high))
+    return torch.fft.irfft(torch.fft.rfft(low.square()).conj() * torch.fft.rfft(high), n=12)
 
 
 def _smooth(x: torch.Tensor, width: int) -> torch.Tensor:
@@ -75,7 +86,7 @@ def _modulations(mel: torch.Tensor) -> torch.Tensor:
 
 
 class Quantiser:
-    """Views to tokens (T, 8): standardise, project, code the remainder again and again."""
+    """Views to tokens (T, 9): standardise, project, code the remainder again and again."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]):
         self.tensors = dict(tensors)
@@ -107,7 +118,7 @@ class Quantiser:
         return cls({k: v.contiguous() for k, v in tensors.items()})
 
     def __call__(self, mel: np.ndarray, pitch: np.ndarray) -> np.ndarray:
-        """Tokens (T, 8) uint8 of a track, in the order of `STREAMS`."""
+        """Tokens (T, 9) uint8 of a track, in the order of `STREAMS`."""
         out = []
         for name, x in views(mel, pitch).items():
             x = (x - self.tensors[f"{name}.mean"]) @ self.tensors[f"{name}.basis"]

@@ -1,4 +1,4 @@
-"""Pretraining of muq-nano: MuQ's classes with what predicts tokens, and what tells songs apart.
+"""Pretraining of muq-nano: MuQ's classes with what predicts tokens, tells songs apart, and orders.
 
 The model is built by the configuration that the package ships; `write_model` leaves what
 `tune.muq` loads. See tools/pretrain_nano.py.
@@ -18,6 +18,7 @@ from tune.muq import nano_config, needed_weights
 from tune.store import as_umask_says
 
 MARK, TEMPERATURE = 64, 0.1
+HEADS = ("head.", "mark.", "order.")  # what only the pretraining needs
 
 
 class MaskedMuQ(nn.Module):
@@ -33,14 +34,15 @@ class MaskedMuQ(nn.Module):
         self.conformer.pos_conv_embed.requires_grad_(False)  # not used with rotary positions
         self.head = nn.Linear(config["encoder_dim"], len(STREAMS) * CODES)
         self.mark = nn.Linear(config["encoder_dim"], MARK, bias=False)
+        self.order = nn.Linear(config["encoder_dim"], MARK, bias=False)
 
-    def forward(self, mel: torch.Tensor, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, mel: torch.Tensor, frames: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Log-mel (B, 4 T, 128) in dB and frames (B, K) to logits and marks.
 
         Returns
         -------
-        logits : (B, K, 8 * 256), of the frames' tokens
-        marks : (B, 64), of the crops as wholes: their time mean, projected
+        logits : (B, K, 9 * 256), of the frames' tokens
+        marks, orders : (B, 64), of the crops as wholes: two projections of their time mean
         """
         x = self.conv((mel.transpose(1, 2) - self.mean) / self.std)  # (B, T, D)
         positions = self.conformer.embed_positions(x)
@@ -49,7 +51,8 @@ class MaskedMuQ(nn.Module):
             x = x[0] if isinstance(x, tuple) else x  # a tuple before transformers 5
         x = self.conformer.layer_norm(x)
         logits = self.head(x.gather(1, frames[..., None].expand(-1, -1, x.shape[-1])))
-        return logits, self.mark(x.mean(1))
+        mean = x.mean(1)
+        return logits, self.mark(mean), self.order(mean)
 
 
 def recognise(marks: torch.Tensor) -> torch.Tensor:
@@ -63,6 +66,24 @@ def recognise(marks: torch.Tensor) -> torch.Tensor:
     alike = (marks @ marks.T / TEMPERATURE).fill_diagonal_(float("-inf"))  # (2 n, 2 n)
     return nn.functional.cross_entropy(alike, torch.arange(len(marks)).roll(len(marks) // 2).to(
         marks.device))  # fmt: skip
+
+
+def tell_orders(marks: torch.Tensor, orders: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of finding an example's other take among all orders of the same pieces, and accuracy.
+
+    Parameters
+    ----------
+    marks : (G * 2 * O, 64), sorted by group, take and order (`tune.nano_orders.draw`)
+    orders : O
+    """
+    first, second = (
+        nn.functional.normalize(marks.float(), dim=1).unflatten(0, (-1, 2, orders)).unbind(1)
+    )
+    alike = torch.einsum("gad,gbd->gab", first, second) / TEMPERATURE  # (G, O, O)
+    truth = torch.arange(orders, device=marks.device).expand(alike.shape[:2])
+    both = torch.stack([alike, alike.transpose(1, 2)]).flatten(0, 2)  # (2 G O, O)
+    loss = nn.functional.cross_entropy(both, truth.flatten().repeat(2))
+    return loss, (alike.argmax(2) == truth).float().mean()
 
 
 def build_model(seed: int) -> MaskedMuQ:
@@ -84,7 +105,7 @@ def build_model(seed: int) -> MaskedMuQ:
 def count(model: MaskedMuQ) -> int:
     """Parameters of what is kept: without the head and what MuQ has but doesn't use."""
     return sum(v.numel() for k, v in model.named_parameters() if needed_weights(f"model.{k}")
-               and not k.startswith(("head.", "mark.")))  # fmt: skip
+               and not k.startswith(HEADS))  # fmt: skip
 
 
 def write_model(model: MaskedMuQ, out: Path) -> None:
@@ -93,7 +114,7 @@ def write_model(model: MaskedMuQ, out: Path) -> None:
         f"model.{k}": (v.half() if v.ndim > 1 else v.float() if v.is_floating_point() else v)
         .detach().cpu().contiguous()
         for k, v in model.state_dict().items()
-        if needed_weights(f"model.{k}") and not k.startswith(("head.", "mark."))
+        if needed_weights(f"model.{k}") and not k.startswith(HEADS)
     }  # fmt: skip
     part = out / "model.tmp"
     save_file(weights, part, metadata={"format": "pt"})

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from tune import corpus, mel_corpus
+from tune import corpus, mel_corpus, nano_orders
 from tune.composed import held_out
 from tune.demo import DEMO_TASKS
 from tune.mel_corpus import STRIDE, MelCorpus
@@ -77,7 +77,7 @@ def gather(folder: Path, seed: int, songs: int, tasks: Sequence[str], *, data_di
 
 
 def tokenise(music: Music, seed: int, progress: bool = True) -> list[np.ndarray]:
-    """Tokens (T, 8) of every track, by a quantiser fitted to the training tracks; kept on disk."""
+    """Tokens (T, 9) of every track, by a quantiser fitted to the training tracks; kept on disk."""
     tracks = music.tracks
     text = json.dumps([seed, music.train, tracks.known_by, FIT_TRACKS, STREAMS, CODES])
     file = music.folder / f"tokens-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy"
@@ -103,7 +103,7 @@ def tokenise(music: Music, seed: int, progress: bool = True) -> list[np.ndarray]
 
 
 class Crops(Dataset):
-    """A step's crops: dict of mel (B, 4 T, 128) in dB, tokens (B, T, 8) and the numbers of the
+    """A step's crops: dict of mel (B, 4 T, 128) in dB, tokens (B, T, 9) and the numbers of the
     hidden frames (B, K) and of the visible ones (B, T - K).
 
     Parameters
@@ -111,29 +111,42 @@ class Crops(Dataset):
     seconds : lengths of the crops; steps take turns
     batch_seconds : audio of one step and process
     pairs_from : step from which crops come in pairs of a song, the second ones after all first
+    orders_from, orders_every, order_seconds : from that step on, one step in so many is of pieces
+        in several orders instead (`tune.nano_orders`); their lengths take turns
     part : this process
     """
 
     def __init__(self, music: Music, tokens: Sequence[np.ndarray], seconds: Sequence[float],
                  batch_seconds: float, mask_prob: float, seed: int, *,
-                 pairs_from: int | None = None, part: int = 0):  # fmt: skip
+                 pairs_from: int | None = None, orders_from: int | None = None,
+                 orders_every: int = 3, order_seconds: Sequence[float] = (),
+                 part: int = 0):  # fmt: skip
         self.music, self.tokens, self.seconds = music, tokens, list(seconds)
         self.batch_seconds, self.mask_prob = batch_seconds, mask_prob
         self.seed, self.pairs_from, self.part = seed, pairs_from, part
+        self.orders_from, self.orders_every = orders_from, orders_every
+        self.order_seconds = list(order_seconds) if orders_from is not None else []
         noise = np.random.default_rng(seed).standard_normal(61 * 24_000) * 0.1
         self.noise = mel_corpus.spectrograms(noise)[0]  # (frames, 128)
         lengths = np.array(music.tracks.lengths)[music.train]
-        for s in self.seconds:
+        asked = [("--seconds", s) for s in self.seconds]
+        asked += [("--order_seconds", s) for s in self.order_seconds]
+        for flag, s in asked:
             if s * 25 < SPAN or (lengths < s * 25).all():
                 raise ValueError(
-                    f"--seconds {s:g}: crops must be at least 0.4 s, and no longer than the "
+                    f"{flag} {s:g}: crops must be at least 0.4 s, and no longer than the "
                     f"longest track ({lengths.max() / 25:.1f} s)"
                 )
         self._lengths = lengths
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        seconds = self.seconds[step % len(self.seconds)]
         rng = np.random.default_rng((self.seed, 1, step, self.part))
+        if self.order_seconds and step >= self.orders_from:
+            turn, rest = divmod(step, self.orders_every)
+            if rest == 0:
+                seconds = self.order_seconds[turn % len(self.order_seconds)]
+                return nano_orders.draw(self.music.tracks, self.music.train, seconds, rng)
+        seconds = self.seconds[step % len(self.seconds)]
         frames = int(seconds * 25)
         long_enough = np.flatnonzero(self._lengths >= frames)
         size = max(1, int(self.batch_seconds // seconds))
