@@ -21,6 +21,7 @@ from wandb_file import read_run, records
 import pretrain_aggregator as script
 import train_probe
 from tune import checkpoints
+from tune.cli import ENVIRONMENT
 from tune.transformer import load_aggregator
 
 SCRIPT = ROOT / "pretrain_aggregator.py"
@@ -258,6 +259,27 @@ def test_cut_off_anywhere_it_goes_on_to_the_same_end(where, main, tmp_path, monk
     a, b = load_file(out / "model.safetensors"), load_file(expected / "model.safetensors")
     assert all(torch.equal(a[name], b[name]) for name in b)
     assert {p.name for p in out.iterdir()} == {p.name for p in expected.iterdir()}
+
+
+@pytest.mark.parametrize("share", [0.5, 1.2])
+def test_a_state_that_the_disk_does_not_take_is_one_error(share, main, tmp_path):
+    """Of the state's files the model is too large, or the optimizer's, which is larger."""
+    resource = pytest.importorskip("resource")
+    flags = ["--epochs=1", "--num_layers=4", "--intermediate_size=256"]
+    whole = main(tmp_path / "whole", *flags)
+    size = (whole / "model.safetensors").stat().st_size
+    out, before = tmp_path / "out", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * size), before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large|can't be written") as caught:
+            main(out, *flags)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno in ENVIRONMENT  # run_script makes one line of it
+    assert not (out / "state").exists()
+    again = main(out, *flags)
+    one, other = (load_file(folder / "model.safetensors") for folder in (whole, again))
+    assert all(torch.equal(one[k], other[k]) for k in one)
 
 
 def test_other_data_is_not_gone_on_with(main, tmp_path, monkeypatch):

@@ -42,6 +42,22 @@ def run_sweep(*flags, cwd):
     return run("-m", "tune.sweep", "s.yaml", *flags, cwd=cwd)
 
 
+def interrupt(folder, flags, number):
+    """Send the sweep and its workers a signal after the first cell; return code and stderr."""
+    begun = subprocess.Popen(
+        [sys.executable, "-m", "tune.sweep", "s.yaml", *flags], cwd=folder,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while not any('"finished"' in j.read_text() for j in folder.glob("runs/.sweeps/*.jsonl")):
+        assert begun.poll() is None, begun.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(begun.pid, number)
+    _, stderr = begun.communicate(timeout=60)
+    return begun.returncode, stderr
+
+
 def results_of(folder):
     """Every result.json by (segments, aggregator)."""
     found = [json.loads(path.read_text()) for path in folder.glob("runs/*/result.json")]
@@ -51,18 +67,8 @@ def results_of(folder):
 def test_interrupted_it_goes_on_and_cells_that_cut_nothing_are_marked(tmp_path):
     write(tmp_path, SMALL, task={"value": str(make_task(tmp_path / "tones"))})
     flags = ["--workers=2", f"--store={tmp_path / 'store'}"]
-    begun = subprocess.Popen(
-        [sys.executable, "-m", "tune.sweep", "s.yaml", flags[1]], cwd=tmp_path,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 200
-    while not any('"finished"' in j.read_text() for j in tmp_path.glob("runs/.sweeps/*.jsonl")):
-        assert begun.poll() is None, begun.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(begun.pid, signal.SIGINT)  # as Ctrl-C does
-    _, stderr = begun.communicate(timeout=60)
-    assert begun.returncode == 130, stderr
+    code, stderr = interrupt(tmp_path, [flags[1]], signal.SIGINT)  # to all, as Ctrl-C does
+    assert code == 130, stderr
     assert "the same command goes on" in stderr
     assert "Traceback" not in stderr
     (journal,) = tmp_path.glob("runs/.sweeps/*.jsonl")
@@ -106,6 +112,24 @@ def test_interrupted_it_goes_on_and_cells_that_cut_nothing_are_marked(tmp_path):
     assert again.returncode == 0, again.stderr
     assert again.stdout == done.stdout
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == len(records)
+
+
+@pytest.mark.slow
+def test_a_schedulers_sigterm_closes_the_runs_and_it_goes_on(tmp_path):
+    write(tmp_path, SMALL, task={"value": str(make_task(tmp_path / "tones"))},
+          encoder={"value": "mel"}, seg={"values": ["0.5", "1", "1.5"]})  # fmt: skip
+    code, stderr = interrupt(tmp_path, ["--workers=2"], signal.SIGTERM)
+    assert code == 143, stderr
+    assert "the same command goes on" in stderr
+    assert "Traceback" not in stderr
+    for record in map(read_run, (tmp_path / "wandb").glob("offline-run-*")):
+        assert ("test/accuracy" in record["summary"]) == (record["exit_code"] == 0)
+    early = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/result.json")}
+    assert early
+    done = run_sweep(cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(results_of(tmp_path)) == 6
+    assert all(p.stat().st_mtime_ns == was for p, was in early.items())
 
 
 def test_a_failed_cell_is_named_and_the_others_go_on(tmp_path):

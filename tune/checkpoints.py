@@ -9,13 +9,16 @@ run was asked for: a command that asks for something else doesn't go on from it.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from tune import results
@@ -128,7 +131,7 @@ def save(accelerator, model, out: Path, progress: Mapping, better: bool) -> None
         if better:
             save_model(accelerator.unwrap_model(model), out)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(aside))
+    save_state(accelerator, aside)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (aside / "progress.json").write_text(json.dumps(progress, indent=1), encoding="utf-8")
@@ -140,6 +143,22 @@ def save(accelerator, model, out: Path, progress: Mapping, better: bool) -> None
         aside.rename(state)
         shutil.rmtree(before, ignore_errors=True)
     accelerator.wait_for_everyone()
+
+
+def save_state(accelerator, folder: Path) -> None:
+    """Write Accelerate's state; what the machine refuses (a full disk) is an OSError that says it.
+
+    PyTorch raises a RuntimeError in which the reason is lost, or the complaint about a file without
+    an end that follows from it.
+    """
+    try:
+        accelerator.save_state(str(folder))
+    except (RuntimeError, SafetensorError) as error:
+        said = f"{error} {error.__context__}"
+        if not re.search(r"os error \d|iostream error|inline_container|PytorchStreamWriter", said):
+            raise
+        text = "can't be written, is the disk full or a quota reached?"
+        raise OSError(errno.EIO, text, str(folder)) from error
 
 
 def save_model(model, out: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tune import results
+from tune.checkpoints import save_state
 from tune.nano import MaskedMuQ, write_model
 
 STATE = "state"
@@ -70,7 +71,7 @@ def begin(accelerator, out: Path, args: Mapping, overwrite: bool) -> dict:
 def save(accelerator, model: MaskedMuQ, out: Path, run: Mapping) -> None:
     """Write the model and the state to go on from; each appears whole or not at all."""
     aside, state, before = (out / f"{STATE}{end}" for end in (".tmp", "", ".before"))
-    accelerator.save_state(str(aside))
+    save_state(accelerator, aside)
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         return

@@ -75,6 +75,8 @@ class Pool:
             if process.is_alive():
                 process.terminate()
                 process.join(5)
+            if process.is_alive():
+                process.kill()
             connection.close()
 
 

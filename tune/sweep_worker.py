@@ -11,6 +11,7 @@ import gc
 import importlib.util
 import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ def work(connection: Connection, program: str, device: int | None) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(device)
     # Runs are kept on disk, complete; `wandb sync` uploads them.
     os.environ.setdefault("WANDB_MODE", "offline")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's: close the run
     quiet = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the worker
     os.dup2(quiet.fileno(), 1)
     try:
