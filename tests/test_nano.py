@@ -52,12 +52,8 @@ def test_the_package_runs_what_was_trained():
     weights = {k.removeprefix("model."): v for k, v in load_file(WEIGHTS).items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected
-    assert {k.split(".")[0] for k in missing} == {
-        "head",
-        "mark",
-        "order",
-        "conformer",
-    }  # unused positions
+    # Heads, and the conformer's positions, which aren't used.
+    assert {k.split(".")[0] for k in missing} == {"head", "mark", "order", "conformer"}
     encoder = load_encoder("muq-nano")
     assert not encoder.untrained
     audio = torch.from_numpy(np.stack([tone(2, 220), tone(2, 330, seed=1)]))

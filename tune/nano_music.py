@@ -8,6 +8,7 @@ process) alone, so that a run that goes on draws what it would have drawn.
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,9 +84,11 @@ def tokenise(music: Music, seed: int, progress: bool = True) -> list[np.ndarray]
     file = music.folder / f"tokens-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy"
     if not file.exists():
         chosen = np.random.default_rng(seed).permutation(music.train)[:FIT_TRACKS]
-        chosen = tqdm(chosen, desc="fitting codebooks", unit="track", delay=5, disable=not progress)
+        bar = {"unit": "track", "delay": 5, "disable": not progress,
+               "mininterval": 0.2 if sys.stderr.isatty() else 30.0}  # fmt: skip
+        chosen = tqdm(chosen, desc="fitting codebooks", **bar)
         quantiser = Quantiser.fit(((tracks.mel(i), tracks.pitch(i)) for i in chosen), seed)
-        every = tqdm(range(len(tracks)), desc="tokens", unit="track", delay=5, disable=not progress)
+        every = tqdm(range(len(tracks)), desc="tokens", **bar)
         found = [quantiser(tracks.mel(i), tracks.pitch(i)) for i in every]
         part = file.with_suffix(".partial.npy")
         np.save(part, np.concatenate(found))

@@ -66,13 +66,14 @@ class Stop:
 
 def end_quietly() -> None:
     """Until `noted_signals`, while libraries are imported: Ctrl-C and SIGTERM end in one line."""
-
-    def end(number, frame):
-        print("\nstopped: nothing was begun yet", file=sys.stderr, flush=True)
-        os._exit(128 + number)  # nothing is open; an exception could be dropped by an import
-
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
+        signal.signal(number, _nothing_begun)
+
+
+def _nothing_begun(number, frame) -> None:
+    """End at once: nothing is open, and an import could drop an exception."""
+    print("\nstopped: nothing was begun yet", file=sys.stderr, flush=True)
+    os._exit(128 + number)
 
 
 @contextmanager
@@ -92,5 +93,5 @@ def noted_signals() -> Iterator[Stop]:
     finally:
         stop.arrived()
         if stop.error is None:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for number, handler in before.items():  # all is done: nothing is left to say
+                signal.signal(number, signal.SIG_DFL if handler is _nothing_begun else handler)
