@@ -354,7 +354,10 @@ def main(args):
 
 
 def train(accelerator, tracker, task, data, joiners, args):
-    """Train one probe per layer and seed side by side; return the bank with its best weights."""
+    """Train one probe per layer and seed side by side; return the bank with its best weights.
+
+    A probe that has stopped keeps its last losses in the curves, which are means over all.
+    """
     recipe, metric = task.recipe, task.recipe.main_metric
     seeds = args.seeds * data.n_layers
     rows = data.layer_of(len(args.seeds))  # (M, 1)
