@@ -17,6 +17,7 @@ XLINK = "http://www.w3.org/1999/xlink"
 COLOURS = ("#1f6f8b", "#b5482f", "#5b7f2b", "#7a4f9a", "#8a6d1d")  # one an encoder
 VERDICTS = {"better": "#1d7a3f", "worse": "#b3261e", "tie": "#5f6b76"}
 GREY = "#a9b2ba"
+SAME_PLACE = 8  # points on the page; names of points nearer than that are written side by side
 UNITS = {"memory": 1e9, "seconds": 1.0, "dim": 1.0}
 LABELS = {"memory": "peak memory while encoding (GB)", "seconds": "encoding, seconds a track",
           "dim": "values of the embedding"}  # fmt: skip
@@ -70,7 +71,7 @@ def front_figure(view: TaskView, axis: str):
         tips[gid] = f"{row.encoder} {row.cell.label}: {view.metric} {row.mean:.3f}, {cost}"
     costs = [_x(row, axis) for row in rows]
     if min(costs) > 0 and max(costs) / min(costs) > 8:
-        axes.set_xscale("log")
+        _plain_decades(axes)
     axes.margins(x=0.12)
     _label(axes, front[-4:], axis, names)
     axes.set(xlabel=LABELS[axis], ylabel=_plain(view.metric))
@@ -191,7 +192,18 @@ def _unit(axis: str) -> str:
 def _label(axes, rows: Sequence[Row], axis: str, names: Sequence[str]) -> None:
     """Name the points of the front, each above and to the left or right, where there is room."""
     low, high = axes.get_xlim()
+    placed: list[tuple] = []  # (where on the page, row, names of all that stand there)
     for row in rows:
+        x = _x(row, axis)
+        here = axes.transData.transform((x, row.mean))
+        text = row.cell.label if len(row.cell.label) <= 26 else row.cell.label[:25] + "…"
+        for there, _, texts in placed:
+            if abs(here - there).max() < SAME_PLACE:
+                texts.append(text)
+                break
+        else:
+            placed.append((here, row, [text]))
+    for _, row, texts in placed:
         x = _x(row, axis)
         if axes.get_xscale() == "log":
             from math import log
@@ -199,10 +211,19 @@ def _label(axes, rows: Sequence[Row], axis: str, names: Sequence[str]) -> None:
             right = log(x / low) > 0.5 * log(high / low)
         else:
             right = x - low > 0.5 * (high - low)
-        text = row.cell.label if len(row.cell.label) <= 26 else row.cell.label[:25] + "…"
-        axes.annotate(_plain(text), (x, row.mean), textcoords="offset points", fontsize=8,
-                      xytext=(-6 if right else 6, 4), ha="right" if right else "left",
+        axes.annotate(_plain(", ".join(texts)), (x, row.mean), textcoords="offset points",
+                      fontsize=8, xytext=(-6 if right else 6, 4), ha="right" if right else "left",
                       zorder=5)  # fmt: skip
+
+
+def _plain_decades(axes) -> None:
+    """Give the axis a logarithmic scale with 1, 2 and 5 of each decade as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _plain(text: str) -> str:
