@@ -22,7 +22,16 @@ from tune.demo.parts import bass_line, chart, comp, events, melody
 from tune.demo.patches import PATCHES
 from tune.demo.styles import STYLES
 from tune.demo.synth import SAMPLE_RATE, frequency, note
-from tune.demo.tasks import FORM_ORDERS, SPLITS, TASKS, make_track, moods, n_tracks, style_indices
+from tune.demo.tasks import (
+    FORM_ORDERS,
+    SPLITS,
+    TASKS,
+    VERSION,
+    make_track,
+    moods,
+    n_tracks,
+    style_indices,
+)
 from tune.demo.theory import PROGRESSIONS, chord, voice_lead
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,7 +114,7 @@ def test_audio_is_clean(folders, task):
 
 
 def test_splits_and_classes_are_balanced():
-    shares = {"demo": (70, 20, 50), "demo-mood": (70, 20, 50), "demo-form": (72, 24, 48)}
+    shares = {"demo": (70, 20, 50), "demo-mood": (200, 40, 140), "demo-form": (72, 24, 48)}
     for task, row in TASKS.items():
         assert tuple(u * row.tracks_per_unit for u in row.units) == shares[task]
         assert n_tracks(task) == sum(shares[task])
@@ -180,7 +189,7 @@ def test_mood_rows_hold_arousal_and_valence(folders):
     labels = [r["label"] for s in read_rows(folders["demo-mood"], "demo-mood").values() for r in s]
     assert all(len(x) == 2 and all(isinstance(v, float) for v in x) for x in labels)
     all_labels = moods()[1]
-    np.testing.assert_allclose(labels, all_labels[[0, 70, 90]], atol=1e-6)
+    np.testing.assert_allclose(labels, all_labels[[0, 200, 240]], atol=1e-6)
     np.testing.assert_allclose(all_labels.mean(0), 0, atol=1e-12)
 
 
@@ -200,7 +209,7 @@ def test_same_bytes_from_one_worker_and_from_two(folders, tmp_path):
 
 
 def test_existing_folder_is_left_alone(tmp_path, monkeypatch):
-    folder = tmp_path / f"demo-v{datasets.VERSION}"
+    folder = tmp_path / f"demo-v{VERSION}"
     folder.mkdir()
     (folder / "mine.txt").write_text("keep")
     monkeypatch.setattr(datasets, "_make_all", lambda *a: pytest.fail("composed again"))
@@ -226,7 +235,7 @@ def test_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_of_two_builds_the_first_to_finish_wins(tmp_path, monkeypatch):
-    folder = tmp_path / f"demo-v{datasets.VERSION}-limit1"
+    folder = tmp_path / f"demo-v{VERSION}-limit1"
 
     def other_process_finishes(jobs, workers, bar):
         assert not folder.exists()

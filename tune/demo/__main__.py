@@ -17,7 +17,6 @@ from tune.demo.tasks import (
     DEMO_TASKS,
     SPLITS,
     TASKS,
-    VERSION,
     Track,
     make_track,
     n_tracks,
@@ -70,7 +69,9 @@ def list_tasks() -> None:
         )
         print(f"{name}: {task.summary}")
         print(f"  labels: {task.labels}")
-        print(f"  tracks: {n_tracks(name)} ({counts}), mono, {SAMPLE_RATE} Hz, version {VERSION}")
+        print(
+            f"  tracks: {n_tracks(name)} ({counts}), mono, {SAMPLE_RATE} Hz, version {task.version}"
+        )
 
 
 def export(task: str, n: int, out: Path, style: str | None) -> None:

@@ -24,7 +24,7 @@ import soundfile
 from tqdm import tqdm
 
 from tune.demo.synth import SAMPLE_RATE
-from tune.demo.tasks import SPLITS, TASKS, VERSION, check_task
+from tune.demo.tasks import SPLITS, TASKS, check_task
 
 
 def _write_unit(task: str, index: int, keep: int, folder: str) -> list[dict]:
@@ -123,7 +123,7 @@ def build(
     Returns
     -------
     Path
-        ``<cache_dir>/<task>-v<VERSION>``, which holds ``audio/`` and ``<task>.<split>.jsonl``.
+        ``<cache_dir>/<task>-v<version>``, which holds ``audio/`` and ``<task>.<split>.jsonl``.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def build(
     row = check_task(task)
     if limit is not None and limit < 1:
         raise ValueError(f"expected a limit of at least 1 track, got {limit}")
-    folder = Path(cache_dir) / f"{task}-v{VERSION}{'' if limit is None else f'-limit{limit}'}"
+    folder = Path(cache_dir) / f"{task}-v{row.version}{'' if limit is None else f'-limit{limit}'}"
     if folder.is_dir():
         return folder
     if folder.exists():
