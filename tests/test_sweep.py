@@ -123,7 +123,8 @@ def test_a_schedulers_sigterm_closes_the_runs_and_it_goes_on(tmp_path):
     assert "the same command goes on" in stderr
     assert "Traceback" not in stderr
     for record in map(read_run, (tmp_path / "wandb").glob("offline-run-*")):
-        assert ("test/accuracy" in record["summary"]) == (record["exit_code"] == 0)
+        assert record["exit_code"] is not None or not record["history"]  # closed once it was begun
+        assert record["exit_code"] != 0 or "test/accuracy" in record["summary"]
     early = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/result.json")}
     assert early
     done = run_sweep(cwd=tmp_path)
