@@ -6,9 +6,9 @@ twice, and by the time means alone each has to find its other take (`tune.nano.t
 differ in where exactly the pieces are cut and in level. Half of the groups take their pieces from
 one song, one after the other, half from as many songs. Nothing is hidden here.
 
-Shuffled pieces as a lesson are an old idea (Misra et al. 2016 for video, Carr et al. 2021 for audio
-predict the permutation); here the lesson is a contrast, because the order to find is that of the
-take, not an original one.
+Shuffled pieces as a lesson are an old idea (Misra et al. 2016 verify the order of a video's frames,
+Carr et al. 2021 undo the permutation of a spectrogram's pieces); here the lesson is a contrast,
+because the order to find is that of the other take, not an original one.
 """
 
 from collections.abc import Sequence
