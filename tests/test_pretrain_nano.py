@@ -275,3 +275,6 @@ def test_wrong_flags_are_one_line():
     assert done.returncode == 2
     assert done.stderr.startswith("pretrain_nano.py: error: --batch_seconds 60 is shorter than")
     assert done.stderr.count("\n") == 1
+    done = run(SCRIPT, "--out=x", "--order_every=1", cwd=ROOT)
+    assert done.returncode == 2
+    assert "--order_every must be at least 2" in done.stderr

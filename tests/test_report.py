@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections import Counter
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from compare_runs import guesses, write_grid, write_run
 
 from tune.analysis import analyse
 from tune.comparison import merge
+from tune.figures import front_figure
 from tune.guidelines import Limits
 from tune.reading import LeftOut, read_folders
 from tune.report import render
@@ -184,3 +186,24 @@ def test_no_error_on_the_console(page, tmp_path):
                     f"--screenshot={shot}", path.as_uri())  # fmt: skip
     assert shot.stat().st_size > 20_000
     assert "CONSOLE" not in done.stderr, done.stderr
+
+
+def test_points_in_one_place_are_named_together_and_decades_are_plain_numbers():
+    def row(label, dim, mean, front):
+        cell = SimpleNamespace(label=label, dim=dim, memory_bytes=None, seconds_per_track=None)
+        return SimpleNamespace(cell=cell, mean=mean, encoder="mel", fronts={"dim": front},
+                               metrics={"accuracy": (mean, mean - 0.1, mean + 0.1)})  # fmt: skip
+
+    rows = [row("5 s stats", 512, 0.63, True), row("10 s stats", 512, 0.63, True),
+            row("5 s mean", 256, 0.50, True), row("5 s concat", 3084, 0.51, False)]  # fmt: skip
+    view = SimpleNamespace(rows=rows, encoders=[SimpleNamespace(name="mel")], metric="accuracy")
+    figure, tips = front_figure(view, "dim")
+    (axes,) = figure.axes
+    assert {text.get_text() for text in axes.texts} == {"5 s mean", "5 s stats, 10 s stats"}
+    assert len(tips) == 4
+    figure.canvas.draw()
+    low, high = axes.get_xlim()
+    ticks = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+    shown = {text.get_text() for x, text in ticks if low <= x <= high}
+    assert shown == {"500", "1,000", "2,000"} | ({"200"} if low <= 200 else set())
+    assert not any(text.get_text() for text in axes.get_xticklabels(minor=True))

@@ -119,6 +119,8 @@ def parse_args(argv=None):
     if args.batch_seconds < max(args.seconds):
         parser.error(f"--batch_seconds {args.batch_seconds:g} is shorter than the longest crop "
                      f"({max(args.seconds):g} s of --seconds)")
+    if args.order_weight and args.order_every < 2:
+        parser.error("--order_every must be at least 2: the other steps predict what is hidden")
     for flag in ("visible_weight", "track_weight", "track_from", "order_weight", "order_from"):
         if getattr(args, flag) < 0:
             parser.error(f"--{flag} must be 0 or above, got {getattr(args, flag):g}")

@@ -17,7 +17,7 @@ XLINK = "http://www.w3.org/1999/xlink"
 COLOURS = ("#1f6f8b", "#b5482f", "#5b7f2b", "#7a4f9a", "#8a6d1d")  # one an encoder
 VERDICTS = {"better": "#1d7a3f", "worse": "#b3261e", "tie": "#5f6b76"}
 GREY = "#a9b2ba"
-SAME_PLACE = 8  # points on the page; names of points nearer than that are written side by side
+SAME_PLACE = 8  # pixels; names of points nearer than that are written side by side
 UNITS = {"memory": 1e9, "seconds": 1.0, "dim": 1.0}
 LABELS = {"memory": "peak memory while encoding (GB)", "seconds": "encoding, seconds a track",
           "dim": "values of the embedding"}  # fmt: skip
@@ -73,7 +73,7 @@ def front_figure(view: TaskView, axis: str):
     if min(costs) > 0 and max(costs) / min(costs) > 8:
         _plain_decades(axes)
     axes.margins(x=0.12)
-    _label(axes, front[-4:], axis, names)
+    _label(axes, front[-4:], axis)
     axes.set(xlabel=LABELS[axis], ylabel=_plain(view.metric))
     axes.grid(alpha=0.25, linewidth=0.6)
     if len(names) > 1:
@@ -189,13 +189,12 @@ def _unit(axis: str) -> str:
     return {"memory": " GB", "seconds": " s a track", "dim": " values"}[axis]
 
 
-def _label(axes, rows: Sequence[Row], axis: str, names: Sequence[str]) -> None:
+def _label(axes, rows: Sequence[Row], axis: str) -> None:
     """Name the points of the front, each above and to the left or right, where there is room."""
-    low, high = axes.get_xlim()
+    axes.autoscale_view()  # what follows asks for places on the page
     placed: list[tuple] = []  # (where on the page, row, names of all that stand there)
     for row in rows:
-        x = _x(row, axis)
-        here = axes.transData.transform((x, row.mean))
+        here = axes.transData.transform((_x(row, axis), row.mean))
         text = row.cell.label if len(row.cell.label) <= 26 else row.cell.label[:25] + "…"
         for there, _, texts in placed:
             if abs(here - there).max() < SAME_PLACE:
@@ -203,17 +202,11 @@ def _label(axes, rows: Sequence[Row], axis: str, names: Sequence[str]) -> None:
                 break
         else:
             placed.append((here, row, [text]))
-    for _, row, texts in placed:
-        x = _x(row, axis)
-        if axes.get_xscale() == "log":
-            from math import log
-
-            right = log(x / low) > 0.5 * log(high / low)
-        else:
-            right = x - low > 0.5 * (high - low)
-        axes.annotate(_plain(", ".join(texts)), (x, row.mean), textcoords="offset points",
-                      fontsize=8, xytext=(-6 if right else 6, 4), ha="right" if right else "left",
-                      zorder=5)  # fmt: skip
+    for here, row, texts in placed:
+        right = axes.transAxes.inverted().transform(here)[0] > 0.5
+        axes.annotate(_plain(", ".join(texts)), (_x(row, axis), row.mean), fontsize=8,
+                      textcoords="offset points", xytext=(-6 if right else 6, 4),
+                      ha="right" if right else "left", zorder=5)  # fmt: skip
 
 
 def _plain_decades(axes) -> None:

@@ -55,7 +55,7 @@ def draw(tracks, train: Sequence[int], seconds: float, rng: np.random.Generator)
             heard = [tracks.mel(s, at, at + length) for s, at in zip(songs, moved, strict=True)]
             examples += [np.concatenate([heard[i] for i in order]).astype(np.float32) + level
                          for order in orders]  # fmt: skip
-    return {"mel": torch.from_numpy(np.stack(examples).astype(np.float32)), "orders": n_orders}
+    return {"mel": torch.from_numpy(np.stack(examples)), "orders": n_orders}
 
 
 def draw_orders(pieces: int, count: int, rng: np.random.Generator) -> list[tuple[int, ...]]:

@@ -270,7 +270,7 @@ class ProbeBank(nn.Module):
         """
         outputs = []
         # One after the other: a batched product would copy all their weights together each time.
-        for i, probe in enumerate(self._some(which)):
+        for i, probe in enumerate(some(self.probes, which)):
             inputs = x[i]
             if self.joined:
                 inputs = probe.joiner(inputs, None if mask is None else mask[i])
@@ -284,20 +284,18 @@ class ProbeBank(nn.Module):
         """Draw the dropout of a whole (global) batch of n tracks: (M, n, hidden)."""
         draws = torch.stack(
             [torch.rand(n, self.hidden, generator=g) >= self.dropout
-             for g in self._some(which, self.generators)]
+             for g in some(self.generators, which)]
         )  # fmt: skip
         return draws.to(self.probes[0].w1.dtype) / (1 - self.dropout)
 
     def orders(self, n: int, which: Sequence[int] | None = None) -> torch.Tensor:
         """Draw each probe's order of n training tracks: (M, n)."""
-        return torch.stack(
-            [torch.randperm(n, generator=g) for g in self._some(which, self.generators)]
-        )
+        return torch.stack([torch.randperm(n, generator=g) for g in some(self.generators, which)])
 
-    def _some(self, which: Sequence[int] | None, things: Sequence | None = None) -> list:
-        """Pick those in `which`, of the probes unless told."""
-        things = self.probes if things is None else things
-        return [things[i] for i in (range(len(things)) if which is None else which)]
+
+def some(things: Sequence, which: Sequence[int] | None) -> Sequence:
+    """Those whose numbers are in `which`; all where it is None."""
+    return things if which is None else [things[i] for i in which]
 
 
 class Positions(Dataset):
