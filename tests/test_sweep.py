@@ -125,7 +125,10 @@ def test_a_schedulers_sigterm_closes_the_runs_and_it_goes_on(tmp_path):
     for record in map(read_run, (tmp_path / "wandb").glob("offline-run-*")):
         assert record["exit_code"] is not None or not record["history"]  # closed once it was begun
         assert record["exit_code"] != 0 or "test/accuracy" in record["summary"]
-    early = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/result.json")}
+    (journal,) = tmp_path.glob("runs/.sweeps/*.jsonl")  # a result may be there, its run not closed
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    early = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs" / li["name"] / "result.json"
+             for li in lines if li["state"] == "finished")}  # fmt: skip
     assert early
     done = run_sweep(cwd=tmp_path)
     assert done.returncode == 0, done.stderr
