@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from itertools import combinations
 from types import SimpleNamespace
 
@@ -10,6 +13,7 @@ import pandas as pd
 import pytest
 from compare_runs import guesses, write_grid, write_run
 from conftest import ROOT, run
+from rich.console import Console
 from scipy import stats
 from wandb_file import read_run
 
@@ -17,7 +21,7 @@ from tune.analysis import analyse, choose_baseline, pareto
 from tune.breakdown import break_down, class_accuracy
 from tune.comparison import Cell, merge
 from tune.effects import balanced, main_effects
-from tune.exports import _md, _tex, frame
+from tune.exports import _md, _tex, frame, print_views, write_markdown
 from tune.guidelines import Limits, advise, cheapest
 from tune.metrics import paired_bootstrap
 from tune.profiled import apply_costs
@@ -324,6 +328,42 @@ def test_main_effects_by_hand(tmp_path, rng):
     verdicts = {x.name: x.difference and x.difference.verdict for x in aggregator.levels}
     assert verdicts["whitened"] == "better"
     assert verdicts["mean"] is None
+
+
+def test_encoders_are_compared_over_the_strategies_that_both_have(tmp_path, rng, labels):
+    said = {}
+    for name, right in (("poor", 0.4), ("good", 0.8), ("alike", 0.8)):
+        for seg, agg in (("10", "mean"), ("10", "max"), ("30", "mean")):
+            said[name, seg, agg] = guesses(rng, labels, right)
+            write_run(tmp_path, f"{name}-{seg}-{agg}", labels, said[name, seg, agg], encoder=name,
+                      seg=seg, agg=agg, layer={"poor": 4}.get(name, 9))  # fmt: skip
+    write_run(tmp_path, "more", labels, guesses(rng, labels, 0.1), encoder="good", seg="60")
+    write_run(tmp_path, "else", labels, guesses(rng, labels, 0.9), encoder="lone", layer_asked=3)
+    cells, left = merge(read_folders([tmp_path])[0])
+    assert not left
+    (view,) = analyse(cells)
+    pairs = {frozenset((p.name, p.other)): p for p in view.encoder_pairs}
+    assert set(pairs) == {frozenset(p) for p in combinations(("poor", "good", "alike"), 2)}
+    pair = pairs[frozenset(("good", "poor"))]
+    assert (pair.name, pair.other, len(pair.strategies)) == ("good", "poor", 3)
+    means = [np.mean([(p == labels).mean() for (n, *_), p in said.items() if n == name])
+             for name in ("good", "poor")]  # fmt: skip
+    assert (pair.mean, pair.mean_of_other) == pytest.approx(means)
+    assert pair.difference.value == pytest.approx(means[0] - means[1])
+    # As one run whose seeds are those of all the strategies.
+    stacked = [np.concatenate([p for (n, *_), p in said.items() if n == name])
+               for name in ("poor", "good")]  # fmt: skip
+    expected = paired_bootstrap("classes", labels, *stacked, [])["accuracy"]
+    found = (pair.difference.value, pair.difference.low, pair.difference.high)
+    assert found == pytest.approx(expected, abs=0.03)
+    assert pair.difference.verdict == "better"
+    assert pairs[frozenset(("good", "alike"))].difference.verdict == "tie"
+    with redirect_stdout(StringIO()) as out:
+        print_views([view], [], "holm", Console(width=170, file=sys.stdout))
+    (line,) = [x for x in out.getvalue().splitlines() if "encoders good" in x and "poor" in x]
+    assert "better; mean over 10 s max, 10 s mean, 30 s mean" in line
+    write_markdown([view], "holm", tmp_path / "c.md")
+    assert "| good | " in (tmp_path / "c.md").read_text()
 
 
 def test_pareto_against_a_plain_loop(rng):

@@ -278,3 +278,31 @@ def test_wrong_flags_are_one_line():
     done = run(SCRIPT, "--out=x", "--order_every=1", cwd=ROOT)
     assert done.returncode == 2
     assert "--order_every must be at least 2" in done.stderr
+
+
+def test_tasks_tracks_are_the_share_of_crops_that_was_asked_for(rng, monkeypatch):
+    class Tracks:
+        """Four composed songs, of which one is for validation, and one track of a task."""
+
+        lengths = (100,) * 5
+
+        def mel(self, track, first, last):
+            return np.full((4 * (last - first), 128), track, np.float16)
+
+    monkeypatch.setattr(nano_orders, "LEVEL_DB", 0)
+    music = nano_music.Music(Tracks(), train=[1, 2, 3, 4], val=[0], folder=None, composed=4)
+    tokens = [np.full((100, 9), i, np.uint8) for i in range(5)]
+    for share in (0.1, 0.7):
+        crops = nano_music.Crops(music, tokens, [2], 400, 0.6, seed=5, tasks_share=share)
+        songs = torch.cat([crops[i]["tokens"][:, 0, 0] for i in range(20)])  # 4,000
+        assert (songs == 4).float().mean().item() == pytest.approx(share, abs=0.03)
+        assert set(songs.tolist()) == {1, 2, 3, 4}
+        chances = music.chances(share)
+        heard = [nano_orders.draw(Tracks(), music.train, 3, rng, chances)["mel"]
+                 for _ in range(200)]  # fmt: skip
+        # Half of the groups are of one song, the others of three different ones.
+        one = [g for g in torch.cat(heard).unflatten(0, (-1, 8)) if (g == g[0, 0, 0]).all()]
+        of_task = np.mean([g[0, 0, 0].item() == 4 for g in one])
+        assert of_task == pytest.approx(share, abs=0.09)
+    music.train.pop()
+    assert music.chances(0.25) is None  # composed songs alone

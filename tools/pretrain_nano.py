@@ -56,6 +56,8 @@ def parse_args(argv=None):
                       help="of the composed songs")
     data.add_argument("--tasks", type=to_words, nargs="+", metavar="TASK",
                       help="tasks whose train splits are learnt from as well (never val or test)")
+    data.add_argument("--tasks_share", type=share, default=0.25, metavar="SHARE",
+                      help="share of the crops that are of these tasks' tracks")
     data.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR",
                       help="folder that holds (or gets) the hub's data sets")
     data.add_argument("--cache_dir", type=Path, metavar="DIR", help="where the demo tasks are "
@@ -119,6 +121,8 @@ def parse_args(argv=None):
     if args.batch_seconds < max(args.seconds):
         parser.error(f"--batch_seconds {args.batch_seconds:g} is shorter than the longest crop "
                      f"({max(args.seconds):g} s of --seconds)")
+    if not args.tasks_share:
+        parser.error("--tasks_share must be above 0: leave out --tasks to learn from none")
     if args.order_weight and args.order_every < 2:
         parser.error("--order_every must be at least 2: the other steps predict what is hidden")
     for flag in ("visible_weight", "track_weight", "track_from", "order_weight", "order_from"):
@@ -171,6 +175,7 @@ def main(args):
         pairs_from=args.track_from if args.track_weight else None,
         orders_from=args.order_from if args.order_weight else None,
         orders_every=args.order_every, order_seconds=args.order_seconds,
+        tasks_share=args.tasks_share,
         part=accelerator.process_index,
     )  # fmt: skip
     model = nano.build_model(args.seed)

@@ -13,7 +13,7 @@ import numpy as np
 
 from tune.breakdown import Breakdown, break_down
 from tune.comparison import Cell, layer_of, task_key
-from tune.effects import Effect, main_effects
+from tune.effects import Effect, EncoderPair, encoder_pairs, main_effects
 from tune.guidelines import Advice, Limits, advise
 from tune.study import StudyLine, study_table
 from tune.verdicts import Difference, Scores, against, enough_resamples
@@ -95,6 +95,7 @@ class TaskView:
     encoders: list[EncoderView]
     breakdown: Breakdown
     study: list[StudyLine]
+    encoder_pairs: list[EncoderPair]
 
     @property
     def notes(self) -> list[str]:
@@ -189,7 +190,8 @@ def _view(cells, baseline, correction, limits) -> TaskView:
                            baselines, scores)  # fmt: skip
     return TaskView(result["task"], metric, max(len(c.ids) for c in cells), chance,
                     list(rows.values()), encoders, breakdown,
-                    study_table(result["task"], cells, scores))  # fmt: skip
+                    study_table(result["task"], cells, scores),
+                    encoder_pairs(by_encoder, scores, correction))  # fmt: skip
 
 
 def _row(cell, scores) -> Row:

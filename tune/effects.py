@@ -1,10 +1,11 @@
-"""Main effects: what the segments do on average over aggregators, and the other way round.
+"""Main effects: what the segments do on average over aggregators, and the other way round; and
+what an encoder does on average over both.
 
 An average over cells says something about one factor only where every level of it has the same
 levels of the other, so effects are taken on the largest full grid of cells that there is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -42,6 +43,58 @@ class Effect:
     def n_cells(self) -> int:
         """Cells that the effect is made of."""
         return len(self.levels) * len(self.others)
+
+
+@dataclass(frozen=True)
+class EncoderPair:
+    """Two encoders, the better one first, averaged over the strategies that both have."""
+
+    name: str
+    other: str
+    mean: float
+    mean_of_other: float
+    difference: Difference
+    strategies: list[str]
+
+
+def encoder_pairs(by_encoder: Mapping[str, Sequence[Cell]], scores: Scores,
+                  correction: str) -> list[EncoderPair]:  # fmt: skip
+    """Compare encoders two by two, averaged over strategies, so that none has to be chosen.
+
+    Both are taken with the same segments, aggregators, layers (a number, or how it's found) and
+    tokens. Cells that repeat the full track are left out; encoders without a strategy in common
+    aren't compared.
+    """
+    tables = {
+        name: {_strategy(cell): cell for cell in cells
+               if cell.twin is None and not cell.result.get("degenerate")}
+        for name, cells in by_encoder.items()
+    }  # fmt: skip
+    found = []
+    for a, b in combinations(tables, 2):
+        both = [key for key in tables[a] if key in tables[b]]
+        if not both:
+            continue
+        try:
+            ids = common_ids([tables[name][key] for key in both for name in (a, b)])
+        except ValueError:
+            continue
+        curves = {x: np.mean([scores.main(tables[x][key], ids) for key in both], axis=0)
+                  for x in (a, b)}  # fmt: skip
+        a, b = sorted((a, b), key=lambda x: -curves[x][0])
+        labels = [tables[a][key].label for key in both]
+        found.append((a, b, curves[a], curves[b], len(ids), labels))
+    judged = judge([(x - y, n) for _, _, x, y, n, _ in found], correction)
+    return [EncoderPair(a, b, float(x[0]), float(y[0]), difference, labels)
+            for (a, b, x, y, _, labels), difference in zip(found, judged, strict=True)]  # fmt: skip
+
+
+def _strategy(cell: Cell) -> tuple:
+    """What two encoders' cells have to share."""
+    r = cell.result
+    asked = r.get("layer_asked")
+    layer = asked if asked in ("all", "mix", "last") else str(r["layer"])
+    return (r["seg"], r["agg"], layer, r["tokens"], *details(cell.runs[0]))
 
 
 def main_effects(cells: Sequence[Cell], scores: Scores, correction: str) -> list[Effect]:

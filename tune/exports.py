@@ -10,6 +10,7 @@ from rich.text import Text
 
 from tune.analysis import Row, TaskView
 from tune.comparison import layer_of
+from tune.effects import EncoderPair
 from tune.reading import LeftOut
 from tune.verdicts import Difference
 
@@ -81,6 +82,12 @@ def costs(row: Row) -> list[str]:
     return [seconds, memory, "-" if cell.dim is None else f"{cell.dim:,}"]
 
 
+def strategies_text(pair: EncoderPair) -> str:
+    """What a comparison of two encoders is the mean of."""
+    names, n = pair.strategies, len(pair.strategies)
+    return ", ".join(names) if n <= 3 else f"{n} strategies"
+
+
 def number(value: float | None) -> str:
     """Three decimals, or "-"."""
     return "-" if value is None or value != value else f"{value:.3f}"
@@ -124,6 +131,11 @@ def print_views(views: Sequence[TaskView], left: Sequence[LeftOut], correction: 
                 say(f"  effect of {effect.factor}, mean over {', '.join(effect.others)}: {levels}")
             for advice in encoder.advice:
                 say(f"  {advice.question:<14} {advice.answer}: {advice.evidence}")
+        for pair in view.encoder_pairs:
+            d = pair.difference
+            say(f"  encoders {pair.name} {pair.mean:.3f}, {pair.other} {pair.mean_of_other:.3f}: "
+                f"{d.value:+.3f} ({span(d.low, d.high, signed)}), {d.verdict}; "
+                f"mean over {strategies_text(pair)}")  # fmt: skip
         for line in view.study:
             figures = ", ".join(f"{n} {v}" for n, v in line.study.items())
             ours = "; ".join(
@@ -154,6 +166,18 @@ def write_markdown(views: Sequence[TaskView], correction: str, path: Path) -> No
                     lines.append(f"| {' | '.join(texts)} |")
             lines += ["", *(f"- **{_md(a.question)}**: {_md(a.answer)}. {_md(a.evidence)}"
                             for a in encoder.advice), ""]  # fmt: skip
+        if view.encoder_pairs:
+            lines += [f"## {_md(view.task)}, encoders", "",
+                      f"| encoder | {view.metric} | against | {view.metric} | difference | 95 % | "
+                      f"{_p_head(correction)} | verdict | mean over |",
+                      "|---|---:|---|---:|---:|---:|---:|---|---|"]  # fmt: skip
+        for pair in view.encoder_pairs:
+            d = pair.difference
+            texts = [pair.name, number(pair.mean), pair.other, number(pair.mean_of_other),
+                     signed(d.value), span(d.low, d.high, signed), p_text(d.p_corrected),
+                     d.verdict, strategies_text(pair)]  # fmt: skip
+            lines.append(f"| {' | '.join(map(_md, texts))} |")
+        lines += [""] * bool(view.encoder_pairs)
     path.write_text("\n".join(lines), encoding="utf-8")
 
 

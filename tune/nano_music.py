@@ -34,13 +34,26 @@ FIT_TRACKS = 1000  # that the quantiser is fitted to
 
 @dataclass
 class Music:
-    """A corpus, which of its tracks are learnt from and validated on, and facts about it."""
+    """A corpus, which of its tracks are learnt from and validated on, and facts about it.
+
+    The tracks from number `composed` on are those of tasks.
+    """
 
     tracks: MelCorpus
     train: list[int]
     val: list[int]
     folder: Path
+    composed: int
     facts: dict = field(default_factory=dict)
+
+    def chances(self, tasks_share: float) -> np.ndarray | None:
+        """Chance (N,) of each training track to be drawn, that of a task's tracks together
+        `tasks_share`; None: all the same."""
+        of_tasks = np.array(self.train) >= self.composed
+        if not of_tasks.any() or of_tasks.all():
+            return None
+        return np.where(of_tasks, tasks_share / of_tasks.sum(),
+                        (1 - tasks_share) / (~of_tasks).sum())  # fmt: skip
 
 
 def gather(folder: Path, seed: int, songs: int, tasks: Sequence[str], *, data_dir: Path,
@@ -74,7 +87,7 @@ def gather(folder: Path, seed: int, songs: int, tasks: Sequence[str], *, data_di
         "tracks": len(train), "val_tracks": len(val), "held_out_checked": len(refused),
         "hours": sum(tracks.lengths[i] for i in train) / 25 / 3600,
     }  # fmt: skip
-    return Music(tracks, train, val, folder, facts)
+    return Music(tracks, train, val, folder, songs, facts)
 
 
 def tokenise(music: Music, seed: int, progress: bool = True) -> list[np.ndarray]:
@@ -116,6 +129,7 @@ class Crops(Dataset):
     pairs_from : step from which crops come in pairs of a song, the second ones after all first
     orders_from, orders_every, order_seconds : from that step on, one step in so many is of pieces
         in several orders instead (`tune.nano_orders`); their lengths take turns
+    tasks_share : share of the crops that are of tasks' tracks, if there are any
     part : this process
     """
 
@@ -123,7 +137,7 @@ class Crops(Dataset):
                  batch_seconds: float, mask_prob: float, seed: int, *,
                  pairs_from: int | None = None, orders_from: int | None = None,
                  orders_every: int = 3, order_seconds: Sequence[float] = (),
-                 part: int = 0):  # fmt: skip
+                 tasks_share: float = 0.25, part: int = 0):  # fmt: skip
         self.music, self.tokens, self.seconds = music, tokens, list(seconds)
         self.batch_seconds, self.mask_prob = batch_seconds, mask_prob
         self.seed, self.pairs_from, self.part = seed, pairs_from, part
@@ -140,7 +154,7 @@ class Crops(Dataset):
                     f"{flag} {s:g}: crops must be at least 0.4 s, and no longer than the "
                     f"longest track ({lengths.max() / 25:.1f} s)"
                 )
-        self._lengths = lengths
+        self._lengths, self._chances = lengths, music.chances(tasks_share)
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng((self.seed, 1, step, self.part))
@@ -148,16 +162,19 @@ class Crops(Dataset):
             turn, rest = divmod(step, self.orders_every)
             if rest == 0:
                 seconds = self.order_seconds[turn % len(self.order_seconds)]
-                return nano_orders.draw(self.music.tracks, self.music.train, seconds, rng)
+                return nano_orders.draw(self.music.tracks, self.music.train, seconds, rng,
+                                        self._chances)  # fmt: skip
         seconds = self.seconds[step % len(self.seconds)]
         frames = int(seconds * 25)
         long_enough = np.flatnonzero(self._lengths >= frames)
         size = max(1, int(self.batch_seconds // seconds))
         pairs = self.pairs_from is not None and step >= self.pairs_from and size > 3
+        chances = nano_orders.among(self._chances, long_enough)
         if pairs:
-            tracks = np.tile(rng.choice(long_enough, size // 2, len(long_enough) < size // 2), 2)
+            again = len(long_enough) < size // 2
+            tracks = np.tile(rng.choice(long_enough, size // 2, again, chances), 2)
         else:
-            tracks = rng.choice(long_enough, size)
+            tracks = rng.choice(long_enough, size, p=chances)
         batch = self._batch([self.music.train[i] for i in tracks], frames, rng)
         return batch | {"pairs": pairs}
 

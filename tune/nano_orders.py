@@ -22,7 +22,8 @@ BATCH_S = 96  # seconds of audio of one step, unless a single group is longer
 LEVEL_DB = 2.0  # deviation of a take's level
 
 
-def draw(tracks, train: Sequence[int], seconds: float, rng: np.random.Generator) -> dict:
+def draw(tracks, train: Sequence[int], seconds: float, rng: np.random.Generator,
+         chances: np.ndarray | None = None) -> dict:  # fmt: skip
     """Draw the groups of one step.
 
     Parameters
@@ -30,6 +31,7 @@ def draw(tracks, train: Sequence[int], seconds: float, rng: np.random.Generator)
     tracks : tune.mel_corpus.MelCorpus
     train : numbers of the tracks to draw from
     seconds : length of an example
+    chances : (len(train),) of each to be drawn; default: all the same
 
     Returns
     -------
@@ -37,12 +39,14 @@ def draw(tracks, train: Sequence[int], seconds: float, rng: np.random.Generator)
     """
     pieces, n_orders = (3, 4) if seconds <= SHORT_S else (6, 2)
     length = int(seconds * 25) // pieces
-    long_enough = [i for i in train if tracks.lengths[i] >= length * pieces]
+    fits = np.array([tracks.lengths[i] >= length * pieces for i in train])
+    long_enough, chances = np.array(train)[fits], among(chances, fits)
     groups = max(1, int(BATCH_S // (seconds * TAKES * n_orders)))
     examples = []
     for _ in range(groups):
         one = rng.random() < 0.5
-        songs = rng.choice(long_enough, 1 if one else pieces, replace=len(long_enough) < pieces)
+        again = len(long_enough) < pieces
+        songs = rng.choice(long_enough, 1 if one else pieces, again, chances)
         songs = np.repeat(songs, pieces) if one else songs
         starts = [_start(tracks.lengths[s], i, pieces, length, one, rng)
                   for i, s in enumerate(songs)]  # fmt: skip
@@ -69,6 +73,11 @@ def draw_orders(pieces: int, count: int, rng: np.random.Generator) -> list[tuple
         if order not in orders:
             orders += [order, order[::-1]]
     return orders[:count]
+
+
+def among(chances: np.ndarray | None, chosen: np.ndarray) -> np.ndarray | None:
+    """Chances of the chosen ones, made to add up to one again."""
+    return None if chances is None else chances[chosen] / chances[chosen].sum()
 
 
 def _start(frames: int, i: int, pieces: int, length: int, one: bool, rng) -> int:
