@@ -10,7 +10,7 @@ from conftest import ROOT, make_task, run
 from safetensors.torch import load_file
 
 from tune import composed, mel_corpus, mel_tokens, nano, nano_music, nano_orders
-from tune.demo import DEMO_TASKS, build
+from tune.demo import DEMO_TASKS, build, recipes
 from tune.demo.tasks import make_track
 from tune.encoders import load_encoder
 from tune.hashing import content_hash
@@ -135,6 +135,13 @@ def test_composed_songs_depend_on_seed_and_number_alone():
     assert composed.compose(7, 4)[1] != known_by
     assert (audio.dtype, len(audio)) == (np.float32, 60 * 24_000)
     assert 0.01 < np.abs(audio).max() <= 1
+
+
+def test_a_mixture_of_styles_whose_form_fits_no_tempo_is_drawn_anew():
+    with pytest.raises(recipes.NoFormFitsError, match="no form fits 30 beats a minute in 4/4"):
+        recipes.choose_form(None, 30, 4, (16,))
+    audio, _ = composed.compose(6, 1409)  # its first draw is one of those
+    assert 45 < len(audio) / 24_000 < 90
 
 
 def test_spectrograms_are_muqs_own_input_and_semitones():

@@ -21,7 +21,7 @@ from scipy.fft import irfft, next_fast_len, rfft
 from tune.demo import mix
 from tune.demo.compose import perform, render, take, write_song
 from tune.demo.moods import mood_recipe
-from tune.demo.recipes import Recipe, form_recipe, from_row, pick, style_recipe
+from tune.demo.recipes import NoFormFitsError, Recipe, form_recipe, from_row, pick, style_recipe
 from tune.demo.styles import STYLES, Style
 from tune.demo.synth import SAMPLE_RATE
 
@@ -70,10 +70,14 @@ def _recipe(kind: str, rng: np.random.Generator) -> Recipe:
         return style_recipe(pick(rng, styles), rng, hybrid=0.5)
     if kind == "mood":
         return mood_recipe(*rng.standard_normal(2), rng)
-    # Every field of the row from a style of its own.
-    row = Style(**{f.name: getattr(STYLES[pick(rng, styles)], f.name) for f in fields(Style)})
-    rows = (row, *(STYLES[pick(rng, styles)] for _ in range(3)))
-    return from_row(rng, "wild", *rows)
+    while True:
+        # Every field of the row from a style of its own.
+        row = Style(**{f.name: getattr(STYLES[pick(rng, styles)], f.name) for f in fields(Style)})
+        rows = (row, *(STYLES[pick(rng, styles)] for _ in range(3)))
+        try:
+            return from_row(rng, "wild", *rows)
+        except NoFormFitsError:
+            continue  # one style's slow tempo with another's bars; drawn anew
 
 
 def _sections(rng: np.random.Generator) -> np.ndarray:

@@ -65,8 +65,17 @@ def section_bars(kind: str, bars: int) -> int:
     return max(1, bars // 2) if kind in ("intro", "outro") else bars
 
 
+class NoFormFitsError(ValueError):
+    """No form lasts about a minute at a tempo."""
+
+
 def choose_form(rng, tempo: float, beats: int, options: tuple[int, ...]):
-    """A form and the bars of its verse that last close to `TARGET_S` at this tempo."""
+    """A form and the bars of its verse that last close to `TARGET_S` at this tempo.
+
+    Raises
+    ------
+    NoFormFitsError
+    """
     bar_s = beats * 60 / tempo
     found, weights = [], []
     for form in FORMS:
@@ -76,7 +85,8 @@ def choose_form(rng, tempo: float, beats: int, options: tuple[int, ...]):
             if SHORTEST_S <= seconds <= LONGEST_S:
                 found.append((kinds, bars))
                 weights.append(np.exp(-(((seconds - TARGET_S) / 7) ** 2)))
-    assert found, f"no form fits {tempo} beats a minute in {beats}/4"
+    if not found:
+        raise NoFormFitsError(f"no form fits {tempo} beats a minute in {beats}/4")
     return found[int(rng.choice(len(found), p=np.array(weights) / np.sum(weights)))]
 
 
