@@ -137,6 +137,23 @@ def test_composed_songs_depend_on_seed_and_number_alone():
     assert 0.01 < np.abs(audio).max() <= 1
 
 
+def test_composing_in_the_process_that_trains_leaves_its_threads(tmp_path, monkeypatch):
+    seen, threads = [], torch.get_num_threads()
+
+    def compose(seed, index):
+        seen.append(torch.get_num_threads())
+        return np.zeros(24_000, np.float32), str(index)
+
+    monkeypatch.setattr(mel_corpus, "compose", compose)
+    torch.set_num_threads(2)
+    try:
+        mel_corpus.build_composed(tmp_path, 6, 2, {}, workers=2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == [1, 1]
+
+
 def test_a_mixture_of_styles_whose_form_fits_no_tempo_is_drawn_anew():
     with pytest.raises(recipes.NoFormFitsError, match="no form fits 30 beats a minute in 4/4"):
         recipes.choose_form(None, 30, 4, (16,))

@@ -157,12 +157,15 @@ def build_tracks(folder: Path, paths: Sequence[str]) -> tuple[list[Path], list[d
 
 
 def _compose_shard(file: Path, seed: int, indices: Sequence[int]) -> None:
-    """Write one shard. Runs in a worker."""
+    """Write one shard, with one thread. Runs in a worker, or in the process that trains."""
+    threads, tracks = torch.get_num_threads(), []
     torch.set_num_threads(1)
-    tracks = []
-    for index in indices:
-        audio, known_by = compose(seed, index)
-        tracks.append((*spectrograms(audio), known_by))
+    try:
+        for index in indices:
+            audio, known_by = compose(seed, index)
+            tracks.append((*spectrograms(audio), known_by))
+    finally:
+        torch.set_num_threads(threads)
     _write(file, tracks)
 
 
