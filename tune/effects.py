@@ -84,6 +84,7 @@ def encoder_pairs(by_encoder: Mapping[str, Sequence[Cell]], scores: Scores,
         a, b = sorted((a, b), key=lambda x: -curves[x][0])
         labels = [tables[a][key].label for key in both]
         found.append((a, b, curves[a], curves[b], len(ids), labels))
+    found.sort(key=lambda f: (-f[2][0], f[3][0]))  # the best encoder's first
     judged = judge([(x - y, n) for _, _, x, y, n, _ in found], correction)
     return [EncoderPair(a, b, float(x[0]), float(y[0]), difference, labels)
             for (a, b, x, y, _, labels), difference in zip(found, judged, strict=True)]  # fmt: skip

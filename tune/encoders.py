@@ -99,7 +99,7 @@ ENCODERS = {
         "MusicFM: refused (no package, pickled weights)",
     ),
     "muq-nano": EncoderRow(
-        load_nano, "MuQ in small, 2.4 M parameters, pretrained on composed music, no download",
+        load_nano, "MuQ in small, 2.4 M parameters, pretrained here on composed and game music",
     ),
     "muq-nano-untrained": EncoderRow(
         load_nano_untrained, "muq-nano with weights from a seed: what learning has to beat"
