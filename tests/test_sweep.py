@@ -1,6 +1,7 @@
 """python -m tune.sweep as its users run it: real subprocesses on small tasks."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -112,6 +113,35 @@ def test_interrupted_it_goes_on_and_cells_that_cut_nothing_are_marked(tmp_path):
     assert again.returncode == 0, again.stderr
     assert again.stdout == done.stdout
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == len(records)
+
+
+def work_interrupted_as_a_run_begins(connection):
+    """A worker that gets a Ctrl-C when W&B has begun a run, and hasn't handed it over yet."""
+    from wandb.sdk import wandb_init
+
+    from tune.sweep_worker import work
+
+    def interrupted(run):
+        raise KeyboardInterrupt
+
+    wandb_init._set_global_run = interrupted
+    work(connection, "train_probe.py", None)
+
+
+def test_a_run_that_a_signal_meets_as_it_begins_isnt_closed_as_finished(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    worker = spawn.Process(target=work_interrupted_as_a_run_begins, args=(there,))
+    worker.start()
+    argv = [f"--task={make_task(tmp_path / 'tones')}", "--encoder=mel", "--seg=1",
+            f"--store={tmp_path / 'store'}", f"--output_dir={tmp_path / 'runs'}"]  # fmt: skip
+    assert here.recv() == ("ready",)
+    here.send(("cell", "one", argv, tmp_path / "log.txt"))
+    worker.join(60)
+    (record,) = [read_run(path) for path in (tmp_path / "wandb").glob("offline-run-*")]
+    assert record["exit_code"] == worker.exitcode == 130
+    assert not record["history"]
 
 
 @pytest.mark.slow

@@ -54,7 +54,9 @@ def work(connection: Connection, program: str, device: int | None) -> None:
             elif message[0] == "cell":
                 connection.send(("done", *worker.run(*message[1:])))
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
-        pass  # the sweep has ended; what was running is closed as failed by the script
+        # The sweep has ended. What was running is closed as failed by the script; W&B closes a run
+        # that it had only just begun by this process's exit code.
+        sys.exit(128 + signal.SIGINT)
 
 
 class Worker:
