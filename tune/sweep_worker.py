@@ -55,7 +55,10 @@ def work(connection: Connection, program: str, device: int | None) -> None:
                 connection.send(("done", *worker.run(*message[1:])))
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         # The sweep has ended. What was running is closed as failed by the script; W&B closes a run
-        # that it had only just begun by this process's exit code.
+        # that it had only just begun by this process's exit code, and isn't disturbed at that: the
+        # sweep kills who takes too long.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         sys.exit(128 + signal.SIGINT)
 
 
