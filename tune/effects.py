@@ -62,8 +62,8 @@ def encoder_pairs(by_encoder: Mapping[str, Sequence[Cell]], scores: Scores,
     """Compare encoders two by two, averaged over strategies, so that none has to be chosen.
 
     Both are taken with the same segments, aggregators, layers (a number, or how it's found) and
-    tokens. Cells that repeat the full track are left out; encoders without a strategy in common
-    aren't compared.
+    tokens. Cells that repeat the full track are left out; encoders without a
+    strategy or test tracks in common, or with other labels for these, aren't compared.
     """
     tables = {
         name: {_strategy(cell): cell for cell in cells
