@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -330,3 +331,77 @@ def test_tasks_tracks_are_the_share_of_crops_that_was_asked_for(rng, monkeypatch
         assert of_task == pytest.approx(share, abs=0.09)
     music.train.pop()
     assert music.chances(0.25) is None  # composed songs alone
+
+
+def test_a_folder_of_music_is_learnt_from_and_its_subfolders_are_albums(folder, tmp_path):
+    make_task(tmp_path / "a", seconds=3.2, n=(4, 2, 2))
+    music_dir = tmp_path / "music"
+    (music_dir / "one").mkdir(parents=True)
+    (music_dir / "two").mkdir()
+    files = sorted((tmp_path / "a").rglob("*.wav"))
+    for i, file in enumerate(files):
+        file.rename(music_dir / ("one" if i < 5 else "two") / file.name)
+    (music_dir / "two" / "broken.wav").write_bytes(b"RIFF")
+    tones = load_task(str(folder / "tones"), tmp_path, cache_dir=tmp_path)
+    heard = music_dir / "one" / "heard.wav"  # a test track by another name
+    heard.write_bytes(Path(tones.splits["test"]["path"][0]).read_bytes())
+    music = nano_music.gather(
+        folder / "corpus", 6, 4, [str(folder / "tones")], data_dir=tmp_path,
+        cache_dir=folder / "demo", audio_dir=music_dir, workers=2, progress=False,
+    )  # fmt: skip
+    assert music.of_folder == 4 + 3
+    assert len(music.tracks) == 7 + len(files) - 1  # one in 50, here one, is kept aside
+    assert sum(music.facts["audio_dir"].values()) == len(files) - 1
+    assert set(music.facts["audio_dir"]) == {"one", "two"}
+    assert [Path(r["path"]).name for r in music.facts["refused"]] == ["heard.wav"]
+    assert [Path(s["path"]).name for s in music.facts["skipped"]] == ["broken.wav"]
+    known = {content_hash(p): p.parent.name for p in music_dir.rglob("*.wav")
+             if p.name != "broken.wav"}  # fmt: skip
+    albums = [known[k] for k in music.tracks.known_by[7:]]
+    numbers = music.albums
+    assert len(set(numbers[:7])) == 7
+    assert {(a, n) for a, n in zip(albums, numbers[7:], strict=True)} == {
+        (a, numbers[7 + albums.index(a)]) for a in albums
+    }
+    assert not set(numbers[:7]) & set(numbers[7:])
+
+
+def test_partners_are_of_one_album_in_the_share_that_was_asked_for():
+    class Tracks:
+        """Two composed songs, a task's track, and albums of three tracks and of one."""
+
+        lengths = (100,) * 7
+
+        def mel(self, track, first, last):
+            return np.full((4 * (last - first), 128), track, np.float16)
+
+    music = nano_music.Music(Tracks(), train=list(range(7)), val=[], folder=None, composed=2,
+                             of_folder=3, albums=[0, 1, 2, 3, 3, 3, 6])  # fmt: skip
+    tokens = [np.full((100, 9), i, np.uint8) for i in range(7)]
+    for share in (0, 0.6):
+        crops = nano_music.Crops(music, tokens, [2], 16, 0.6, seed=5, pairs_from=0,
+                                 tasks_share=0.2, audio_share=0.5, album_share=share)  # fmt: skip
+        batches = [crops[i] for i in range(600)]
+        songs = torch.stack([b["tokens"][:, 0, 0] for b in batches]).long()
+        first, second = songs[:, :4].flatten(), songs[:, 4:].flatten()
+        assert all(torch.equal(b["albums"], torch.tensor(music.albums)[s])
+                   for b, s in zip(batches, songs, strict=True))  # fmt: skip
+        assert (first >= 3).float().mean().item() == pytest.approx(0.5, abs=0.05)
+        in_album = (first >= 3) & (first <= 5)
+        assert torch.equal(first[~in_album], second[~in_album])
+        assert set(second[in_album].tolist()) == {3, 4, 5}
+        other = (first != second)[in_album].float().mean().item()
+        assert other == pytest.approx(share, abs=0.05)
+
+
+def test_crops_of_the_same_album_arent_told_apart():
+    a, b = torch.eye(2)
+    marks = torch.stack([a, 2 * a, b, 3 * a, a, 2 * b])
+    # 0 and 3, 1 and 4, 2 and 5 are partners; 0, 1, 3 and 4 are of one album. Each of these has its
+    # partner at 10 and two others at 0 to tell it from; 2 and 5 have four others.
+    e = np.exp(-10)
+    expected = (4 * np.log(1 + 2 * e) + 2 * np.log(1 + 4 * e)) / 6
+    loss = nano.recognise(marks, torch.tensor([7, 7, 8, 7, 7, 8]))
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+    assert nano.recognise(marks) > 0.5  # two more at 10
+    assert nano.recognise(marks, torch.tensor([7, 7, 7, 7, 7, 7])).item() == 0

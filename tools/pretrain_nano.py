@@ -58,6 +58,11 @@ def parse_args(argv=None):
                       help="tasks whose train splits are learnt from as well (never val or test)")
     data.add_argument("--tasks_share", type=share, default=0.25, metavar="SHARE",
                       help="share of the crops that are of these tasks' tracks")
+    data.add_argument("--audio_dir", type=Path, metavar="DIR", help="a folder of music to learn "
+                      "from as well, such as tools/game_music.py makes; the tracks of one of its "
+                      "subfolders count as an album, and one in 50 is kept aside")
+    data.add_argument("--audio_share", type=share, default=0.25, metavar="SHARE",
+                      help="share of the crops that are of --audio_dir")
     data.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR",
                       help="folder that holds (or gets) the hub's data sets")
     data.add_argument("--cache_dir", type=Path, metavar="DIR", help="where the demo tasks are "
@@ -84,6 +89,9 @@ def parse_args(argv=None):
                         "those of one song from others'; 0: MuQ's objective alone")
     recipe.add_argument("--track_from", type=int, default=800, metavar="STEP",
                         help="step from which it counts, and crops come in pairs of a song")
+    recipe.add_argument("--album_share", type=share, default=0.0, metavar="SHARE",
+                        help="share of the pairs that are of two tracks of an album, where there "
+                        "are albums (--audio_dir)")
     recipe.add_argument("--order_weight", type=float, default=1.0, metavar="W",
                         help="weight of a third objective: by the time means of the same pieces in "
                         "several orders, tell the orders apart; 0: leave it out")
@@ -121,8 +129,12 @@ def parse_args(argv=None):
     if args.batch_seconds < max(args.seconds):
         parser.error(f"--batch_seconds {args.batch_seconds:g} is shorter than the longest crop "
                      f"({max(args.seconds):g} s of --seconds)")
-    if not args.tasks_share:
-        parser.error("--tasks_share must be above 0: leave out --tasks to learn from none")
+    for flag in ("tasks", "audio"):
+        if not getattr(args, f"{flag}_share"):
+            source = "--audio_dir" if flag == "audio" else "--tasks"
+            parser.error(f"--{flag}_share must be above 0: leave out {source} to learn from none")
+    if args.tasks and args.audio_dir and args.tasks_share + args.audio_share > 1:
+        parser.error("--tasks_share and --audio_share must not exceed 1 together")
     if args.order_weight and args.order_every < 2:
         parser.error("--order_every must be at least 2: the other steps predict what is hidden")
     for flag in ("visible_weight", "track_weight", "track_from", "order_weight", "order_from"):
@@ -166,7 +178,7 @@ def main(args):
         corpus = nano_music.gather(
             args.corpus or cache / "nano", args.corpus_seed, args.songs, args.tasks,
             data_dir=args.data_dir, cache_dir=args.cache_dir or cache / "demo",
-            workers=args.workers, progress=accelerator.is_main_process,
+            audio_dir=args.audio_dir, workers=args.workers, progress=accelerator.is_main_process,
         )  # fmt: skip
         tokens = nano_music.tokenise(corpus, args.seed, accelerator.is_main_process)
     run["corpus"] = corpus.facts
@@ -175,7 +187,7 @@ def main(args):
         pairs_from=args.track_from if args.track_weight else None,
         orders_from=args.order_from if args.order_weight else None,
         orders_every=args.order_every, order_seconds=args.order_seconds,
-        tasks_share=args.tasks_share,
+        tasks_share=args.tasks_share, audio_share=args.audio_share, album_share=args.album_share,
         part=accelerator.process_index,
     )  # fmt: skip
     model = nano.build_model(args.seed)
@@ -275,7 +287,10 @@ def predict(accelerator, model, batch, visible_weight, track_weight=0) -> tuple[
     if visible_weight:
         found |= {"visible_loss": each[:, n:].mean(), "visible_accuracy": right[:, n:].mean((0, 1))}
         loss = loss + visible_weight * found["visible_loss"]
-    found["track_loss"] = nano.recognise(marks) if batch.get("pairs") else marks.sum() * 0
+    if batch.get("pairs"):
+        found["track_loss"] = nano.recognise(marks, batch["albums"].to(marks.device))
+    else:
+        found["track_loss"] = marks.sum() * 0
     loss = loss + track_weight * found["track_loss"] + orders.sum() * 0
     return loss, {k: v.detach().cpu() for k, v in found.items()}
 

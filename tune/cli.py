@@ -167,7 +167,7 @@ def raised_by_us(error: BaseException) -> bool:
     if not frames:
         return False
     file = Path(frames[-1].filename).resolve()  # a virtual environment may lie below ROOT
-    return file.parent == ROOT or file.is_relative_to(ROOT / "tune")
+    return file.parent in (ROOT, ROOT / "tools") or file.is_relative_to(ROOT / "tune")
 
 
 def show_traceback(error: BaseException) -> None:

@@ -135,25 +135,38 @@ def build_composed(folder: Path, seed: int, count: int, refused: dict[str, str],
     return files
 
 
-def build_tracks(folder: Path, paths: Sequence[str]) -> tuple[list[Path], list[dict]]:
-    """Spectrograms of audio files, one shard each; returns the shards and the files skipped."""
+def build_tracks(folder: Path, paths: Sequence[str],
+                 workers: int = 1) -> tuple[dict[str, Path], list[dict]]:  # fmt: skip
+    """Spectrograms of audio files, one shard each; returns shards by path and the files skipped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files, skipped = {}, []
+    jobs = [(folder, path) for path in paths]
+    for path, found in zip(paths, _run(_read_track, jobs, workers, "reading", 1), strict=True):
+        if isinstance(found, Path):
+            files[path] = found
+        else:
+            skipped.append({"path": path, "reason": found})
+    return files, skipped
+
+
+def _read_track(folder: Path, path: str) -> Path | str:
+    """The shard of an audio file, written unless it's there, or the reason why there is none."""
     from tune.audio import AudioError, read_audio
     from tune.hashing import content_hash
 
-    folder.mkdir(parents=True, exist_ok=True)
-    files, skipped = [], []
-    for path in tqdm(paths, desc="reading", unit="track", delay=5):
-        try:
-            known_by = content_hash(path)
-            file = folder / f"track-v{VERSION}-{known_by[:32]}.f16"
-            if not file.with_suffix(".json").exists():
-                audio = read_audio(path, SAMPLE_RATE)
-                _write(file, [(*spectrograms(audio), known_by)])
-        except AudioError as error:
-            skipped.append({"path": path, "reason": str(error)})
-            continue
-        files.append(file)
-    return files, skipped
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        known_by = content_hash(path)
+        file = folder / f"track-v{VERSION}-{known_by[:32]}.f16"
+        if not file.with_suffix(".json").exists():
+            audio = read_audio(path, SAMPLE_RATE)
+            _write(file, [(*spectrograms(audio), known_by)])
+    except AudioError as error:
+        return str(error)
+    finally:
+        torch.set_num_threads(threads)
+    return file
 
 
 def _compose_shard(file: Path, seed: int, indices: Sequence[int]) -> None:
@@ -185,6 +198,7 @@ def _write(file: Path, tracks: list[tuple]) -> None:
 def _run(work, jobs: list[tuple], workers: int, what: str, size: int) -> Iterator:
     """Do jobs in this process or in several, with a bar."""
     bar = tqdm(total=len(jobs) * size, desc=what, unit="track", disable=not jobs,
+               delay=5 if size == 1 else 0,
                mininterval=0.5 if sys.stderr.isatty() else 30.0)  # fmt: skip
     with bar:
         if workers <= 1 or len(jobs) <= 1:

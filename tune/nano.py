@@ -55,17 +55,24 @@ class MaskedMuQ(nn.Module):
         return logits, self.mark(mean), self.order(mean)
 
 
-def recognise(marks: torch.Tensor) -> torch.Tensor:
-    """Loss of telling a crop's other half of its song from the other crops (Chen et al. 2020).
+def recognise(marks: torch.Tensor, albums: torch.Tensor | None = None) -> torch.Tensor:
+    """Loss of telling a crop's partner from the other crops (Chen et al. 2020).
+
+    Partners are of one song, or of one album, as in Alonso-Jimenez et al. 2023 by artists.
 
     Parameters
     ----------
-    marks : (2 n, 64); rows i and n + i are of one song
+    marks : (2 n, 64); rows i and n + i are partners
+    albums : (2 n,), number of each crop's album: others of the same one aren't told apart
     """
     marks = nn.functional.normalize(marks.float(), dim=1)
+    partner = torch.arange(len(marks), device=marks.device).roll(len(marks) // 2)
     alike = (marks @ marks.T / TEMPERATURE).fill_diagonal_(float("-inf"))  # (2 n, 2 n)
-    return nn.functional.cross_entropy(alike, torch.arange(len(marks)).roll(len(marks) // 2).to(
-        marks.device))  # fmt: skip
+    if albums is not None:
+        same = albums[:, None] == albums
+        same[torch.arange(len(marks), device=marks.device), partner] = False
+        alike = alike.masked_fill(same, float("-inf"))
+    return nn.functional.cross_entropy(alike, partner)
 
 
 def tell_orders(marks: torch.Tensor, orders: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,6 +9,7 @@ process) alone, so that a run that goes on draws what it would have drawn.
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,12 @@ FIT_TRACKS = 1000  # that the quantiser is fitted to
 class Music:
     """A corpus, which of its tracks are learnt from and validated on, and facts about it.
 
-    The tracks from number `composed` on are those of tasks.
+    The tracks from number `composed` on are those of tasks, those from `of_folder` on (None: none)
+    those of a folder of audio, whose subfolders are albums.
+
+    Attributes
+    ----------
+    albums : number of every track's album; a track that is in none has a number of its own
     """
 
     tracks: MelCorpus
@@ -44,27 +50,39 @@ class Music:
     val: list[int]
     folder: Path
     composed: int
+    of_folder: int | None = None
+    albums: list[int] = field(default_factory=list)
     facts: dict = field(default_factory=dict)
 
-    def chances(self, tasks_share: float) -> np.ndarray | None:
-        """Chance (N,) of each training track to be drawn, that of a task's tracks together
-        `tasks_share`; None: all the same."""
-        of_tasks = np.array(self.train) >= self.composed
-        if not of_tasks.any() or of_tasks.all():
+    def __post_init__(self):
+        self.albums = self.albums or list(range(len(self.tracks.lengths)))
+
+    def chances(self, tasks_share: float, audio_share: float = 0) -> np.ndarray | None:
+        """Chance (N,) of each training track to be drawn, those of tasks' tracks together
+        `tasks_share`, of the folder's `audio_share`; None: all the same."""
+        train = np.array(self.train)
+        last = len(self.tracks.lengths) if self.of_folder is None else self.of_folder
+        kinds = [train < self.composed, (train >= self.composed) & (train < last), train >= last]
+        shares = [1 - tasks_share * kinds[1].any() - audio_share * kinds[2].any(),
+                  tasks_share, audio_share]  # fmt: skip
+        there = [(kind, share) for kind, share in zip(kinds, shares, strict=True) if kind.any()]
+        if len(there) == 1:
             return None
-        return np.where(of_tasks, tasks_share / of_tasks.sum(),
-                        (1 - tasks_share) / (~of_tasks).sum())  # fmt: skip
+        chances = sum(kind * share / kind.sum() for kind, share in there)
+        return chances / chances.sum()
 
 
 def gather(folder: Path, seed: int, songs: int, tasks: Sequence[str], *, data_dir: Path,
-           cache_dir: Path, workers: int = 1, progress: bool = True) -> Music:  # fmt: skip
-    """Compose the songs, read the tasks' train splits, refuse what is held out.
+           cache_dir: Path, audio_dir: Path | None = None, workers: int = 1,
+           progress: bool = True) -> Music:  # fmt: skip
+    """Compose the songs, read the tasks' train splits and the folder, refuse what is held out.
 
     Parameters
     ----------
     folder : of the spectrograms
     seed, songs : of the composed corpus
     tasks : as in train_probe.py; of their splits only train is read
+    audio_dir : a folder of audio; the tracks of one of its subfolders are an album
     """
     demos = [load_task(n, data_dir, cache_dir=cache_dir, progress=progress) for n in DEMO_TASKS]
     refused = held_out(demos)
@@ -72,12 +90,23 @@ def gather(folder: Path, seed: int, songs: int, tasks: Sequence[str], *, data_di
     composed = len(files)
     facts: dict = {"composed": songs, "corpus_seed": seed, "tasks": list(tasks), "refused": [],
                    "skipped": []}  # fmt: skip
-    if tasks:
+    albums = list(range(songs))
+    of_folder = None
+    if tasks or audio_dir:
         named = [load_task(n, data_dir, cache_dir=cache_dir, progress=progress) for n in tasks]
         others = corpus.local_tasks(data_dir, cache_dir, tasks)
-        found = corpus.gather(named, None, others, Store(folder / "hashes"))
-        more, skipped = mel_corpus.build_tracks(folder, found.train)
-        files += more
+        found = corpus.gather(named, audio_dir, others, Store(folder / "hashes"),
+                              val_share=1 / VALIDATE_EVERY)  # fmt: skip
+        more, skipped = mel_corpus.build_tracks(folder, found.train, workers)  # tasks' tracks first
+        of_tasks = more.keys() & {p for t in named for p in t.splits["train"]["path"]}
+        if audio_dir:
+            of_folder = songs + len(of_tasks)
+            folders = Counter(str(Path(p).parent.relative_to(audio_dir)) for p in more
+                              if p not in of_tasks)  # fmt: skip
+            facts["audio_dir"] = dict(sorted(folders.items()))
+        names = [p if p in of_tasks else str(Path(p).parent) for p in more]
+        albums += [songs + names.index(name) for name in names]
+        files += more.values()
         facts |= {"refused": found.refused, "skipped": found.skipped + skipped}
     tracks = MelCorpus(files)
     val = list(range(0, songs, VALIDATE_EVERY))
@@ -87,7 +116,7 @@ def gather(folder: Path, seed: int, songs: int, tasks: Sequence[str], *, data_di
         "tracks": len(train), "val_tracks": len(val), "held_out_checked": len(refused),
         "hours": sum(tracks.lengths[i] for i in train) / 25 / 3600,
     }  # fmt: skip
-    return Music(tracks, train, val, folder, songs, facts)
+    return Music(tracks, train, val, folder, songs, of_folder, albums, facts)
 
 
 def tokenise(music: Music, seed: int, progress: bool = True) -> list[np.ndarray]:
@@ -129,7 +158,10 @@ class Crops(Dataset):
     pairs_from : step from which crops come in pairs of a song, the second ones after all first
     orders_from, orders_every, order_seconds : from that step on, one step in so many is of pieces
         in several orders instead (`tune.nano_orders`); their lengths take turns
-    tasks_share : share of the crops that are of tasks' tracks, if there are any
+    tasks_share, audio_share : shares of the crops that are of tasks' tracks and of the folder's, if
+        there are any
+    album_share : share of the pairs whose second crop is of another track of the album, where the
+        first's is in one
     part : this process
     """
 
@@ -137,7 +169,8 @@ class Crops(Dataset):
                  batch_seconds: float, mask_prob: float, seed: int, *,
                  pairs_from: int | None = None, orders_from: int | None = None,
                  orders_every: int = 3, order_seconds: Sequence[float] = (),
-                 tasks_share: float = 0.25, part: int = 0):  # fmt: skip
+                 tasks_share: float = 0.25, audio_share: float = 0.25, album_share: float = 0,
+                 part: int = 0):  # fmt: skip
         self.music, self.tokens, self.seconds = music, tokens, list(seconds)
         self.batch_seconds, self.mask_prob = batch_seconds, mask_prob
         self.seed, self.pairs_from, self.part = seed, pairs_from, part
@@ -154,7 +187,8 @@ class Crops(Dataset):
                     f"{flag} {s:g}: crops must be at least 0.4 s, and no longer than the "
                     f"longest track ({lengths.max() / 25:.1f} s)"
                 )
-        self._lengths, self._chances = lengths, music.chances(tasks_share)
+        self._lengths, self._chances = lengths, music.chances(tasks_share, audio_share)
+        self.album_share, self._albums = album_share, np.array(music.albums)[music.train]
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng((self.seed, 1, step, self.part))
@@ -172,11 +206,21 @@ class Crops(Dataset):
         chances = nano_orders.among(self._chances, long_enough)
         if pairs:
             again = len(long_enough) < size // 2
-            tracks = np.tile(rng.choice(long_enough, size // 2, again, chances), 2)
+            firsts = rng.choice(long_enough, size // 2, again, chances)
+            partners = [self._of_album(i, long_enough, rng) for i in firsts]
+            tracks = np.concatenate([firsts, partners])
         else:
             tracks = rng.choice(long_enough, size, p=chances)
         batch = self._batch([self.music.train[i] for i in tracks], frames, rng)
-        return batch | {"pairs": pairs}
+        return batch | {"pairs": pairs, "albums": torch.from_numpy(self._albums[tracks])}
+
+    def _of_album(self, track: int, long_enough: np.ndarray, rng) -> int:
+        """The track itself, or with a chance of `album_share` another one of its album."""
+        if not self.album_share or rng.random() >= self.album_share:
+            return track
+        there = long_enough[self._albums[long_enough] == self._albums[track]]
+        there = there[there != track]
+        return int(rng.choice(there)) if len(there) else track
 
     def validation(self, crops: int) -> Iterator[dict[str, torch.Tensor]]:
         """The same crops of the validation songs every time, in batches."""
