@@ -2,6 +2,8 @@
 
     accelerate launch tools/pretrain_nano.py --out nano --songs 2400 --steps 4000
     accelerate launch tools/pretrain_nano.py --out nano --songs 2400 --steps 4000 --tasks MUSIC
+    python tools/game_music.py --out game-music    # real music of free licences, 30 h
+    accelerate launch tools/pretrain_nano.py --out nano --audio_dir game-music --album_share 0.5
     accelerate launch train_probe.py --task demo --encoder nano
 
 MuQ's own objective in small: spans of 0.4 s of the spectrogram are hidden behind noise, and the
@@ -9,8 +11,9 @@ model predicts there the tokens of what was hidden (tune/mel_tokens.py). The mod
 own classes by the configuration that the package ships, so that the same code runs it.
 
 It learns from composed music (tune/composed.py: other songs than the demo tasks'), and from the
-train splits of --tasks if you name some. Val and test tracks of the demo tasks and of those named,
-and test tracks of any other task on this machine, are refused by content. Composed songs and their
+train splits of --tasks and a folder of music, --audio_dir, if you name some. Val and test tracks of
+the demo tasks and of those named, and test tracks of any other task on this machine, are refused by
+content. Composed songs and their
 spectrograms are kept in --corpus and made once (about a second a song and core).
 
 Writes --out: config.json and model.safetensors (float16), which --encoder DIR loads, history.csv
@@ -24,7 +27,8 @@ means tell apart (tune/nano_orders.py; --order_weight 0 leaves it out).
 
 Where to look: `masked accuracy` against `guess` (always the commonest token). A core does about two
 steps a second with --mixed_precision bf16 where it has AMX; on a GPU it's minutes. Weights are as
-free as what they learnt from: composed music is this project's own; for --tasks see their licences.
+free as what they learnt from: composed music is this project's own; for other music see its
+licences.
 """
 
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
