@@ -135,5 +135,13 @@ def test_the_list_is_of_free_packages_without_those_of_gamemusic():
     names = [row[0] for row in rows]
     assert names == sorted(set(names))
     assert all(row[1].startswith("pool/main/") and len(row[3]) == 64 for row in rows)
-    for game in ("supertux", "supertuxkart", "ufoai", "warzone2100", "wesnoth", "widelands", "flare"):
+    for game in (
+        "supertux",
+        "supertuxkart",
+        "ufoai",
+        "warzone2100",
+        "wesnoth",
+        "widelands",
+        "flare",
+    ):
         assert not [n for n in names if n.startswith(game)]

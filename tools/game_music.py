@@ -77,6 +77,8 @@ def main(args) -> None:
     """Fetch what is missing, and say what is there."""
     set_up_logging(True)
     rows = read_list(args.list, args.packages)
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out {args.out} is a file; the music needs a folder")
     args.out.mkdir(parents=True, exist_ok=True)
     failed, tracks, seconds = [], 0, 0.0
     for package, place, size, digest in rows:

@@ -84,6 +84,10 @@ def gather(folder: Path, seed: int, songs: int, tasks: Sequence[str], *, data_di
     tasks : as in train_probe.py; of their splits only train is read
     audio_dir : a folder of audio; the tracks of one of its subfolders are an album
     """
+    # Whatever can be wrong with what was asked for is found before hours of composing.
+    named = [load_task(n, data_dir, cache_dir=cache_dir, progress=progress) for n in tasks]
+    if audio_dir:
+        corpus.audio_files(audio_dir)
     demos = [load_task(n, data_dir, cache_dir=cache_dir, progress=progress) for n in DEMO_TASKS]
     refused = held_out(demos)
     files = mel_corpus.build_composed(folder, seed, songs, refused, workers)
@@ -93,7 +97,6 @@ def gather(folder: Path, seed: int, songs: int, tasks: Sequence[str], *, data_di
     albums = list(range(songs))
     of_folder = None
     if tasks or audio_dir:
-        named = [load_task(n, data_dir, cache_dir=cache_dir, progress=progress) for n in tasks]
         others = corpus.local_tasks(data_dir, cache_dir, tasks)
         found = corpus.gather(named, audio_dir, others, Store(folder / "hashes"),
                               val_share=1 / VALIDATE_EVERY)  # fmt: skip
