@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, make_task, run
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tune import composed, mel_corpus, mel_tokens, nano, nano_music, nano_orders
 from tune.demo import DEMO_TASKS, build, recipes
@@ -405,3 +405,26 @@ def test_crops_of_the_same_album_arent_told_apart():
     assert loss.item() == pytest.approx(expected, abs=1e-6)
     assert nano.recognise(marks) > 0.5  # two more at 10
     assert nano.recognise(marks, torch.tensor([7, 7, 7, 7, 7, 7])).item() == 0
+
+
+def test_a_model_begins_with_the_weights_of_another(tmp_path):
+    first, other = nano.build_model(1), nano.build_model(2)
+    (tmp_path / "first").mkdir()
+    nano.write_model(first, tmp_path / "first")
+    heads = other.head.weight.clone()
+    digest = nano.take_weights(other, tmp_path / "first")
+    assert len(digest) == 64
+    taken, own = other.state_dict(), first.state_dict()
+    same = {k for k in own if torch.equal(taken[k], own[k].half().float())}  # as stored
+    assert {k for k in own if k.startswith("conformer.layers") and own[k].ndim > 1} <= same
+    assert torch.equal(other.head.weight, heads)
+    (tmp_path / "second").mkdir()
+    nano.write_model(other, tmp_path / "second")
+    one, two = (load_file(tmp_path / n / "model.safetensors") for n in ("first", "second"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    with pytest.raises(ValueError, match="holds no model.safetensors"):
+        nano.take_weights(other, tmp_path)
+    save_file({"model.head": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="holds another kind of model"):
+        nano.take_weights(other, tmp_path)

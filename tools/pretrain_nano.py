@@ -77,6 +77,8 @@ def parse_args(argv=None):
     data.add_argument("--workers", type=positive_int, default=2, metavar="N",
                       help="processes that compose")
     recipe = parser.add_argument_group("recipe")
+    recipe.add_argument("--init", type=Path, metavar="DIR", help="begin with the weights of a "
+                        "finished model of this script (its heads begin anew)")
     recipe.add_argument("--steps", type=positive_int, default=4000, help="optimizer steps")
     recipe.add_argument("--seconds", type=positive_float, nargs="+", metavar="SECONDS",
                         default=[2, 2, 5, 2, 2, 5, 2, 15], help="lengths of the crops; steps "
@@ -185,7 +187,6 @@ def main(args):
             audio_dir=args.audio_dir, workers=args.workers, progress=accelerator.is_main_process,
         )  # fmt: skip
         tokens = nano_music.tokenise(corpus, args.seed, accelerator.is_main_process)
-    run["corpus"] = corpus.facts
     crops = nano_music.Crops(
         corpus, tokens, args.seconds, args.batch_seconds, args.mask_prob, args.seed,
         pairs_from=args.track_from if args.track_weight else None,
@@ -195,6 +196,9 @@ def main(args):
         part=accelerator.process_index,
     )  # fmt: skip
     model = nano.build_model(args.seed)
+    if args.init:
+        corpus.facts["init_sha256"] = nano.take_weights(model, args.init)
+    run["corpus"] = corpus.facts
     learning = [p for p in model.parameters() if p.requires_grad and p is not model.mark.weight]
     decayed = [p for p in learning if p.ndim > 1]
     others = [p for p in learning if p.ndim <= 1] + [model.mark.weight]

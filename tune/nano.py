@@ -4,13 +4,15 @@ The model is built by the configuration that the package ships; `write_model` le
 `tune.muq` loads. See tools/pretrain_nano.py.
 """
 
+import hashlib
 import json
 import random
 import warnings
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tune.mel_tokens import CODES, STREAMS
@@ -107,6 +109,33 @@ def build_model(seed: int) -> MaskedMuQ:
         model = MaskedMuQ(config)
     random.setstate(python_random)
     return model
+
+
+def take_weights(model: MaskedMuQ, folder: Path) -> str:
+    """Put the weights of a model that `write_model` left into this one; its heads stay as drawn.
+
+    Returns
+    -------
+    SHA-256 of the file of weights
+
+    Raises
+    ------
+    ValueError
+        When the folder holds no such model, or one of another shape.
+    """
+    file = folder / "model.safetensors"
+    try:
+        found = {k.removeprefix("model."): v.float() if v.is_floating_point() else v
+                 for k, v in load_file(file).items()}  # fmt: skip
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"--init {folder} holds no model.safetensors of this script") from error
+    own = model.state_dict()
+    wanted = {k for k in own if needed_weights(f"model.{k}") and not k.startswith(HEADS)}
+    if found.keys() != wanted or any(found[k].shape != own[k].shape for k in wanted):
+        raise ValueError(f"--init {folder} holds another kind of model than muq-nano")
+    model.load_state_dict(found, strict=False)
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def count(model: MaskedMuQ) -> int:
