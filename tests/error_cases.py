@@ -162,6 +162,7 @@ CASES = [
     ("tools/pretrain_nano.py", "--out=x", "--audio_dir=tones", "--audio_share=0"),
     ("tools/pretrain_nano.py", "--out=x", "--audio_dir=nothing"),
     ("tools/pretrain_nano.py", "--out=x", "--tasks=nowhere"),
+    ("tools/pretrain_nano.py", "--out=x", "--init=nothing"),
     (
         "tools/pretrain_nano.py",
         "--out=x",

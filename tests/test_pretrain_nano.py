@@ -423,7 +423,7 @@ def test_a_model_begins_with_the_weights_of_another(tmp_path):
     one, two = (load_file(tmp_path / n / "model.safetensors") for n in ("first", "second"))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[k], two[k]) for k in one)
-    with pytest.raises(ValueError, match="holds no model.safetensors"):
+    with pytest.raises(ValueError, match=r"holds no model\.safetensors"):
         nano.take_weights(other, tmp_path)
     save_file({"model.head": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="holds another kind of model"):

@@ -135,6 +135,8 @@ def parse_args(argv=None):
     if args.batch_seconds < max(args.seconds):
         parser.error(f"--batch_seconds {args.batch_seconds:g} is shorter than the longest crop "
                      f"({max(args.seconds):g} s of --seconds)")
+    if args.init and not (args.init / "model.safetensors").is_file():
+        parser.error(f"--init {args.init} holds no model.safetensors of this script")
     for flag in ("tasks", "audio"):
         if not getattr(args, f"{flag}_share"):
             source = "--audio_dir" if flag == "audio" else "--tasks"
