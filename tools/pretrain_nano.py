@@ -224,7 +224,7 @@ def main(args):
         introduce(plain, corpus, run, args)
     train(accelerator, model, plain, optimizer, scheduler, crops, run, args)
     if accelerator.is_main_process:
-        nano_run.finish(args.out, run, sys.argv[1:], accelerator)
+        nano_run.finish(args.out, run, sys.argv[1:], accelerator, args.init)
         print(f"  result     {args.out}  (use: train_probe.py --encoder {args.out})")
     accelerator.end_training()
 

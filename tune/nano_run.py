@@ -85,13 +85,17 @@ def save(accelerator, model: MaskedMuQ, out: Path, run: Mapping) -> None:
     shutil.rmtree(before, ignore_errors=True)
 
 
-def finish(out: Path, run: Mapping, arguments: Sequence[str], accelerator) -> None:
-    """Write the facts; the state has done its work."""
+def finish(out: Path, run: Mapping, arguments: Sequence[str], accelerator,
+           init: Path | None = None) -> None:  # fmt: skip
+    """Write the facts, with those of the model that it began with; the state has done its work."""
+    before = init / "pretrain.json" if init else None
     facts = {
         "command": " ".join(["tools/pretrain_nano.py", *arguments]),
         "corpus": run["corpus"], "history": run["history"], "wanted": run["wanted"],
         "versions": results.versions(), "num_processes": accelerator.num_processes,
         "device": str(accelerator.device),
+        "init": json.loads(before.read_text(encoding="utf-8"))
+        if before and before.is_file() else None,
     }  # fmt: skip
     (out / "pretrain.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     (out / STATE).rename(out / f"{STATE}.tmp")  # never half a state under its name
