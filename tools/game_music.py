@@ -13,9 +13,9 @@ audio files of half a minute and more, as they are: shorter ones are effects.
     OUT/PACKAGE/copyright             who made them, and their licences
     OUT/PACKAGE/source.json           package, sum, and where in it each track was
 
-The six games of the task gamemusic aren't in the list, nor is flare-game, which plays a track of
-one of them: that task's val and test tracks stay unheard. Cut off, the same command goes on; a
-package that can't be had is reported and the others go on (--strict: ends).
+The six games of the task gamemusic aren't in the list, nor are two others that play music of
+theirs: all tracks of that task stay unheard. Cut off, the same command goes on; a package that
+can't be had is reported and the others go on (--strict: ends).
 """
 
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
