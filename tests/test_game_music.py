@@ -142,7 +142,6 @@ def test_the_list_is_of_free_packages_without_those_of_gamemusic():
         "warzone2100",
         "wesnoth",
         "widelands",
-        "megaglest",
         "flare",
     ):
         assert not [n for n in names if n.startswith(game)]

@@ -13,9 +13,9 @@ audio files of half a minute and more, as they are: shorter ones are effects.
     OUT/PACKAGE/copyright             who made them, and their licences
     OUT/PACKAGE/source.json           package, sum, and where in it each track was
 
-The six games of the task gamemusic aren't in the list, nor are two others that play music of
-theirs: all tracks of that task stay unheard. Cut off, the same command goes on; a package that
-can't be had is reported and the others go on (--strict: ends).
+The six games of the task gamemusic aren't in the list, nor is flare-game, which plays a track of
+one of them: that task's val and test tracks stay unheard. Cut off, the same command goes on; a
+package that can't be had is reported and the others go on (--strict: ends).
 """
 
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
@@ -107,12 +107,18 @@ def main(args) -> None:
 
 def read_list(file: Path, chosen: list[str] | None) -> list[tuple[str, str, int, str]]:
     """Rows of (package, place, bytes, SHA-256) of the list, or the chosen ones of them."""
+    wanted = "it needs lines of package, path, bytes and SHA-256, separated by tabs"
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
-        rows = [(n, p, int(s), d) for n, p, s, d in (li.split("\t") for li in lines if li)]
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--list {file} can't be read ({error}): it needs lines of package, "
-                         f"path, bytes and SHA-256, separated by tabs") from error  # fmt: skip
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise ValueError(f"--list {file} can't be read ({reason}): {wanted}") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        cells = line.split("\t")
+        if len(cells) != 4 or not cells[2].isdigit():
+            raise ValueError(f"--list {file}, line {number}, is no package: {wanted}")
+        rows.append((cells[0], cells[1], int(cells[2]), cells[3]))
     unknown = sorted(set(chosen or ()) - {r[0] for r in rows})
     if unknown:
         raise ValueError(f"--packages {unknown[0]} is not in {file}")

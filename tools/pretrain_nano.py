@@ -2,7 +2,7 @@
 
     accelerate launch tools/pretrain_nano.py --out nano --songs 2400 --steps 4000
     accelerate launch tools/pretrain_nano.py --out nano --songs 2400 --steps 4000 --tasks MUSIC
-    python tools/game_music.py --out game-music    # real music of free licences, 29 h
+    python tools/game_music.py --out game-music    # real music of free licences, 30 h
     accelerate launch tools/pretrain_nano.py --out nano --audio_dir game-music --album_share 0.5
     accelerate launch train_probe.py --task demo --encoder nano
 
