@@ -155,6 +155,8 @@ CASES = [
     ("tune.demo", "export", "--task=polka"),
     ("tune.demo", "sing"),
     ("tools/licences.py", "--out"),
+    ("tools/folds.py", "make", "nowhere", "--out=x"),
+    ("tools/folds.py", "compare", "nowhere"),
     ("tools/game_music.py", "--out=x", "--packages=nosuch"),
     ("tools/game_music.py", "--out=x", "--list=notes.txt"),
     ("tools/game_music.py", "--out=x", "--list=nowhere.tsv"),

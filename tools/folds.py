@@ -1,0 +1,158 @@
+"""Compare encoders on all tracks of a task, by folds: when its own test split is too small to tell.
+
+    python tools/folds.py make MUSIC --out folds     # folds/NAME-0 ... folds/NAME-4
+    python -m tune.sweep SWEEP.yaml                  # with task: {values: [folds/NAME-0, ...]}
+    python tools/folds.py compare runs               # each track's prediction is of its own fold
+
+MUSIC is a folder with NAME.train.jsonl, NAME.val.jsonl, NAME.test.jsonl and the audio (MARBLE's
+layout, classes). The tracks of all three splits are shared out in folds with the classes' shares
+(scikit-learn's StratifiedKFold, shuffled, by --seed); in NAME-K fold K is the test split, the next
+one the val split, the others are the train split. Audio is linked, not copied, where that can be.
+
+`compare` puts the folds' test tracks together and compares each two encoders by their accuracy, as
+the mean over the strategies (segments, aggregator, layer) that all encoders have in all folds, so
+that none is chosen: a paired bootstrap over tracks, as in compare.py. Folds share training tracks,
+which the bootstrap doesn't know: as in any cross-validation its intervals are somewhat too narrow.
+"""
+
+# ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tune.cli import Parser, positive_int, run_script
+
+
+# fmt: off
+def parse_args(argv=None):
+    """Read the command line."""
+    parser = Parser(prog="folds.py", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    make = commands.add_parser("make", help="share out a task's tracks")
+    make.add_argument("task", type=Path, help="folder in MARBLE's layout")
+    make.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets the folds")
+    make.add_argument("--folds", type=positive_int, default=5, metavar="N", help="how many")
+    make.add_argument("--seed", type=int, default=0, help="of the shuffle")
+    compare = commands.add_parser("compare", help="compare encoders over all folds")
+    compare.add_argument("runs", type=Path, nargs="+", help="folders of runs")
+    args = parser.parse_args(argv)
+    if args.command == "make" and args.folds < 3:
+        parser.error("--folds must be at least 3: to train, to validate and to test")
+    return args
+# fmt: on
+
+
+args = parse_args() if __name__ == "__main__" else None
+
+import json
+import os
+import re
+import shutil
+from itertools import combinations
+
+import numpy as np
+
+from tune.comparison import merge
+from tune.metrics import bootstrap_curves, interval
+from tune.paired import verdict
+from tune.reading import read_folders
+
+SPLITS = ("train", "val", "test")
+
+
+def main(args) -> None:
+    """Make folds, or compare."""
+    if args.command == "make":
+        make(args.task, args.out, args.folds, args.seed)
+    else:
+        for line in compare(args.runs):
+            print(line)
+
+
+def make(task: Path, out: Path, folds: int, seed: int) -> None:
+    """Write the folds as tasks."""
+    from sklearn.model_selection import StratifiedKFold
+
+    lists = sorted(task.glob("*.test.jsonl"))
+    if len(lists) != 1:
+        raise ValueError(f"{task} holds {len(lists)} lists *.test.jsonl; it takes one task")
+    name = lists[0].name.removesuffix(".test.jsonl")
+    rows = []
+    for split in SPLITS:
+        file = task / f"{name}.{split}.jsonl"
+        if not file.is_file():
+            raise ValueError(f"{file} is missing")
+        rows += [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
+    labels = [row["label"] for row in rows]
+    if not all(isinstance(label, str) for label in labels):
+        raise ValueError(f"{task} is no task of classes: its labels are no texts")
+    fold_of = np.zeros(len(rows), int)
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    for k, (_, test) in enumerate(splitter.split(labels, labels)):
+        fold_of[test] = k
+    for k in range(folds):
+        folder = out / f"{name}-{k}"
+        for row in rows:
+            to = folder / row["audio_path"]
+            to.parent.mkdir(parents=True, exist_ok=True)
+            if not to.exists():
+                try:
+                    os.link(task / row["audio_path"], to)
+                except OSError:
+                    shutil.copyfile(task / row["audio_path"], to)
+        role = {k: "test", (k + 1) % folds: "val"}
+        for split in SPLITS:
+            chosen = [r for r, f in zip(rows, fold_of, strict=True)
+                      if role.get(f, "train") == split]  # fmt: skip
+            text = "".join(json.dumps(row) + "\n" for row in chosen)
+            (folder / f"{name}-{k}.{split}.jsonl").write_text(text, encoding="utf-8")
+        print(f"{folder}: {int((fold_of == k).sum())} test tracks of {len(rows)}")
+
+
+def compare(folders: list[Path]) -> list[str]:
+    """Lines on each two encoders: accuracies, difference, its interval, the verdict.
+
+    Raises
+    ------
+    ValueError
+        When no strategy is there with two encoders in all folds.
+    """
+    runs, _ = read_folders(folders)
+    cells = {}
+    for cell in merge(runs)[0]:
+        found = re.fullmatch(r"(.+?)-?(\d+)", cell.result["task"])
+        if found and cell.twin is None and not cell.result.get("degenerate"):
+            strategy = tuple(str(cell.result[k]) for k in ("seg", "agg", "layer_asked"))
+            cells[cell.result["encoder"], strategy, int(found[2])] = cell
+    encoders = sorted({key[0] for key in cells})
+    folds = sorted({key[2] for key in cells})
+    common = sorted(s for s in {key[1] for key in cells}
+                    if all((e, s, k) in cells for e in encoders for k in folds))  # fmt: skip
+    if len(encoders) < 2 or len(folds) < 2 or not common:
+        raise ValueError(
+            f"{', '.join(map(str, folders))}: {len(encoders)} encoders and {len(folds)} folds with "
+            f"{len(common)} strategies that all of them have; it takes two of each, and a strategy"
+        )
+    curves = {}
+    for encoder in encoders:
+        found = []
+        for strategy in common:
+            parts = [cells[encoder, strategy, k] for k in folds]
+            labels = np.concatenate([p.labels for p in parts])
+            predictions = np.concatenate([p.predictions for p in parts], 1)
+            found.append(bootstrap_curves("classes", labels, predictions, [])["accuracy"])
+        curves[encoder] = np.mean(found, 0)
+    lines = [f"{len(labels)} tracks in {len(folds)} folds, mean over {len(common)} strategies"]
+    for one, other in combinations(encoders, 2):
+        difference = curves[one] - curves[other]
+        low, high = interval(difference[1:])
+        lines.append(
+            f"{one} {curves[one][0]:.3f}, {other} {curves[other][0]:.3f}: {difference[0]:+.3f} "
+            f"({low:+.3f} to {high:+.3f}), {verdict(low, high)}"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(args))
