@@ -53,6 +53,10 @@ def test_encoders_are_compared_over_all_folds(tmp_path, rng):
     assert first == "20 tracks in 2 folds, mean over 2 strategies"
     assert second.startswith("mel 0.400, muq-nano 0.800: -0.400 (-0.")
     assert second.endswith("worse")
+    write_run(tmp_path, "other", labels[:8], labels[None, :8], task="drums-0")
+    done = run(SCRIPT, "compare", tmp_path, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "folds of several tasks (drums, tones)" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,8 @@ def make(task: Path, out: Path, folds: int, seed: int) -> None:
         folder = out / f"{name}-{k}"
         for row in rows:
             to = folder / row["audio_path"]
+            if ".." in to.parts or not to.is_relative_to(folder):
+                raise ValueError(f"{row['audio_path']} lies outside {task}: its rows must not")
             to.parent.mkdir(parents=True, exist_ok=True)
             if not to.exists():
                 try:
@@ -116,15 +118,20 @@ def compare(folders: list[Path]) -> list[str]:
     Raises
     ------
     ValueError
-        When no strategy is there with two encoders in all folds.
+        When no strategy is there with two encoders in all folds, or the folds are of several tasks.
     """
     runs, _ = read_folders(folders)
-    cells = {}
+    cells, names = {}, set()
     for cell in merge(runs)[0]:
         found = re.fullmatch(r"(.+?)-?(\d+)", cell.result["task"])
         if found and cell.twin is None and not cell.result.get("degenerate"):
             strategy = tuple(str(cell.result[k]) for k in ("seg", "agg", "layer_asked"))
             cells[cell.result["encoder"], strategy, int(found[2])] = cell
+            names.add(found[1])
+    if len(names) > 1:
+        raise ValueError(
+            f"these are folds of several tasks ({', '.join(sorted(names))}): give one's"
+        )
     encoders = sorted({key[0] for key in cells})
     folds = sorted({key[2] for key in cells})
     common = sorted(s for s in {key[1] for key in cells}

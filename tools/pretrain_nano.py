@@ -13,8 +13,8 @@ own classes by the configuration that the package ships, so that the same code r
 It learns from composed music (tune/composed.py: other songs than the demo tasks'), and from the
 train splits of --tasks and a folder of music, --audio_dir, if you name some. Val and test tracks of
 the demo tasks and of those named, and test tracks of any other task on this machine, are refused by
-content. Composed songs and their
-spectrograms are kept in --corpus and made once (about a second a song and core).
+content. Composed songs and their spectrograms are kept in --corpus and made once (about a second a
+song and core).
 
 Writes --out: config.json and model.safetensors (float16), which --encoder DIR loads, history.csv
 and pretrain.json; every --save_every steps and at the end. Interrupted, the same command goes on
