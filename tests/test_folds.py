@@ -59,6 +59,31 @@ def test_encoders_are_compared_over_all_folds(tmp_path, rng):
     assert "folds of several tasks (drums, tones)" in done.stderr
 
 
+def test_only_the_tracks_of_some_lists_count(tmp_path, rng):
+    """Of 20 tracks in two folds those of the list are 6: one encoder has 3 of them, one none."""
+    labels = rng.integers(0, 3, 20)
+    wrong = (labels + 1) % 3
+    for fold, part in ((0, slice(0, 8)), (1, slice(8, 20))):
+        ids = [f"audio/{i:02d}.ogg" for i in range(20)][part]
+        for encoder, right in (("mel", []), ("muq-nano", [1, 3, 9, 15])):
+            said = np.where(np.isin(np.arange(20), right), labels, wrong)
+            write_run(tmp_path, f"runs/{encoder}-{fold}", labels[part], said[None, part], ids=ids,
+                      task=f"tones-{fold}", encoder=encoder)  # fmt: skip
+    listed = [f"audio/{i:02d}.ogg" for i in (1, 2, 3, 4, 9, 19)]
+    for name, rows in (("val", listed[:2]), ("test", listed[2:]), ("odd", ["audio/no.ogg"])):
+        text = "".join(json.dumps({"audio_path": row}) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    done = run(SCRIPT, "compare", "runs", "--only", "val.jsonl", "test.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == "6 tracks in 2 folds, mean over 1 strategies"
+    assert second.startswith("mel 0.000, muq-nano 0.500: -0.500 (-0.")
+    done = run(SCRIPT, "compare", "runs", "--only", "odd.jsonl", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "1 of 1 tracks, such as audio/no.ogg, are in no fold" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

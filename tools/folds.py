@@ -3,6 +3,7 @@
     python tools/folds.py make MUSIC --out folds     # folds/NAME-0 ... folds/NAME-4
     python -m tune.sweep SWEEP.yaml                  # with task: {values: [folds/NAME-0, ...]}
     python tools/folds.py compare runs               # each track's prediction is of its own fold
+    python tools/folds.py compare runs --only MUSIC/NAME.val.jsonl MUSIC/NAME.test.jsonl
 
 MUSIC is a folder with NAME.train.jsonl, NAME.val.jsonl, NAME.test.jsonl and the audio (MARBLE's
 layout, classes). The tracks of all three splits are shared out in folds with the classes' shares
@@ -11,8 +12,10 @@ one the val split, the others are the train split. Audio is linked, not copied, 
 
 `compare` puts the folds' test tracks together and compares each two encoders by their accuracy, as
 the mean over the strategies (segments, aggregator, layer) that all encoders have in all folds, so
-that none is chosen: a paired bootstrap over tracks, as in compare.py. Folds share training tracks,
-which the bootstrap doesn't know: as in any cross-validation its intervals are somewhat too narrow.
+that none is chosen: a paired bootstrap over tracks, as in compare.py; with --only over the tracks
+of these lists alone, such as those that an encoder hasn't heard in its pretraining. Folds share
+training tracks, which the bootstrap doesn't know: as in any cross-validation its intervals are
+somewhat too narrow.
 """
 
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
@@ -36,6 +39,8 @@ def parse_args(argv=None):
     make.add_argument("--seed", type=int, default=0, help="of the shuffle")
     compare = commands.add_parser("compare", help="compare encoders over all folds")
     compare.add_argument("runs", type=Path, nargs="+", help="folders of runs")
+    compare.add_argument("--only", type=Path, nargs="+", metavar="LIST",
+                         help="jsonl lists of tracks: only these count (default: all)")
     args = parser.parse_args(argv)
     if args.command == "make" and args.folds < 3:
         parser.error("--folds must be at least 3: to train, to validate and to test")
@@ -66,7 +71,7 @@ def main(args) -> None:
     if args.command == "make":
         make(args.task, args.out, args.folds, args.seed)
     else:
-        for line in compare(args.runs):
+        for line in compare(args.runs, args.only):
             print(line)
 
 
@@ -112,13 +117,19 @@ def make(task: Path, out: Path, folds: int, seed: int) -> None:
         print(f"{folder}: {int((fold_of == k).sum())} test tracks of {len(rows)}")
 
 
-def compare(folders: list[Path]) -> list[str]:
+def compare(folders: list[Path], lists: list[Path] | None = None) -> list[str]:
     """Lines on each two encoders: accuracies, difference, its interval, the verdict.
+
+    Parameters
+    ----------
+    folders : of runs
+    lists : jsonl lists of the task; only their tracks count
 
     Raises
     ------
     ValueError
-        When no strategy is there with two encoders in all folds, or the folds are of several tasks.
+        When no strategy is there with two encoders in all folds, the folds are of several tasks, or
+        a track of the lists isn't among the folds'.
     """
     runs, _ = read_folders(folders)
     cells, names = {}, set()
@@ -141,6 +152,19 @@ def compare(folders: list[Path]) -> list[str]:
             f"{', '.join(map(str, folders))}: {len(encoders)} encoders and {len(folds)} folds with "
             f"{len(common)} strategies that all of them have; it takes two of each, and a strategy"
         )
+    ids = np.concatenate([cells[encoders[0], common[0], k].ids for k in folds])
+    counts = np.ones(len(ids), bool)
+    if lists:
+        wanted = {json.loads(line)["audio_path"] for file in lists
+                  for line in file.read_text(encoding="utf-8").splitlines() if line}  # fmt: skip
+        missing = sorted(wanted - set(ids))
+        if missing or not wanted:
+            raise ValueError(
+                f"--only {' '.join(map(str, lists))}: "
+                + (f"{len(missing)} of {len(wanted)} tracks, such as {missing[0]}, are in no fold"
+                   if missing else "no tracks")
+            )  # fmt: skip
+        counts = np.isin(ids, sorted(wanted))
     curves = {}
     for encoder in encoders:
         found = []
@@ -148,9 +172,10 @@ def compare(folders: list[Path]) -> list[str]:
             parts = [cells[encoder, strategy, k] for k in folds]
             labels = np.concatenate([p.labels for p in parts])
             predictions = np.concatenate([p.predictions for p in parts], 1)
-            found.append(bootstrap_curves("classes", labels, predictions, [])["accuracy"])
+            scores = bootstrap_curves("classes", labels[counts], predictions[:, counts], [])
+            found.append(scores["accuracy"])
         curves[encoder] = np.mean(found, 0)
-    lines = [f"{len(labels)} tracks in {len(folds)} folds, mean over {len(common)} strategies"]
+    lines = [f"{counts.sum()} tracks in {len(folds)} folds, mean over {len(common)} strategies"]
     for one, other in combinations(encoders, 2):
         difference = curves[one] - curves[other]
         low, high = interval(difference[1:])
