@@ -2,9 +2,11 @@
 
 Every file is decoded once (or, without decoding, only its header is read). Files are the same when
 they sound the same, to 16 bits, whatever they are called and whichever lossless container they are
-in; a lossy copy of a file is not found.
+in. Files of different splits are alike when one is a lossy copy or an excerpt of the other
+(tune/landmarks.py); of less than some seconds, that can't be told.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +19,12 @@ from tqdm import tqdm
 from tune.audio import AudioError, Header, is_silent, read_audio, read_header
 from tune.hashing import content_hash, sound_hash
 from tune.labels import ONE_OF_MANY
+from tune.landmarks import Landmarks, find_alike, find_landmarks
 from tune.layouts import SPLITS
 from tune.tasks import Task
 
 MIN_TRACKS = 5
+FILES_UNTHINNED = 8000  # of more files not all landmarks are kept: 50 a second, 8 bytes each
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Heard:
     header: Header | None = None
     seconds: float = float("nan")
     hash: str | None = None
+    marks: Landmarks | None = None
     silent: bool = False
     reason: str | None = None
 
@@ -41,7 +46,7 @@ class Problem:
 
     Attributes
     ----------
-    kind : row, file, silent, duplicate, label, class, target, clips or count
+    kind : row, file, silent, duplicate, alike, label, class, target, clips or count
     text : one line
     where : the files or classes concerned
     """
@@ -51,8 +56,8 @@ class Problem:
     where: tuple[str, ...] = ()
 
 
-def listen(path: str, decode: bool = True) -> Heard:
-    """Look at one file."""
+def listen(path: str, decode: bool = True, thin: int = 1) -> Heard:
+    """Look at one file; of its landmarks one in `thin` is kept."""
     try:
         header = read_header(path)
         if not decode:
@@ -62,7 +67,8 @@ def listen(path: str, decode: bool = True) -> Heard:
         return Heard(path, reason=str(error))
     seconds = len(samples) / header.sample_rate
     digest = sound_hash(samples, header.sample_rate)
-    return Heard(path, header, seconds, digest, is_silent(samples))
+    marks = find_landmarks(samples, header.sample_rate, thin)
+    return Heard(path, header, seconds, digest, marks, is_silent(samples))
 
 
 def check(task: Task, *, min_tracks: int = MIN_TRACKS, decode: bool = True,
@@ -85,8 +91,9 @@ def check(task: Task, *, min_tracks: int = MIN_TRACKS, decode: bool = True,
         dicts; all of it plain values
     """
     paths = list(dict.fromkeys(chain(*(task.splits[s]["path"] for s in SPLITS))))
+    thin = 2 ** max(0, math.ceil(math.log2(max(1, len(paths)) / FILES_UNTHINNED)))
     with ThreadPoolExecutor(workers) as pool:
-        heard = pool.map(lambda path: listen(path, decode), paths)
+        heard = pool.map(lambda path: listen(path, decode, thin), paths)
         files = {h.path: h for h in tqdm(heard, total=len(paths), unit="file", desc="check",
                                          disable=not progress)}  # fmt: skip
     good = [h for h in files.values() if h.reason is None]
@@ -96,6 +103,7 @@ def check(task: Task, *, min_tracks: int = MIN_TRACKS, decode: bool = True,
         *(Problem("file", f"{h.path}: {h.reason}", (h.path,)) for h in files.values() if h.reason),
         *(Problem("silent", f"{h.path}: digital silence", (h.path,)) for h in good if h.silent),
         *_same_audio(task, files),
+        *_alike(task, files, progress),
         *_split_tracks(task),
         *(_few_tracks(task, labels, min_tracks) if task.kind != "numbers" else _constant(task)),
         *_counts(task, labels),
@@ -191,6 +199,32 @@ def _same_audio(task, files) -> list[Problem]:
             text = f"the same audio has different labels: {', '.join(where)}"
             problems.append(Problem("label", text, where))
     return problems
+
+
+def _alike(task, files, progress) -> list[Problem]:
+    """Find lossy copies and excerpts across splits."""
+    known = {p: h.marks for p, h in files.items() if h.marks is not None and not h.silent}
+    of_split = {s: [p for p in dict.fromkeys(task.splits[s]["path"]) if p in known] for s in SPLITS}
+    tasks = [("val", "train"), ("test", "train"), ("test", "val")]
+    problems = []
+    with tqdm(total=sum(len(of_split[asked]) for asked, _ in tasks), unit="file", desc="alike",
+              disable=not progress) as bar:  # fmt: skip
+        for asked, among in tasks:
+            for found in find_alike(known, of_split[asked], of_split[among]):
+                bar.update()
+                for a in found:
+                    if files[a.one].hash != files[a.other].hash:
+                        one, other = f"{asked}: {a.one}", f"{among}: {a.other}"
+                        problems.append(Problem("alike", _says(a, one, other), (one, other)))
+    return problems
+
+
+def _says(alike, one: str, other: str) -> str:
+    """Say how much of which is in which, and from when on."""
+    before = f" from {-alike.at_s:.1f} s on" if alike.at_s <= -0.1 else ""
+    after = f" from {alike.at_s:.1f} s on" if alike.at_s >= 0.1 else ""
+    share = f"{alike.share:.0%} of the landmarks in common"
+    return f"{one}{before} sounds like {other}{after} ({share}): a copy or an excerpt?"
 
 
 def _split_tracks(task) -> list[Problem]:

@@ -2,8 +2,9 @@
 
 list: the table of tasks. show: one task's layout, recipe, source and how to get it. check: a
 report on its data before hours are spent on it (durations, rates, classes, the same audio in
-several splits, files that can't be read, classes that the test split lacks); exit code 1 when
-there is something wrong. What isn't there yet is fetched first, as a run would do.
+several splits, lossy copies and excerpts as well, files that can't be read, classes that the test
+split lacks); exit code 1 when there is something wrong. What isn't there yet is fetched first, as a
+run would do.
 """
 
 import json
@@ -129,7 +130,10 @@ def print_report(report: dict, console: Console) -> None:
         counts = ", ".join(f"{value} ({n:,})" for value, n in report[key].items())
         console.print(f"{name:<10} {counts or 'none'}", markup=False)
     if not report["decoded"]:
-        console.print("files were not decoded: truncated, silent and re-packed ones aren't found")
+        console.print(
+            "files were not decoded: truncated and silent ones, and copies in "
+            "another format, aren't found"
+        )
     _print_labels(report, console)
     kinds = summary(report["problems"])
     for kind, n in kinds.items():
