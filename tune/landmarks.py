@@ -24,7 +24,7 @@ CODES = 1 << 22
 SHIFTS = 1 << 25  # shifts that fit in a key, of either sign: 108 hours
 MIN_COMMON = 20  # landmarks that a copy shares at its shift
 MIN_DIFFERENT = 12  # pairs of frequencies among them: a held tone repeats a few
-MIN_SHARE = 0.05  # of the landmarks where the two overlap
+MIN_SHARE = 0.12  # where the two overlap; the same drums at one tempo share up to 0.1
 
 
 @dataclass(frozen=True)
