@@ -164,4 +164,4 @@ def _share(one: Landmarks, other: Landmarks, shift: int) -> float:
     common = np.isin(at, np.concatenate([there, there - CODES]))  # at this shift or the next
     if len(np.unique(one.codes[common] >> 6)) < MIN_DIFFERENT:
         return 0.0
-    return float(common.sum() / min(len(mine), theirs.sum()))
+    return min(1.0, float(common.sum() / min(len(mine), theirs.sum())))
