@@ -123,6 +123,10 @@ def test_thinned_landmarks_are_the_same_of_all_recordings():
     some = find_landmarks(music(4), RATE, thin=4)
     assert set(some.codes) < set(whole.codes)
     assert 0.15 < len(some.codes) / len(whole.codes) < 0.35
+    whole = find_landmarks(music(4, 120), RATE)
+    few = find_landmarks(music(4, 120), RATE, thin=64)  # of as many files as NSynth has
+    assert 0.5 < 64 * len(few.codes) / len(whole.codes) < 2
+    assert len(np.unique(few.codes & 63)) > 10  # not those of one step in time alone
     known = {f"{i}": find_landmarks(music(i, 40), RATE, thin=4) for i in range(4)}
     known["copy"] = find_landmarks(*lossy(music(2, 40), RATE, "OGG", "VORBIS"), thin=4)
     (found,) = find_alike(known, ["copy"], ["0", "1", "2", "3"])

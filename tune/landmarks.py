@@ -82,7 +82,7 @@ def find_landmarks(samples: np.ndarray, sample_rate: int, thin: int = 1) -> Land
         codes.append(((bins[:-ahead] << 13) | ((up + STEP_BINS) << 6) | step)[pairs])
         starts.append(frames[:-ahead][pairs])
     code, start = np.concatenate(codes), np.concatenate(starts)
-    kept = (code * 2_654_435_761 % CODES) % thin == 0  # Knuth's multiplicative hash spreads them
+    kept = (code * 2_654_435_761 % 2**32 >> 16) % thin == 0  # Knuth's hash: its high bits spread
     order = np.argsort(start[kept], kind="stable")
     return Landmarks(code[kept][order].astype(np.uint32), start[kept][order].astype(np.int32))
 

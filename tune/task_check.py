@@ -205,17 +205,17 @@ def _alike(task, files, progress) -> list[Problem]:
     """Find lossy copies and excerpts across splits."""
     known = {p: h.marks for p, h in files.items() if h.marks is not None and not h.silent}
     of_split = {s: [p for p in dict.fromkeys(task.splits[s]["path"]) if p in known] for s in SPLITS}
-    tasks = [("val", "train"), ("test", "train"), ("test", "val")]
     problems = []
-    with tqdm(total=sum(len(of_split[asked]) for asked, _ in tasks), unit="file", desc="alike",
-              disable=not progress) as bar:  # fmt: skip
-        for asked, among in tasks:
-            for found in find_alike(known, of_split[asked], of_split[among]):
-                bar.update()
-                for a in found:
-                    if files[a.one].hash != files[a.other].hash:
-                        one, other = f"{asked}: {a.one}", f"{among}: {a.other}"
-                        problems.append(Problem("alike", _says(a, one, other), (one, other)))
+    for among, later in (("train", ("val", "test")), ("val", ("test",))):
+        asked = [(split, path) for split in later for path in of_split[split]]
+        found = find_alike(known, [path for _, path in asked], of_split[among])
+        bar = tqdm(found, total=len(asked), unit="file", desc=f"alike {among}",
+                   disable=not progress)  # fmt: skip
+        for (split, _), alike in zip(asked, bar, strict=True):
+            for a in alike:
+                if files[a.one].hash != files[a.other].hash:
+                    one, other = f"{split}: {a.one}", f"{among}: {a.other}"
+                    problems.append(Problem("alike", _says(a, one, other), (one, other)))
     return problems
 
 
