@@ -78,10 +78,20 @@ def test_only_the_tracks_of_some_lists_count(tmp_path, rng):
     first, second = done.stdout.splitlines()
     assert first == "6 tracks in 2 folds, mean over 1 strategies"
     assert second.startswith("mel 0.000, muq-nano 0.500: -0.500 (-0.")
-    done = run(SCRIPT, "compare", "runs", "--only", "odd.jsonl", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "1 of 1 tracks, such as audio/no.ogg, are in no fold" in done.stderr
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "text.jsonl").write_text("audio/01.ogg\n")
+    (tmp_path / "other.jsonl").write_text('{"path": "audio/01.ogg"}\n')
+    for name, message in (
+        ("odd", "1 of 1 tracks, such as audio/no.ogg, are in no fold"),
+        ("empty", "no tracks are listed"),
+        ("text", "needs a JSON object a line, with audio_path"),
+        ("other", "needs a JSON object a line, with audio_path"),
+        ("nowhere", "can't be read (No such file or directory)"),
+    ):
+        done = run(SCRIPT, "compare", "runs", "--only", f"{name}.jsonl", cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert message in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,29 @@ def make(task: Path, out: Path, folds: int, seed: int) -> None:
         print(f"{folder}: {int((fold_of == k).sum())} test tracks of {len(rows)}")
 
 
+def read_lists(lists: list[Path], known: set[str]) -> list[str]:
+    """Tracks of some jsonl lists, all of which must be known."""
+    wanted = set()
+    for file in lists:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+            wanted |= {json.loads(line)["audio_path"] for line in lines if line}
+        except OSError as error:
+            raise ValueError(f"--only {file} can't be read ({error.strerror})") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"--only {file} needs a JSON object a line, with audio_path"
+            ) from error
+    where = " ".join(map(str, lists))
+    if not wanted:
+        raise ValueError(f"--only {where}: no tracks are listed")
+    unknown = sorted(wanted - known)
+    if unknown:
+        raise ValueError(f"--only {where}: {len(unknown)} of {len(wanted)} tracks, such as "
+                         f"{unknown[0]}, are in no fold")  # fmt: skip
+    return sorted(wanted)
+
+
 def compare(folders: list[Path], lists: list[Path] | None = None) -> list[str]:
     """Lines on each two encoders: accuracies, difference, its interval, the verdict.
 
@@ -129,7 +152,7 @@ def compare(folders: list[Path], lists: list[Path] | None = None) -> list[str]:
     ------
     ValueError
         When no strategy is there with two encoders in all folds, the folds are of several tasks, or
-        a track of the lists isn't among the folds'.
+        the lists are none of their tracks.
     """
     runs, _ = read_folders(folders)
     cells, names = {}, set()
@@ -153,18 +176,7 @@ def compare(folders: list[Path], lists: list[Path] | None = None) -> list[str]:
             f"{len(common)} strategies that all of them have; it takes two of each, and a strategy"
         )
     ids = np.concatenate([cells[encoders[0], common[0], k].ids for k in folds])
-    counts = np.ones(len(ids), bool)
-    if lists:
-        wanted = {json.loads(line)["audio_path"] for file in lists
-                  for line in file.read_text(encoding="utf-8").splitlines() if line}  # fmt: skip
-        missing = sorted(wanted - set(ids))
-        if missing or not wanted:
-            raise ValueError(
-                f"--only {' '.join(map(str, lists))}: "
-                + (f"{len(missing)} of {len(wanted)} tracks, such as {missing[0]}, are in no fold"
-                   if missing else "no tracks")
-            )  # fmt: skip
-        counts = np.isin(ids, sorted(wanted))
+    counts = np.isin(ids, read_lists(lists, set(ids))) if lists else np.ones(len(ids), bool)
     curves = {}
     for encoder in encoders:
         found = []
