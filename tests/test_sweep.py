@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import make_task, run
-from wandb_file import read_run
+from wandb_file import read_runs
 
 from tune import sweep_pool, sweep_worker
 from tune.sweep_files import propose
@@ -97,7 +97,8 @@ def test_interrupted_it_goes_on_and_cells_that_cut_nothing_are_marked(tmp_path):
     assert "<svg" in (tmp_path / "runs" / "small.html").read_text()
     assert "wandb sync" in done.stdout
 
-    records = [read_run(path) for path in (tmp_path / "wandb").glob("offline-run-*")]
+    records, unbegun = read_runs(tmp_path / "wandb")
+    assert len(unbegun) <= 2  # a worker's, if it was just about to begin one
     whole = [r for r in records if r["exit_code"] == 0 and "test/accuracy" in r["summary"]]
     assert {(r["config"]["seg"], r["config"]["agg"]) for r in whole} >= {
         ("1", "mean"), ("1", "max"), ("full", "mean")}  # fmt: skip
@@ -112,36 +113,43 @@ def test_interrupted_it_goes_on_and_cells_that_cut_nothing_are_marked(tmp_path):
     again = run_sweep(*flags, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert again.stdout == done.stdout
-    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == len(records)
+    assert read_runs(tmp_path / "wandb") == (records, unbegun)
 
 
-def work_interrupted_as_a_run_begins(connection):
-    """A worker that gets a Ctrl-C when W&B has begun a run, and hasn't handed it over yet."""
+def work_interrupted_as_a_run_begins(connection, folder_only):
+    """A worker that gets a Ctrl-C in W&B's `init`: at the run's folder, or with the run begun."""
     from wandb.sdk import wandb_init
 
     from tune.sweep_worker import work
 
-    def interrupted(run):
+    def interrupted(*args):
         raise KeyboardInterrupt
 
-    wandb_init._set_global_run = interrupted
+    if folder_only:
+        wandb_init._WandbInit.init = interrupted  # the folder is there, its log isn't
+    else:
+        wandb_init._set_global_run = interrupted
     work(connection, "train_probe.py", None)
 
 
-def test_a_run_that_a_signal_meets_as_it_begins_isnt_closed_as_finished(tmp_path, monkeypatch):
+@pytest.mark.parametrize("folder_only", [True, False])
+def test_a_run_that_a_signal_meets_as_it_begins_isnt_closed_as_finished(
+    tmp_path, monkeypatch, folder_only
+):
     monkeypatch.chdir(tmp_path)
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
-    worker = spawn.Process(target=work_interrupted_as_a_run_begins, args=(there,))
+    worker = spawn.Process(target=work_interrupted_as_a_run_begins, args=(there, folder_only))
     worker.start()
     argv = [f"--task={make_task(tmp_path / 'tones')}", "--encoder=mel", "--seg=1",
             f"--store={tmp_path / 'store'}", f"--output_dir={tmp_path / 'runs'}"]  # fmt: skip
     assert here.recv() == ("ready",)
     here.send(("cell", "one", argv, tmp_path / "log.txt"))
     worker.join(60)
-    (record,) = [read_run(path) for path in (tmp_path / "wandb").glob("offline-run-*")]
-    assert record["exit_code"] == worker.exitcode == 130
-    assert not record["history"]
+    assert worker.exitcode == 130
+    records, unbegun = read_runs(tmp_path / "wandb")
+    assert len(unbegun) == folder_only
+    assert [(r["exit_code"], r["history"]) for r in records] == [(130, [])] * (not folder_only)
 
 
 @pytest.mark.slow
@@ -152,7 +160,10 @@ def test_a_schedulers_sigterm_closes_the_runs_and_it_goes_on(tmp_path):
     assert code == 143, stderr
     assert "the same command goes on" in stderr
     assert "Traceback" not in stderr
-    for record in map(read_run, (tmp_path / "wandb").glob("offline-run-*")):
+    records, unbegun = read_runs(tmp_path / "wandb")
+    assert records
+    assert len(unbegun) <= 2  # a worker's, if it was just about to begin one
+    for record in records:
         assert record["exit_code"] is not None or not record["history"]  # closed once it was begun
         assert record["exit_code"] != 0 or "test/accuracy" in record["summary"]
     (journal,) = tmp_path.glob("runs/.sweeps/*.jsonl")  # a result may be there, its run not closed

@@ -22,6 +22,8 @@ def records(path: Path):
             at += left
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        if at + 7 + length > len(data):
+            return  # whoever wrote it was killed
         parts.append(data[at + 7 : at + 7 + length])
         at += 7 + length
         if kind in (1, 4):
@@ -51,6 +53,17 @@ def read_run(folder: Path) -> dict:
         elif kind == "exit":
             out["exit_code"] = record.exit.exit_code
     return out
+
+
+def read_runs(folder: Path) -> tuple[list[dict], list[Path]]:
+    """Read the offline runs in a folder, and name those whose log a signal kept from being begun.
+
+    W&B makes a run's folder first and hands the run to its own process later; what is ended between
+    the two leaves a folder without a log, which `wandb sync` passes over.
+    """
+    folders = sorted(folder.glob("offline-run-*"))
+    unbegun = [path for path in folders if not list(path.glob("*.wandb"))]
+    return [read_run(path) for path in folders if path not in unbegun], unbegun
 
 
 def _update(target: dict, items) -> None:
