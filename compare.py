@@ -16,7 +16,7 @@ run that it had to leave out.
 from argparse import ArgumentTypeError
 from pathlib import Path
 
-from tune.cli import Parser, positive_float, run_script, set_up_logging
+from tune.cli import Parser, begin, positive_float, run_script, set_up_logging
 from tune.costs import parse_budget
 
 
@@ -82,7 +82,7 @@ def size(text):
         raise ArgumentTypeError(str(error)) from error
 
 
-args = parse_args() if __name__ == "__main__" else None
+args = begin(parse_args) if __name__ == "__main__" else None
 
 import sys
 

@@ -308,7 +308,7 @@ def write_json(path, record) -> None:
 
 
 if __name__ == "__main__":
-    args = parse_args()
-    from tune.cli import run_script
+    from tune.cli import begin, run_script
 
+    args = begin(parse_args)
     run_script(lambda: main(args))

@@ -17,7 +17,7 @@ import sys
 
 from flags import add_common, check_common
 
-from tune.cli import Parser, positive_float, positive_int, run_script, to_bool
+from tune.cli import Parser, begin, positive_float, positive_int, run_script, to_bool
 
 NAME = "levers"
 TOLERANCE = 1e-4  # of the embedding, where both sides compute in float32
@@ -46,7 +46,7 @@ def parse_args(argv=None):
 # fmt: on
 
 
-args = parse_args() if __name__ == "__main__" else None
+args = begin(parse_args) if __name__ == "__main__" else None
 
 import copy
 import itertools

@@ -15,7 +15,7 @@ import sys
 
 from flags import add_common, check_common
 
-from tune.cli import Parser, positive_float, positive_int, run_script
+from tune.cli import Parser, begin, positive_float, positive_int, run_script
 from tune.segments import parse_rule
 
 NAME = "pipeline"
@@ -42,7 +42,7 @@ def parse_args(argv=None):
 # fmt: on
 
 
-args = parse_args() if __name__ == "__main__" else None
+args = begin(parse_args) if __name__ == "__main__" else None
 
 import tempfile
 from pathlib import Path

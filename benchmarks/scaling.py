@@ -22,7 +22,7 @@ import json
 
 from flags import add_common, check_common, to_bytes
 
-from tune.cli import Parser, positive_float, positive_int, run_script
+from tune.cli import Parser, begin, positive_float, positive_int, run_script
 from tune.segments import parse_rule
 
 NAME = "scaling"
@@ -55,7 +55,7 @@ def parse_args(argv=None):
 # fmt: on
 
 
-args = parse_args() if __name__ == "__main__" else None
+args = begin(parse_args) if __name__ == "__main__" else None
 
 import sys
 import tempfile

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM end a script in seconds, wherever they fall, and what closes it still runs."""
 
+import contextlib
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from conftest import ROOT, make_task, run
 
@@ -40,6 +42,8 @@ def main():
         except BaseException:
             pass
         wait(60)
+    elif way == "exec":  # as in a dataclass that is being made
+        exec("press(number)")
     elif way == "converted":
         try:
             press(number)
@@ -60,15 +64,17 @@ run_script(main)
 
 
 @pytest.fixture(scope="module")
-def ended():
+def ended(tmp_path_factory):
     """Scripts that were sent signals, all at once: (way, signal) -> code, stdout, stderr, s."""
     ways = [("dropped", "SIGINT"), ("dropped", "SIGTERM"), ("swallowed", "SIGINT"),
             ("converted", "SIGTERM"), ("plain", "SIGINT"), ("copied", "SIGINT"),
-            ("copied", "SIGTERM"), ("twice", "SIGINT")]  # fmt: skip
+            ("copied", "SIGTERM"), ("twice", "SIGINT"), ("exec", "SIGINT")]  # fmt: skip
+    folder = tmp_path_factory.mktemp("script")
+    (folder / "script.py").write_text(SCRIPT)
     started = time.monotonic()
     running = {
         way: subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, *way], cwd=ROOT, text=True,
+            [sys.executable, "-m", "script", *way], cwd=folder, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for way in ways
@@ -85,7 +91,7 @@ def ended():
     [("dropped", "SIGINT", 130, "dropped\n"), ("dropped", "SIGTERM", 143, "dropped\n"),
      ("swallowed", "SIGINT", 130, ""), ("converted", "SIGTERM", 143, ""),
      ("plain", "SIGINT", 130, "closed\n"), ("copied", "SIGINT", 130, "closed\n"),
-     ("copied", "SIGTERM", 143, "closed\n")],
+     ("copied", "SIGTERM", 143, "closed\n"), ("exec", "SIGINT", 130, "")],
 )  # fmt: skip
 def test_a_signal_is_never_lost_and_what_closes_the_run_is_left_to_do_so(
     ended, way, number, code, printed
@@ -100,6 +106,72 @@ def test_a_signal_is_never_lost_and_what_closes_the_run_is_left_to_do_so(
 
 def test_a_second_ctrl_c_ends_at_once(ended):
     assert ended["twice", "SIGINT"][:3] == (-2, "", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("argv", "library"),
+    [(["compare.py", "."], "pandas"), (["tools/folds.py", "make", "t", "--out=f"], "numpy"),
+     (["-m", "tune.sweep", "s.yaml"], "tqdm"), (["-m", "tune.tasks", "list"], "rich")],
+)  # fmt: skip
+def test_a_signal_while_libraries_are_imported_ends_in_one_line(tmp_path, argv, library, number):
+    """A library that sends it in the moment in which it's imported, in front of the real one."""
+    press = f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(9)\n"
+    (tmp_path / f"{library}.py").write_text(press)
+    argv = [ROOT / argv[0], *argv[1:]] if argv[0] != "-m" else argv
+    done = run(*argv, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 128 + number
+    assert done.stderr.strip() == "stopped: nothing was begun yet"
+    assert done.stdout == ""
+
+
+def test_importing_the_package_leaves_the_signals_alone(tmp_path):
+    code = "import signal, tune; assert signal.getsignal(2) is signal.default_int_handler"
+    done = run("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text("import tune")  # while sys.argv[0] is "-m"
+    (tmp_path / "mine" / "__main__.py").write_text(code)
+    done = run("-m", "mine", "tune.sweep", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+STARTING = {  # what starts processes of its own, and how their command line is known
+    "sweep": (["-m", "tune.sweep", "s.yaml", "--workers=2"], "spawn_main"),
+    "demo": ([ROOT / "train_probe.py", "--encoder=mel"], "spawn_main"),
+    "profile": ([ROOT / "profile.py", "--encoder=mel", "--seg=1"], "tune.measuring"),
+    "corpus": ([ROOT / "tools" / "pretrain_nano.py", "--songs=160", "--out=nano"], "spawn_main"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", STARTING)
+def test_ctrl_c_while_processes_start_ends_in_one_line(tones, tmp_path, what):
+    """They get it, too, while they are still importing."""
+    argv, known_by = STARTING[what]
+    sweep = {"program": "train_probe.py", "method": "grid", "name": "s", "parameters": {
+        "task": {"value": str(tones)}, "encoder": {"value": "mel"},
+        "seg": {"values": ["1", "2"]}}}  # fmt: skip
+    (tmp_path / "s.yaml").write_text(json.dumps(sweep))
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    process = subprocess.Popen(
+        [sys.executable, *map(str, argv)], cwd=tmp_path, env=env, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    children = []
+    while not children:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.002)
+        for child in psutil.Process(process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                children += [child] if known_by in " ".join(child.cmdline()) else []
+    time.sleep(0.1)  # Python answers Ctrl-C from here on, and imports for some time yet
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert stderr.splitlines()[-1].startswith("stopped: "), stderr
+    assert "Traceback" not in stderr
+    assert "KeyboardInterrupt" not in stderr
+    assert not psutil.wait_procs(children, timeout=10)[1]
 
 
 MEL = ["--encoder=mel", "--seg=0.5", "--min_tail=0.2"]

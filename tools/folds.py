@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tune.cli import Parser, positive_int, run_script
+from tune.cli import Parser, begin, positive_int, run_script
 
 
 # fmt: off
@@ -48,7 +48,7 @@ def parse_args(argv=None):
 # fmt: on
 
 
-args = parse_args() if __name__ == "__main__" else None
+args = begin(parse_args) if __name__ == "__main__" else None
 
 import json
 import os

@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tune.cli import Parser, positive_float, run_script, set_up_logging, to_bool
+from tune.cli import Parser, begin, positive_float, run_script, set_up_logging, to_bool
 
 LIST = Path(__file__).with_suffix(".tsv")
 
@@ -50,7 +50,7 @@ def parse_args(argv=None):
 # fmt: on
 
 
-args = parse_args() if __name__ == "__main__" else None
+args = begin(parse_args) if __name__ == "__main__" else None
 
 import hashlib
 import json

@@ -39,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tune.cli import (
     Parser,
+    begin,
     positive_float,
     positive_int,
     run_script,
@@ -154,7 +155,7 @@ def parse_args(argv=None):
 # fmt: on
 
 
-args = parse_args() if __name__ == "__main__" else None
+args = begin(parse_args) if __name__ == "__main__" else None
 
 import logging
 import math

@@ -8,6 +8,8 @@ name says samples; hidden states are counted from 0 (the front end's output) to 
 Shapes: B batch, N segments or tokens of a track, T frames, L layers, D embedding size, C classes.
 """
 
+import sys
+
 __version__ = "0.1.0"
 __all__ = ["__version__", "embed", "store"]
 
@@ -21,3 +23,15 @@ def __getattr__(name: str):
     if name == "store":
         return importlib.import_module("tune.store")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _is_run_as_a_module() -> bool:
+    """Whether this is `python -m tune.NAME`, about to import what it needs."""
+    given = zip(sys.orig_argv, sys.orig_argv[1:], strict=False)
+    return sys.argv[:1] == ["-m"] and any(a == "-m" and b.startswith("tune.") for a, b in given)
+
+
+if _is_run_as_a_module():
+    from tune.stopping import end_quietly
+
+    end_quietly()

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tune.segments import Rule, is_degenerate, parse_rule
+from tune.stopping import held_back
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE_EVERY_S = 0.005
@@ -30,7 +31,14 @@ WARM_UP_S = 1.0
 STAGES = ("decode", "cut", "encode", "join")  # of a track, in order
 SEED = 1234
 # The root goes to the path's end: before the standard library, our profile.py would stand in.
-CHILD = "import sys; sys.path.append(sys.argv[1]); from tune.measuring import child; child()"
+CHILD = """\
+import signal, sys
+sys.path.append(sys.argv[1])
+from tune.stopping import let_through
+let_through(signal.SIG_DFL)  # Ctrl-C: the parent says what there is to say
+from tune.measuring import child
+child()
+"""
 
 
 @dataclass(frozen=True)
@@ -100,13 +108,21 @@ def measure(cell: Cell, repeats: int = 3) -> dict:
         report = Path(folder, "report.json")
         command = [sys.executable, "-P", "-c", CHILD, str(ROOT), str(report)]
         job = json.dumps({"cell": asdict(cell), "repeats": repeats})
-        done = subprocess.run(command, input=job, text=True, stdout=subprocess.DEVNULL)
+        with held_back():
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                                       text=True)  # fmt: skip
+        with process:
+            try:
+                process.communicate(job)
+            except BaseException:
+                process.kill()
+                raise
         if report.exists():
             found = json.loads(report.read_text(encoding="utf-8"))
-        elif done.returncode == -getattr(signal, "SIGKILL", 9):
+        elif process.returncode == -getattr(signal, "SIGKILL", 9):
             return {"failed": "killed by the system, most likely out of memory"}
         else:
-            raise RuntimeError(f"measuring {cell} failed with code {done.returncode}, see above")
+            raise RuntimeError(f"measuring {cell} failed with code {process.returncode}, see above")
     if "error" in found:
         raise ValueError(found["error"])
     return found
@@ -118,7 +134,6 @@ def child() -> None:
 
     from tune.cli import raised_by_us
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: the parent says what there is to say
     job = json.load(sys.stdin)
     try:
         found = run_cell(Cell(**job["cell"]), job["repeats"])

@@ -11,6 +11,7 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +24,7 @@ from tqdm import tqdm
 
 from tune.composed import VERSION, compose
 from tune.frontend import SAMPLE_RATE
+from tune.stopping import held_back, let_through
 
 SHARD = 40  # tracks
 N_MELS, N_PITCHES, STRIDE = 128, 72, 4
@@ -207,7 +209,13 @@ def _run(work, jobs: list[tuple], workers: int, what: str, size: int) -> Iterato
                 bar.update(size)
             return
         spawn = multiprocessing.get_context("spawn")  # a fork of threads (torch's) can hang
-        with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-            for future in [pool.submit(work, *job) for job in jobs]:
+        pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=let_through,
+                                   initargs=(signal.SIG_DFL,))  # fmt: skip
+        try:
+            with held_back():
+                futures = [pool.submit(work, *job) for job in jobs]
+            for future in futures:
                 yield future.result()
                 bar.update(size)
+        finally:
+            pool.shutdown(cancel_futures=True)

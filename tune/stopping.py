@@ -3,7 +3,7 @@
 Python drops an exception that is raised in a destructor or in a callback of a library, and with it
 the user's Ctrl-C. Here a signal is noted first, then raised, and raised again every second until it
 arrives where the script ends; not while it is on its way there, so that what closes files and runs
-is left to do so.
+is left to do so. Child processes get signals once they can answer them (`held_back`).
 """
 
 import os
@@ -14,8 +14,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+HELD = {signal.SIGINT, signal.SIGTERM}
 AGAIN_S = 1.0
 COPY_S = 5.0  # a launcher passes on the SIGTERM that everybody got
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, by a class of ours.
+
+    Python notes a plain KeyboardInterrupt that leaves an `exec`, as dataclasses and namedtuple use
+    it, and ends by the signal instead of by the exit code even when it was handled since.
+    """
 
 
 class Terminated(KeyboardInterrupt):
@@ -27,7 +36,7 @@ class Stop:
 
     Attributes
     ----------
-    error : KeyboardInterrupt, Terminated or None
+    error : Interrupted, Terminated or None
     """
 
     def __init__(self):
@@ -37,7 +46,7 @@ class Stop:
     def note(self, number, frame) -> None:
         """Note the first signal and raise it; the same key pressed again ends at once."""
         if self.error is None:
-            self.error = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+            self.error = Terminated() if number == signal.SIGTERM else Interrupted()
             self._number, self._since = number, time.monotonic()
             if hasattr(signal, "setitimer"):
                 signal.setitimer(signal.ITIMER_REAL, AGAIN_S, AGAIN_S)
@@ -95,3 +104,46 @@ def noted_signals() -> Iterator[Stop]:
         if stop.error is None:
             for number, handler in before.items():  # all is done: nothing is left to say
                 signal.signal(number, signal.SIG_DFL if handler is _nothing_begun else handler)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Start processes in this block: they get Ctrl-C and SIGTERM when they call `let_through`.
+
+    Ctrl-C in a terminal reaches children too, and one that is still importing prints a traceback.
+    Which signals are blocked is inherited, so a child's wait until it has said what to do at them;
+    this process's wait until the block ends.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    import multiprocessing.resource_tracker
+
+    multiprocessing.resource_tracker.ensure_running()  # while it starts it lets them through
+    noted: list[int] = []
+    # The mask is this thread's and its children's; another thread may take the signal meanwhile.
+    is_main = threading.current_thread() is threading.main_thread()
+    ours = {n for n in HELD if is_main and callable(signal.getsignal(n))}
+    handlers = {n: signal.signal(n, lambda n, _: noted.append(n)) for n in ours}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number in noted:
+            signal.raise_signal(number)
+
+
+def let_through(interrupt=None) -> None:
+    """In a process started while signals were held back: take them from now on.
+
+    Parameters
+    ----------
+    interrupt : what Ctrl-C does here, as `signal.signal` takes it; None for what it did before
+    """
+    if interrupt is not None:
+        signal.signal(signal.SIGINT, interrupt)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)

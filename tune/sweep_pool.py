@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from tune.stopping import held_back
 from tune.sweep_files import Cell, to_stop
 from tune.sweep_state import Sweep
 from tune.sweep_worker import work
@@ -49,7 +50,8 @@ class Pool:
         process = self.context.Process(  # no daemon: the demo music is composed by children
             target=work, args=(there, self.program, device), name=f"worker-{i}"
         )
-        process.start()
+        with held_back():  # until it can close its run
+            process.start()
         there.close()  # so that its end is noticed
         self.workers[here], self.busy[here] = process, None
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tune.cli import ENVIRONMENT, ROOT, raised_by_us
+from tune.stopping import let_through
 
 
 class EndedEarlyError(Exception):
@@ -42,11 +43,15 @@ def work(connection: Connection, program: str, device: int | None) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(device)
     # Runs are kept on disk, complete; `wandb sync` uploads them.
     os.environ.setdefault("WANDB_MODE", "offline")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's: close the run
+    # Nothing is open while libraries are imported, and they could take the exception for their own.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    let_through(signal.SIG_DFL)
     quiet = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the worker
     os.dup2(quiet.fileno(), 1)
     try:
         worker = Worker(connection, program)
+        for number in (signal.SIGINT, signal.SIGTERM):  # from now on there may be a run to close
+            signal.signal(number, signal.default_int_handler)
         connection.send(("ready",))
         while (message := connection.recv())[0] != "quit":
             if message[0] == "check":

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from tune.demo.synth import SAMPLE_RATE
 from tune.demo.tasks import SPLITS, TASKS, check_task
+from tune.stopping import held_back, let_through
 
 
 def _write_unit(task: str, index: int, keep: int, folder: str) -> list[dict]:
@@ -65,11 +66,6 @@ def _blank_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _leave_interrupts() -> None:
-    """Let the parent answer Ctrl+C; workers would only print their traces over its message."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def _make_all(jobs: list[tuple], workers: int, bar: tqdm) -> list[list[dict]]:
     """Rows of every job, in the order of the jobs."""
     results: list[list[dict]] = [[] for _ in jobs]
@@ -81,9 +77,11 @@ def _make_all(jobs: list[tuple], workers: int, bar: tqdm) -> list[list[dict]]:
         return results
     # Spawned, not forked: the parent may hold threads (torch), and a fork of those can hang.
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_leave_interrupts)
+    # The parent answers Ctrl+C; workers would only print their traces over its message.
+    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=let_through,
+                               initargs=(signal.SIG_IGN,))  # fmt: skip
     try:
-        with _blank_main():
+        with _blank_main(), held_back():
             futures = {pool.submit(_write_unit, *job): i for i, job in enumerate(jobs)}
         for future in as_completed(futures):
             results[futures[future]] = future.result()
