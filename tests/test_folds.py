@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from compare_runs import write_run
 from conftest import ROOT, make_task, run
+from in_process import call
 
 from tune.tasks import load_task
 
@@ -54,7 +55,7 @@ def test_encoders_are_compared_over_all_folds(tmp_path, rng):
     assert second.startswith("mel 0.400, muq-nano 0.800: -0.400 (-0.")
     assert second.endswith("worse")
     write_run(tmp_path, "other", labels[:8], labels[None, :8], task="drums-0")
-    done = run(SCRIPT, "compare", tmp_path, cwd=tmp_path)
+    done = call("tools/folds.py", "compare", tmp_path, cwd=tmp_path)
     assert done.returncode == 2
     assert "folds of several tasks (drums, tones)" in done.stderr
 
@@ -88,7 +89,7 @@ def test_only_the_tracks_of_some_lists_count(tmp_path, rng):
         ("other", "needs a JSON object a line, with audio_path"),
         ("nowhere", "can't be read (No such file or directory)"),
     ):
-        done = run(SCRIPT, "compare", "runs", "--only", f"{name}.jsonl", cwd=tmp_path)
+        done = call("tools/folds.py", "compare", "runs", "--only", f"{name}.jsonl", cwd=tmp_path)
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1
         assert message in done.stderr
@@ -106,7 +107,7 @@ def test_only_the_tracks_of_some_lists_count(tmp_path, rng):
 def test_mistakes_are_one_line(tmp_path, flags, message):
     make_task(tmp_path / "numbers", seconds=0.5, n=(3, 3, 3), numbers=True)
     (tmp_path / "empty").mkdir()
-    done = run(SCRIPT, *flags, cwd=tmp_path)
+    done = call("tools/folds.py", *flags, cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
