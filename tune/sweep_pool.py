@@ -50,7 +50,7 @@ class Pool:
         process = self.context.Process(  # no daemon: the demo music is composed by children
             target=work, args=(there, self.program, device), name=f"worker-{i}"
         )
-        with held_back():  # until it can close its run
+        with held_back():
             process.start()
         there.close()  # so that its end is noticed
         self.workers[here], self.busy[here] = process, None
