@@ -217,7 +217,11 @@ def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> flo
 
 
 @torch.inference_mode()
-def convolution_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+def convolution_rate(
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> float:
     """Measure the rate of the convolution that is most of MuQ's work: 3 x 3, 512 channels.
 
     On a CPU it can be well above that of matrix products, which come from another library.
@@ -228,7 +232,9 @@ def convolution_rate(device: torch.device, dtype: torch.dtype = torch.float32) -
     """
     n, channels, bands, frames = 8 if device.type == "cuda" else 1, 512, 64, 64
     x = torch.randn(n, channels, bands, frames, device=device, dtype=dtype)
+    x = x.to(memory_format=memory_format)
     kernel = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype)
+    kernel = kernel.to(memory_format=memory_format)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         seconds = _quickest(device, lambda: nn.functional.conv2d(x, kernel, padding=1))
     return 2 * 9 * channels**2 * n * bands * frames / seconds
@@ -339,12 +345,12 @@ def describe_machine(device: torch.device) -> dict:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]],
-                notes: Sequence[str]) -> None:  # fmt: skip
-    """Print a table, its first column to the left, and notes below it."""
+                notes: Sequence[str], left: int = 1) -> None:  # fmt: skip
+    """Print a table, its first columns to the left, and notes below it."""
     console = Console(width=None if sys.stdout.isatty() else 140)
     table = Table()
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left")
+        table.add_column(column, justify="left" if i < left else "right")
     for row in rows:
         table.add_row(*row)
     console.print(f"\n{title}", style="bold", highlight=False, markup=False, soft_wrap=True)

@@ -45,6 +45,7 @@ def parse_args(argv=None):
 args = begin(parse_args) if __name__ == "__main__" else None
 
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import common
@@ -66,8 +67,8 @@ def main(args):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = [str(folder / f"{i:04d}.ogg") for i in range(args.tracks)]
-        for i, path in enumerate(paths):
-            write_ogg(path, args.duration, seed=i)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda i: write_ogg(paths[i], args.duration, seed=i), range(len(paths))))
         file_bytes = sum(Path(path).stat().st_size for path in paths)
         tracks = [read_audio(path, SAMPLE_RATE) for path in paths]
         spans = [rule.cut(samples, SAMPLE_RATE) for samples in tracks]

@@ -4,6 +4,7 @@ A run's folder holds result.json, config.json, predictions.parquet and probe.saf
 written aside and renamed, so that it exists complete or not at all.
 """
 
+import contextlib
 import csv
 import importlib.metadata
 import json
@@ -39,9 +40,15 @@ PACKAGES = ("torch", "torchaudio", "transformers", "accelerate", "datasets", "ev
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, this project and the packages that a number may depend on."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), "tune": __version__, **found}
+    """Versions of Python, this project and the packages that a number may depend on.
+
+    W&B may be missing where it isn't reported to.
+    """
+    found = {"python": platform.python_version(), "tune": __version__}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def git_sha() -> str | None:

@@ -1,0 +1,95 @@
+"""The scripts as their users run them: from files to rows, probes, pretraining, costs."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import soundfile
+from gpu_bench import ROOT, Bench, at_most, music, run_benchmark, run_for_json, run_script
+
+from tune.encoder import SAMPLE_RATE
+
+LAUNCH = ("-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1",
+          "--mixed_precision", "no", "--dynamo_backend", "no")  # fmt: skip
+WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+
+
+def pipeline(bench: Bench, record) -> None:
+    """100 files of 30 s from disk to rows, against the encoder alone on the same segments."""
+    n, duration = (4, 3) if bench.rehearse else (100, 30)
+    given = ["--encoder", bench.large, "--device", bench.device.type, "--rounds", 2,
+             "--tracks", n, "--duration", duration, "--precision", bench.halves[-1]]  # fmt: skip
+    record(segments_of_10_s=run_benchmark("pipeline", *given))
+    record(full=run_benchmark("pipeline", *given, "--seg", "full"))
+
+
+def probe(bench: Bench, record) -> None:
+    """train_probe.py on the demo: 5 seeds, one layer, then all; the same without the GPU beside it.
+
+    Probes are trained on the rows that the first run stored, so that only the devices differ.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder, checks = Path(name), []
+        precision = "no" if bench.rehearse else bench.halves[-1]
+        task = small_task(folder) if bench.rehearse else ["--task", "demo"]
+        seeds = [1, 2] if bench.rehearse else [1, 2, 3, 4, 5]
+        for run, more, env in (
+            ("gpu", [], {}),
+            ("gpu again", [], {}),
+            ("cpu, same rows", [], WITHOUT_GPU),
+            ("gpu, all layers", ["--layer", "all"], {}),
+        ):
+            if bench.rehearse and run != "gpu" and "same" not in run:
+                continue
+            out = folder / run.replace(",", "").replace(" ", "-")
+            done = run_script(
+                *LAUNCH, ROOT / "train_probe.py", *task, "--seg", "10", "--agg", "mean",
+                "--seeds", *seeds, "--mixed_precision", precision, "--report_to", "none",
+                "--output_dir", out, "--store", folder / "store", *more, env=env,
+            )  # fmt: skip
+            results = list(out.glob("*/result.json"))
+            if not results:
+                raise RuntimeError(f"train_probe.py ended with code {done.returncode}, see above")
+            result = json.loads(results[0].read_text(encoding="utf-8"))
+            keys = ("metrics", "cost", "device", "precision", "n_tracks", "versions")
+            record(**{run: {key: result[key] for key in keys}})
+            checks.append(at_most(f"exit code, {run}", done.returncode, 0))
+            record(checks=checks)
+
+
+def small_task(folder: Path) -> list:
+    """Write a task of 24 short files for a rehearsal; return the flags that choose it."""
+    lines = ["path,label,split"]
+    for i in range(24):
+        soundfile.write(folder / f"{i:02d}.wav", music(4.0, seed=i), SAMPLE_RATE)
+        lines.append(f"{i:02d}.wav,{'ab'[i % 2]},{('train', 'train', 'val', 'test')[i // 2 % 4]}")
+    (folder / "task.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return ["--task", folder / "task.csv", "--encoder", "muq-nano"]
+
+
+def pretraining(bench: Bench, record) -> None:
+    """20 steps of the Transformer aggregator's pretraining."""
+    with tempfile.TemporaryDirectory() as name:
+        out = Path(name) / "aggregator"
+        more = ["--tasks", "demo", "--seg", 10, "--epochs", 5]  # of 4 steps each
+        if bench.rehearse:
+            _, task, *encoder = small_task(Path(name))
+            more = ["--tasks", task, *encoder, "--seg", 1, "--epochs", 1]
+        done = run_script(
+            *LAUNCH, ROOT / "pretrain_aggregator.py", *more, "--batch_size", 20, "--out", out,
+            "--store", Path(name) / "store", "--report_to", "none",
+        )  # fmt: skip
+        history = out / "history.csv"
+        record(
+            checks=[at_most("exit code", done.returncode, 0)],
+            history=history.read_text(encoding="utf-8") if history.exists() else None,
+        )
+
+
+def costs(bench: Bench, record) -> None:
+    """profile.py: MuQ-large at 10, 30 and 60 s and full, a track of 45 s; each in its process."""
+    given = ["--seg", "10", "30", "60", "full", "--encoder", bench.large, "--duration", 45]
+    if bench.rehearse:
+        given = ["--seg", "1", "full", "--encoder", bench.large, "--duration", 2, "--repeats", 1]
+    found = run_for_json("profile.py", *given)
+    record(machine=found["machine"], rows=found["rows"])

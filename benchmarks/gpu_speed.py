@@ -1,0 +1,234 @@
+"""How fast is a GPU, and where does its time go?"""
+
+import statistics
+
+import common
+import numpy as np
+import torch
+from gpu_bench import Bench, cosines, run_benchmark, segments
+
+from tune.costs import muq_flops
+from tune.encoder import DTYPES, SAMPLE_RATE
+
+LARGE_BUDGET = 40_000_000_000  # bytes: nearly all of a large card, instead of the default 2 GB
+TOP_KERNELS = 15
+
+
+def rates(bench: Bench, record) -> None:
+    """The card's own rates: matrix products, MuQ's 3 x 3 convolution, copies."""
+    found = {}
+    for name in ("no", *bench.halves):
+        dtype = DTYPES[name]
+        found[name] = {
+            "matmul": common.matmul_rate(bench.device, dtype),
+            "convolution": common.convolution_rate(bench.device, dtype),
+            "convolution_channels_last": common.convolution_rate(
+                bench.device, dtype, torch.channels_last
+            ),
+        }
+        record(flop_per_s=found)
+    n_bytes = 2**24 if bench.rehearse else 2**31
+    source = torch.ones(n_bytes, dtype=torch.uint8, device=bench.device)
+    target = torch.empty_like(source)
+    seconds = min(common.clock(bench.device, lambda: target.copy_(source))[1] for _ in range(5))
+    record(copy_bytes_per_s=2 * n_bytes / seconds)
+
+
+def sizes(bench: Bench, record) -> None:
+    """MuQ to its last layer: batches of 10 s, then longer pieces, in each precision."""
+    seconds = [(10, n) for n in (1, 3, 6, 12, 24, 48)] + [(30, 1), (30, 4), (45, 1), (60, 1)]
+    cells = [("default", p, *each) for p in bench.halves for each in seconds]
+    cells += [("default", "no", *each) for each in ((10, 1), (10, 6), (45, 1))]
+    cells += [("large", p, *each) for p in bench.halves for each in ((10, 24), (10, 48), (60, 1))]
+    best = {
+        p: common.matmul_rate(bench.device, DTYPES[p]) for p in dict.fromkeys(c[1] for c in cells)
+    }
+    rows = []
+    for budget, p, length_s, n in cells[:: 9 if bench.rehearse else 1]:
+        encoder = bench.encoder(bench.large, p)
+        kept = encoder.chunk_s
+        if budget == "large":
+            per_second = encoder.model.frontend.bytes_per_second(DTYPES[p])
+            encoder.chunk_s = LARGE_BUDGET / 2 / per_second
+        try:
+            rows.append({
+                "budget": budget, "precision": p, "segment_s": length_s, "batch": n,
+                **measure(bench, encoder, segments(n, bench.seconds(length_s, 1)), best[p]),
+            })  # fmt: skip
+        finally:
+            encoder.chunk_s = kept
+        record(rows=rows)
+
+
+def measure(bench: Bench, encoder, audio: np.ndarray, rate: float, embed=None) -> dict:
+    """Seconds, speed and memory of one call of `embed` (default: the encoder's, last layer).
+
+    Parameters
+    ----------
+    rate : FLOP/s of the card, which the arithmetic's rate is given as a share of
+    """
+    layer = encoder.n_layers
+    embed = embed or (lambda audio: encoder.embed(audio, [layer]))
+    for _ in range(2):
+        embed(audio)  # kernels are chosen
+    with common.PeakMemory(bench.device) as memory:
+        embed(audio)
+    took = [common.clock(bench.device, lambda: embed(audio))[1] for _ in range(5)]
+    median = statistics.median(took)
+    flop = len(audio) * muq_flops(encoder, audio.shape[1], layer)
+    return {
+        "median_s": median, "min_s": min(took), "max_s": max(took),
+        "audio_s_per_s": audio.size / SAMPLE_RATE / median,
+        "flop_per_s": flop / median, "share_of_matmul": flop / median / rate,
+        "rest_bytes": memory.rest_bytes, "peak_bytes": memory.peak_bytes,
+    }  # fmt: skip
+
+
+def study(bench: Bench, record) -> None:
+    """The study's way beside ours in one run: in float32, and as each runs by default here.
+
+    By default ours rounds to half precision, and PyTorch rounds convolutions to TF32.
+    """
+    given = ["--encoder", bench.large, "--device", bench.device.type, "--layers"]
+    given += ["4"] if bench.rehearse else ["12"]
+    given += ["--duration", "3"] if bench.rehearse else ["--duration", "45"]
+    given += ["--rounds", "1"] if bench.rehearse else ["--rounds", "4"]
+    for name, more in {
+        "float32": [],
+        "as_it_comes": ["--tf32", "--precision", bench.halves[-1]],
+    }.items():
+        record(**{name: run_benchmark("study_loop", *given, *more)})
+
+
+def where(bench: Bench, record) -> None:
+    """Where the time of a pass goes: kernels by name, launches, copies, gaps between kernels."""
+    found = {}
+    for p in bench.halves:
+        encoder = bench.encoder(bench.large, p)
+        for n in (1, 6):
+            audio = segments(n, bench.seconds(10, 1))
+            embed = lambda audio=audio, encoder=encoder: encoder.embed(audio, [encoder.n_layers])  # noqa: E731
+            found[f"{p}, {n} x 10 s"] = profile(bench, embed)
+            record(passes=found)
+
+
+def profile(bench: Bench, run) -> dict:
+    """Profile three runs: what one of them takes, by kernel (by operator on a CPU)."""
+    from torch.profiler import ProfilerActivity, profile
+
+    runs, on_gpu = 3, bench.device.type == "cuda"
+    for _ in range(2):
+        run()
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
+    with profile(activities=activities) as profiler:
+        _, seconds = common.clock(bench.device, lambda: [run() for _ in range(runs)])
+    kind = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
+    events = [e for e in profiler.events() if e.device_type == kind]
+    by_name: dict[str, list[float]] = {}
+    for event in events:
+        us = event.device_time_total if on_gpu else event.self_cpu_time_total
+        by_name.setdefault(event.name, []).append(us / 1e6)
+    busy = sum(map(sum, by_name.values()))
+    ranked = sorted(by_name.items(), key=lambda item: -sum(item[1]))
+    copies = [item for item in ranked if item[0].startswith(("Memcpy", "Memset"))]
+    first, last = (f(values) for f, values in (
+        (min, [e.time_range.start for e in events]), (max, [e.time_range.end for e in events])
+    ))  # fmt: skip
+    return {
+        "profiled_s": seconds / runs,
+        "busy_s": busy / runs,
+        "gap_share": max(0.0, 1 - busy / ((last - first) / 1e6)),
+        "launches": len(events) / runs,
+        "copies_s": sum(sum(times) for _, times in copies) / runs,
+        "kernels": [
+            {"name": name[:160], "s": sum(times) / runs, "launches": len(times) / runs,
+             "share": sum(times) / busy}
+            for name, times in ranked[:TOP_KERNELS]
+        ],
+    }  # fmt: skip
+
+
+def variants(bench: Bench, record) -> None:
+    """The pass as it is, with cuDNN trying its kernels, front end contiguous, as a CUDA graph."""
+    found = {}
+    for p in bench.halves:
+        encoder = bench.encoder(bench.large, p)
+        rate = common.matmul_rate(bench.device, DTYPES[p])
+        for n in (1, 6):
+            audio = segments(n, bench.seconds(10, 1))
+            rows = {"as it is": measure(bench, encoder, audio, rate)}
+            rows["cuDNN benchmark"] = with_benchmark(bench, encoder, audio, rate)
+            encoder.model.frontend.blocks.to(memory_format=torch.contiguous_format)
+            rows["front end not channels-last"] = measure(bench, encoder, audio, rate)
+            encoder.model.frontend.blocks.to(memory_format=torch.channels_last)
+            if bench.device.type == "cuda":
+                embed, expected = as_graph(encoder, audio), encoder.embed(audio, [encoder.n_layers])
+                rows["CUDA graph"] = measure(bench, encoder, audio, rate, embed)
+                rows["CUDA graph"]["cosine"] = float(cosines(embed(audio), expected[:, 0]).min())
+                rows["CUDA graph"].update(profile(bench, lambda: embed(audio)))  # noqa: B023
+            found[f"{p}, {n} x 10 s"] = rows
+            record(passes=found)
+
+
+def with_benchmark(bench, encoder, audio, rate) -> dict:
+    """`measure` with cuDNN's benchmark mode inside the front end, which sets flags of its own."""
+    flags = torch.backends.cudnn.flags
+
+    def trying(**given):
+        return flags(**{**given, "benchmark": True})
+
+    torch.backends.cudnn.flags = trying
+    try:
+        return measure(bench, encoder, audio, rate)
+    finally:
+        torch.backends.cudnn.flags = flags
+
+
+@torch.inference_mode()
+def as_graph(encoder, audio: np.ndarray):
+    """The encoder's pass as a CUDA graph: a function of audio of this shape, (B, L, D) out."""
+    layers, dtype = [encoder.n_layers], DTYPES[encoder.precision]
+    static = torch.from_numpy(audio).to(encoder.device)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            encoder._pooled(static, layers, None, dtype)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = encoder._pooled(static, layers, None, dtype)
+
+    @torch.inference_mode()
+    def replay(audio):
+        static.copy_(torch.from_numpy(audio).pin_memory(), non_blocking=True)
+        graph.replay()
+        return out[:, 0].cpu().numpy()
+
+    return replay
+
+
+def compiled(bench: Bench, record) -> None:
+    """torch.compile of front end and layers: the first run, then as `variants` measures.
+
+    Not compiled in a rehearsal, where the compiler would take most of the time.
+    """
+    found = {}
+    for p in bench.halves[-1:] if bench.device.type == "cuda" else bench.halves:
+        encoder = bench.encoder(
+            bench.large, p, compile=not bench.rehearse, memory_budget=2_000_000_000
+        )
+        rate = common.matmul_rate(bench.device, DTYPES[p])
+        for n in (6, 1):
+            audio = segments(n, bench.seconds(10, 1))
+            out, first_s = common.clock(
+                bench.device, lambda: encoder.embed(audio, [encoder.n_layers])  # noqa: B023
+            )  # fmt: skip
+            expected = bench.encoder(bench.large, p).embed(audio, [encoder.n_layers])
+            found[f"{p}, {n} x 10 s"] = {
+                "first_run_s": first_s,
+                "cosine": float(cosines(out[:, 0], expected[:, 0]).min()),
+                **measure(bench, encoder, audio, rate),
+                **profile(bench, lambda: encoder.embed(audio, [encoder.n_layers])),  # noqa: B023
+            }
+            record(passes=found)
