@@ -51,12 +51,12 @@ STEPS = [
     Step("rates", "gpu_speed", 30),
     Step("sizes", "gpu_speed", 60),
     Step("study", "gpu_speed", 60),
-    Step("small_card", "gpu_memory", 60, fresh=True),
+    Step("small_card", "gpu_memory", 70, fresh=True),
     Step("where", "gpu_speed", 30, fresh=True),
     Step("variants", "gpu_speed", 60),
     Step("compiled", "gpu_speed", 100),
-    Step("pipeline", "gpu_scripts", 60),
-    Step("probe", "gpu_scripts", 90),
+    Step("pipeline", "gpu_scripts", 70),
+    Step("probe", "gpu_scripts", 120),
     Step("pretraining", "gpu_scripts", 45),
     Step("costs", "gpu_scripts", 75),
 ]
@@ -124,7 +124,7 @@ def main(args) -> None:
         parts = Path(folder)
         while todo and time.monotonic() < until:
             for part in run_worker(args, todo, parts, until):
-                report["steps"][part["step"]] = part
+                report["steps"][part["step"]] = part | {"git_sha": report["git_sha"]}
                 gpu_report.write(out, report)
             done = {path.stem for path in parts.glob("*.json")}
             left = [name for name in todo if name not in done]

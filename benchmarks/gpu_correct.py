@@ -195,7 +195,7 @@ def short_of_memory(bench: Bench, encoder, enough, too_much, most):
     caps = bench.device.type == "cuda"
     if caps:
         total = torch.cuda.get_device_properties(bench.device).total_memory
-        cap = (reserved_peak(enough) + reserved_peak(too_much)) / 2
+        cap = (allocated_peak(enough) + allocated_peak(too_much)) / 2
 
     def noted(audio, layers, dtype):
         tried.append(len(audio))
@@ -216,12 +216,12 @@ def short_of_memory(bench: Bench, encoder, enough, too_much, most):
             torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def reserved_peak(run) -> int:
-    """Bytes that the allocator takes from the GPU at most while something runs."""
+def allocated_peak(run) -> int:
+    """Bytes that are allocated on the GPU at most while something runs."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     run()
-    return torch.cuda.max_memory_reserved()
+    return torch.cuda.max_memory_allocated()
 
 
 def rows(bench: Bench, record) -> None:

@@ -20,12 +20,11 @@ def small_card(bench: Bench, record) -> None:
     rows, total = [], None
     if bench.device.type == "cuda":
         total = torch.cuda.get_device_properties(bench.device).total_memory
-    for cap_gb in CAPS_GB:
-        if total:
-            torch.cuda.set_per_process_memory_fraction(min(1.0, cap_gb * 1e9 / total))
-        for p in (bench.halves[0], "no"):
-            forget_encoders()
-            encoder = bench.encoder(bench.large, p)
+    for p in (bench.halves[0], "no"):
+        encoder = bench.encoder(bench.large, p)
+        for cap_gb in CAPS_GB:
+            if total:
+                torch.cuda.set_per_process_memory_fraction(min(1.0, cap_gb * 1e9 / total))
             for length_s in LENGTHS_S:
                 track = music(bench.seconds(length_s, length_s / 100))
 
@@ -36,11 +35,12 @@ def small_card(bench: Bench, record) -> None:
                 rows.append({"cap_gb": cap_gb, "side": "ours", "precision": p,
                              "length_s": length_s, **attempt(bench, work)})  # fmt: skip
                 record(rows=rows)
+        del encoder, work
+        forget_encoders()
     fits = [row["fits"] for row in rows]
     record(checks=[at_most("full tracks of ours that don't fit", fits.count(False), 0)])
     if total:
         torch.cuda.set_per_process_memory_fraction(min(1.0, CAPS_GB[0] * 1e9 / total))
-    forget_encoders()
     model = common.load_original(bench.large, "random", bench.device)
     layers = [len(model.conformer.layers)]
     for length_s, seg_s in ((45.0, 10.0), (45.0, 45.0), (240.0, 240.0)):

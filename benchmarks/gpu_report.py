@@ -125,7 +125,10 @@ def _rates(result):
         f"{p}: matmul {_tflops(r['matmul'])}, conv {_tflops(r['convolution'])} "
         f"({_tflops(r['convolution_channels_last'])} channels-last) TFLOP/s"
         for p, r in result["flop_per_s"].items()
-    ) + f"; copy {result['copy_bytes_per_s'] / 1e9:.0f} GB/s"  # fmt: skip
+    ) + (
+        f"; copy {result['copy_bytes_per_s'] / 1e9:.0f} GB/s, "
+        f"a launch {result['launch_s'] * 1e6:.1f} us"
+    )  # fmt: skip
 
 
 def _sizes(result):
@@ -133,7 +136,8 @@ def _sizes(result):
     for r in result["rows"]:
         groups.setdefault(f"{r['precision']}, {r['budget']} budget", []).append(
             f"{r['batch']} x {r['segment_s']:g} s {r['audio_s_per_s']:,.0f}x "
-            f"({r['share_of_matmul']:.0%}, {r['peak_bytes'] / 1e9:.2g} GB)"
+            f"({r['share_of_matmul']:.0%}, "
+            f"{(r['peak_bytes'] - r['rest_bytes']) / 1e9:.2f} GB above rest)"
         )
     return "\n".join(f"{name}: {', '.join(cells)}" for name, cells in groups.items())
 

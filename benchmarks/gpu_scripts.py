@@ -35,12 +35,9 @@ def probe(bench: Bench, record) -> None:
         seeds = [1, 2] if bench.rehearse else [1, 2, 3, 4, 5]
         for run, more, env in (
             ("gpu", [], {}),
-            ("gpu again", [], {}),
             ("cpu, same rows", [], WITHOUT_GPU),
             ("gpu, all layers", ["--layer", "all"], {}),
         ):
-            if bench.rehearse and run != "gpu" and "same" not in run:
-                continue
             out = folder / run.replace(",", "").replace(" ", "-")
             done = run_script(
                 *LAUNCH, ROOT / "train_probe.py", *task, "--seg", "10", "--agg", "mean",

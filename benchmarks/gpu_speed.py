@@ -15,7 +15,7 @@ TOP_KERNELS = 15
 
 
 def rates(bench: Bench, record) -> None:
-    """The card's own rates: matrix products, MuQ's 3 x 3 convolution, copies."""
+    """The machine's own rates: matrix products, MuQ's 3 x 3 convolution, copies, launches."""
     found = {}
     for name in ("no", *bench.halves):
         dtype = DTYPES[name]
@@ -31,7 +31,10 @@ def rates(bench: Bench, record) -> None:
     source = torch.ones(n_bytes, dtype=torch.uint8, device=bench.device)
     target = torch.empty_like(source)
     seconds = min(common.clock(bench.device, lambda: target.copy_(source))[1] for _ in range(5))
-    record(copy_bytes_per_s=2 * n_bytes / seconds)
+    small, n = torch.zeros(8, device=bench.device), 2000
+    launching = [common.clock(bench.device, lambda: [small.add_(1) for _ in range(n)])[1]
+                 for _ in range(3)]  # fmt: skip
+    record(copy_bytes_per_s=2 * n_bytes / seconds, launch_s=min(launching) / n)
 
 
 def sizes(bench: Bench, record) -> None:

@@ -49,6 +49,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import common
+import numpy as np
 import soundfile
 
 from tune.audio import read_audio
@@ -67,8 +68,7 @@ def main(args):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = [str(folder / f"{i:04d}.ogg") for i in range(args.tracks)]
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda i: write_ogg(paths[i], args.duration, seed=i), range(len(paths))))
+        write_files(paths, args.duration)
         file_bytes = sum(Path(path).stat().st_size for path in paths)
         tracks = [read_audio(path, SAMPLE_RATE) for path in paths]
         spans = [rule.cut(samples, SAMPLE_RATE) for samples in tracks]
@@ -120,9 +120,17 @@ def main(args):
     )
 
 
-def write_ogg(path: str, duration_s: float, seed: int) -> None:
-    """Write a composed stereo file, a second at a time (libsndfile overflows on large blocks)."""
-    samples = common.compose(duration_s, FILE_RATE, seed, channels=2)
+def write_files(paths: list[str], duration_s: float) -> None:
+    """Write composed stereo files, each from another place of one piece of music."""
+    n_samples = round(duration_s * FILE_RATE)
+    music = common.compose(2 * duration_s, FILE_RATE, seed=0, channels=2)
+    starts = np.linspace(0, len(music) - n_samples, len(paths)).astype(int)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda p, at: write_ogg(p, music[at : at + n_samples]), paths, starts))
+
+
+def write_ogg(path: str, samples: np.ndarray) -> None:
+    """Write a stereo file, a second at a time (libsndfile overflows on large blocks)."""
     with soundfile.SoundFile(path, "w", FILE_RATE, 2, format="OGG", subtype="VORBIS") as file:
         for start in range(0, len(samples), FILE_RATE):
             file.write(samples[start : start + FILE_RATE])
