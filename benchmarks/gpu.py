@@ -23,8 +23,8 @@ from pathlib import Path
 
 from tune.cli import Parser, begin, positive_float, run_script
 
-HERE = Path(__file__).resolve().parent
 POLL_S = 0.1
+WORKER = [sys.executable, __file__]
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ STEPS = [
     Step("sizes", "gpu_speed", 60),
     Step("study", "gpu_speed", 60),
     Step("small_card", "gpu_memory", 70, fresh=True),
-    Step("where", "gpu_speed", 30, fresh=True),
+    Step("where", "gpu_speed", 25, fresh=True),
     Step("variants", "gpu_speed", 60),
-    Step("compiled", "gpu_speed", 100),
-    Step("pipeline", "gpu_scripts", 70),
-    Step("probe", "gpu_scripts", 120),
+    Step("compiled", "gpu_speed", 60),
+    Step("pipeline", "gpu_scripts", 60),
+    Step("probe", "gpu_scripts", 75),
     Step("pretraining", "gpu_scripts", 45),
-    Step("costs", "gpu_scripts", 75),
+    Step("costs", "gpu_scripts", 100),
 ]
 BY_NAME = {step.name: step for step in STEPS}
 
@@ -76,7 +76,7 @@ def parse_args(argv=None):
         "--steps",
         nargs="+",
         choices=list(BY_NAME),
-        default=list(BY_NAME),
+        default=[],
         metavar="STEP",
         help=f"only these, in this order, into the same JSON: {', '.join(BY_NAME)}",
     )
@@ -95,6 +95,7 @@ def parse_args(argv=None):
     )
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)  # the folder of the parts
     args = parser.parse_args(argv)
+    args.steps = args.steps or list(BY_NAME)
     if args.out and args.out.is_dir():
         parser.error(f"--out {args.out} is a folder; a file is needed")
     return args
@@ -131,11 +132,13 @@ def main(args) -> None:
             if left == todo:
                 break  # a worker that doesn't begin its first step never will
             todo = left
-    for name in todo:
-        report["steps"][name] = {"step": name, "state": "not begun", "seconds": 0.0, "result": {}}
+    for name in todo:  # an earlier run's part stays
+        part = {"step": name, "state": "not begun", "seconds": 0.0, "result": {}}
+        report["steps"].setdefault(name, part)
     gpu_report.write(out, report)
     gpu_report.show(report, out)
-    wrong = [name for name in args.steps if not gpu_report.passed(report["steps"][name])]
+    wrong = [name for name in args.steps
+             if name in todo or not gpu_report.passed(report["steps"][name])]  # fmt: skip
     if wrong:
         print(f"error: not as expected: {', '.join(wrong)}", file=sys.stderr)
         sys.exit(1)
@@ -146,7 +149,7 @@ def run_worker(args, todo: list[str], parts: Path, until: float):
 
     A step over its time limit, or the whole over its own, is ended with all that it started.
     """
-    command = [sys.executable, __file__, "--worker", str(parts), "--steps", *todo]
+    command = [*WORKER, "--worker", str(parts), "--steps", *todo]
     command += ["--rehearse"] if args.rehearse else []
     process = subprocess.Popen(command, start_new_session=True)
     seen: set[str] = set()

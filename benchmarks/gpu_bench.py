@@ -142,6 +142,9 @@ def run_for_json(script: str, *args) -> dict:
         return json.loads(out.read_text(encoding="utf-8"))
 
 
+SAID_ONCE = ("machine", "versions", "git_sha", "date")  # in the JSON of the whole
+
+
 def run_benchmark(name: str, *args) -> dict:
     """Run another benchmark in this process, which has its imports done; return its results."""
     module, argv = importlib.import_module(name), sys.argv
@@ -152,4 +155,5 @@ def run_benchmark(name: str, *args) -> dict:
             module.main(module.parse_args([*sys.argv[1:], "--out", str(out)]))
         finally:
             sys.argv = argv
-        return json.loads(out.read_text(encoding="utf-8"))
+        report = json.loads(out.read_text(encoding="utf-8"))
+    return {key: value for key, value in report.items() if key not in SAID_ONCE}

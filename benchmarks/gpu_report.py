@@ -178,18 +178,17 @@ def _variants(result):
 
 
 def _compiled(result):
-    return "\n".join(
-        f"{name}: first {p['first_run_s']:.0f} s, then {p['median_s'] * 1e3:.3g} ms, "
-        f"cosine {p['cosine']:.6f}"
-        for name, p in result["passes"].items()
+    return (
+        f"{result['precision']}, {result['batch']} x 10 s: first {result['first_run_s']:.0f} s, "
+        f"then {result['median_s'] * 1e3:.3g} ms, cosine {result['cosine']:.6f}"
     )
 
 
 def _pipeline(result):
-    return "\n".join(
-        f"{name}: {r['pipeline']['median_s']:.3g} s, encoder alone "
-        f"{r['encoder_alone']['median_s']:.3g} s, {r['ratio']:.2f}x"
-        for name, r in result.items()
+    took = {key: result[key]["median_s"] for key in ("pipeline", "encoder_alone")}
+    return (
+        f"files to store {took['pipeline']:.3g} s, encoder alone {took['encoder_alone']:.3g} s, "
+        f"{result['ratio']:.2f}x"
     )
 
 

@@ -105,14 +105,14 @@ def study(bench: Bench, record) -> None:
 
 def where(bench: Bench, record) -> None:
     """Where the time of a pass goes: kernels by name, launches, copies, gaps between kernels."""
-    found = {}
-    for p in bench.halves:
-        encoder = bench.encoder(bench.large, p)
-        for n in (1, 6):
-            audio = segments(n, bench.seconds(10, 1))
-            embed = lambda audio=audio, encoder=encoder: encoder.embed(audio, [encoder.n_layers])  # noqa: E731
-            found[f"{p}, {n} x 10 s"] = profile(bench, embed)
-            record(passes=found)
+    found, p = {}, bench.halves[0]
+    encoder = bench.encoder(bench.large, p)
+    for n in (1, 6):
+        audio = segments(n, bench.seconds(10, 1))
+        found[f"{p}, {n} x 10 s"] = profile(
+            bench, lambda audio=audio: encoder.embed(audio, [encoder.n_layers])
+        )
+        record(passes=found)
 
 
 def profile(bench: Bench, run) -> dict:
@@ -216,22 +216,16 @@ def compiled(bench: Bench, record) -> None:
 
     Not compiled in a rehearsal, where the compiler would take most of the time.
     """
-    found = {}
-    for p in bench.halves[-1:] if bench.device.type == "cuda" else bench.halves:
-        encoder = bench.encoder(
-            bench.large, p, compile=not bench.rehearse, memory_budget=2_000_000_000
-        )
-        rate = common.matmul_rate(bench.device, DTYPES[p])
-        for n in (6, 1):
-            audio = segments(n, bench.seconds(10, 1))
-            out, first_s = common.clock(
-                bench.device, lambda: encoder.embed(audio, [encoder.n_layers])  # noqa: B023
-            )  # fmt: skip
-            expected = bench.encoder(bench.large, p).embed(audio, [encoder.n_layers])
-            found[f"{p}, {n} x 10 s"] = {
-                "first_run_s": first_s,
-                "cosine": float(cosines(out[:, 0], expected[:, 0]).min()),
-                **measure(bench, encoder, audio, rate),
-                **profile(bench, lambda: encoder.embed(audio, [encoder.n_layers])),  # noqa: B023
-            }
-            record(passes=found)
+    p = bench.halves[-1]
+    encoder = bench.encoder(bench.large, p, compile=not bench.rehearse)
+    audio = segments(6, bench.seconds(10, 1))
+
+    def embed(audio=audio):
+        return encoder.embed(audio, [encoder.n_layers])
+
+    out, first_s = common.clock(bench.device, embed)
+    record(first_run_s=first_s)
+    expected = bench.encoder(bench.large, p).embed(audio, [encoder.n_layers])
+    found = measure(bench, encoder, audio, common.matmul_rate(bench.device, DTYPES[p]))
+    found["cosine"] = float(cosines(out[:, 0], expected[:, 0]).min())
+    record(precision=p, batch=len(audio), **found, **profile(bench, embed))
