@@ -1,0 +1,123 @@
+"""Record what the scripts compute, to the bit, so that a refactoring can be shown to change nothing.
+
+    python tools/record_results.py before.json --work work-before --gamemusic ../shared/data/gamemusic
+    python tools/record_results.py after.json --work work-after --gamemusic ../shared/data/gamemusic --against before.json
+
+Runs the scripts on the demo tasks (and gamemusic) with muq-nano and every aggregator, pretrains a
+Transformer and embeds a folder; hashes each row of the store, metrics, predictions, embeddings and
+weights. Both recordings have to be made on one machine. With --against the differences are listed,
+and the exit code is 1 when there are any; --reuse_store DIR copies an earlier run's store first, to
+see that old rows are read.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+AGGREGATORS = ["mean", "duration_mean", "max", "concat", "stats", "whitened", "attention"]
+DEMO = ["demo", "demo-mood", "demo-form"]
+
+
+def main(argv=None) -> None:
+    """Run everything, hash it, write it, compare it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("out", type=Path, help="the JSON")
+    parser.add_argument("--work", type=Path, required=True, help="a folder that doesn't exist yet")
+    parser.add_argument("--gamemusic", type=Path, help="the task of real music")
+    parser.add_argument("--against", type=Path, help="an earlier recording")
+    parser.add_argument("--reuse_store", type=Path, help="a store to begin with")
+    args = parser.parse_args(argv)
+    work = args.work.resolve()
+    work.mkdir(parents=True)
+    if args.reuse_store:
+        shutil.copytree(args.reuse_store, work / "store")
+    tasks = DEMO + ([str(args.gamemusic.resolve())] if args.gamemusic else [])
+    run_all(work, tasks, args.gamemusic)
+    found = collect(work)
+    args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(f"{len(found)} things recorded in {args.out}")
+    if args.against:
+        before = json.loads(args.against.read_text(encoding="utf-8"))
+        other = sorted(k for k in before | found if before.get(k) != found.get(k))
+        for key in other:
+            print(f"differs: {key}: {before.get(key)} before, {found.get(key)} after")
+        print("nothing differs" if not other else f"{len(other)} of {len(before)} differ")
+        sys.exit(1 if other else 0)
+
+
+def run_all(work: Path, tasks: list[str], gamemusic: Path | None) -> None:
+    """The runs: a sweep over tasks and aggregators, what a sweep can't hold, pretraining, embed."""
+    common = ["--encoder", "muq-nano", "--store", str(work / "store"), "--report_to", "none"]
+    probe = ["train_probe.py", *common, "--output_dir", str(work / "runs")]
+    aggregator = str(work / "aggregator")
+    run("pretrain_aggregator.py", *common, "--tasks", "demo", "--epochs", "2", "--out", aggregator)
+    sweep = {
+        "program": "train_probe.py",
+        "method": "grid",
+        "parameters": {
+            "task": {"values": tasks},
+            "agg": {"values": AGGREGATORS},
+            "seg": {"value": 10},
+            "encoder": {"value": "muq-nano"},
+            "store": {"value": str(work / "store")},
+            "output_dir": {"value": str(work / "runs")},
+            "report_to": {"value": "none"},
+        },
+    }
+    (work / "sweep.yaml").write_text(json.dumps(sweep), encoding="utf-8")
+    run("-m", "tune.sweep", str(work / "sweep.yaml"))
+    for task in (tasks[0], tasks[-1]):
+        task = ["--task", task]
+        transformer = ["--agg", "transformer", "--aggregator_checkpoint", aggregator]
+        run(*probe, *task, *transformer, "--name", f"{Path(task[1]).name}-transformer")
+        run(*probe, *task, *transformer, "--tune_aggregator", "--epochs", "2", "--seeds", "1",
+            "--name", f"{Path(task[1]).name}-tuned")  # fmt: skip
+        run(*probe, *task, "--agg", "hierarchical", "--seg", "10", "30", "full")
+        run(*probe, *task, "--layer", "mix", "--agg", "whitened")
+        run(*probe, *task, "--layer", "all", "--tokens", "frame", "--agg", "stats")
+        run(*probe, *task, "--seg", "structure", "--agg", "mean")
+    if gamemusic:
+        for agg in ("mean", "whitened"):
+            run("embed.py", str(gamemusic / "audio"), "--encoder", "muq-nano", "--agg", agg,
+                "--store", str(work / "store"), "--out", str(work / f"embed-{agg}.parquet"))  # fmt: skip
+
+
+def run(*command: str) -> None:
+    """Run a Python program from the repository's root; its failure ends the recording."""
+    print("$", " ".join(command), file=sys.stderr)
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def collect(work: Path) -> dict:
+    """Name and hash of everything that was computed."""
+    import pyarrow.parquet as pq
+
+    found = {}
+    for path in sorted((work / "store").rglob("*.safetensors")):
+        found[f"store {path.relative_to(work / 'store')}"] = digest(path.read_bytes())
+    for folder in sorted(p.parent for p in (work / "runs").rglob("result.json")):
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        found[f"metrics {folder.name}"] = result["metrics"]
+        found[f"segments {folder.name}"] = result["segments_per_track"]
+        table = pq.read_table(folder / "predictions.parquet")
+        found[f"predictions {folder.name}"] = digest(repr(table.to_pydict()).encode())
+        found[f"probe {folder.name}"] = digest((folder / "probe.safetensors").read_bytes())
+    for path in sorted(work.glob("embed-*.parquet")):
+        found[f"embeddings {path.name}"] = digest(repr(pq.read_table(path).to_pydict()).encode())
+    for name in ("model.safetensors", "config.json"):
+        found[f"aggregator {name}"] = digest((work / "aggregator" / name).read_bytes())
+    return found
+
+
+def digest(data: bytes) -> str:
+    """SHA-256."""
+    return hashlib.sha256(data).hexdigest()
+
+
+if __name__ == "__main__":
+    main()
