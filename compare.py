@@ -16,8 +16,8 @@ run that it had to leave out.
 from argparse import ArgumentTypeError
 from pathlib import Path
 
-from tune.cli import Parser, begin, positive_float, run_script, set_up_logging
-from tune.costs import parse_budget
+from tune.cli.parser import Parser, begin, positive_float, run_script, set_up_logging
+from tune.profiling.arithmetic import parse_budget
 
 
 # fmt: off
@@ -88,12 +88,12 @@ import sys
 
 from rich.console import Console
 
-from tune import exports
-from tune.analysis import analyse
-from tune.comparison import merge
-from tune.guidelines import Limits
-from tune.profiled import apply_costs
-from tune.reading import read_folders
+from tune.comparison import tables
+from tune.comparison.analysis import analyse
+from tune.comparison.cells import merge
+from tune.comparison.measured_costs import apply_costs
+from tune.comparison.recommend import Limits
+from tune.runs.load import read_folders
 
 
 def main(args):
@@ -107,7 +107,7 @@ def main(args):
         limits=Limits(args.budget, args.max_seconds),
     )
     console = Console(width=None if sys.stdout.isatty() else 170)
-    exports.print_views(views, left, args.correction, console)
+    tables.print_views(views, left, args.correction, console)
     for path in write(args, views, left):
         print(f"written to {path}")
 
@@ -116,7 +116,7 @@ def load(args):
     """Read runs from folders and W&B into cells; also what was left out."""
     runs, left = read_folders(args.dirs)
     if args.wandb:
-        from tune.wandb_runs import read_project
+        from tune.comparison.wandb_runs import read_project
 
         found, unread = read_project(args.wandb)
         runs, left = runs + found, left + unread
@@ -135,20 +135,20 @@ def load(args):
 def write(args, views, left):
     """Write the files asked for; yields their paths."""
     for path in filter(None, (args.csv, args.parquet)):
-        exports.write_frame(views, path)
+        tables.write_frame(views, path)
         yield path
     if args.markdown:
-        exports.write_markdown(views, args.correction, args.markdown)
+        tables.write_markdown(views, args.correction, args.markdown)
         yield args.markdown
     if args.latex:
-        exports.write_latex(views, args.correction, args.latex)
+        tables.write_latex(views, args.correction, args.latex)
         yield args.latex
     if args.figures:
-        from tune.figures import save_figures
+        from tune.comparison.figures import save_figures
 
         yield f"{args.figures} ({len(save_figures(views, args.figures))} files)"
     if args.html or args.log_to:
-        from tune.report import render
+        from tune.comparison.html_report import render
 
         home = str(Path.home())
         command = " ".join(["compare.py", *sys.argv[1:]]).replace(home, "~")
@@ -157,9 +157,9 @@ def write(args, views, left):
         args.html.write_text(page, encoding="utf-8")
         yield args.html
     if args.log_to:
-        from tune.wandb_runs import log_report
+        from tune.comparison.wandb_runs import log_report
 
-        print(*log_report(args.log_to, page, exports.frame(views)), sep="\n")
+        print(*log_report(args.log_to, page, tables.frame(views)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import re
 import shlex
 from pathlib import Path
 
-from tune.cli import (
+from tune.cli.parser import (
     Parser,
     begin,
     one_line,
@@ -29,7 +29,7 @@ from tune.cli import (
     set_up_logging,
     to_bool,
 )
-from tune.segments import parse_rule
+from tune.segments.rules import parse_rule
 
 AGGS = ("mean", "duration_mean", "max", "concat", "stats", "whitened", "attention", "hierarchical",
         "transformer")  # fmt: skip
@@ -187,12 +187,14 @@ from datetime import timedelta
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from tune import embedding_files, results, similar, transformer
-from tune.embedding import Embedder
-from tune.embedding_files import Embeddings
-from tune.embedding_rows import segment_rows, track_rows
-from tune.music_files import find_music, find_shard, shown
-from tune.strategy import Strategy, from_run, tilde
+from tune.aggregators.transformer import checkpoint as transformer
+from tune.audio.find_files import find_music, find_shard, shown
+from tune.embeddings import files, similar
+from tune.embeddings.embedder import Embedder
+from tune.embeddings.files import Embeddings
+from tune.embeddings.rows import segment_rows, track_rows
+from tune.embeddings.strategy import Strategy, from_run, tilde
+from tune.runs import result
 
 log = logging.getLogger("tune.embed")
 
@@ -205,10 +207,8 @@ def main(args):
     is_main = accelerator.is_main_process
     set_up_logging(is_main)
     reading = not (args.music or args.merge)
-    out = args.out and embedding_files.check_out(args.out, args.overwrite or reading)
-    segments = args.segments and embedding_files.check_out(
-        args.segments, args.overwrite, "--segments"
-    )
+    out = args.out and files.check_out(args.out, args.overwrite or reading)
+    segments = args.segments and files.check_out(args.segments, args.overwrite, "--segments")
     if args.merge:
         if is_main:
             merge(args.merge, out)
@@ -235,7 +235,7 @@ def main(args):
         there = write(made, out, segments, args.shard, lambda: segment_rows(embedder, tracks))
         report_on(made, bad, report, there, accelerator.num_processes)
     if args.like and is_main:
-        made = made or embedding_files.read(out)
+        made = made or files.read(out)
         folders = [Path(), out.parent] if out else [Path()]
         similar.show(made, args.like, args.k, whiten=args.whiten, m3u=args.m3u, folders=folders,
                      embedder=embedder, store=args.store, device=accelerator.device,
@@ -278,9 +278,9 @@ def describe(embedder, joiner, args, device, bad, table, truncated) -> dict:
         "n_tracks": len(table),
         "n_failed": len(bad),
         "n_truncated": truncated,
-        "device": results.device_name(device),
-        "versions": results.versions(),
-        "git_sha": results.git_sha(),
+        "device": result.device_name(device),
+        "versions": result.versions(),
+        "git_sha": result.git_sha(),
     }
 
 
@@ -288,21 +288,21 @@ def write(made: Embeddings, out, segments, shard, segment_table) -> list[Path]:
     """Write the tracks, and the segments where they are wanted; say where they are."""
     if shard:
         made.meta["shard"] = list(shard)
-        out, segments = (p and embedding_files.shard_name(Path(p), shard) for p in (out, segments))
+        out, segments = (p and files.shard_name(Path(p), shard) for p in (out, segments))
     if segments:
         table = segment_table()
         meta = made.meta | {"embedding_dim": table["embedding"].type.list_size}
-        embedding_files.write(segments, Embeddings(table, meta, {}))
+        files.write(segments, Embeddings(table, meta, {}))
     if out:
-        embedding_files.write(out, made)
+        files.write(out, made)
     return [path for path in (out, segments) if path]
 
 
 def merge(sources, out: Path) -> None:
     """Put shards together and write the whole."""
     paths = sorted({path for source in sources for path in glob.glob(source) or [source]})
-    made = embedding_files.merge(paths)
-    embedding_files.write(out, made)
+    made = files.merge(paths)
+    files.write(out, made)
     print(f"  merged     {len(paths)} shards, {made.table.num_rows} rows: {out}")
 
 

@@ -15,7 +15,7 @@ the same command goes on from the last epoch.
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
 from pathlib import Path
 
-from tune.cli import (
+from tune.cli.parser import (
     Parser,
     begin,
     positive_float,
@@ -26,7 +26,7 @@ from tune.cli import (
     to_bool,
     to_words,
 )
-from tune.segments import parse_rule
+from tune.segments.rules import parse_rule
 
 
 # fmt: off
@@ -167,16 +167,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import get_scheduler
 
-from tune import checkpoints, results
-from tune.corpus import gather, local_tasks
-from tune.encoder import resolve_layers, resolve_precision
-from tune.encoders import load_encoder
-from tune.encoding import check_lengths, encode_shared
-from tune.masking import copy_nearest, losses, track_losses
-from tune.recipes import RECIPES, make_config, make_model, standardisation
-from tune.store import Store, cache_folder, default_root
-from tune.tasks import DEMO_TASKS, check_task, load_task, short_name
-from tune.token_data import (
+from tune.aggregators.transformer import pretraining_state
+from tune.aggregators.transformer.batches import (
     VALIDATION,
     EpochData,
     TokenTracks,
@@ -184,7 +176,16 @@ from tune.token_data import (
     micro_batches,
     plan_epoch,
 )
-from tune.tracking import Tracker, check_tracker
+from tune.aggregators.transformer.corpus import gather, local_tasks
+from tune.aggregators.transformer.masking import copy_nearest, losses, track_losses
+from tune.aggregators.transformer.recipes import RECIPES, make_config, make_model, standardisation
+from tune.encoders.base import resolve_layers, resolve_precision
+from tune.encoders.registry import load_encoder
+from tune.runs import result
+from tune.runs.tracking import Tracker, check_tracker
+from tune.store.encode import check_lengths, encode_shared
+from tune.store.store import Store, cache_folder, default_root
+from tune.tasks.load import DEMO_TASKS, check_task, load_task, short_name
 
 log = logging.getLogger("tune.pretrain_aggregator")
 FOLDER = Path("aggregators")
@@ -200,7 +201,7 @@ def main(args):
         raise ValueError(f"--track_weight {recipe.track_weight:g} needs a [CLS] token, which "
                          f"--recipe {args.recipe} doesn't have")  # fmt: skip
     rule = parse_rule(args.seg, args.hop, args.min_tail, args.min_seg, args.max_seg)
-    precision = resolve_precision(args.mixed_precision, *checkpoints.device_kind())
+    precision = resolve_precision(args.mixed_precision, *pretraining_state.device_kind())
     accelerator = Accelerator(
         mixed_precision=precision,
         log_with=None if args.report_to == "none" else args.report_to,
@@ -214,14 +215,14 @@ def main(args):
     frame_rate = recipe.frame_rate if recipe.tokens == "frame" else None
     source = [short_name(name) for name in args.tasks]
     source += [args.audio_dir.resolve().name] if args.audio_dir else []
-    name = results.default_name(
+    name = result.default_name(
         "+".join(source), encoder_name, args.layer, [rule], args.recipe, frame_rate
     )
     if os.environ.get("WANDB_SWEEP_ID"):  # an agent's cells differ in what the name doesn't say
         name += f"-{os.environ.get('WANDB_RUN_ID', 'sweep')}"
     out = args.out or FOLDER / name
-    wanted = checkpoints.asked_for(vars(args), dataclasses.asdict(recipe), encoder_name)
-    progress = checkpoints.begin(accelerator, out, wanted, args.overwrite)
+    wanted = pretraining_state.asked_for(vars(args), dataclasses.asdict(recipe), encoder_name)
+    progress = pretraining_state.begin(accelerator, out, wanted, args.overwrite)
 
     with accelerator.main_process_first():  # only one process downloads or composes
         encoder = load_encoder(
@@ -255,8 +256,8 @@ def main(args):
         )
         for split, paths in (("train", corpus.train), ("val", corpus.val))
     }  # fmt: skip
-    checkpoints.check_tracks(tracks)
-    checkpoints.check_same_data(progress, encoder.fingerprint, tracks, out)
+    pretraining_state.check_tracks(tracks)
+    pretraining_state.check_same_data(progress, encoder.fingerprint, tracks, out)
     corpus.skipped += report.skipped
     config = make_config(
         recipe, encoder.embedding_dim, encoder=encoder.name, layer=layers[0], seg=rule.name,
@@ -278,7 +279,7 @@ def main(args):
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
-    described = results.describe_run(vars(args), sys.argv[1:], encoder, layers, accelerator)
+    described = result.describe_run(vars(args), sys.argv[1:], encoder, layers, accelerator)
     command = described["command"].replace("train_probe", "pretrain_aggregator", 1)
     described |= dataclasses.asdict(recipe)
     described |= {"recipe": dataclasses.asdict(recipe), "recipe_name": args.recipe,
@@ -293,7 +294,7 @@ def main(args):
             accelerator, tracker, model, tracks, token_statistics, recipe, out, progress, args
         )  # fmt: skip
         if accelerator.is_main_process:
-            checkpoints.finish(out, progress, described, corpus, tracks)
+            pretraining_state.finish(out, progress, described, corpus, tracks)
             for line in tracker.finish_aggregator(progress, out):
                 print(line)
             print(f"  result     {out}  (use: train_probe.py --agg transformer "
@@ -322,7 +323,7 @@ def train(accelerator, tracker, model, tracks, token_statistics, recipe, out, pr
         return validate(accelerator, model, tracks["val"], recipe, args.micro_tokens, predictor)
 
     if progress["epoch"]:
-        accelerator.load_state(str(out / checkpoints.STATE))
+        accelerator.load_state(str(out / pretraining_state.STATE))
     else:
         mean = accelerator.unwrap_model(model).mean_token(token_statistics[0])
         progress["baselines"] = {
@@ -371,8 +372,8 @@ def train(accelerator, tracker, model, tracks, token_statistics, recipe, out, pr
                "train/track_loss": track_loss, "val/track_loss": val["track_loss"],
                "val/track_accuracy": val["track_accuracy"],
                "lr": scheduler.get_last_lr()[0]}  # fmt: skip
-        better = checkpoints.note(progress, row, recipe.track_weight)
-        checkpoints.save(accelerator, model, out, progress, better)
+        better = pretraining_state.note(progress, row, recipe.track_weight)
+        pretraining_state.save(accelerator, model, out, progress, better)
         tracker.log(row, step=epoch)
         if accelerator.is_main_process:
             print_epoch(row, recipe, better, time.perf_counter() - started)

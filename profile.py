@@ -40,9 +40,9 @@ def parse_args(argv=None):
     from argparse import ArgumentTypeError
     from pathlib import Path
 
-    from tune.cli import Parser, positive_float, positive_int, to_bool
-    from tune.costs import parse_budget
-    from tune.segments import parse_rule
+    from tune.cli.parser import Parser, positive_float, positive_int, to_bool
+    from tune.profiling.arithmetic import parse_budget
+    from tune.segments.rules import parse_rule
 
     def checked(read):
         """Argument type: what `read` makes of the text, its error in one line."""
@@ -150,11 +150,12 @@ def main(args) -> None:
     import torch
     from rich.console import Console
 
-    from tune import cost_report, results
-    from tune.aggregators import AGGREGATORS
-    from tune.costs import device_memory, matrix_rate, parse_budget
-    from tune.encoder import DTYPES
-    from tune.measuring import measure
+    from tune.aggregators.registry import AGGREGATORS
+    from tune.encoders.base import DTYPES
+    from tune.profiling import report
+    from tune.profiling.arithmetic import device_memory, matrix_rate, parse_budget
+    from tune.profiling.measure import measure
+    from tune.runs import result
 
     for agg in args.agg:
         if agg not in AGGREGATORS:
@@ -166,7 +167,7 @@ def main(args) -> None:
     rates = {p: matrix_rate(device, DTYPES[p]) for p in dict.fromkeys(c.precision for c in cells)}
     if device.type == "cuda":
         torch.cuda.empty_cache()  # the cells' memory, not ours
-    name = results.device_name(device)
+    name = result.device_name(device)
     record = {
         "machine": {
             "device": name,
@@ -174,8 +175,8 @@ def main(args) -> None:
             "threads": torch.get_num_threads(),
             "matrix_flops_per_second": rates,
         },
-        "versions": results.versions(),
-        "git_sha": results.git_sha(),
+        "versions": result.versions(),
+        "git_sha": result.git_sha(),
         "command": " ".join(["profile.py", *sys.argv[1:]]).replace(str(Path.home()), "~"),
         "repeats": args.repeats,
         "rows": [],
@@ -187,20 +188,20 @@ def main(args) -> None:
     rows = record["rows"]
     for i, cell in enumerate(cells, start=1):
         settings = describe(cell)
-        print(f"[{i}/{len(cells)}] {cost_report.describe_cell(settings)}", file=sys.stderr)
+        print(f"[{i}/{len(cells)}] {report.describe_cell(settings)}", file=sys.stderr)
         found = measure(cell, args.repeats)
-        rows.append(cost_report.complete_row(settings, found, rates[cell.precision]))
+        rows.append(report.complete_row(settings, found, rates[cell.precision]))
         write_json(args.out, record)  # a long grid that is stopped keeps what it has
         if wandb_run:
             wandb_run.log(numbers(rows[-1]), step=i)
     console = Console(width=None if sys.stdout.isatty() else 190)
-    cost_report.print_costs(rows, name, console)
+    report.print_costs(rows, name, console)
     if budget:
-        record["budget"] = cost_report.budget_answer(rows, budget)
-        cost_report.print_budget(rows, record["budget"], console)
+        record["budget"] = report.budget_answer(rows, budget)
+        report.print_budget(rows, record["budget"], console)
         write_json(args.out, record)
     if args.plot:
-        cost_report.plot_costs(rows, name, args.plot)
+        report.plot_costs(rows, name, args.plot)
     if wandb_run:
         wandb_run.finish()
 
@@ -211,10 +212,10 @@ def grid(args, device, memory):
 
     import torch
 
-    from tune.audio import AudioError, check_file
-    from tune.costs import parse_budget
-    from tune.encoder import resolve_precision
-    from tune.measuring import Cell
+    from tune.audio.decode import AudioError, check_file
+    from tune.encoders.base import resolve_precision
+    from tune.profiling.arithmetic import parse_budget
+    from tune.profiling.measure import Cell
 
     for path in args.audio:
         try:
@@ -288,7 +289,7 @@ def start_wandb(record):
 
     import wandb
 
-    from tune.tracking import wandb_mode
+    from tune.runs.tracking import wandb_mode
 
     config = {key: record[key] for key in ("machine", "versions", "git_sha", "command")}
     return wandb.init(
@@ -308,7 +309,7 @@ def write_json(path, record) -> None:
 
 
 if __name__ == "__main__":
-    from tune.cli import begin, run_script
+    from tune.cli.parser import begin, run_script
 
     args = begin(parse_args)
     run_script(lambda: main(args))

@@ -17,7 +17,7 @@ the run in W&B (offline without a login).
 from argparse import ArgumentTypeError
 from pathlib import Path
 
-from tune.cli import (
+from tune.cli.parser import (
     Parser,
     begin,
     positive_float,
@@ -28,9 +28,9 @@ from tune.cli import (
     to_ints,
     to_words,
 )
-from tune.labels import KINDS
-from tune.segments import parse_rule
-from tune.task_table import TASKS, default_layer
+from tune.segments.rules import parse_rule
+from tune.tasks.label_kinds import KINDS
+from tune.tasks.registry import TASKS, default_layer
 
 AGGS = ("mean", "duration_mean", "max", "concat", "stats", "whitened", "attention", "hierarchical",
         "transformer")  # fmt: skip
@@ -110,17 +110,17 @@ def parse_args(argv=None):
     strategy.add_argument("--skip_degenerate", nargs="?", const=True, default=False, type=to_bool,
                           metavar="BOOL", help="end early, marked, where no track is cut: such a "
                           "cell is that of the full track (or not defined), as sweeps ask for")
-    learned = parser.add_argument_group("aggregators that learn")
-    learned.add_argument("--aggregator_checkpoint", metavar="DIR", help="the Transformer: what "
+    trainable = parser.add_argument_group("aggregators that learn")
+    trainable.add_argument("--aggregator_checkpoint", metavar="DIR", help="the Transformer: what "
                          "pretrain_aggregator.py wrote to --out, or a hub id; frozen")
-    learned.add_argument("--readout", choices=["cls", "mean", "residual"],
+    trainable.add_argument("--readout", choices=["cls", "mean", "residual"],
                          help="the Transformer's embedding: its [CLS] state, the mean of the token "
                          "states, or the tokens' own mean with [CLS] beside it (default: as the "
                          "checkpoint says)")
-    learned.add_argument("--tune_aggregator", nargs="?", const=True, default=False, type=to_bool,
+    trainable.add_argument("--tune_aggregator", nargs="?", const=True, default=False, type=to_bool,
                          metavar="BOOL", help="train the Transformer with the probe, one copy a "
                          "seed; without a checkpoint it starts from scratch")
-    learned.add_argument("--aggregator_lr", type=positive_float, metavar="RATE",
+    trainable.add_argument("--aggregator_lr", type=positive_float, metavar="RATE",
                          help="Adam's rate for what learns in front of the probe (default: the "
                          "probe's for attention, ten times that for the weights of hierarchical, "
                          "whitened and --layer mix, 1e-4 for the Transformer)")
@@ -226,18 +226,20 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
-from tune import learned, results, transformer
-from tune.costs import device_memory, parse_budget
-from tune.encoder import resolve_layers, resolve_precision
-from tune.encoders import load_encoder
-from tune.encoding import check_fits, encode_shared
-from tune.joining import Joining
-from tune.metrics import bootstrap, defined_tags, main_score, score
-from tune.probe import FirstBad, Positions, ProbeBank, Selection, join_clips, losses
-from tune.repeats import needless
-from tune.store import Store, cache_folder, default_root
-from tune.tasks import SPLITS, check_task, load_task, short_name
-from tune.tracking import Tracker, check_tracker
+from tune.aggregators import trainable
+from tune.aggregators.joining import Joining
+from tune.aggregators.transformer import checkpoint as transformer
+from tune.encoders.base import resolve_layers, resolve_precision
+from tune.encoders.registry import load_encoder
+from tune.probing.bank import FirstBad, Positions, ProbeBank, Selection, join_clips, losses
+from tune.probing.metrics import bootstrap, defined_tags, main_score, score
+from tune.profiling.arithmetic import device_memory, parse_budget
+from tune.runs import result as results
+from tune.runs.tracking import Tracker, check_tracker
+from tune.segments.degenerate import needless
+from tune.store.encode import check_fits, encode_shared
+from tune.store.store import Store, cache_folder, default_root
+from tune.tasks.load import SPLITS, check_task, load_task, short_name
 
 log = logging.getLogger("tune.train_probe")
 
@@ -492,12 +494,12 @@ def evaluate(accelerator, bank, selection, task, data, layers, joining, args) ->
         "layer": names[chosen],
         "layer_scores": dict(zip(map(str, names), by_layer.tolist(), strict=True)),
         "best_epochs": selection.best_epoch[mine].tolist(),
-        "aggregator": learned.describe(
+        "aggregator": trainable.describe(
             probes, seeds, views=data.view_names(joining.scales, layers),
             checkpoint=args.aggregator_checkpoint, tuned=args.tune_aggregator,
             readout=joining.readout_used,
         ),
-        "attention": learned.attention_columns(probes, seeds, data, chosen, task.splits["test"]),
+        "attention": trainable.attention_columns(probes, seeds, data, chosen, task.splits["test"]),
         "embedding_dim": bank.n_in,
         "probe": weights | data.constants(chosen, inputs=not args.tune_aggregator),
         "predictions": results.prediction_columns(

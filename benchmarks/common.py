@@ -1,7 +1,7 @@
 """What the benchmarks share: composed audio, the study's way of encoding, clocks and reports.
 
 Audio is mono float32, lengths are in seconds, memory in bytes. Layers are counted as in
-`tune.encoder`: 0 is the front end's output, k the output of layer k.
+`tune.encoders.base`: 0 is the front end's output, k the output of layer k.
 """
 
 import ctypes
@@ -27,10 +27,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from tune import muq
-from tune.encoders import load_encoder
-from tune.pretrained import fetch
-from tune.results import device_name, git_sha, versions
+from tune.encoders import muq
+from tune.encoders.hub import fetch
+from tune.encoders.registry import load_encoder
+from tune.runs.result import device_name, git_sha, versions
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SAMPLE_S = 0.005  # between two looks at the resident memory

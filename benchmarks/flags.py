@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from tune.cli import Parser
-from tune.segments import parse_rule
+from tune.cli.parser import Parser
+from tune.segments.rules import parse_rule
 
 
 # fmt: off

@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tune.cli import Parser, begin, positive_float, run_script
+from tune.cli.parser import Parser, begin, positive_float, run_script
 
 POLL_S = 0.1
 WORKER = [sys.executable, __file__]

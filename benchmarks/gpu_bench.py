@@ -16,8 +16,8 @@ import common
 import numpy as np
 import torch
 
-from tune.encoder import SAMPLE_RATE
-from tune.encoders import load_encoder
+from tune.encoders.base import SAMPLE_RATE
+from tune.encoders.registry import load_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 

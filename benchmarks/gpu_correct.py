@@ -24,11 +24,11 @@ from gpu_bench import (
     segments,
 )
 
-from tune.encoder import SAMPLE_RATE
-from tune.encoders import load_encoder
-from tune.encoding import encode_segments, encode_tracks
-from tune.segments import parse_rule
-from tune.store import Store
+from tune.encoders.base import SAMPLE_RATE
+from tune.encoders.registry import load_encoder
+from tune.segments.rules import parse_rule
+from tune.store.encode import encode_segments, encode_tracks
+from tune.store.store import Store
 
 EXACT = 1e-4  # between two float32 computations of the same numbers
 ROUNDED = 3e-2  # between two half-precision computations of the same numbers

@@ -4,9 +4,9 @@ import common
 import torch
 from gpu_bench import Bench, at_most, forget_encoders, music
 
-from tune.encoder import SAMPLE_RATE
-from tune.encoding import encode_segments
-from tune.memory import is_out_of_memory
+from tune.encoders.base import SAMPLE_RATE
+from tune.store.encode import encode_segments
+from tune.system.memory import is_out_of_memory
 
 CAPS_GB = (11.0, 8.0)
 LENGTHS_S = (45.0, 240.0, 600.0, 1200.0)

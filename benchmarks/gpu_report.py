@@ -9,7 +9,7 @@ from pathlib import Path
 import common
 import torch
 
-from tune.results import device_name, git_sha, versions
+from tune.runs.result import device_name, git_sha, versions
 
 
 def default_path(rehearse: bool) -> Path:

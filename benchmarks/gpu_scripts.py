@@ -7,7 +7,7 @@ from pathlib import Path
 import soundfile
 from gpu_bench import ROOT, Bench, at_most, music, run_benchmark, run_for_json, run_script
 
-from tune.encoder import SAMPLE_RATE
+from tune.encoders.base import SAMPLE_RATE
 
 LAUNCH = ("-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1",
           "--mixed_precision", "no", "--dynamo_backend", "no")  # fmt: skip
@@ -42,7 +42,8 @@ def probe(bench: Bench, record) -> None:
             done = run_script(
                 *LAUNCH, ROOT / "train_probe.py", "--task", task, *encoder, "--seg", "10",
                 "--agg", "mean", "--seeds", *seeds, "--mixed_precision", precision,
-                "--report_to", "none", "--output_dir", out, "--store", folder / "store", *more, env=env,
+                "--report_to", "none", "--output_dir", out, "--store", folder / "store",
+                *more, env=env,
             )  # fmt: skip
             results = list(out.glob("*/result.json"))
             if not results:

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from gpu_bench import Bench, cosines, run_benchmark, segments
 
-from tune.costs import muq_flops
-from tune.encoder import DTYPES, SAMPLE_RATE
+from tune.encoders.base import DTYPES, SAMPLE_RATE
+from tune.profiling.arithmetic import muq_flops
 
 LARGE_BUDGET = 40_000_000_000  # bytes: nearly all of a large card, instead of the default 2 GB
 TOP_KERNELS = 15

@@ -17,7 +17,7 @@ import sys
 
 from flags import add_common, check_common
 
-from tune.cli import Parser, begin, positive_float, positive_int, run_script, to_bool
+from tune.cli.parser import Parser, begin, positive_float, positive_int, run_script, to_bool
 
 NAME = "levers"
 TOLERANCE = 1e-4  # of the embedding, where both sides compute in float32
@@ -59,12 +59,12 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from tune.costs import frontend_flops, matrix_rate, muq_flops
-from tune.encoder import DTYPES, SAMPLE_RATE
-from tune.encoders import load_encoder
-from tune.encoding import encode_segments
-from tune.frontend import HALO, FrontEnd
-from tune.kernels import ConformerConvolution, linear, use_fast_linear
+from tune.encoders.base import DTYPES, SAMPLE_RATE
+from tune.encoders.cpu_linear import ConformerConvolution, linear, use_fast_linear
+from tune.encoders.muq_frontend import HALO, FrontEnd
+from tune.encoders.registry import load_encoder
+from tune.profiling.arithmetic import frontend_flops, matrix_rate, muq_flops
+from tune.store.encode import encode_segments
 
 
 @dataclass(frozen=True)
@@ -328,7 +328,7 @@ def measure_rates(device) -> dict:
 
 @torch.inference_mode()
 def linear_rate(device) -> float:
-    """Measure the rate of `tune.kernels.linear` (oneDNN on CPUs) on square matrices."""
+    """Measure the rate of `tune.encoders.cpu_linear.linear` (oneDNN on CPUs) on square matrices."""
     best = 0.0
     for n in (1024, 2048):
         a, b = torch.randn(2, n, n, device=device)

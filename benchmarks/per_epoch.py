@@ -16,8 +16,8 @@ import sys
 
 from flags import add_common, check_common
 
-from tune.cli import Parser, begin, positive_float, positive_int, run_script
-from tune.segments import parse_rule
+from tune.cli.parser import Parser, begin, positive_float, positive_int, run_script
+from tune.segments.rules import parse_rule
 
 NAME = "per_epoch"
 
@@ -57,13 +57,13 @@ import soundfile
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 
-from tune.audio import read_audio
-from tune.encoder import SAMPLE_RATE
-from tune.encoding import encode_segments, encode_tracks
-from tune.features import load_task_features
-from tune.probe import ProbeData
-from tune.store import Store
-from tune.tasks import load_task
+from tune.aggregators.track_features import load_task_features
+from tune.audio.decode import read_audio
+from tune.encoders.base import SAMPLE_RATE
+from tune.probing.bank import ProbeData
+from tune.store.encode import encode_segments, encode_tracks
+from tune.store.store import Store
+from tune.tasks.load import load_task
 
 ROOT = Path(__file__).resolve().parent.parent
 

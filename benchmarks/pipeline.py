@@ -15,8 +15,8 @@ import sys
 
 from flags import add_common, check_common
 
-from tune.cli import Parser, begin, positive_float, positive_int, run_script
-from tune.segments import parse_rule
+from tune.cli.parser import Parser, begin, positive_float, positive_int, run_script
+from tune.segments.rules import parse_rule
 
 NAME = "pipeline"
 FILE_RATE = 44_100  # Hz
@@ -52,10 +52,10 @@ import common
 import numpy as np
 import soundfile
 
-from tune.audio import read_audio
-from tune.encoder import SAMPLE_RATE
-from tune.encoding import encode_segments, encode_tracks
-from tune.store import Store
+from tune.audio.decode import read_audio
+from tune.encoders.base import SAMPLE_RATE
+from tune.store.encode import encode_segments, encode_tracks
+from tune.store.store import Store
 
 
 def main(args):

@@ -22,8 +22,8 @@ import json
 
 from flags import add_common, check_common, to_bytes
 
-from tune.cli import Parser, begin, positive_float, positive_int, run_script
-from tune.segments import parse_rule
+from tune.cli.parser import Parser, begin, positive_float, positive_int, run_script
+from tune.segments.rules import parse_rule
 
 NAME = "scaling"
 SLOPE_FROM_S = 60.0
@@ -66,12 +66,12 @@ import numpy as np
 import soundfile
 import torch
 
-from tune import muq
-from tune.encoder import SAMPLE_RATE
-from tune.encoders import load_encoder
-from tune.encoding import encode_segments, encode_tracks
-from tune.features import load_features
-from tune.store import Store
+from tune.aggregators.track_features import load_features
+from tune.encoders import muq
+from tune.encoders.base import SAMPLE_RATE
+from tune.encoders.registry import load_encoder
+from tune.store.encode import encode_segments, encode_tracks
+from tune.store.store import Store
 
 BATCH_S = 60.0  # seconds of audio in one of our batches
 WHOLE_S = 1e9  # a chunk as long as any track

@@ -15,8 +15,8 @@ import sys
 
 from flags import add_common, check_common
 
-from tune.cli import Parser, begin, positive_float, positive_int, run_script, to_bool
-from tune.segments import parse_rule
+from tune.cli.parser import Parser, begin, positive_float, positive_int, run_script, to_bool
+from tune.segments.rules import parse_rule
 
 NAME = "study_loop"
 TOLERANCE = 1e-4  # of a track's embedding, where both sides compute in float32
@@ -57,8 +57,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tune.encoder import DTYPES, SAMPLE_RATE
-from tune.encoding import encode_segments
+from tune.encoders.base import DTYPES, SAMPLE_RATE
+from tune.store.encode import encode_segments
 
 RATES = {"matmul": common.matmul_rate, "convolution": common.convolution_rate}
 FLOP_S = 10  # seconds of audio that the arithmetic is counted for

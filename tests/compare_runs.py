@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sklearn.metrics import accuracy_score, r2_score, roc_auc_score
 
-from tune.results import prediction_columns
+from tune.runs.result import prediction_columns
 
 CLASSES = ["a", "b", "c"]
 

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tools"))  # muq_nano
 SHARED = ROOT.parent / "shared"
 
 # Nothing here may reach the network, an account or the user's own store.

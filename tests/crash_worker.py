@@ -16,12 +16,12 @@ import sys
 
 import torch
 
-from tune import store as store_module
-from tune.cli import run_script, set_up_logging
-from tune.encoder import Encoder
-from tune.encoding import encode_tracks
-from tune.segments import SegmentRule
-from tune.store import Store
+from tune.cli.parser import run_script, set_up_logging
+from tune.encoders.base import Encoder
+from tune.segments.rules import SegmentRule
+from tune.store import store as store_module
+from tune.store.encode import encode_tracks
+from tune.store.store import Store
 
 RULE = SegmentRule(0.5, min_tail_s=0.2)
 LAYERS = [0, 1]

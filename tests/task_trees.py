@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 from conftest import tone
 
-from tune.keys import KEYS
+from tune.tasks.musical_keys import KEYS
 
 SPLITS = {"train": 6, "val": 4, "test": 4}
 MTG = {

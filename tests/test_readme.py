@@ -18,7 +18,7 @@ def test_the_two_commands_are_those_of_ci():
 def test_every_flag_named_exists():
     scripts = ("train_probe.py", "pretrain_aggregator.py", "embed.py", "profile.py", "compare.py",
                "benchmarks/study_loop.py")  # fmt: skip
-    modules = ("tune.sweep", "tune.similar", "tune.tasks", "tune.card")
+    modules = ("tune.sweep", "tune.embeddings.similar", "tune.tasks", "tune.runs.model_card")
     calls = [[ROOT / name] for name in scripts] + [["-m", name] for name in modules]
     known = "".join(run(*call, "--help", cwd=ROOT).stdout for call in calls)
     others = {"--nproc_per_node", "--multi_gpu", "--quiet", "--style", "--flag"}

@@ -165,7 +165,7 @@ class WandbServer:
 
     def _take(self, agent: Agent) -> Run | None:
         """The next run for an agent: one that a silent agent has left, or the engine's next."""
-        from tune.sweep_files import engine
+        from tune.sweep.config import engine
 
         alive = {a.run for a in self.agents.values() if time.monotonic() - a.seen < SILENT_S}
         for run in self.unfinished(agent.sweep):

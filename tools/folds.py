@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tune.cli import Parser, begin, positive_int, run_script
+from tune.cli.parser import Parser, begin, positive_int, run_script
 
 
 # fmt: off
@@ -58,10 +58,10 @@ from itertools import combinations
 
 import numpy as np
 
-from tune.comparison import merge
-from tune.metrics import bootstrap_curves, interval
-from tune.paired import verdict
-from tune.reading import read_folders
+from tune.comparison.cells import merge
+from tune.comparison.paired import verdict
+from tune.probing.metrics import bootstrap_curves, interval
+from tune.runs.load import read_folders
 
 SPLITS = ("train", "val", "test")
 

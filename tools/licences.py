@@ -12,7 +12,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from tune.cli import Parser, run_script
+from tune.cli.parser import Parser, run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 LONG = 60  # characters: a longer text is the licence itself, not its name

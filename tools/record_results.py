@@ -1,7 +1,8 @@
-"""Record what the scripts compute, to the bit, so that a refactoring can be shown to change nothing.
+"""Record what the scripts compute, to the bit, to show that a refactoring changes nothing.
 
-    python tools/record_results.py before.json --work work-before --gamemusic ../shared/data/gamemusic
-    python tools/record_results.py after.json --work work-after --gamemusic ../shared/data/gamemusic --against before.json
+    python tools/record_results.py before.json --work work-before --gamemusic
+    ../shared/data/gamemusic python tools/record_results.py after.json --work work-after
+    --gamemusic ../shared/data/gamemusic --against before.json
 
 Runs the scripts on the demo tasks (and gamemusic) with muq-nano and every aggregator, pretrains a
 Transformer and embeds a folder; hashes each row of the store, metrics, predictions, embeddings and
@@ -25,7 +26,9 @@ DEMO = ["demo", "demo-mood", "demo-form"]
 
 def main(argv=None) -> None:
     """Run everything, hash it, write it, compare it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("out", type=Path, help="the JSON")
     parser.add_argument("--work", type=Path, required=True, help="a folder that doesn't exist yet")
     parser.add_argument("--gamemusic", type=Path, help="the task of real music")
@@ -83,8 +86,8 @@ def run_all(work: Path, tasks: list[str], gamemusic: Path | None) -> None:
         run(*probe, *task, "--seg", "structure", "--agg", "mean")
     if gamemusic:
         for agg in ("mean", "whitened"):
-            run("embed.py", str(gamemusic / "audio"), "--encoder", "muq-nano", "--agg", agg,
-                "--store", str(work / "store"), "--out", str(work / f"embed-{agg}.parquet"))  # fmt: skip
+            out = str(work / f"embed-{agg}.parquet")
+            run("embed.py", str(gamemusic / "audio"), *common[:4], "--agg", agg, "--out", out)
 
 
 def run(*command: str) -> None:

@@ -19,9 +19,11 @@ def __getattr__(name: str):
     import importlib
 
     if name == "embed":
-        return importlib.import_module("tune.embedding").embed
+        return importlib.import_module("tune.embeddings.embedder").embed
     if name == "store":
         return importlib.import_module("tune.store")
+    if name == "transformer":  # its name in the cards of pretrained aggregators
+        return importlib.import_module("tune.aggregators.transformer")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -32,6 +34,6 @@ def _is_run_as_a_module() -> bool:
 
 
 if _is_run_as_a_module():
-    from tune.stopping import end_quietly
+    from tune.system.signals import end_quietly
 
     end_quietly()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import soundfile
 
-from tune.cli import Parser
+from tune.cli.parser import Parser
 from tune.demo.synth import SAMPLE_RATE
 from tune.demo.tasks import (
     DEMO_TASKS,

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from tune.demo.synth import SAMPLE_RATE
 from tune.demo.tasks import SPLITS, TASKS, check_task
-from tune.stopping import held_back, let_through
+from tune.system.signals import held_back, let_through
 
 
 def _write_unit(task: str, index: int, keep: int, folder: str) -> list[dict]:

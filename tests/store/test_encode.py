@@ -1,0 +1,276 @@
+"""tune.store.encode: rows of the store from files, whatever the order, the batch or the trouble."""
+
+import threading
+import time
+import weakref
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import tone
+
+from tune.encoders.registry import load_encoder
+from tune.segments.rules import SegmentRule
+from tune.store import encode as encoding
+from tune.store.encode import EncodeReport, encode_segments, encode_tracks
+from tune.store.store import Store
+
+RULE = SegmentRule(1.0, min_tail_s=0.2)
+
+
+@pytest.fixture(scope="module")
+def nano():
+    """The small MuQ, built once."""
+    return load_encoder("muq-nano")
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Five tracks of different lengths, pitches and sample rates."""
+    paths = []
+    for i, (seconds, rate) in enumerate([(2.5, 24_000), (3.1, 44_100), (1.0, 8_000), (0.4, 24_000),
+                                         (2.5, 48_000)]):  # fmt: skip
+        path = tmp_path / f"{i}.wav"
+        soundfile.write(path, tone(seconds, 110 * (i + 1), rate, seed=i), rate)
+        paths.append(str(path))
+    return paths
+
+
+def encode(paths, encoder, folder, rule=RULE, layers=(0, 2, 4), **kwargs):
+    """Encode into a store; return the report and each path's row."""
+    store = Store(folder)
+    collection = store.collection(encoder, list(layers), kwargs.get("frame_rate"))
+    report = encode_tracks(paths, encoder, rule, store, collection, **kwargs)
+    return report, {p: collection.read(*row) for p, row in report.rows.items()}
+
+
+def test_permuting_the_files_changes_no_row_by_a_bit(files, nano, tmp_path):
+    _, forward = encode(files, nano, tmp_path / "a")
+    _, backward = encode(files[::-1], nano, tmp_path / "b")
+    for path in files:
+        assert forward[path].tokens.tobytes() == backward[path].tokens.tobytes()
+    names = [sorted(p.name for p in (tmp_path / s).rglob("*.safetensors")) for s in "ab"]
+    assert names[0] == names[1]
+
+
+def test_a_tracks_row_is_the_same_alone_and_among_others(files, nano, tmp_path):
+    _, together = encode(files, nano, tmp_path / "a")
+    _, alone = encode(files[1:2], nano, tmp_path / "b")
+    np.testing.assert_array_equal(together[files[1]].tokens, alone[files[1]].tokens)
+
+
+def test_each_segment_is_encoded_at_its_own_length(files, nano, tmp_path):
+    report, rows = encode(files, nano, tmp_path / "s")
+    row = rows[files[0]]
+    assert row.spans == [[0, 24_000], [24_000, 48_000], [48_000, 60_000]]
+    samples = soundfile.read(files[0], dtype="float32")[0]
+    for (start, end), tokens in zip(row.spans, row.tokens, strict=True):
+        expected = nano.embed(samples[None, start:end], [0, 2, 4])[0, 0]
+        np.testing.assert_allclose(tokens, expected, atol=1e-5)
+    assert report.encoder_passes == 3 + 3 + 1 + 1 + 3  # the tail of 0.1 s is dropped
+    assert report.audio_seconds == pytest.approx(2.5 + 3.0 + 1.0 + 0.4 + 2.5, abs=1e-3)
+
+
+def test_what_is_stored_is_not_encoded_again(files, nano, tmp_path):
+    encode(files[:3], nano, tmp_path / "s")
+    report, rows = encode(files, nano, tmp_path / "s")
+    assert report.encoded_tracks == 2
+    assert set(rows) == set(files)
+    again, _ = encode(files, nano, tmp_path / "s")
+    assert (again.encoder_passes, again.encode_seconds, again.audio_seconds) == (0, 0, 0)
+    assert again.stored_seconds > 0
+
+
+def test_all_layers_serve_any_single_one(files, nano, tmp_path):
+    _, every = encode(files, nano, tmp_path / "s", layers=range(5))
+    report, third = encode(files, nano, tmp_path / "s", layers=[3])
+    assert report.encoder_passes == 0
+    for path in files:
+        np.testing.assert_array_equal(third[path].tokens[:, 0], every[path].tokens[:, 3])
+
+
+def test_a_segment_longer_than_every_track_shares_the_rows_of_full(files, nano, tmp_path):
+    encode(files, nano, tmp_path / "s", SegmentRule(None))
+    report, _ = encode(files, nano, tmp_path / "s", SegmentRule(60.0))
+    assert report.encoder_passes == 0
+
+
+def test_the_batch_size_changes_nothing_beyond_rounding(files, nano):
+    samples = soundfile.read(files[0], dtype="float32")[0]
+    spans = RULE.spans(len(samples), 24_000)
+    one, counts = encode_segments(samples, spans, nano, [4], batch_seconds=0.5)
+    many, _ = encode_segments(samples, spans, nano, [4], batch_seconds=60)
+    np.testing.assert_allclose(one, many, atol=1e-5)
+    assert counts == [1, 1, 1]
+
+
+def test_frames_of_all_segments_are_tokens_in_order(files, nano):
+    samples = soundfile.read(files[0], dtype="float32")[0]
+    spans = RULE.spans(len(samples), 24_000)
+    tokens, counts = encode_segments(samples, spans, nano, [4], frame_rate=5)
+    assert counts == [5, 5, 3]  # 25 frames a second in windows of 5, and half a second's 13
+    expected = nano.embed(samples[None, 24_000:48_000], [4], frame_rate=5)[0]
+    np.testing.assert_allclose(tokens[5:10], expected, atol=1e-5)
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(files, nano, monkeypatch, caplog):
+    samples = np.tile(soundfile.read(files[0], dtype="float32")[0], 4)
+    spans = RULE.spans(len(samples), 24_000)
+    expected, _ = encode_segments(samples, spans, nano, [4])
+    sizes, embed = [], nano.embed
+
+    def small_memory(audio, *args):
+        sizes.append(len(audio))
+        if len(audio) > 2:
+            raise torch.OutOfMemoryError("pretended")
+        return embed(audio, *args)
+
+    monkeypatch.setattr(nano, "embed", small_memory)
+    tokens, _ = encode_segments(samples, spans, nano, [4])
+    assert sizes[:4] == [10, 5, 2, 2]
+    assert "going on with 5 segments a batch" in caplog.text
+    np.testing.assert_allclose(tokens, expected, atol=1e-5)
+
+
+def test_a_segment_that_never_fits_is_a_clear_error(files, nano, monkeypatch):
+    def no_memory(*args):
+        raise torch.OutOfMemoryError("pretended")
+
+    monkeypatch.setattr(nano, "embed", no_memory)
+    with pytest.raises(ValueError, match=r"a segment of 1\.0 s does not fit"):
+        encode_segments(np.zeros(24_000, np.float32), [(0, 24_000)], nano, [4])
+
+
+def test_a_damaged_row_is_named_and_encoded_again(files, nano, tmp_path, caplog):
+    _, good = encode(files[:2], nano, tmp_path / "s")
+    row = next((tmp_path / "s").rglob("*.safetensors"))
+    data = bytearray(row.read_bytes())
+    data[-1] ^= 1
+    row.write_bytes(data)
+    report, rows = encode(files[:2], nano, tmp_path / "s")
+    assert report.damaged == [str(row)]
+    assert report.encoded_tracks == 1
+    assert str(row) in caplog.text
+    for path in files[:2]:
+        np.testing.assert_array_equal(rows[path].tokens, good[path].tokens)
+
+
+def test_bad_files_are_reported_and_good_ones_unchanged(files, nano, tmp_path):
+    _, good = encode(files, nano, tmp_path / "a")
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(b"")
+    missing = tmp_path / "missing.wav"
+    short = tmp_path / "short.wav"
+    soundfile.write(short, np.zeros(1), 24_000)
+    report, rows = encode([str(bad), *files, str(missing), str(short)], nano, tmp_path / "b")
+    reasons = {item["path"]: item["reason"] for item in report.skipped}
+    assert reasons[str(bad)] == "empty file (0 bytes)"
+    assert reasons[str(missing)] == "no such file"
+    assert reasons[str(short)].startswith("too short: 1 samples")
+    assert set(rows) == set(files)
+    for path in files:
+        assert rows[path].tokens.tobytes() == good[path].tokens.tobytes()
+    with pytest.raises(ValueError, match=r"bad\.wav: empty file"):
+        encode([*files, str(bad)], nano, tmp_path / "b", strict=True)
+
+
+def test_states_that_are_not_finite_name_the_track(files, tmp_path):
+    broken = load_encoder("muq-nano")
+    with torch.no_grad():
+        broken.model.frontend.linear.bias[0] = float("nan")
+    with pytest.raises(ValueError, match=r"0\.wav: muq-nano gives NaN"):
+        encode(files, broken, tmp_path / "s")
+    assert not list((tmp_path / "s").rglob("*.safetensors"))
+
+
+def test_silence_is_encoded_with_a_warning(nano, tmp_path, caplog):
+    path = tmp_path / "silence.wav"
+    soundfile.write(path, np.zeros(36_000), 24_000)
+    report, rows = encode([str(path)], nano, tmp_path / "s")
+    assert report.silent == [str(path)]
+    assert np.isfinite(rows[str(path)].tokens).all()
+    assert "digital silence" in caplog.text
+
+
+def test_the_same_audio_under_two_names_is_encoded_once(files, nano, tmp_path):
+    copy = tmp_path / "copy.wav"
+    copy.write_bytes((tmp_path / "0.wav").read_bytes())
+    report, rows = encode([*files[:1], str(copy)], nano, tmp_path / "s")
+    assert report.encoded_tracks == 1
+    assert set(rows) == {files[0], str(copy)}
+
+
+def test_reports_of_several_processes_add_up():
+    a = EncodeReport(rows={"x": 1}, skipped=[1], encoder_passes=3, encode_seconds=1.5)
+    b = EncodeReport(rows={"y": 2}, skipped=[2], encoder_passes=4, encode_seconds=2.0)
+    both = EncodeReport.merged([a, b])
+    assert both.rows == {"x": 1, "y": 2}
+    assert both.skipped == [1, 2]
+    assert (both.encoder_passes, both.encode_seconds) == (7, 3.5)
+
+
+@pytest.fixture
+def decodings(monkeypatch):
+    """Decoding that notes its calls, and how many decoded tracks are in memory at most."""
+    seen = {
+        "calls": 0,
+        "held": weakref.WeakValueDictionary(),
+        "most": 0,
+        "meet": threading.Barrier(1),
+    }
+    read, lock = encoding.read_audio, threading.Lock()
+
+    def noted_read(path, sample_rate):
+        with lock:
+            seen["calls"] += 1
+            meet = seen["calls"] <= seen["meet"].parties
+        if meet:  # the first ones go on together, or the barrier breaks
+            seen["meet"].wait(30)
+        samples = read(path, sample_rate)
+        with lock:
+            seen["held"][path] = samples
+            seen["most"] = max(seen["most"], len(seen["held"]))
+        return samples
+
+    monkeypatch.setattr(encoding, "read_audio", noted_read)
+    return seen
+
+
+def test_several_decode_threads_give_the_same_rows_in_the_same_order(
+    files, nano, tmp_path, monkeypatch, decodings
+):
+    monkeypatch.setattr(encoding, "DECODE_THREADS", 1)
+    one, expected = encode(files, nano, tmp_path / "one")
+    decodings |= {"calls": 0, "meet": threading.Barrier(4)}
+    monkeypatch.setattr(encoding, "DECODE_THREADS", 4)
+    several, rows = encode(files, nano, tmp_path / "several")
+    assert not decodings["meet"].broken
+    assert list(several.rows.items()) == list(one.rows.items())
+    for path in files:
+        assert rows[path].tokens.tobytes() == expected[path].tokens.tobytes()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_window_bounds_the_decoded_tracks_in_memory(tmp_path, monkeypatch, decodings, threads):
+    paths = [str(tmp_path / f"{i:02d}.wav") for i in range(14)]
+    for i, path in enumerate(paths):
+        soundfile.write(path, tone(0.3, 100 + i, seed=i), 24_000)
+    mel = load_encoder("mel")
+    embed, ahead = mel.embed, []
+
+    def slow_embed(*args):
+        give_up = time.monotonic() + 30
+        while not ahead and len(decodings["held"]) < threads + 2 and time.monotonic() < give_up:
+            time.sleep(0.01)
+        time.sleep(0.02)  # it could get further ahead now, but may not
+        ahead.append(len(decodings["held"]))
+        return embed(*args)
+
+    monkeypatch.setattr(mel, "embed", slow_embed)
+    monkeypatch.setattr(encoding, "DECODE_THREADS", threads)
+    report, _ = encode(paths, mel, tmp_path / "s", layers=[0])
+    assert report.encoded_tracks == len(paths)
+    assert ahead[0] == threads + 2
+    # The window, and the track just encoded until the next one takes its place.
+    assert decodings["most"] <= threads + 3

@@ -1,0 +1,1 @@
+"""How muq-nano was pretrained: composed and real music, its spectrograms, masked prediction."""

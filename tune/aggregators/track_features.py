@@ -1,0 +1,201 @@
+"""From the store to what the probe sees: one embedding a track and view, or the tokens themselves.
+
+A view is a layer at a scale (a segment rule, or one of the means of `whitened`, or of the
+views of a Transformer); views are counted scale by scale, layer by layer.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from datasets import DatasetDict
+
+from tune.aggregators.registry import AGGREGATORS, aggregate_track
+from tune.aggregators.whitening import WithinTrack
+from tune.store.encode import read_row
+from tune.store.store import Collection, Row
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Features:
+    """Embeddings of a split.
+
+    Attributes
+    ----------
+    values : (V, n, D') float64
+    valid : (V, n, D') bool, False at values that only fill a hole
+    truncated : tracks that had more tokens than the aggregator takes
+    whitening : mean (D,) and matrix (D, D) of each layer, where the values are whitened by them
+    """
+
+    values: torch.Tensor
+    valid: torch.Tensor
+    truncated: int
+    whitening: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+
+
+@dataclass
+class Tokens:
+    """Tokens of a split, padded to its longest track.
+
+    Attributes
+    ----------
+    values : (V, n, N, D) float32; V counts layers
+    mask : (n, N) bool, True at real tokens
+    times : per track, (N, 2): where each of its tokens begins and ends, in seconds
+    """
+
+    values: torch.Tensor
+    mask: torch.Tensor
+    times: list[np.ndarray]
+
+
+def load_task_features(
+    splits: DatasetDict, collection: Collection, scales: Sequence[Mapping[str, tuple]], agg: str,
+    embed: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> tuple[dict[str, Features], int]:  # fmt: skip
+    """Aggregate every split; an aggregator with a fixed number takes the training tracks' largest.
+
+    Parameters
+    ----------
+    scales : for each segment rule, path -> (content, spans) as `encode_tracks` reports
+    agg : a name of `AGGREGATORS`
+    embed : for an aggregator that was trained before, on one layer: tokens (N, D) float32 ->
+        (K, D'), K views
+
+    Returns
+    -------
+    {split: Features}, and how many tracks have more tokens than the aggregator takes
+    """
+    parts: dict[str, list[Features]] = {name: [] for name in splits}
+    for rows in scales:
+        n_tokens = None
+        if agg in AGGREGATORS and AGGREGATORS[agg].fixed_n:
+            n_tokens = max(count_tokens(collection, splits["train"]["path"], rows))
+        for name, split in splits.items():
+            found = load_features(collection, split["path"], rows, agg, n_tokens, embed)
+            parts[name].append(found)
+        truncated = sum(found[-1].truncated for found in parts.values())
+        if truncated:
+            log.warning(
+                "%s: %d tracks have more than %d tokens and are cut", agg, truncated, n_tokens
+            )
+        if agg == "whitened":
+            fitted = fit_whitening(collection, splits["train"]["path"], rows)
+            for found in parts.values():
+                found.append(whitened(found[-1], fitted))
+    features = {
+        name: Features(
+            torch.cat([p.values for p in found]), torch.cat([p.valid for p in found]),
+            sum(p.truncated for p in found), found[-1].whitening,
+        )
+        for name, found in parts.items()
+    }  # fmt: skip
+    return features, sum(f.truncated for f in features.values())
+
+
+def fit_whitening(collection: Collection, paths: Sequence[str], rows: Mapping) -> list[tuple]:
+    """Mean and matrix of each layer (`whitening`), fitted on the training tracks' tokens."""
+    within = None
+    for path in paths:
+        tokens = torch.from_numpy(read_row(collection, path, *rows[path]).tokens)  # (N, L, D)
+        if within is None:
+            within = [WithinTrack(tokens.shape[2]) for _ in range(tokens.shape[1])]
+        for layer, found in zip(tokens.unbind(1), within, strict=True):
+            found.add(layer)
+    return [found.fit() for found in within]
+
+
+def whitened(features: Features, fitted: Sequence[tuple]) -> Features:
+    """Means of whitened tokens from means of tokens (L, n, D): whitening is linear."""
+    layers = zip(features.values, fitted, strict=True)
+    values = torch.stack([(means - mean) @ matrix for means, (mean, matrix) in layers])
+    return Features(values, torch.ones_like(values, dtype=torch.bool), 0, list(fitted))
+
+
+def count_tokens(collection: Collection, paths: Sequence[str], rows: Mapping) -> list[int]:
+    """Tokens of each track (without keeping them in memory)."""
+    return [sum(read_row(collection, p, *rows[p]).counts) for p in paths]
+
+
+def token_times(row: Row, sample_rate: int, window_s: float | None = None) -> np.ndarray:
+    """Where each token begins and ends, in seconds: (N, 2).
+
+    Pooled frames are windows of `window_s`, of which the last in a segment may be shorter.
+    """
+    return row.times(sample_rate, window_s)
+
+
+def load_features(
+    collection: Collection,
+    paths: Sequence[str],
+    rows: Mapping[str, tuple],
+    agg: str,
+    n_tokens: int | None,
+    embed: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> Features:
+    """Aggregate each track's tokens, one track at a time.
+
+    Parameters
+    ----------
+    paths : tracks, in the order wanted
+    rows : path -> (content, spans), as `encode_tracks` reports
+    agg : a name of `AGGREGATORS`
+    n_tokens : fixed number of tokens for an aggregator that needs one
+    embed : see `load_task_features`
+
+    Returns
+    -------
+    Features; equal for a track whichever other tracks are loaded with it
+    """
+    if agg not in AGGREGATORS:
+        raise ValueError(f"--agg must be one of {', '.join(AGGREGATORS)}, got {agg!r}")
+    if AGGREGATORS[agg].function is None and embed is None:
+        raise ValueError(f"{agg} needs a model")
+    values, valids, truncated = [], [], 0
+    for path in paths:
+        row = read_row(collection, path, *rows[path])
+        layers = track_views(row, collection, agg, n_tokens, embed)
+        values.append(torch.stack([embedding for embedding, _, _ in layers]))
+        valids.append(torch.stack([valid for _, valid, _ in layers]))
+        truncated += layers[0][2]
+    return Features(torch.stack(values, 1), torch.stack(valids, 1), truncated)
+
+
+def track_views(
+    row: Row, collection: Collection, agg: str, n_tokens: int | None = None,
+    embed: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> list[tuple[torch.Tensor, torch.Tensor, bool]]:  # fmt: skip
+    """One track's views at one scale: (embedding (D') float64, valid (D'), truncated) each.
+
+    A view is a layer, or one of the views of an aggregator that was trained before (`embed`).
+    """
+    tokens = torch.from_numpy(row.tokens)  # (N, L, D)
+    if AGGREGATORS[agg].function is None:
+        views = embed(tokens.squeeze(1)).double()  # (K, D'); there is one layer
+        return [(view, torch.ones_like(view, dtype=torch.bool), False) for view in views]
+    times = token_times(row, collection.key["sample_rate"], collection.window_s)
+    seconds = torch.from_numpy(times[:, 1] - times[:, 0])
+    return [aggregate_track(agg, layer, n_tokens, seconds) for layer in tokens.double().unbind(1)]
+
+
+def load_tokens(splits: DatasetDict, collection: Collection, rows: Mapping) -> dict[str, Tokens]:
+    """Read the tokens of every split, padded with zeros to the longest track of the split."""
+    out = {}
+    for name, split in splits.items():
+        found = [read_row(collection, path, *rows[path]) for path in split["path"]]
+        longest = max(len(row.tokens) for row in found)
+        n_layers, size = found[0].tokens.shape[1:]
+        values = torch.zeros(n_layers, len(found), longest, size)
+        mask = torch.zeros(len(found), longest, dtype=torch.bool)
+        for i, row in enumerate(found):
+            values[:, i, : len(row.tokens)] = torch.from_numpy(row.tokens).transpose(0, 1)
+            mask[i, : len(row.tokens)] = True
+        rate = collection.key["sample_rate"]
+        times = [token_times(row, rate, collection.window_s) for row in found]
+        out[name] = Tokens(values, mask, times)
+    return out

@@ -1,0 +1,232 @@
+"""Aggregators that learn with the probe: one small module per probe, in front of it.
+
+Each starts as an aggregator that needs no learning, on which its input is standardised: a learned
+mix as the average of its views, attention as the mean over tokens, a Transformer as it was loaded.
+What the probe sees then differs from there only by what was learned. Weights are drawn from the
+probe's own seed, by a generator of their own: the probe begins as it does without them.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+HEADS = 4
+HIDDEN = 32
+SEED_SHIFT = 2**32  # so that a joiner's draws are not the probe's
+STATISTICS_BATCH = 64  # tracks
+UNUSED = ("predict.", "summarise.", "hole")  # only pretraining uses these
+
+
+class Mix(nn.Module):
+    """Softmax weights over views (layers, or scales), one weight a view.
+
+    With all layers this is what SUPERB does, and MARBLE v1. On GiantSteps, MagnaTagATune and
+    MTG-Jamendo MARBLE v2 has a linear layer over all layers side by side in its place
+    (`MLPReduce`: 13.6 M parameters for MuQ's 13 layers, here 13).
+    """
+
+    def __init__(self, n_views: int, size: int, dtype: torch.dtype):
+        super().__init__()
+        self.n_out = size
+        self.scores = nn.Parameter(torch.zeros(n_views, dtype=dtype))
+
+    def default_lr(self, lr: float) -> float:
+        """A few scores have to get somewhere in as many steps as the probe's thousands."""
+        return 10 * lr
+
+    def weights(self) -> torch.Tensor:
+        """The views' weights (K,); they add up to 1."""
+        return self.scores.softmax(0)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Average the views: (..., K, D) -> (..., D)."""
+        return (x * self.weights()[:, None]).sum(-2)
+
+
+class GatedAttention(nn.Module):
+    """Gated attention pooling (Ilse et al. 2018, eq. 9), several heads.
+
+    A token's score is w · (tanh(V x) * sigmoid(U x)); each head pools its own part of the
+    dimensions by the softmax of its scores. w starts at zero: every token then weighs the same.
+
+    Parameters
+    ----------
+    size : D of a token
+    heads : how many parts; the largest number up to this that divides D is taken
+    n_views : layers to mix first, or None
+    generator : what V and U are drawn from
+    """
+
+    def __init__(self, size: int, dtype: torch.dtype, *, generator: torch.Generator,
+                 heads: int = HEADS, hidden: int = HIDDEN, n_views: int | None = None):  # fmt: skip
+        super().__init__()
+        self.n_out = size
+        self.heads = next(h for h in range(min(heads, size), 0, -1) if size % h == 0)
+        bound = size**-0.5
+        draw = torch.rand(2, size, hidden, generator=generator, dtype=torch.float32)
+        self.gates = nn.Parameter(((draw * 2 - 1) * bound).to(dtype))  # V and U
+        self.scores = nn.Parameter(torch.zeros(hidden, self.heads, dtype=dtype))  # w
+        self.mix = None if n_views is None else Mix(n_views, size, dtype)
+
+    def default_lr(self, lr: float) -> float:
+        """As fast as the probe."""
+        return lr
+
+    def weights(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Weights of tokens (B, N, D) in each head, (B, N, heads); 0 where the mask is False."""
+        gated = (x @ self.gates[0]).tanh() * (x @ self.gates[1]).sigmoid()
+        scores = gated @ self.scores  # (B, N, heads)
+        return scores.masked_fill(~mask[..., None], -torch.inf).softmax(1)
+
+    def token_weights(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Weights of tokens (B, N, [K,] D) in each head, (B, N, heads)."""
+        return self.weights(x if self.mix is None else self.mix(x), mask)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Pool tokens (B, N, D), or (B, N, K, D) with a mix, into (B, D)."""
+        if self.mix is not None:
+            x = self.mix(x)
+        weights = self.weights(x, mask)
+        parts = x.unflatten(-1, (self.heads, -1))  # (B, N, heads, D / heads)
+        return (parts * weights[..., None]).sum(1).flatten(1)
+
+
+class TunedTransformer(nn.Module):
+    """A Transformer aggregator that is trained on with the probe.
+
+    Its embeddings are standardised by what they are on the training tracks at the start. Its
+    dropout stays off: results must not depend on how tracks are batched over processes.
+
+    Parameters
+    ----------
+    model : tune.aggregators.transformer.model.AggregatorModel; it is changed
+    readout : see `AggregatorModel.embed`; None is the model's own
+    tokens, mask : (n, N, D) and (n, N), of the training tracks
+    dtype : the probe's
+    """
+
+    def __init__(self, model: nn.Module, readout: str | None, tokens: torch.Tensor,
+                 mask: torch.Tensor, dtype: torch.dtype):  # fmt: skip
+        super().__init__()
+        self.model, self.readout = model.requires_grad_(True), readout
+        for name, parameter in model.named_parameters():
+            if name.startswith(UNUSED) or parameter is model.core.get_input_embeddings().weight:
+                parameter.requires_grad = False
+        self.register_buffer("centre", torch.zeros((), dtype=dtype))
+        self.register_buffer("scale", torch.ones((), dtype=dtype))
+        with torch.no_grad():
+            parts = zip(tokens.split(STATISTICS_BATCH), mask.split(STATISTICS_BATCH), strict=True)
+            start = torch.cat([self.eval()(x, m) for x, m in parts])  # (n, D')
+        std, self.centre = start.std(0, correction=0), start.mean(0)
+        self.scale = torch.where(std > 1e-6 * (1 + self.centre.abs()), 1 / std, 0.0)
+        self.n_out = len(self.scale)
+
+    def default_lr(self, lr: float) -> float:
+        """Lower than the probe's, whatever that is."""
+        return min(1e-4, lr)
+
+    def train(self, mode: bool = True):
+        """Keep the Transformer in evaluation mode (no dropout)."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Embed tokens (B, N, D) float32 and standardise: (B, D') in the probe's type."""
+        out = self.model.embed(x.float(), mask, self.readout)
+        return (out.to(self.centre.dtype) - self.centre) * self.scale
+
+
+def make_attention(data, seeds: Sequence[int], device: torch.device) -> list[GatedAttention]:
+    """One attention per probe over a task's tokens (`tune.probing.bank.ProbeData`)."""
+    return [
+        GatedAttention(
+            data.n_in, data.dtype, n_views=data.n_views,
+            generator=torch.Generator().manual_seed(seed + SEED_SHIFT),
+        ).to(device)
+        for seed in seeds
+    ]  # fmt: skip
+
+
+def make_transformers(
+    data, seeds: Sequence[int], start: Callable[[int], nn.Module], readout: str | None,
+    device: torch.device,
+) -> list[TunedTransformer]:  # fmt: skip
+    """One Transformer per probe, to be trained with it.
+
+    Parameters
+    ----------
+    start : seed -> the model to begin with (a fresh copy each time)
+    """
+    tokens, mask = data.tokens["train"]
+    return [
+        TunedTransformer(start(seed).to(device), readout, tokens[0], mask, data.dtype)
+        for seed in seeds
+    ]
+
+
+def make_mixes(data, seeds: Sequence[int], device: torch.device) -> list[Mix] | None:
+    """One mix per probe, or None when there is one view only."""
+    if data.n_views is None:
+        return None
+    return [Mix(data.n_views, data.n_in, data.dtype).to(device) for _ in seeds]
+
+
+def describe(probes, seeds: Sequence[int], *, views: Sequence[str], checkpoint: str | None,
+             tuned: bool, readout: str | None) -> dict:  # fmt: skip
+    """What a result says about an aggregator that learns: parameters, weights, checkpoint."""
+    joiners = [getattr(probe, "joiner", None) for probe in probes]
+    learnt = 0
+    if joiners[0] is not None:
+        learnt = sum(p.numel() for p in joiners[0].parameters() if p.requires_grad)
+    mixes = [j if isinstance(j, Mix) else getattr(j, "mix", None) for j in joiners]
+    return {
+        "parameters_learned_with_probe": learnt,
+        "checkpoint": checkpoint,
+        "tuned": tuned,
+        "readout": readout,
+        "views": list(views),
+        "view_weights": {
+            str(seed): mix.weights().tolist()
+            for seed, mix in zip(seeds, mixes, strict=True)
+            if mix is not None
+        },
+    }
+
+
+@torch.inference_mode()
+def attention_columns(probes, seeds: Sequence[int], data, layer: int, split) -> dict | None:
+    """Columns of attention.parquet: each test track's weight per token and seed.
+
+    Parameters
+    ----------
+    layer : index of the layer in `data` that was chosen
+    split : the test split, with the column id
+
+    Returns
+    -------
+    dict of seed, id, token, start_s, end_s, weight (mean over heads), and one column a head; None
+    for aggregators without attention
+    """
+    if not isinstance(getattr(probes[0], "joiner", None), GatedAttention):
+        return None
+    values, mask = data.tokens["test"]
+    out: dict[str, list] = {k: [] for k in ("seed", "id", "token", "start_s", "end_s", "weight")}
+    heads: dict[str, list] = {f"head_{h}": [] for h in range(probes[0].joiner.heads)}
+    for seed, probe in zip(seeds, probes, strict=True):
+        for i, name in enumerate(split["id"]):
+            real = mask[i : i + 1]
+            weights = probe.joiner.token_weights(values[layer, i : i + 1], real)[0]  # (N, heads)
+            weights = weights[real[0]].cpu()
+            times = data.times["test"][i]
+            n = len(times)
+            out["seed"] += [seed] * n
+            out["id"] += [name] * n
+            out["token"] += range(n)
+            out["start_s"] += times[:, 0].tolist()
+            out["end_s"] += times[:, 1].tolist()
+            out["weight"] += weights.mean(1).tolist()
+            for h, column in enumerate(heads.values()):
+                column += weights[:, h].tolist()
+    return out | heads

@@ -1,0 +1,117 @@
+"""Recipes of the Transformer aggregator: its shape and how it is pretrained.
+
+`study` is the original study's, as its released code has it; `tune` is ours (docs/LOG.md says how
+it came about).
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from tune.aggregators.transformer.model import AggregatorConfig, AggregatorModel
+from tune.aggregators.whitening import WithinTrack
+
+
+@dataclass(frozen=True)
+class AggregatorRecipe:
+    """Settings of one recipe.
+
+    Attributes
+    ----------
+    tokens, frame_rate : what is joined, as train_probe.py's flags
+    hidden_size : width; 0 is the encoder's
+    num_layers, num_heads, intermediate_size, dropout, positions, cls_token, mask_token,
+    standardise, readout : see `AggregatorConfig`
+    mask_prob, span : see `tune.aggregators.transformer.masking.draw_hidden`
+    objective : a name of `tune.aggregators.transformer.masking.OBJECTIVES`
+    track_weight : weight of the [CLS] token's own objective
+    (`tune.aggregators.transformer.masking.track_losses`) lr, weight_decay, schedule ("cosine" or
+    "constant"), warmup (share of the steps), epochs, batch_size (tracks), clip (largest norm of
+    the gradient, 0 for none) : the optimisation, by
+        AdamW
+    """
+
+    tokens: str = "segment"
+    frame_rate: float = 1.0
+    hidden_size: int = 0
+    num_layers: int = 4
+    num_heads: int = 8
+    intermediate_size: int = 1024
+    dropout: float = 0.1
+    positions: str = "rotary"
+    cls_token: bool = True
+    mask_token: str = "learned"
+    standardise: str = "within"
+    readout: str = "residual"
+    mask_prob: float = 0.3
+    span: int = 1
+    objective: str = "mse"
+    track_weight: float = 1.0
+    lr: float = 5e-4
+    weight_decay: float = 0.01
+    schedule: str = "cosine"
+    warmup: float = 0.1
+    epochs: int = 50
+    batch_size: int = 16
+    clip: float = 1.0
+
+
+TUNE = AggregatorRecipe()
+STUDY = replace(
+    TUNE, tokens="frame", frame_rate=25.0, positions="learned", cls_token=False,
+    mask_token="zero", standardise="none", readout="mean", mask_prob=0.15, objective="mse",
+    track_weight=0.0, lr=5e-5, schedule="constant", warmup=0.0, epochs=1,
+    clip=0.0,
+)  # fmt: skip
+RECIPES = {"tune": TUNE, "study": STUDY}
+
+
+def make_config(recipe: AggregatorRecipe, input_size: int, **trained_on) -> AggregatorConfig:
+    """A recipe's model configuration for tokens of a size.
+
+    Parameters
+    ----------
+    trained_on : encoder, encoder_fingerprint, layer, tokens, seg, hop, min_tail, precision
+    """
+    return AggregatorConfig(
+        input_size=input_size, hidden_size=recipe.hidden_size or input_size,
+        num_hidden_layers=recipe.num_layers, num_attention_heads=recipe.num_heads,
+        intermediate_size=recipe.intermediate_size, dropout=recipe.dropout,
+        positions=recipe.positions, cls_token=recipe.cls_token, mask_token=recipe.mask_token,
+        standardise=recipe.standardise, readout=recipe.readout, recipe=asdict(recipe), **trained_on,
+    )  # fmt: skip
+
+
+def standardisation(tracks: Iterable[torch.Tensor], how: str) -> tuple:
+    """Mean (D,) and scale of training tracks' tokens (N, D), for `AggregatorModel`.
+
+    The scale is (D,), one over the deviation (0 for a dimension that never varies), or (D, D) for
+    how = "within": the whitening, scaled so that a whitened token's mean variance is 1.
+
+    Raises
+    ------
+    ValueError
+        When nothing varies within tracks and that is what is asked for.
+    """
+    within = None
+    for tokens in tracks:
+        within = within or WithinTrack(tokens.shape[1])
+        within.add(tokens)
+    if how != "within":
+        deviation = within.covariance().diagonal().sqrt()
+        scale = torch.where(deviation > 1e-12 * (1 + within.mean.abs()), 1 / deviation, 0.0)
+        return within.mean, scale
+    mean, matrix = within.fit()
+    variance = (matrix.T @ within.covariance() @ matrix).diagonal().mean()
+    return mean, matrix / variance.sqrt()
+
+
+def make_model(config: AggregatorConfig, seed: int, statistics: tuple | None) -> AggregatorModel:
+    """A model with weights from a seed, standardising by the training tokens' (mean, scale)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AggregatorModel(config)
+    if config.standardise != "none" and statistics is not None:
+        model.standardise_by(*statistics)
+    return model

@@ -1,0 +1,57 @@
+"""The commands of the rooms: `python -m tune` lists them, `python -m tune.ROOM VERB` runs one."""
+
+import importlib
+import sys
+from collections.abc import Mapping
+
+from tune.cli.parser import run_script
+
+SCRIPTS = {
+    "train_probe.py": "one experiment: task, encoder, segments, aggregator -> a probe's score",
+    "pretrain_aggregator.py": "pretrain the Transformer aggregator by masked modelling",
+    "profile.py": "what a strategy costs: peak memory, time, throughput",
+    "compare.py": "results to tables, plots, a report and advice",
+    "embed.py": "embeddings of your own music",
+}
+COMMANDS = {
+    "tune.segments plot": "where a file is cut, as a picture",
+    "tune.encoders list | check": "the encoders, and whether one is fit for use",
+    "tune.store list | size | prune": "what the embedding store holds, and making room in it",
+    "tune.demo list | export | play": "the composed music of the demo tasks",
+    "tune.tasks list | show | check": "the tasks, and what is wrong with a data set",
+    "tune.runs card | wandb_report": "a model card's results; a report in W&B",
+    "tune.embeddings similar | agreement": "the nearest tracks; k-NN label agreement",
+    "tune.comparison paired | attention": "runs on the same test tracks; what attention listens to",
+    "tune.sweep": "a W&B sweep file without an account",
+}
+
+
+def show_all() -> None:
+    """Print every command, a line each."""
+    rows = {**SCRIPTS, **{f"python -m {name}": about for name, about in COMMANDS.items()}}
+    width = max(map(len, rows))
+    for name, about in rows.items():
+        print(f"{name:{width}}  {about}")
+    print("\neach of them tells more with --help")
+
+
+def run_verb(package: str, verbs: Mapping[str, str]) -> None:
+    """Run `python -m PACKAGE VERB ...`.
+
+    Parameters
+    ----------
+    package : such as "tune.embeddings"
+    verbs : verb -> the module whose `main` takes the rest of the arguments
+    """
+    verb, *rest = sys.argv[1:] or ["--help"]
+    if verb in ("-h", "--help"):
+        print(f"usage: python -m {package} {' | '.join(verbs)} ... (each with --help)\n")
+        for name, module in verbs.items():
+            about = importlib.import_module(module).__doc__.splitlines()[0]
+            print(f"  {name:{max(map(len, verbs))}}  {about}")
+        sys.exit(0 if sys.argv[1:] else 2)
+    if verb not in verbs:
+        print(f"python -m {package}: error: a verb is {' or '.join(verbs)}, got {verb!r}",
+              file=sys.stderr)  # fmt: skip
+        sys.exit(2)
+    run_script(lambda: importlib.import_module(verbs[verb]).main(rest))

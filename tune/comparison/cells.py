@@ -1,0 +1,255 @@
+"""Cells, and the runs that they are made of: what `compare.py` compares.
+
+Runs that differ in nothing but their seeds are one cell: task x encoder x layer x segments x
+aggregator x tokens, and whatever else changes a number (checkpoint, hop, precision, the probe's
+training).
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tune.runs.load import LeftOut, Run
+
+# What changes a probe's training; a value that isn't the default makes another cell.
+TRAINING = {"lr": None, "aggregator_lr": None, "epochs": 50, "patience": 20, "batch_size": 64}
+MIN_TAIL_S, STRUCTURE_S = 1.0, (5.0, 30.0)
+
+
+@dataclass(eq=False)
+class Cell:
+    """Runs of one strategy with different seeds.
+
+    Attributes
+    ----------
+    runs : newest first
+    ids : (n,) test tracks, sorted
+    labels : (n,) class numbers or (n, C) values
+    predictions : (S, n) or (S, n, C), all seeds
+    label : what it's called, unique for a task and encoder
+    memory_bytes, memory_kind, memory_source : peak while encoding, allocated on a GPU or resident,
+        and where it was measured; None where no run encoded anything, so that the peak is not known
+    """
+
+    runs: list[Run]
+    ids: list[str]
+    labels: np.ndarray
+    predictions: np.ndarray
+    label: str = ""
+    memory_bytes: int | None = None
+    memory_kind: str = ""
+    memory_source: str = ""
+    twin: "Cell | None" = None  # the cell that this degenerate one repeats
+
+    @property
+    def result(self) -> dict:
+        """The newest run's result.json."""
+        return self.runs[0].result
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of all runs."""
+        return sorted(seed for run in self.runs for seed in run.result["seeds"])
+
+    @property
+    def seconds_per_track(self) -> float | None:
+        """What encoding a track took when its rows were made, whichever run made them."""
+        seconds = self.result["cost"].get("encode_seconds_stored")
+        n = sum(self.result["n_tracks"].values())
+        # Rounded: sums in another order aren't another cost.
+        return float(f"{seconds / n:.6g}") if seconds and n else None
+
+    @property
+    def dim(self) -> int | None:
+        """Values of a track's embedding."""
+        return self.result["cost"].get("embedding_dim")
+
+    @property
+    def store_bytes(self) -> int | None:
+        """What its segments take in the store, all tracks together."""
+        return self.result["cost"].get("store_bytes")
+
+    @property
+    def device(self) -> str:
+        """Where it ran: seconds of different devices are not compared."""
+        return self.result.get("device", "")
+
+
+def merge(runs: Sequence[Run]) -> tuple[list[Cell], list[LeftOut]]:
+    """Put runs together that differ in their seeds only; of the same seeds the newest counts.
+
+    Returns
+    -------
+    cells, and the runs that another one replaced
+    """
+    groups: dict[tuple, list[Run]] = {}
+    for run in sorted(runs, key=lambda r: (-r.made, r.name, r.where)):
+        groups.setdefault(_key(run), []).append(run)
+    cells, left = [], []
+    for members in groups.values():
+        kept = members[:1]
+        for run in members[1:]:
+            reason = _why_apart(kept, run)
+            if reason is None:
+                kept.append(run)
+            else:
+                left.append(LeftOut(run.where, reason))
+        first = kept[0].predictions
+        merged = np.concatenate([run.predictions.predictions for run in kept])
+        cells.append(Cell(kept, first.ids, first.labels, merged))
+    _name(cells)
+    _find_memory(cells, runs)
+    _find_twins(cells)
+    return sorted(cells, key=_order), left
+
+
+def task_key(run: Run | Cell) -> tuple:
+    """What two runs must share to be compared at all."""
+    r = run.result
+    return (r["task"], r["kind"], tuple(r["classes"] or ()), tuple(r["targets"] or ()))
+
+
+def layer_of(result: Mapping) -> str:
+    """The layer as a strategy: a number, or how it was found."""
+    asked = result.get("layer_asked")
+    return asked if asked in ("all", "mix") else str(result["layer"])
+
+
+def seg_text(seg: str) -> str:
+    """A segment rule as people read it."""
+    return f"{seg} s" if seg.replace(".", "").isdigit() else seg
+
+
+def details(run: Run, whole_path: bool = False) -> list[str]:
+    """What sets a run apart beside segments, aggregator, layer and tokens; [] when nothing does."""
+    r, out = run.result, []
+    if r.get("hop"):
+        out.append(f"hop {r['hop']:g} s")
+    if r.get("min_tail") not in (None, MIN_TAIL_S):
+        out.append(f"tail from {r['min_tail']:g} s")
+    limits = (r.get("min_seg"), r.get("max_seg"))
+    if None not in limits and limits != STRUCTURE_S:
+        out.append(f"pieces of {limits[0]:g} to {limits[1]:g} s")
+    aggregator = r.get("aggregator") or {}
+    if aggregator.get("checkpoint"):
+        path = str(aggregator["checkpoint"])
+        out.append(path if whole_path else Path(path).name)
+    elif r["agg"] == "transformer":
+        out.append("from scratch")
+    if aggregator.get("readout"):
+        out.append(aggregator["readout"])
+    if aggregator.get("tuned") and aggregator.get("checkpoint"):
+        out.append("tuned")
+    for name, usual in TRAINING.items():
+        value = run.config.get(name, usual)
+        if value != usual:
+            out.append(f"{name} {value:g}")
+    return out
+
+
+def _key(run: Run) -> tuple:
+    """What makes two runs one cell."""
+    r = run.result
+    return (*task_key(run), r["encoder"], layer_of(r), r["seg"], r["agg"], r["tokens"],
+            r.get("precision"), *details(run, whole_path=True))  # fmt: skip
+
+
+def _why_apart(kept: Sequence[Run], run: Run) -> str | None:
+    """Why a run can't join those of its cell, or None."""
+    newest = kept[0]
+    if newest.config.get("encoder_fingerprint") != run.config.get("encoder_fingerprint"):
+        return f"other weights of the encoder than the newer {newest.name}"
+    a, b = newest.predictions, run.predictions
+    if a.ids != b.ids or not np.array_equal(a.labels, b.labels):
+        return f"another test split than the newer {newest.name}"
+    for other in kept:
+        shared = set(other.result["seeds"]) & set(run.result["seeds"])
+        if shared:
+            return f"replaced by the newer {other.name}: the same cell and seed {min(shared)}"
+    return None
+
+
+def _name(cells: Sequence[Cell]) -> None:
+    """Name cells by what sets them apart among those of their task and encoder."""
+    groups: dict[tuple, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((*task_key(cell), cell.result["encoder"]), []).append(cell)
+    for group in groups.values():
+        usual = Counter(layer_of(c.result) for c in group).most_common(1)[0][0]
+        precisions = {c.result.get("precision") for c in group}
+
+        def text(cell, whole_path=False, usual=usual, precisions=precisions):
+            r = cell.result
+            parts = details(cell.runs[0], whole_path)
+            layer = layer_of(r)
+            parts += [f"layer {layer}"] if layer != usual else []
+            parts += [r["tokens"]] if r["tokens"] != "segment" else []
+            parts += [str(r.get("precision"))] if len(precisions) > 1 else []
+            return f"{seg_text(r['seg'])} {r['agg']}" + (f" ({', '.join(parts)})" if parts else "")
+
+        short = Counter(text(cell) for cell in group)
+        for cell in group:
+            cell.label = text(cell, whole_path=short[text(cell)] > 1)
+
+
+def _find_memory(cells: Sequence[Cell], runs: Sequence[Run]) -> None:
+    """Find each cell's peak while encoding: kept in the store, or that of a run that encoded."""
+
+    def encoding(r):
+        return (r["task"], r["encoder"], layer_of(r), r["seg"], r["tokens"], r.get("precision"),
+                r.get("device"))  # fmt: skip
+
+    peaks: dict[tuple, list[tuple[int, Run]]] = {}
+    for run in runs:
+        cost = run.result["cost"]
+        if cost.get("encoder_passes") and cost.get("peak_memory_bytes"):
+            peaks.setdefault(encoding(run.result), []).append((cost["peak_memory_bytes"], run))
+    for cell in cells:
+        cost, found = cell.result["cost"], peaks.get(encoding(cell.result))
+        if cost.get("encode_peak_memory_bytes"):
+            cell.memory_bytes = cost["encode_peak_memory_bytes"]
+            cell.memory_kind = cost.get("peak_memory_kind", "")
+            cell.memory_source = "kept with the rows when they were encoded"
+        elif found:
+            peak, run = max(found, key=lambda pair: pair[0])
+            cell.memory_bytes = max(peak, cost.get("peak_memory_bytes") or 0)
+            cell.memory_kind = cost.get("peak_memory_kind", "")
+            own = run in cell.runs
+            cell.memory_source = "this run" if own else f"{run.name}, which encoded the same"
+
+
+def _find_twins(cells: Sequence[Cell]) -> None:
+    """Link each cell whose segments are the full track to the cell it repeats, if there is one.
+
+    Over one piece a maximum and a mean by duration are the mean: such a cell repeats the mean's,
+    unless its predictions say otherwise.
+    """
+    full: dict[tuple, Cell] = {}
+    usual = {"max": "mean", "duration_mean": "mean"}
+    for cell in sorted(cells, key=lambda c: (c.result["seg"] != "full", c.result["agg"] in usual)):
+        r = cell.result
+        if r["seg"] == "full" or r.get("degenerate") or r.get("same_as"):
+            rest = (*task_key(cell), r["encoder"], layer_of(r), r["tokens"], r.get("precision"),
+                    *details(cell.runs[0], whole_path=True))  # fmt: skip
+            plain = full.get((*rest, usual.get(r["agg"])))
+            if plain is not None and (r.get("same_as") or _same(plain, cell)):
+                cell.twin = plain
+                continue
+            cell.twin = full.setdefault((*rest, r["agg"]), cell)
+            cell.twin = None if cell.twin is cell else cell.twin
+
+
+def _same(one: Cell, other: Cell) -> bool:
+    """Say whether two cells have the same predictions for each seed."""
+    return (one.ids == other.ids and one.predictions.shape == other.predictions.shape
+            and bool(np.array_equal(one.predictions, other.predictions)))  # fmt: skip
+
+
+def _order(cell: Cell) -> tuple:
+    """Tables run from short segments to the full track, then by aggregator."""
+    r = cell.result
+    number = float(r["seg"]) if r["seg"].replace(".", "", 1).isdigit() else float("inf")
+    return (r["task"], r["encoder"], number, r["seg"] != "full", r["seg"], r["agg"], cell.label)

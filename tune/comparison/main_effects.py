@@ -1,0 +1,188 @@
+"""Main effects: what the segments do on average over aggregators, and the other way round; and
+what an encoder does on average over both.
+
+An average over cells says something about one factor only where every level of it has the same
+levels of the other, so effects are taken on the largest full grid of cells that there is.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from tune.comparison.cells import Cell, details, layer_of, seg_text
+from tune.comparison.significance import Difference, Scores, common_ids, judge
+from tune.probing.metrics import interval
+
+MOST_LEVELS = 12  # all subsets of as many levels are tried for a full grid
+
+
+@dataclass(frozen=True)
+class Level:
+    """One segment length or aggregator: its mean over the other factor, against the reference."""
+
+    name: str
+    mean: float
+    low: float
+    high: float
+    difference: Difference | None
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A main effect: levels of one factor, averaged over `others`, on a full grid of cells."""
+
+    factor: str
+    levels: list[Level]
+    reference: str
+    others: list[str]
+    context: str
+
+    @property
+    def n_cells(self) -> int:
+        """Cells that the effect is made of."""
+        return len(self.levels) * len(self.others)
+
+
+@dataclass(frozen=True)
+class EncoderPair:
+    """Two encoders, the better one first, averaged over the strategies that both have."""
+
+    name: str
+    other: str
+    mean: float
+    mean_of_other: float
+    difference: Difference
+    strategies: list[str]
+
+
+def encoder_pairs(by_encoder: Mapping[str, Sequence[Cell]], scores: Scores,
+                  correction: str) -> list[EncoderPair]:  # fmt: skip
+    """Compare encoders two by two, averaged over strategies, so that none has to be chosen.
+
+    Both are taken with the same segments, aggregators, layers (a number, or how it's found) and
+    tokens. Cells that repeat the full track are left out; encoders without a
+    strategy or test tracks in common, or with other labels for these, aren't compared.
+    """
+    tables = {
+        name: {_strategy(cell): cell for cell in cells
+               if cell.twin is None and not cell.result.get("degenerate")}
+        for name, cells in by_encoder.items()
+    }  # fmt: skip
+    found = []
+    for a, b in combinations(tables, 2):
+        both = [key for key in tables[a] if key in tables[b]]
+        if not both:
+            continue
+        try:
+            ids = common_ids([tables[name][key] for key in both for name in (a, b)])
+        except ValueError:
+            continue
+        curves = {x: np.mean([scores.main(tables[x][key], ids) for key in both], axis=0)
+                  for x in (a, b)}  # fmt: skip
+        a, b = sorted((a, b), key=lambda x: -curves[x][0])
+        labels = [tables[a][key].label for key in both]
+        found.append((a, b, curves[a], curves[b], len(ids), labels))
+    found.sort(key=lambda f: (-f[2][0], f[3][0]))  # the best encoder's first
+    judged = judge([(x - y, n) for _, _, x, y, n, _ in found], correction)
+    return [EncoderPair(a, b, float(x[0]), float(y[0]), difference, labels)
+            for (a, b, x, y, _, labels), difference in zip(found, judged, strict=True)]  # fmt: skip
+
+
+def _strategy(cell: Cell) -> tuple:
+    """What two encoders' cells have to share."""
+    r = cell.result
+    asked = r.get("layer_asked")
+    layer = asked if asked in ("all", "mix", "last") else str(r["layer"])
+    return (r["seg"], r["agg"], layer, r["tokens"], *details(cell.runs[0]))
+
+
+def main_effects(cells: Sequence[Cell], scores: Scores, correction: str) -> list[Effect]:
+    """Effect of the segments and of the aggregator, each on the largest full grid there is.
+
+    A cell is part of a grid with cells that share everything but segments and aggregator. Cells
+    that repeat the full track are left out.
+    """
+    contexts: dict[tuple, dict[tuple[str, str], Cell]] = {}
+    for cell in cells:
+        r = cell.result
+        if not r.get("degenerate") and r["agg"] != "hierarchical":
+            context = (layer_of(r), r["tokens"], r.get("precision"), *details(cell.runs[0]))
+            contexts.setdefault(context, {})[r["seg"], r["agg"]] = cell
+    effects = []
+    for factor in ("segments", "aggregator"):
+        grids = [(context, grid, *balanced(grid, factor)) for context, grid in contexts.items()]
+        grids = [g for g in grids if g[2]]
+        if grids:
+            context, grid, levels, others = max(grids, key=lambda g: len(g[2]) * len(g[3]))
+            made = _effect(factor, grid, levels, others, context, scores, correction)
+            effects += [made] if made else []
+    return effects
+
+
+def balanced(grid: dict[tuple[str, str], Cell], factor: str) -> tuple[list[str], list[str]]:
+    """Find the largest full sub-grid with two or more levels of a factor.
+
+    Parameters
+    ----------
+    grid : (seg, agg) -> cell
+    factor : "segments" or "aggregator"
+
+    Returns
+    -------
+    levels, others : names of the factor's levels and of the other's; empty when there is none
+    """
+    side = 0 if factor == "segments" else 1
+    have: dict[str, set] = {}
+    for key in grid:
+        have.setdefault(key[1 - side], set()).add(key[side])
+    # The fullest ones, should there be more than can be tried.
+    others = sorted(have, key=lambda name: (-len(have[name]), name))[:MOST_LEVELS]
+    best: tuple[int, int, list, list] = (0, 0, [], [])
+    for size in range(1, len(others) + 1):
+        for chosen in combinations(others, size):
+            levels = set.intersection(*(have[name] for name in chosen))
+            worth = (len(levels) * size, len(levels))
+            if len(levels) >= 2 and worth > best[:2]:
+                best = (*worth, _sorted(levels), _sorted(chosen))
+    return best[2], best[3]
+
+
+def _effect(factor, grid, levels, others, context, scores, correction) -> Effect | None:
+    """Average curves over the other factor, and compare levels with the reference."""
+
+    def cell(level, other):
+        return grid[(level, other) if factor == "segments" else (other, level)]
+
+    try:
+        ids = common_ids([cell(level, other) for level in levels for other in others])
+    except ValueError:
+        return None
+    curves = {x: np.mean([scores.main(cell(x, o), ids) for o in others], axis=0) for x in levels}
+    usual = "full" if factor == "segments" else "mean"
+    reference = usual if usual in levels else levels[0]
+    rest = [level for level in levels if level != reference]
+    differences = [(curves[level] - curves[reference], len(ids)) for level in rest]
+    judged = dict(zip(rest, judge(differences, correction), strict=True))
+    made = [Level(_level_text(factor, x), float(curves[x][0]), *interval(curves[x][1:]),
+                  judged.get(x)) for x in levels]  # fmt: skip
+    names = [_level_text("aggregator" if factor == "segments" else "segments", o) for o in others]
+    layer, tokens, _, *rest = context
+    text = ", ".join([f"layer {layer}", "one vector a segment" if tokens == "segment" else tokens,
+                      *rest])  # fmt: skip
+    return Effect(factor, made, _level_text(factor, reference), names, text)
+
+
+def _level_text(factor: str, name: str) -> str:
+    """A level as people read it."""
+    return seg_text(name) if factor == "segments" else name
+
+
+def _sorted(names) -> list[str]:
+    """Segments by length, then the rest by name."""
+
+    def order(name):
+        return (0, float(name), "") if name.replace(".", "", 1).isdigit() else (1, 0.0, name)
+
+    return sorted(names, key=order)

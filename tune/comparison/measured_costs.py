@@ -1,0 +1,53 @@
+"""Memory that `profile.py --out FILE` measured, for cells whose runs only read the store."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from tune.comparison.cells import Cell
+
+log = logging.getLogger(__name__)
+
+
+def apply_costs(cells: Sequence[Cell], path: Path) -> int:
+    """Give cells the peak memory of the same strategy in a file of profile.py's.
+
+    Of several track lengths the longest counts. Returns how many cells got theirs.
+
+    Raises
+    ------
+    ValueError
+        When the file isn't one of profile.py's.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        rows = sorted((row for row in record["rows"] if "failed" not in row),
+                      key=lambda row: row["duration_s"])  # fmt: skip
+        peaks = {_key(row["encoder"], row["layer"], row["seg"], row["agg"], row["precision"],
+                      row.get("frame_rate")): row for row in rows}  # fmt: skip
+        device = record["machine"]["device"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--costs {path}: no file of profile.py --out ({error})") from error
+    n = 0
+    for cell in cells:
+        r = cell.result
+        rate = None
+        if r["tokens"] != "segment":  # "frame at 5 Hz"
+            rate = float(r["tokens"].split()[-2])
+        asked = [str(x) for x in (r.get("layer_asked"), r["layer"]) if x is not None]
+        keys = [_key(r["encoder"], layer, r["seg"], r["agg"], r.get("precision"), rate)
+                for layer in asked]  # fmt: skip
+        row = next((peaks[key] for key in keys if key in peaks), None)
+        if row is not None:
+            cell.memory_bytes = row["peak_memory_bytes"]
+            cell.memory_kind = row["peak_memory_kind"]
+            cell.memory_source = f"profile.py, a track of {row['duration_s']:.0f} s on {device}"
+            n += 1
+    log.info("%s: peak memory of %d of %d cells", path, n, len(cells))
+    return n
+
+
+def _key(encoder, layer, seg, agg, precision, frame_rate) -> tuple:
+    """What a cost depends on."""
+    return (Path(str(encoder)).name, str(layer), seg, agg, precision, frame_rate)

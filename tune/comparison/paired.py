@@ -1,0 +1,138 @@
+"""Compare runs on the same test tracks: `python -m tune.comparison paired runs/A runs/B ...`.
+
+The first run is the baseline. Each other one is compared with it track by track, by a paired
+bootstrap (`tune.probing.metrics.paired_bootstrap`); where the interval of the difference holds
+zero, the runs can't be told apart.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from tune.probing.metrics import paired_bootstrap
+from tune.tasks.label_kinds import ONE_OF_MANY
+
+
+@dataclass
+class Predictions:
+    """A run's predictions on the test split.
+
+    Attributes
+    ----------
+    result : its result.json
+    ids : (n,) track ids, sorted
+    labels : (n,) class numbers, (n, C) values, or (n, C) truth values of tags
+    predictions : (n_seeds, n) or (n_seeds, n, C)
+    """
+
+    result: dict
+    ids: list[str]
+    labels: np.ndarray
+    predictions: np.ndarray
+
+
+def read_predictions(run: Path) -> Predictions:
+    """Read a run's folder.
+
+    Raises
+    ------
+    ValueError
+        When it isn't a run, or its predictions are incomplete.
+    """
+    try:
+        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+        table = pq.read_table(run / "predictions.parquet").to_pydict()
+    except FileNotFoundError as error:
+        missing = error.filename or run / "predictions.parquet"  # Arrow doesn't say which
+        raise ValueError(f"{run} is no run of train_probe.py: it holds no {missing}") from None
+    order = np.lexsort((table["id"], table["seed"]))
+    n_seeds = len(set(table["seed"]))
+    if not n_seeds:
+        raise ValueError(f"{run}: predictions.parquet has no rows")
+    if len(order) % n_seeds:
+        raise ValueError(f"{run}: the seeds have different numbers of tracks")
+    ids = [table["id"][i] for i in order[: len(order) // n_seeds]]
+
+    def column(name: str) -> np.ndarray:
+        """A column, (n_seeds, n)."""
+        return np.array([table[name][i] for i in order]).reshape(n_seeds, -1)
+
+    if (column("id") != np.array(ids)).any():
+        raise ValueError(f"{run}: the seeds have different tracks")
+    if result["kind"] == "tags":
+        labels, predictions = (
+            np.stack([column(f"{name}_{tag}") for tag in result["classes"]], -1)
+            for name in ("label", "score")
+        )
+    elif result["kind"] in ONE_OF_MANY:
+        number = {name: i for i, name in enumerate(result["classes"])}
+        labels, predictions = (
+            np.vectorize(number.__getitem__)(column(name)) for name in ("label", "prediction")
+        )
+    else:
+        labels, predictions = (
+            np.stack([column(f"{name}_{t}") for t in result["targets"]], -1)
+            for name in ("label", "prediction")
+        )
+    return Predictions(result, ids, labels[0], predictions)
+
+
+def compare(baseline: Predictions, other: Predictions) -> dict[str, tuple[float, float, float]]:
+    """Differences (other - baseline) with their intervals, on the test tracks of both.
+
+    Raises
+    ------
+    ValueError
+        When the runs have different tasks, or no test track in common.
+    """
+    a, b = baseline, other
+    if (a.result["task"], a.result["kind"]) != (b.result["task"], b.result["kind"]):
+        raise ValueError(f"different tasks: {a.result['task']} and {b.result['task']}")
+    both = sorted(set(a.ids) & set(b.ids))
+    if not both:
+        raise ValueError("the runs have no test track in common")
+    at = [np.array([{name: i for i, name in enumerate(r.ids)}[name] for name in both])
+          for r in (a, b)]  # fmt: skip
+    if not np.array_equal(a.labels[at[0]], b.labels[at[1]]):
+        raise ValueError("the runs have different labels for the same tracks")
+    return paired_bootstrap(
+        a.result["kind"], a.labels[at[0]], a.predictions[:, at[0]], b.predictions[:, at[1]],
+        a.result["targets"],
+    )  # fmt: skip
+
+
+def verdict(low: float, high: float) -> str:
+    """Put an interval of a difference in a word: better, worse or tie."""
+    return "better" if low > 0 else "worse" if high < 0 else "tie"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table of differences."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from tune.cli.parser import Parser
+
+    parser = Parser(prog="python -m tune.comparison paired", description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN",
+                        help="folders of runs; the first is the baseline")  # fmt: skip
+    args = parser.parse_args(argv)
+    if len(args.runs) < 2:
+        parser.error("a baseline and at least one other run are needed")
+    runs = [read_predictions(path) for path in args.runs]
+    name = next(iter(runs[0].result["metrics"]))
+    table = Table(title=f"{runs[0].result['task']}: {name}, against {args.runs[0].name}",
+                  title_justify="left")  # fmt: skip
+    table.add_column("run", overflow="fold")
+    for head in (name, "difference", "95 % interval", "verdict"):
+        table.add_column(head, justify="right")
+    table.add_row(args.runs[0].name, f"{runs[0].result['metrics'][name]['mean']:.3f}", "", "", "")
+    for path, run in zip(args.runs[1:], runs[1:], strict=True):
+        difference, low, high = compare(runs[0], run)[name]
+        table.add_row(path.name, f"{run.result['metrics'][name]['mean']:.3f}", f"{difference:+.3f}",
+                      f"{low:+.3f} to {high:+.3f}", verdict(low, high))  # fmt: skip
+    Console().print(table)

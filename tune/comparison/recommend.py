@@ -1,0 +1,178 @@
+"""Guidelines: which strategy to use, derived from the runs at hand and nothing else.
+
+The best strategy is the one with the highest mean. It was picked on the tracks that it is judged
+by, so its lead is flattered; what isn't worse than it by a paired bootstrap is as good a choice,
+and the cheapest of those is the advice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tune.comparison.cells import Cell
+from tune.comparison.significance import ALPHA, Difference, Scores, against
+
+SAME = 0.05  # costs that differ by less than this share are equal
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a strategy must stay within; None is no limit."""
+
+    bytes: int | None = None
+    seconds: float | None = None
+
+    def __bool__(self) -> bool:
+        return self.bytes is not None or self.seconds is not None
+
+    def __str__(self) -> str:
+        parts = [f"{self.bytes / 1e9:g} GB"] if self.bytes is not None else []
+        parts += [f"{self.seconds:g} s a track"] if self.seconds is not None else []
+        return " and ".join(parts)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One guideline: what was asked, the strategy (None when there is none), and the evidence."""
+
+    question: str
+    cell: Cell | None
+    evidence: str
+
+    @property
+    def answer(self) -> str:
+        """The strategy's name, or that there is none."""
+        return self.cell.label if self.cell is not None else "none"
+
+
+def advise(cells: Sequence[Cell], scores: Scores, correction: str, limits: Limits) -> list[Advice]:
+    """Derive guidelines for one encoder's cells on one task.
+
+    Parameters
+    ----------
+    cells : without those that repeat another one
+    correction : of the statement how many are worse than the best
+    limits : adds the strategy to use within them
+    """
+    real = [c for c in cells if np.isfinite(scores.main(c)[0])]
+    if len(real) < 2:
+        return []
+    best, others = _best(real, scores, correction)
+    apart = _told_apart(others, len(real))
+    out = [Advice("best quality", best, f"{_quality(best, scores)}; {apart}")]
+    pick = cheapest(_equals(best, others))
+    why = _costs(pick)
+    if pick is not best:
+        why = f"{_versus(others[pick])} than {best.label}; {why}, for {_costs(best)}"
+    out.append(Advice("best balance", pick, f"{_quality(pick, scores)}; {why}"))
+    axes = (("fastest", lambda c: c.seconds_per_track), ("smallest", lambda c: c.dim))
+    for question, cost in axes:
+        known = [c for c in real if cost(c) is not None]
+        if known:
+            least = min(map(cost, known))
+            # Of those as cheap, the best: aggregators share their encoding.
+            group = [c for c in known if cost(c) <= least * (1 + SAME)]
+            pick = max(group, key=lambda c: scores.main(c)[0])
+            tail = "the best, too" if pick is best else f"{_versus(others[pick])} than the best"
+            out.append(Advice(question, pick, f"{_quality(pick, scores)}; {_costs(pick)}; {tail}"))
+    return out + ([_within(real, best, others, scores, correction, limits)] if limits else [])
+
+
+def cheapest(cells: Sequence[Cell]) -> Cell:
+    """The cell with the smallest product of memory, seconds and embedding size, each relative.
+
+    A cost that isn't known for all of them is left out; of those that cost about the same, the
+    first counts.
+    """
+    total = np.zeros(len(cells))
+    for cost in ("memory_bytes", "seconds_per_track", "dim"):
+        values = [getattr(cell, cost) for cell in cells]
+        if all(values):
+            total += np.log(np.array(values, float) / min(values))
+    return cells[int(np.flatnonzero(total <= total.min() + np.log1p(SAME))[0])]
+
+
+def fits(cell: Cell, limits: Limits) -> bool:
+    """Say whether a cell is known to stay within limits."""
+    pairs = ((cell.memory_bytes, limits.bytes), (cell.seconds_per_track, limits.seconds))
+    return all(most is None or (cost is not None and cost <= most) for cost, most in pairs)
+
+
+def _best(cells, scores, correction):
+    """The cell with the highest mean, and all others against it."""
+    best = max(cells, key=lambda c: scores.main(c)[0])
+    others = [c for c in cells if c is not best]
+    return best, against(best, others, scores, correction)
+
+
+def _equals(best, others) -> list[Cell]:
+    """The best cell and those whose difference to it may be none, by quality.
+
+    Uncorrected: correction guards against calling a difference where there is none, and here a
+    cell is to be recommended because there is none.
+    """
+    same = [(c, d) for c, d in others.items() if isinstance(d, Difference) and not d.p < ALPHA]
+    return [best, *(c for c, _ in sorted(same, key=lambda pair: -pair[1].value))]
+
+
+def _within(cells, best, others, scores, correction, limits) -> Advice:
+    """The strategy to use within limits, and why."""
+    question = f"within {limits}"
+    inside = [c for c in cells if fits(c, limits)]
+    unknown = sum(
+        (limits.bytes is not None and c.memory_bytes is None)
+        or (limits.seconds is not None and c.seconds_per_track is None)
+        for c in cells
+    )
+    hidden = f"; {unknown} of {len(cells)} have costs that aren't known" if unknown else ""
+    if limits.bytes is not None and any(c.memory_bytes is None for c in cells):
+        hidden += " (peak memory is that of a run which encoded; profile.py measures it as well)"
+    if not inside:
+        return Advice(question, None, f"no strategy is known to fit{hidden}")
+    equals = _equals(*_best(inside, scores, correction))
+    pick = cheapest(equals)
+    text = f"{_quality(pick, scores)}; {_costs(pick)}; {len(inside)} of {len(cells)} fit"
+    if len(equals) > 1:
+        text += f", {len(equals)} of them as good as can be told, and this is the cheapest"
+    if pick is not best:
+        text += f"; {_versus(others[pick])} than {best.label}, the best of all"
+    return Advice(question, pick, text + hidden)
+
+
+def _told_apart(others, n) -> str:
+    """How much of a choice the data leave: of the differences that hold after correction."""
+    same = sum(not isinstance(d, Difference) or d.verdict == "tie" for d in others.values())
+    if same == n - 1:
+        return f"the {n} strategies cannot be told apart on these tracks: choose by cost"
+    if same == 0:
+        return f"better than each of the other {n - 1}"
+    return f"{same} of the other {n - 1} cannot be told apart from it"
+
+
+def _quality(cell, scores) -> str:
+    """The main metric with its interval."""
+    name, (mean, low, high) = next(iter(scores.summary(cell).items()))
+    return f"{name} {mean:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _versus(difference) -> str:
+    """A difference in words, as if it were the only one."""
+    if isinstance(difference, str):
+        return f"not comparable ({difference})"
+    interval = f"{difference.low:+.3f} to {difference.high:+.3f}"
+    same = not difference.p < ALPHA
+    word = "no different" if same else "better" if difference.value > 0 else "worse"
+    return f"{word} ({difference.value:+.3f}, {interval})"
+
+
+def _costs(cell) -> str:
+    """What a cell costs, as far as it's known."""
+    parts = []
+    if cell.seconds_per_track is not None:
+        parts.append(f"{cell.seconds_per_track:.3g} s a track")
+    if cell.memory_bytes is not None:
+        parts.append(f"{cell.memory_bytes / 1e9:.2f} GB {cell.memory_kind}")
+    if cell.dim is not None:
+        parts.append(f"{cell.dim:,} values")
+    return ", ".join(parts) or "cost not known"

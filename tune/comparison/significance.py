@@ -1,0 +1,155 @@
+"""Verdicts: differences on the same test tracks, corrected for how many were looked at.
+
+All cells are scored on the same resamples of the test tracks
+(`tune.probing.metrics.bootstrap_curves`), so that differences are paired, and so are differences
+of averages over cells. A p-value is twice the smaller share of resamples on either side of zero,
+and at least 1 / resamples. Holm's correction (Holm 1979) keeps the chance of any false "better" or
+"worse" in a family of comparisons below 5 %. A cell's seeds are resampled as well, so that what
+other seeds would have given is part of an interval; a cell with a single seed hides that part.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tune.comparison.cells import Cell
+from tune.probing.metrics import N_RESAMPLES, bootstrap_curves, interval
+
+ALPHA = 0.05
+CORRECTIONS = ("holm", "none")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference, its 95 % interval, p-value before and after correction, and the word for it."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+    p_corrected: float
+    verdict: str
+    n_tracks: int
+
+
+class Scores:
+    """Metrics of cells on the same resamples, computed once for each set of tracks.
+
+    Parameters
+    ----------
+    n_resamples : at least `N_RESAMPLES`; more are needed for many comparisons
+    """
+
+    def __init__(self, n_resamples: int = N_RESAMPLES):
+        self.n_resamples = n_resamples
+        self._known: dict[tuple, dict[str, np.ndarray]] = {}
+
+    def curves(self, cell: Cell, ids: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Each metric on the whole split and on each resample, (1 + R,), for some of its tracks."""
+        ids = cell.ids if ids is None else ids
+        key = (id(cell), tuple(ids))
+        if key not in self._known:
+            at = positions(cell, ids)
+            r = cell.result
+            self._known[key] = bootstrap_curves(
+                r["kind"], cell.labels[at], cell.predictions[:, at], r["targets"],
+                n_resamples=self.n_resamples,
+            )  # fmt: skip
+        return self._known[key]
+
+    def main(self, cell: Cell, ids: Sequence[str] | None = None) -> np.ndarray:
+        """The main metric: accuracy or mean R²."""
+        return next(iter(self.curves(cell, ids).values()))
+
+    def summary(self, cell: Cell) -> dict[str, tuple[float, float, float]]:
+        """Each metric with its interval: (mean, low, high)."""
+        return {name: (float(v[0]), *interval(v[1:])) for name, v in self.curves(cell).items()}
+
+
+def enough_resamples(n_comparisons: int) -> int:
+    """Resamples with which even the strictest of so many corrected p-values can fall below 5 %."""
+    return max(N_RESAMPLES, 40 * n_comparisons)
+
+
+def positions(cell: Cell, ids: Sequence[str]) -> np.ndarray:
+    """Where a cell's tracks of these ids are."""
+    at = {name: i for i, name in enumerate(cell.ids)}
+    return np.array([at[name] for name in ids], dtype=int)
+
+
+def common_ids(cells: Sequence[Cell]) -> list[str]:
+    """Test tracks that all cells have.
+
+    Raises
+    ------
+    ValueError
+        When there is none, or when their labels differ.
+    """
+    ids = sorted(set.intersection(*(set(cell.ids) for cell in cells)))
+    if not ids:
+        raise ValueError("no test track in common")
+    first = cells[0].labels[positions(cells[0], ids)]
+    if any(not np.array_equal(first, c.labels[positions(c, ids)]) for c in cells[1:]):
+        raise ValueError("different labels for the same tracks")
+    return ids
+
+
+def p_value(differences: np.ndarray) -> float:
+    """Two-sided p of resampled differences against zero; NaN when half of them are undefined."""
+    real = differences[np.isfinite(differences)]
+    if len(real) <= len(differences) / 2:
+        return float("nan")
+    real = np.round(real, 12)  # the rounding error of equal scores has a sign too
+    share = min((real <= 0).mean(), (real >= 0).mean())
+    return float(min(1.0, max(2 * share, 1 / len(real))))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's correction: p-values to be held against the level; NaN stay and don't count."""
+    p = np.asarray(p, dtype=float)
+    out = p.copy()
+    order = np.argsort(p, kind="stable")  # NaN come last
+    m, highest = int(np.isfinite(p).sum()), 0.0
+    for rank, i in enumerate(order[:m]):
+        highest = max(highest, min(1.0, (m - rank) * p[i]))
+        out[i] = highest
+    return out.tolist()
+
+
+def judge(curves: Sequence[tuple[np.ndarray, int]], correction: str) -> list[Difference]:
+    """Differences on resamples, each with its number of tracks, to corrected verdicts.
+
+    Parameters
+    ----------
+    curves : (1 + R,) differences, the first on the whole split, and how many tracks they're over
+    correction : "holm" over all of them, or "none"
+    """
+    p = [p_value(curve[1:]) for curve, _ in curves]
+    corrected = holm(p) if correction == "holm" else p
+    out = []
+    for (curve, n), raw, final in zip(curves, p, corrected, strict=True):
+        value = float(curve[0])
+        word = "tie" if not final < ALPHA else "better" if value > 0 else "worse"
+        out.append(Difference(value, *interval(curve[1:]), raw, final, word, n))
+    return out
+
+
+def against(baseline: Cell, cells: Sequence[Cell], scores: Scores, correction: str) -> dict:
+    """Compare cells with a baseline, as one family.
+
+    Returns
+    -------
+    dict : cell -> Difference, or the reason (str) why the two can't be compared
+    """
+    found, curves = {}, []
+    for cell in cells:
+        try:
+            ids = common_ids([baseline, cell])
+        except ValueError as error:
+            found[cell] = str(error)
+            continue
+        found[cell] = None
+        curves.append((scores.main(cell, ids) - scores.main(baseline, ids), len(ids)))
+    judged = iter(judge(curves, correction))
+    return {cell: next(judged) if text is None else text for cell, text in found.items()}

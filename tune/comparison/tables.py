@@ -1,0 +1,237 @@
+"""The comparison as tables: on the terminal, and as CSV, Parquet, Markdown and LaTeX."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tune.comparison.analysis import Row, TaskView
+from tune.comparison.cells import layer_of
+from tune.comparison.main_effects import EncoderPair
+from tune.comparison.significance import Difference
+from tune.runs.load import LeftOut
+
+STYLES = {"better": "bold green", "worse": "red", "baseline": "bold"}
+LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+         "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}  # fmt: skip
+HEADS = ("strategy", "metric", "± seeds", "95 % interval", "difference", "95 % interval", "p",
+         "verdict", "s a track", "peak memory", "embedding")  # fmt: skip
+
+
+def frame(views: Sequence[TaskView]) -> pd.DataFrame:
+    """Every cell as a row, with plain columns: numbers in SI units, undefined ones empty."""
+    rows = []
+    for view in views:
+        for row in view.rows:
+            cell, r, cost = row.cell, row.cell.result, row.cell.result["cost"]
+            d = row.difference if isinstance(row.difference, Difference) else None
+            out = {
+                "task": view.task, "encoder": r["encoder"], "layer": layer_of(r), "seg": r["seg"],
+                "agg": r["agg"], "tokens": r["tokens"], "strategy": cell.label,
+                "seeds": " ".join(map(str, cell.seeds)), "n_seeds": len(cell.seeds),
+                "n_test": len(cell.ids), "degenerate": bool(r.get("degenerate")),
+                "metric": view.metric, "mean": row.mean, "std_over_seeds": row.std,
+            }  # fmt: skip
+            for name, (mean, low, high) in row.metrics.items():
+                out |= {name: mean, f"{name}_ci_low": low, f"{name}_ci_high": high}
+            out |= {
+                "verdict": row.verdict,
+                "difference": d and d.value, "difference_ci_low": d and d.low,
+                "difference_ci_high": d and d.high, "p": d and d.p,
+                "p_corrected": d and d.p_corrected, "n_common_tracks": d and d.n_tracks,
+                "seconds_per_track": cell.seconds_per_track,
+                "peak_memory_bytes": cell.memory_bytes, "peak_memory_kind": cell.memory_kind,
+                "peak_memory_from": cell.memory_source, "embedding_dim": cell.dim,
+                "store_bytes": cell.store_bytes, "probe_seconds": cost.get("probe_seconds"),
+                "device": cell.device, "runs": " ".join(run.name for run in cell.runs),
+            }  # fmt: skip
+            out |= {f"front_{axis}": value for axis, value in row.fronts.items()}
+            rows.append(out)
+    return pd.DataFrame(rows)
+
+
+def write_frame(views: Sequence[TaskView], path: Path) -> None:
+    """Write every cell as CSV or Parquet, by the file's ending."""
+    table = frame(views)
+    if path.suffix == ".parquet":
+        table.to_parquet(path, index=False)
+    else:
+        table.to_csv(path, index=False)
+
+
+def cells_of(row: Row) -> list[str]:
+    """A row of the table as text, in the order of `HEADS`."""
+    d = row.difference
+    mean, low, high = next(iter(row.metrics.values()))
+    out = [row.cell.label, number(mean), number(row.std), span(low, high)]
+    if isinstance(d, Difference):
+        out += [signed(d.value), span(d.low, d.high, signed), p_text(d.p_corrected)]
+    else:
+        out += ["", "", ""]
+    return [*out, row.verdict, *costs(row)]
+
+
+def costs(row: Row) -> list[str]:
+    """Seconds, memory and embedding size as text; "-" where unknown."""
+    cell = row.cell
+    seconds = "-" if cell.seconds_per_track is None else f"{cell.seconds_per_track:.3g}"
+    memory = "-" if cell.memory_bytes is None else f"{cell.memory_bytes / 1e9:.2f} GB"
+    return [seconds, memory, "-" if cell.dim is None else f"{cell.dim:,}"]
+
+
+def strategies_text(pair: EncoderPair) -> str:
+    """What a comparison of two encoders is the mean of."""
+    names, n = pair.strategies, len(pair.strategies)
+    return ", ".join(names) if n <= 3 else f"{n} strategies"
+
+
+def number(value: float | None) -> str:
+    """Three decimals, or "-"."""
+    return "-" if value is None or value != value else f"{value:.3f}"
+
+
+def signed(value: float) -> str:
+    """Three decimals with a sign."""
+    return "-" if value != value else f"{value:+.3f}"
+
+
+def span(low: float, high: float, text=number) -> str:
+    """An interval."""
+    return "-" if low != low else f"{text(low)} to {text(high)}"
+
+
+def p_text(p: float) -> str:
+    """A p-value."""
+    return "-" if p != p else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
+
+
+def print_views(views: Sequence[TaskView], left: Sequence[LeftOut], correction: str,
+                console: Console) -> None:  # fmt: skip
+    """Print each task's table, its main effects and its guidelines."""
+
+    def say(text, style=None):
+        console.print(text, style=style, highlight=False, soft_wrap=True, markup=False)
+
+    for view in views:
+        for encoder in view.encoders:
+            rows = [row for row in view.rows if row.encoder == encoder.name]
+            untrained = ", untrained" * encoder.untrained
+            against = f", against {encoder.baseline.label}" if encoder.baseline else ""
+            say(f"\n{view.task}, {encoder.name}{untrained}: {view.metric} on {view.n_test} test "
+                f"tracks{against}", "bold")  # fmt: skip
+            console.print(_table(rows, view, correction))
+            say(f"  {encoder.note}" if encoder.note else "", "yellow")
+            for effect in encoder.effects:
+                levels = "; ".join(f"{x.name} {x.mean:.3f}" + (
+                    f" ({x.difference.value:+.3f}, {x.difference.verdict})" if x.difference
+                    else "") for x in effect.levels)  # fmt: skip
+                say(f"  effect of {effect.factor}, mean over {', '.join(effect.others)}: {levels}")
+            for advice in encoder.advice:
+                say(f"  {advice.question:<14} {advice.answer}: {advice.evidence}")
+        for pair in view.encoder_pairs:
+            d = pair.difference
+            say(f"  encoders {pair.name} {pair.mean:.3f}, {pair.other} {pair.mean_of_other:.3f}: "
+                f"{d.value:+.3f} ({span(d.low, d.high, signed)}), {d.verdict}; "
+                f"mean over {strategies_text(pair)}")  # fmt: skip
+        for line in view.study:
+            figures = ", ".join(f"{n} {v}" for n, v in line.study.items())
+            ours = "; ".join(
+                f"{c.result['encoder']} {c.label} " + ", ".join(f"{m:.3f} ({lo:.3f} to {hi:.3f})"
+                for m, lo, hi in values.values()) for c, values in line.ours.items())  # fmt: skip
+            say(f"  study: {line.strategy}: {figures}" + (f"; ours: {ours}" if ours else ""))
+    if left:
+        say(f"\n{len(left)} run{'s' * (len(left) > 1)} left out:")
+        for item in left:
+            say(f"  {item.where}: {item.reason}")
+
+
+def write_markdown(views: Sequence[TaskView], correction: str, path: Path) -> None:
+    """Write each task's table and guidelines as Markdown."""
+    lines = []
+    for view in views:
+        for encoder in view.encoders:
+            heads = (*HEADS[:1], view.metric, *HEADS[2:6], _p_head(correction), *HEADS[7:])
+            title = f"## {_md(view.task)}, {_md(encoder.name)}" + " (untrained)" * encoder.untrained
+            lines += [title, "", f"{view.n_test} test tracks. " + (
+                          f"Baseline: {_md(encoder.baseline.label)}." if encoder.baseline
+                          else _md(encoder.note)), ""]  # fmt: skip
+            lines += [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
+            for row in view.rows:
+                if row.encoder == encoder.name:
+                    texts = [_md(text) for text in cells_of(row)]
+                    texts[7] = f"**{texts[7]}**" if texts[7] in ("better", "worse") else texts[7]
+                    lines.append(f"| {' | '.join(texts)} |")
+            lines += ["", *(f"- **{_md(a.question)}**: {_md(a.answer)}. {_md(a.evidence)}"
+                            for a in encoder.advice), ""]  # fmt: skip
+        if view.encoder_pairs:
+            lines += [f"## {_md(view.task)}, encoders", "",
+                      f"| encoder | {view.metric} | against | {view.metric} | difference | 95 % | "
+                      f"{_p_head(correction)} | verdict | mean over |",
+                      "|---|---:|---|---:|---:|---:|---:|---|---|"]  # fmt: skip
+        for pair in view.encoder_pairs:
+            d = pair.difference
+            texts = [pair.name, number(pair.mean), pair.other, number(pair.mean_of_other),
+                     signed(d.value), span(d.low, d.high, signed), p_text(d.p_corrected),
+                     d.verdict, strategies_text(pair)]  # fmt: skip
+            lines.append(f"| {' | '.join(map(_md, texts))} |")
+        lines += [""] * bool(view.encoder_pairs)
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def write_latex(views: Sequence[TaskView], correction: str, path: Path) -> None:
+    """Write a booktabs table for each task and encoder."""
+    out = ["% needs \\usepackage{booktabs}"]
+    for view in views:
+        for encoder in view.encoders:
+            correct = "Holm-corrected" if correction == "holm" else "uncorrected"
+            against = ""
+            if encoder.baseline:
+                against = (f" Differences to {encoder.baseline.label}: 95 % paired bootstrap "
+                           f"interval, {correct} p.")  # fmt: skip
+            caption = (f"{view.task}, {encoder.name}: {view.metric} on {view.n_test} test tracks "
+                       f"with its 95 % interval.{against}")  # fmt: skip
+            out += [r"\begin{table}", r"\centering\small", rf"\caption{{{_tex(caption)}}}",
+                    r"\begin{tabular}{lrrrrrl}", r"\toprule",
+                    rf"strategy & {_tex(view.metric)} & 95\,\% & difference & 95\,\% & p & "
+                    r"verdict \\", r"\midrule"]  # fmt: skip
+            for row in view.rows:
+                if row.encoder == encoder.name:
+                    label, mean, _, between, value, of_difference, p, word, *_ = cells_of(row)
+                    value, of_difference = (x.replace("-", "$-$") for x in (value, of_difference))
+                    cells = (_tex(label), mean, between, value, of_difference, p, _tex(word))
+                    out.append(" & ".join(cells) + r" \\")
+            out += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+    path.write_text("\n".join(out), encoding="utf-8")
+
+
+def _table(rows: Sequence[Row], view: TaskView, correction: str) -> Table:
+    """A task's table for one encoder; what another cell beats by every cost is dim."""
+    table = Table()
+    heads = (HEADS[0], view.metric, *HEADS[2:6], _p_head(correction), *HEADS[7:])
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
+    for row in rows:
+        texts = [Text(text) for text in cells_of(row)]
+        texts[7].stylize(STYLES.get(row.verdict, ""))
+        table.add_row(*texts, style="dim" if row.dominated or row.cell.twin else None)
+    return table
+
+
+def _p_head(correction: str) -> str:
+    """The heading of the p-values."""
+    return "p (Holm)" if correction == "holm" else "p"
+
+
+def _md(text: str) -> str:
+    """Text that Markdown shows as it is, in a table as well."""
+    text = "".join(f"&#{ord(c)};" if c in "<>|&" else f"\\{c}" if c in "\\`*_[]#" else c
+                   for c in text)  # fmt: skip
+    return " ".join(text.split())
+
+
+def _tex(text: str) -> str:
+    """Text that LaTeX shows as it is."""
+    return "".join(LATEX.get(c, c) for c in text)

@@ -1,0 +1,302 @@
+"""Music files to one embedding each: by the scripts through `Embedder`, as a library by `embed`.
+
+Everything is encoded once, into the store that train_probe.py uses, so that a run that was stopped
+goes on where it stood and another aggregator costs nothing but reading.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tune import __version__
+from tune.aggregators.transformer import checkpoint as transformer
+from tune.aggregators.vectors import TrackJoiner
+from tune.embeddings.strategy import Learned, Strategy, from_run
+from tune.encoders.base import resolve_layers, resolve_precision
+from tune.encoders.registry import load_encoder
+from tune.profiling.arithmetic import device_memory, parse_budget
+from tune.segments.rules import MIN_TAIL_S
+from tune.store.encode import EncodeReport, check_fits, encode_shared, encode_tracks, read_row
+from tune.store.store import Row, Store, default_root
+
+log = logging.getLogger(__name__)
+
+
+class Embedder:
+    """A strategy with its encoder loaded and its store open.
+
+    Parameters
+    ----------
+    strategy : tune.embeddings.strategy.Strategy
+    learned : what a run learned (`tune.embeddings.strategy.from_run`), or None
+    device : what the encoder and a Transformer run on; None is a GPU where there is one
+    store : folder of the store; None is the default one
+    trust_remote_code : let an encoder that needs Python code of its own execute it
+    memory_budget, compile, batch_seconds : see train_probe.py; they change no result
+
+    Attributes
+    ----------
+    strategy : the same, with layer and precision as they were resolved
+
+    Raises
+    ------
+    ValueError
+        When the settings don't belong together, or an encoder, aggregator or run doesn't fit.
+    """
+
+    def __init__(self, strategy: Strategy, learned: Learned | None = None, *,
+                 device: str | torch.device | None = None, store: str | Path | None = None,
+                 trust_remote_code: bool = False, memory_budget: str = "2GB",
+                 compile: bool = False, batch_seconds: float = 60.0):  # fmt: skip
+        strategy.check(learned)
+        self.learned, self.batch_seconds = learned, batch_seconds
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+        self.encoder = load_encoder(
+            strategy.encoder, device=device, compile=compile, revision=strategy.revision,
+            trust_remote_code=trust_remote_code,
+            precision=resolve_precision(strategy.precision, device.type, capability),
+            memory_budget=parse_budget(memory_budget, device_memory(device)),
+        )  # fmt: skip
+        if learned and learned.encoder_fingerprint != self.encoder.fingerprint:
+            raise ValueError(
+                f"the run {learned.name} was made with other weights than {strategy.encoder} has "
+                f"here: name its encoder by --encoder"
+            )
+        if learned and learned.precision != self.encoder.precision:
+            log.warning("the run %s encoded with --mixed_precision %s, here it is %s", learned.name,
+                        learned.precision, self.encoder.precision)  # fmt: skip
+        layers = resolve_layers(strategy.layer, self.encoder.n_layers)
+        self.encoder.keep_layers(max(layers))
+        self.rules = strategy.rules()
+        check_fits(self.rules, strategy.frame_rate, self.encoder, layers)
+        self.store = Store(store or default_root())
+        self.collection = self.store.collection(self.encoder, layers, strategy.frame_rate)
+        self.model = None
+        if strategy.aggregator_checkpoint:
+            self.model = transformer.load_for(
+                strategy.aggregator_checkpoint, self.encoder, layers, self.collection, self.rules
+            ).to(device)
+        changes = {"layer": "mix" if strategy.layer == "mix" else str(layers[0]),
+                   "precision": self.encoder.precision,
+                   "revision": self.encoder.revision or strategy.revision}  # fmt: skip
+        if strategy.agg == "concat" and learned and not strategy.n_tokens:
+            changes["n_tokens"] = learned.n_in // (self.encoder.embedding_dim + 1)  # N D + N
+        self.strategy = dataclasses.replace(strategy, **changes)
+
+    def encode(self, paths: Sequence[str], accelerator=None, *, strict: bool = False):
+        """Make sure that every track is in the store; with an accelerator, on all processes.
+
+        Returns
+        -------
+        tracks : {path: [(content, spans) a segment rule]} of the usable files
+        bad : {path: reason}
+        report : EncodeReport, of all rules together
+        """
+        settings = {"frame_rate": self.strategy.frame_rate, "batch_seconds": self.batch_seconds,
+                    "strict": strict}  # fmt: skip
+        reports = []
+        for rule in self.rules:
+            given = (paths, self.encoder, rule, self.store, self.collection)
+            if accelerator is None:
+                reports.append(encode_tracks(*given, **settings))
+            else:
+                reports.append(encode_shared(accelerator, *given, **settings))
+        bad = {item["path"]: item["reason"] for report in reports for item in report.skipped}
+        tracks = {
+            path: [report.rows[path] for report in reports] for path in paths if path not in bad
+        }
+        return tracks, bad, EncodeReport.merged(reports)
+
+    def rows(self, path: str, found: Sequence[tuple]) -> list[Row]:
+        """A track's rows, one a segment rule; `found` is what `encode` says of it."""
+        return [read_row(self.collection, path, *where) for where in found]
+
+    def joiner(self, tracks: Mapping[str, Sequence[tuple]], constants: Mapping | None = None,
+               n_tokens: int | None = None) -> TrackJoiner:  # fmt: skip
+        """What joins each track's rows, fitted on these tracks where the aggregator asks for it.
+
+        Parameters
+        ----------
+        tracks : as `encode` returns them
+        constants, n_tokens : of embeddings made before, that others are to be joined like
+        """
+        given = constants or (self.learned.constants if self.learned else None)
+        joiner = TrackJoiner(
+            self.strategy.agg, self.collection, model=self.model, readout=self.strategy.readout,
+            n_tokens=n_tokens or self.strategy.n_tokens, constants=given,
+        )  # fmt: skip
+        if tracks:
+            joiner.fit(self.rows(path, found) for path, found in sorted(tracks.items()))
+        return joiner
+
+    def describe(self, joiner: TrackJoiner) -> dict:
+        """All that the numbers depend on, as JSON: the metadata of a file of embeddings."""
+        encoder, key = self.encoder, self.collection.key
+        fitted = self.strategy.agg == "whitened" and self.learned is None
+        strategy = dataclasses.replace(self.strategy, n_tokens=joiner.n_tokens)
+        return {
+            "tune": __version__,
+            "strategy": strategy.as_json(),
+            "encoder": encoder.name,
+            "encoder_fingerprint": encoder.fingerprint,
+            "encoder_untrained": encoder.untrained,
+            "layers": self.collection.layers,
+            "precision": encoder.precision,
+            "sample_rate": encoder.sample_rate,
+            "resampler": key["resampler"],
+            "tokens": key["tokens"],
+            "collection": str(self.collection.folder.relative_to(self.collection.root)),
+            "aggregator_fingerprint": None if self.model is None else fingerprint(self.model),
+            "from_run": self.learned.name if self.learned else None,
+            "whitening": "fitted on these tracks, without labels" if fitted else None,
+        }
+
+
+def embedder_like(meta: Mapping, constants: Mapping, **settings) -> Embedder:
+    """Load what made a file of embeddings, to embed other tracks alike.
+
+    Parameters
+    ----------
+    meta, constants : of `tune.embeddings.files.Embeddings`
+    settings : device, store, ...: see `Embedder`
+
+    Raises
+    ------
+    ValueError
+        When the encoder or the aggregator has other weights here than it had there.
+    """
+    learned = None
+    if meta["from_run"]:
+        learned = Learned(
+            dict(constants), meta["encoder_fingerprint"], meta["from_run"], 0, meta["precision"]
+        )
+    loaded = Embedder(Strategy.from_json(meta["strategy"]), learned, **settings)
+    here = None if loaded.model is None else fingerprint(loaded.model)
+    for what, old, new in (
+        ("encoder", meta["encoder_fingerprint"], loaded.encoder.fingerprint),
+        ("aggregator", meta["aggregator_fingerprint"], here),
+    ):
+        if old != new:
+            raise ValueError(
+                f"the {what} has other weights than when these embeddings were made "
+                f"({old[:8]}, here {new[:8]}): make them again with embed.py"
+            )
+    return loaded
+
+
+def fingerprint(model) -> str:
+    """SHA-256 over an aggregator's weights and read-out."""
+    digest = hashlib.sha256(json.dumps(model.config.readout).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def embed(
+    music: str | Path | Sequence[str | Path],
+    *,
+    seg: float | str | Sequence[float | str] = 10,
+    agg: str = "mean",
+    encoder: str | None = None,
+    layer: int | str = "last",
+    hop: float | None = None,
+    min_tail: float = MIN_TAIL_S,
+    min_seg: float | None = None,
+    max_seg: float | None = None,
+    frame_rate: float | None = None,
+    aggregator_checkpoint: str | Path | None = None,
+    readout: str | None = None,
+    n_tokens: int | None = None,
+    from_run: str | Path | None = None,
+    run_seed: int | None = None,
+    precision: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    device: str | None = None,
+    store: str | Path | None = None,
+) -> np.ndarray:
+    """Embed one music file, or several.
+
+    Parameters
+    ----------
+    music : a path, or a sequence of paths
+    seg : segment length in seconds, "full" or "structure"
+    agg : "mean", "max", "stats", ...: see the README's table of aggregators; "whitened" is fitted
+        on the tracks given, "transformer:DIR" names its checkpoint
+    encoder : "muq" (the default), "muq-nano", "mel", a folder or a hub id; loaded once and kept
+    revision, trust_remote_code : of an encoder from the hub; MERT needs code of its own
+    layer : "last" or a number
+    hop, min_tail, min_seg, max_seg : seconds, as embed.py's flags
+    frame_rate : join this many pooled frames a second instead of segments (a Transformer: as it
+        was trained)
+    aggregator_checkpoint, readout : of the Transformer
+    n_tokens : for "concat"; None is the longest track's number
+    from_run : a run of train_probe.py whose strategy (and attention, mix or whitening) is taken
+        instead of the settings above, of its first seed or of `run_seed`
+    precision : "auto", "no", "fp16" or "bf16"
+    device : None is a GPU where there is one
+    store : folder where encoded segments are kept; None is the store of all scripts
+
+    Returns
+    -------
+    ndarray of float32, (D,) for a path or (n, D) for a sequence, in its order
+
+    Raises
+    ------
+    ValueError
+        When a file can't be used, with its path and the reason, or settings don't fit.
+    """
+    single = isinstance(music, str | Path)
+    paths = [str(path) for path in ([music] if single else music)]
+    if not paths:
+        raise ValueError("embed() needs a path or a sequence of paths, got an empty sequence")
+    segs = [seg] if isinstance(seg, int | float | str) else seg
+    names = tuple(f"{s:g}" if isinstance(s, int | float) else s for s in segs)
+    agg, _, named = agg.partition(":")
+    checkpoint = aggregator_checkpoint or named or None
+    if frame_rate is None and checkpoint:
+        tokens, rate = transformer.tokens_of(str(checkpoint), 1.0)
+        frame_rate = rate if tokens == "frame" else None
+    strategy = Strategy(
+        encoder=encoder or "muq", layer=str(layer), seg=names, hop=hop, min_tail=min_tail,
+        min_seg=min_seg, max_seg=max_seg, agg=agg, frame_rate=frame_rate,
+        aggregator_checkpoint=None if checkpoint is None else str(checkpoint),
+        readout=readout, n_tokens=n_tokens, precision=precision,
+        revision=revision,
+    )  # fmt: skip
+    run = None if from_run is None else str(from_run)
+    if run and dataclasses.replace(strategy, encoder="muq") != Strategy(
+        precision=precision, revision=revision
+    ):
+        raise ValueError("from_run brings the whole strategy: leave the other settings out")
+    if agg == "whitened" and len(set(paths)) < 2:
+        raise ValueError("whitening is fitted on the tracks given: give several, or from_run")
+    loaded = _loaded(
+        strategy, run, run_seed, encoder, trust_remote_code, device, str(store or default_root())
+    )
+    tracks, _, _ = loaded.encode(paths, strict=True)
+    joiner = loaded.joiner(tracks)
+    vectors = {path: joiner(loaded.rows(path, found))[0] for path, found in tracks.items()}
+    out = np.stack([vectors[path] for path in paths])  # (n, D)
+    return out[0] if single else out
+
+
+@lru_cache(maxsize=2)
+def _loaded(strategy, run, run_seed, encoder, trust_remote_code, device, store) -> Embedder:
+    """An embedder, kept for the next call with the same settings."""
+    learned = None
+    if run is not None:
+        strategy, learned = from_run(run, run_seed, encoder=encoder, precision=strategy.precision,
+                                     revision=strategy.revision)  # fmt: skip
+    return Embedder(
+        strategy, learned, device=device, store=store, trust_remote_code=trust_remote_code
+    )

@@ -1,0 +1,319 @@
+"""Files of embeddings: Parquet, .npy with an index, or a `datasets` folder; whole or not at all.
+
+    x.parquet                  one row a track; the metadata under the key "tune"
+    x.npy, x.csv, x.json       the embeddings (NaN where there is none), the other columns, metadata
+    x/                         `datasets.load_from_disk("x")`; the metadata in x/tune.json
+
+Columns of tracks: path, content_hash (SHA-256 of the file), duration_s, sample_rate (the file's
+own), n_segments, embedding (float32, fixed size), reason (null, or why there is no embedding). Of
+segments: path, content_hash, seg, segment, start_s, end_s, embedding. The same tracks give the same
+bytes, whenever and by however many processes; no time and no user's name is in them.
+"""
+
+import base64
+import hashlib
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load, save
+
+from tune.store.store import write_whole
+
+log = logging.getLogger(__name__)
+
+TRACKS = {"path": pa.string(), "content_hash": pa.string(), "duration_s": pa.float64(),
+          "sample_rate": pa.int32(), "n_segments": pa.int32(), "embedding": None,
+          "reason": pa.string()}  # fmt: skip
+SEGMENTS = {"path": pa.string(), "content_hash": pa.string(), "seg": pa.string(),
+            "segment": pa.int32(), "start_s": pa.float64(), "end_s": pa.float64(),
+            "embedding": None}  # fmt: skip
+MAY_DIFFER = ("versions", "git_sha", "device")  # among the machines that made the parts
+
+
+@dataclass
+class Embeddings:
+    """Rows, how they were made, and what another track needs to be embedded alike.
+
+    Attributes
+    ----------
+    table : columns as `TRACKS` or `SEGMENTS`, sorted by path
+    meta : JSON values; see `Embedder.describe`
+    constants : tensors by name; see `tune.aggregators.vectors.TrackJoiner`
+    """
+
+    table: pa.Table
+    meta: dict
+    constants: dict[str, torch.Tensor]
+
+    @property
+    def usable(self) -> np.ndarray:
+        """Which rows have an embedding: (n,) bool."""
+        return np.array(self.table["embedding"].is_valid())
+
+    def matrix(self) -> np.ndarray:
+        """The embeddings, (n, D) float32; NaN where there is none."""
+        return _matrix(self.table)
+
+
+def make_table(columns: Mapping[str, Sequence], kinds: Mapping, size: int) -> pa.Table:
+    """A table of embeddings.
+
+    Parameters
+    ----------
+    columns : by name; "embedding" holds vectors (size,) or None
+    kinds : TRACKS or SEGMENTS
+    """
+    vectors = columns["embedding"]
+    missing = np.array([v is None for v in vectors], bool)
+    flat = np.zeros((len(vectors), size), np.float32)
+    for i, vector in enumerate(vectors):
+        if vector is not None:
+            flat[i] = vector
+    arrays = {name: pa.array(columns[name], kind) for name, kind in kinds.items() if kind}
+    arrays["embedding"] = pa.FixedSizeListArray.from_arrays(
+        pa.array(flat.reshape(-1)), size, mask=pa.array(missing)
+    )
+    return pa.table({name: arrays[name] for name in kinds})
+
+
+def check_out(out: str | Path, overwrite: bool, flag: str = "--out") -> Path:
+    """Say early whether a file of embeddings can be written there.
+
+    Raises
+    ------
+    ValueError
+        When the ending is unknown, or something else lies there: what embed.py made before is
+        replaced, other files only with `overwrite`.
+    """
+    out = Path(out)
+    if out.suffix not in (".parquet", ".npy", ""):
+        raise ValueError(
+            f"{flag} must end in .parquet or .npy, or be a folder without an ending, got {out}"
+        )
+    for path in _parts(out):
+        if not path.exists():
+            continue
+        if (path.is_dir()) != (out.suffix == ""):
+            raise ValueError(f"{flag} {path} is {'a folder' if path.is_dir() else 'a file'}")
+        empty = path.is_dir() and not any(path.iterdir())
+        if not (overwrite or empty or _is_ours(out)):
+            raise ValueError(f"{flag} {path} wasn't made by embed.py: choose another name, or "
+                             f"--overwrite")  # fmt: skip
+    return out
+
+
+def write(out: Path, made: Embeddings) -> None:
+    """Write embeddings in the format that the ending names, replacing what was there."""
+    text = json.dumps(made.meta, ensure_ascii=False, sort_keys=True)
+    raw = save(made.constants) if made.constants else b""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".parquet":
+        meta = {"tune": text} | ({"tune_constants": raw} if raw else {})
+        table = made.table.replace_schema_metadata(meta)
+        write_whole(out, lambda aside: pq.write_table(table, aside, compression="zstd"))
+        return
+    kept = made.meta | ({"constants": base64.b64encode(raw).decode()} if raw else {})
+    text = json.dumps(kept, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+    if out.suffix == ".npy":
+        _, index, info = _parts(out)
+        out.unlink(missing_ok=True)  # the last to come back: with it the three are complete
+        rest = made.table.drop_columns("embedding")
+        write_whole(info, lambda aside: aside.write_text(text, encoding="utf-8"))
+        write_whole(index, lambda aside: pyarrow.csv.write_csv(rest, aside))
+        write_whole(out, lambda aside: _save_npy(aside, made.matrix()))
+    else:
+        _write_folder(out, made, text)
+
+
+def read(path: str | Path) -> Embeddings:
+    """Read a file of embeddings, of any of the three formats.
+
+    Raises
+    ------
+    ValueError
+        When there is none, it is damaged, or it wasn't made by embed.py.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            from datasets import load_from_disk
+
+            table = load_from_disk(str(path)).data.table
+            meta = json.loads((path / "tune.json").read_text(encoding="utf-8"))
+        elif path.suffix == ".npy":
+            table, meta = _read_npy(path)
+        else:
+            table = pq.read_table(path)
+            found = table.schema.metadata or {}
+            meta = json.loads(found[b"tune"])
+            return Embeddings(table, meta, _load(found.get(b"tune_constants", b"")))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file of embeddings ({error.filename or path})") from None
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise ValueError(
+            f"{path} is no file of embeddings that embed.py made ({type(error).__name__}: {error})"
+        ) from error
+    raw = base64.b64decode(meta.pop("constants", ""))
+    return Embeddings(table, meta, _load(raw))
+
+
+def shard_name(out: Path, shard: tuple[int, int]) -> Path:
+    """Where shard i of n goes: x.shard-0-of-4.parquet."""
+    return out.with_name(f"{out.stem}.shard-{shard[0]}-of-{shard[1]}{out.suffix}")
+
+
+def merge(paths: Sequence[str]) -> Embeddings:
+    """Put the shards of one command together: the same as if one machine had made them all.
+
+    Raises
+    ------
+    ValueError
+        When one is missing or twice there, or they were made in different ways.
+    """
+    parts = [read(path) for path in paths]
+    shards = [part.meta.get("shard") for part in parts]
+    for path, shard in zip(paths, shards, strict=True):
+        if shard is None:
+            raise ValueError(f"{path} is no shard: it was made without --shard")
+    n = shards[0][1]
+    missing = sorted({(i, n) for i in range(n)} - {tuple(s) for s in shards})
+    if missing or len(shards) != n:
+        what = f"{missing[0][0]}/{missing[0][1]} is missing" if missing else "one is there twice"
+        raise ValueError(f"{len(shards)} shards of {n} were given: {what}")
+    varying = {"shard", "n_tracks", "n_failed", "n_truncated", *MAY_DIFFER}
+    metas = [{k: v for k, v in part.meta.items() if k not in varying} for part in parts]
+    for path, meta, part in zip(paths, metas, parts, strict=True):
+        differing = sorted(k for k in {*meta, *metas[0]} if meta.get(k) != metas[0].get(k))
+        if part.table.schema.names != parts[0].table.schema.names:
+            differing = ["kind of rows"]
+        if part.constants.keys() != parts[0].constants.keys() or differing:
+            raise ValueError(
+                f"{path} was made in another way than {paths[0]}: "
+                f"{differing[0] if differing else 'what was learned'} differs"
+            )
+    meta = metas[0] | {k: sum(part.meta[k] for part in parts)
+                       for k in ("n_tracks", "n_failed", "n_truncated")}  # fmt: skip
+    for key in MAY_DIFFER:
+        values = [part.meta.get(key) for part in parts]
+        different = [v for i, v in enumerate(values) if v not in values[:i]]
+        if len(different) > 1:
+            log.warning("the shards were made with different %s; all are kept", key)
+        meta[key] = different[0] if len(different) == 1 else different
+    # Made anew, not taken: what Parquet gives back differs from it in names that aren't seen.
+    kinds = TRACKS if "reason" in parts[0].table.schema.names else SEGMENTS
+    columns = {
+        name: [value for part in parts for value in part.table[name].to_pylist()]
+        for name, kind in kinds.items() if kind
+    }  # fmt: skip
+    vectors = np.concatenate([part.matrix() for part in parts])
+    usable = np.concatenate([part.usable for part in parts])
+    columns["embedding"] = [v if u else None for v, u in zip(vectors, usable, strict=True)]
+    # Stable, so that a track's segments keep their order.
+    order = sorted(range(len(usable)), key=columns["path"].__getitem__)
+    columns = {name: [values[i] for i in order] for name, values in columns.items()}
+    return Embeddings(make_table(columns, kinds, vectors.shape[1]), meta, parts[0].constants)
+
+
+def _matrix(table: pa.Table) -> np.ndarray:
+    """Embeddings of a table, (n, D) float32; NaN where there is none."""
+    column = table["embedding"].combine_chunks()
+    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+    size = column.type.list_size
+    start = column.offset * size
+    out = np.array(column.values[start : start + len(column) * size]).reshape(len(column), size)
+    out = np.array(out, np.float32)
+    out[~np.array(column.is_valid())] = np.nan
+    return out
+
+
+def _parts(out: Path) -> list[Path]:
+    """The files that one output consists of."""
+    if out.suffix == ".npy":
+        return [out, out.with_suffix(".csv"), out.with_suffix(".json")]
+    return [out]
+
+
+def _is_ours(out: Path) -> bool:
+    """Say whether what lies there was made by us."""
+    try:
+        if out.suffix == ".parquet":
+            return b"tune" in (pq.read_schema(out).metadata or {})
+        info = out / "tune.json" if out.suffix == "" else out.with_suffix(".json")
+        return "strategy" in json.loads(info.read_text(encoding="utf-8"))
+    except (OSError, ValueError, pa.ArrowException):
+        return False
+
+
+def _save_npy(path: Path, matrix: np.ndarray) -> None:
+    """np.save without its habit of adding an ending."""
+    with open(path, "wb") as file:
+        np.save(file, matrix)
+
+
+def _read_npy(path: Path) -> tuple[pa.Table, dict]:
+    """An .npy with its index and metadata."""
+    _, index, info = _parts(path)
+    try:
+        matrix = np.load(path, allow_pickle=False)
+    except ValueError as error:  # NumPy's own advice is to unpickle it
+        raise ValueError("no array of numbers, and pickles are never loaded") from error
+    meta = json.loads(info.read_text(encoding="utf-8"))
+    header = index.open(encoding="utf-8").readline()
+    kinds = TRACKS if "reason" in header else SEGMENTS
+    options = pyarrow.csv.ConvertOptions(
+        column_types={k: v for k, v in kinds.items() if v}, strings_can_be_null=True,
+        quoted_strings_can_be_null=False,
+    )  # fmt: skip
+    rest = pyarrow.csv.read_csv(
+        index,
+        convert_options=options,
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+    )
+    if len(rest) != len(matrix):
+        raise ValueError(f"{index} has {len(rest)} rows, {path} has {len(matrix)}")
+    columns = rest.to_pydict()
+    columns["embedding"] = [None if np.isnan(row).any() else row for row in matrix]
+    return make_table(columns, kinds, matrix.shape[1]), meta
+
+
+def _write_folder(out: Path, made: Embeddings, text: str) -> None:
+    """A `datasets` folder, made aside and renamed."""
+    from datasets import Dataset, DatasetInfo, Features
+    from datasets.table import InMemoryTable
+    from datasets.utils import disable_progress_bars
+
+    disable_progress_bars()
+    table = made.table.replace_schema_metadata(None)
+    digest = hashlib.sha256(text.encode())
+    for batch in table.to_batches():
+        digest.update(batch.serialize())
+    info = DatasetInfo(
+        description=f"Music embeddings made by TUNE's embed.py; tune.json says how: "
+                    f"{made.meta['command']}", features=Features.from_arrow_schema(table.schema),
+    )  # fmt: skip
+    dataset = Dataset(InMemoryTable(table), info=info, fingerprint=digest.hexdigest()[:16])
+    aside = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        dataset.save_to_disk(str(aside))
+        (aside / "tune.json").write_text(text, encoding="utf-8")
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(aside, out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _load(raw: bytes) -> dict[str, torch.Tensor]:
+    """Tensors as `write` kept them."""
+    return load(raw) if raw else {}

@@ -1,0 +1,221 @@
+"""The tracks most like a song: `python -m tune.embeddings similar embeddings.parquet SONG -k 10`.
+
+    python -m tune.embeddings similar embeddings.parquet music/song.ogg
+    python -m tune.embeddings similar embeddings.parquet new.mp3 -k 20 --m3u like-new.m3u
+
+SONG is a track of the file (its path, or an ending of it that only one track has), or any other
+audio file: that is embedded as the file's metadata says. The distance is 1 minus the cosine of two
+embeddings from whose every dimension the collection's mean was taken (0 the same, 1 unrelated, 2
+opposite): without that, what all music shares makes all tracks alike. `--whiten` also evens out the
+directions in which the collection varies. A playlist begins with the song itself.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tune.audio.find_files import shown
+from tune.audio.hashing import content_hash
+from tune.cli.parser import Parser, positive_int, set_up_logging, to_bool
+from tune.embeddings.files import Embeddings, read
+
+log = logging.getLogger(__name__)
+
+SHRINKAGE = 0.1  # of the covariance that --whiten divides by, towards a multiple of the identity
+
+
+def distances(matrix: np.ndarray, query: np.ndarray, *, whiten: bool = False) -> np.ndarray:
+    """Centred cosine distance of every row to a query.
+
+    Parameters
+    ----------
+    matrix : (n, D), the collection; its mean is the centre
+    query : (D,)
+    whiten : divide by the collection's covariance, shrunk by `SHRINKAGE`
+
+    Returns
+    -------
+    (n,) float64 in [0, 2]
+    """
+    matrix, query = matrix.astype(np.float64), query.astype(np.float64)
+    centre = matrix.mean(0)
+    matrix, query = matrix - centre, query - centre
+    if whiten:
+        covariance = matrix.T @ matrix / len(matrix)
+        values, vectors = np.linalg.eigh(covariance / max(covariance.diagonal().mean(), 1e-300))
+        scaled = vectors / np.sqrt(np.maximum(values, 0) + SHRINKAGE)
+        matrix, query = matrix @ scaled, query @ scaled  # a rotation on top changes no cosine
+    norms = np.linalg.norm(matrix, axis=1) * np.linalg.norm(query)
+    return np.clip(1 - matrix @ query / np.maximum(norms, 1e-300), 0, 2)
+
+
+def find_song(made: Embeddings, song: str) -> int | None:
+    """The row of a track that is in the collection, by path, ending of a path, or content."""
+    names = made.table["path"].to_pylist()
+    wanted = shown(os.path.normpath(song))
+    if wanted in names:
+        return names.index(wanted)
+    if os.path.isfile(song):
+        contents = made.table["content_hash"].to_pylist()
+        content = content_hash(song)
+        return contents.index(content) if content in contents else None
+    ends = [i for i, name in enumerate(names) if f"/{name}".endswith(f"/{wanted}")]
+    if len(ends) > 1:
+        raise ValueError(f"{song} may be {names[ends[0]]} or {names[ends[1]]}: write more of it")
+    if not ends:
+        raise ValueError(f"{song} is neither a track of these embeddings nor a file")
+    return ends[0]
+
+
+def nearest(made: Embeddings, song: str, k: int, *, whiten: bool = False, embedder=None,
+            **settings) -> list[dict]:  # fmt: skip
+    """The k tracks most like a song.
+
+    Parameters
+    ----------
+    made : tune.embeddings.files.Embeddings of tracks
+    song : see the module's text
+    embedder : tune.embeddings.embedder.Embedder that made them, for a song from outside; None
+    loads it settings : device, store: see `tune.embeddings.embedder.Embedder`
+
+    Returns
+    -------
+    list of dict
+        distance, path, duration_s, same_audio; the nearest first, the song itself left out
+    """
+    if "reason" not in made.table.schema.names:
+        raise ValueError("these are the embeddings of segments: give the tracks' file")
+    usable = np.flatnonzero(made.usable)
+    row = find_song(made, song)
+    if row is not None and row not in usable:
+        raise ValueError(f"{song} has no embedding: {made.table['reason'][row]}")
+    others = usable if row is None else usable[usable != row]
+    if len(usable) < 2 or not len(others):
+        raise ValueError("there is nothing to compare: it takes two tracks with embeddings")
+    matrix = made.matrix()
+    if row is not None:
+        query, content = matrix[row], made.table["content_hash"][row].as_py()
+    else:
+        query, content = embed_alike(made, song, embedder, **settings), None
+    found = distances(matrix[usable], query, whiten=whiten)[np.isin(usable, others)]
+    order = np.argsort(found, kind="stable")[:k]
+    columns = {k: made.table[k].to_pylist() for k in ("path", "duration_s", "content_hash")}
+    return [
+        {"distance": float(found[i]), "path": columns["path"][others[i]],
+         "duration_s": columns["duration_s"][others[i]],
+         "same_audio": columns["content_hash"][others[i]] == content}
+        for i in order
+    ]  # fmt: skip
+
+
+def embed_alike(made: Embeddings, song: str, embedder=None, **settings) -> np.ndarray:
+    """Embed a file as these embeddings were made: (D,) float32."""
+    from tune.embeddings.embedder import embedder_like
+
+    loaded = embedder or embedder_like(made.meta, made.constants, **settings)
+    tracks, _, _ = loaded.encode([song], strict=True)
+    joiner = loaded.joiner({}, made.constants, n_tokens=made.meta["strategy"]["n_tokens"])
+    return joiner(loaded.rows(song, tracks[song]))[0]
+
+
+def print_nearest(song: str, found: Sequence[dict]) -> None:
+    """Show the neighbours as a table."""
+    import sys
+
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("", justify="right")
+    table.add_column("distance", justify="right")
+    table.add_column("track", overflow="fold")
+    table.add_column("length", justify="right")
+    for i, item in enumerate(found, 1):
+        seconds = round(item["duration_s"])
+        same = "  (the same audio)" if item["same_audio"] else ""
+        table.add_row(str(i), f"{item['distance']:.3f}", escape(item["path"]) + same,
+                      f"{seconds // 60}:{seconds % 60:02d}")  # fmt: skip
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(f"\nmost like {song}", style="bold", highlight=False, soft_wrap=True,
+                  markup=False)  # fmt: skip
+    console.print(table)
+
+
+def write_playlist(path: Path, song: str, found: Sequence[dict], folders: Sequence[Path]) -> None:
+    """Write the song and its neighbours as an M3U, relative to the playlist's own folder.
+
+    Parameters
+    ----------
+    folders : where the tracks' paths may begin; the first that leads to a file is taken
+
+    Raises
+    ------
+    ValueError
+        When a track isn't found: the embeddings know its path, not its place.
+    """
+    lines = ["#EXTM3U"]
+    for name, seconds in [(song, None), *((item["path"], item["duration_s"]) for item in found)]:
+        place = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        if place is None:
+            raise ValueError(f"{name} isn't here: --root names the folder where embed.py ran")
+        relative = os.path.relpath(place.resolve(), path.resolve().parent)
+        lines += [f"#EXTINF:{-1 if seconds is None else round(seconds)},{place.stem}", relative]
+    text = "".join(f"{line}\n" for line in lines)
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def show(made: Embeddings, song: str, k: int, *, whiten: bool, m3u: Path | None,
+         folders: Sequence[Path], **settings) -> None:  # fmt: skip
+    """Find, print, and write the playlist."""
+    found = nearest(made, song, k, whiten=whiten, **settings)
+    print_nearest(song, found)
+    if m3u is not None:
+        row = find_song(made, song)
+        name = song if row is None or os.path.isfile(song) else made.table["path"][row].as_py()
+        write_playlist(m3u, name, found, folders)
+        print(f"  playlist   {m3u}")
+
+
+def parse_args(argv: Sequence[str] | None = None):
+    """Read the command line."""
+    parser = Parser(prog="python -m tune.embeddings similar", description=__doc__)
+    parser.add_argument(
+        "embeddings",
+        type=Path,
+        metavar="EMBEDDINGS",
+        help="what embed.py wrote: .parquet, .npy or a folder",
+    )
+    parser.add_argument("song", metavar="SONG", help="a track of it, or an audio file")
+    add_flags(parser)
+    parser.add_argument("--root", type=Path, metavar="DIR",
+                        help="where the tracks' paths begin, for --m3u (default: here, then the "
+                        "embeddings' folder)")  # fmt: skip
+    parser.add_argument("--store", type=Path, metavar="DIR", help="embedding store")
+    parser.add_argument("--trust_remote_code", nargs="?", const=True, default=False, type=to_bool,
+                        metavar="BOOL", help="let an encoder that needs Python code of its own "
+                        "execute it, for a song from outside")  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def add_flags(parser) -> None:
+    """Flags that embed.py has as well."""
+    parser.add_argument("-k", type=positive_int, default=10, metavar="N", help="this many tracks")
+    parser.add_argument("--whiten", nargs="?", const=True, default=False, type=to_bool,
+                        metavar="BOOL", help="even out the directions in which the collection "
+                        "varies before comparing")  # fmt: skip
+    parser.add_argument(
+        "--m3u", type=Path, metavar="FILE", help="write the song and the tracks found as a playlist"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Find the neighbours and show them."""
+    args = parse_args(argv)
+    set_up_logging(True)
+    folders = [args.root] if args.root else [Path(), args.embeddings.parent]
+    show(read(args.embeddings), args.song, args.k, whiten=args.whiten, m3u=args.m3u,
+         folders=folders, store=args.store, trust_remote_code=args.trust_remote_code)  # fmt: skip

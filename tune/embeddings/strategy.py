@@ -1,0 +1,209 @@
+"""A strategy: everything that makes a file's embedding, in one record that can be written down.
+
+It comes from the command line or a call, from a run of train_probe.py (with what that run learned),
+or from the metadata of a file of embeddings, so that another track can be embedded alike.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from tune.aggregators.registry import AGGREGATORS
+from tune.segments.rules import MIN_TAIL_S, Rule, parse_rule
+
+LEARNS = ("attention", "hierarchical")  # a probe has to learn them first
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How a file becomes an embedding; the fields are embed.py's flags.
+
+    Attributes
+    ----------
+    encoder, layer : as train_probe.py takes them; "mix" only from a run that learned its weights
+    seg : segment rules' names, several for hierarchical
+    hop, min_tail, min_seg, max_seg : float or None, seconds
+    agg : a name of `tune.aggregators.AGGREGATORS`
+    frame_rate : pooled frames a second to join instead of segments
+    aggregator_checkpoint, readout : of the Transformer
+    n_tokens : how many tokens concat lays end to end; None is the longest track's number
+    precision : "auto", "no", "fp16" or "bf16"
+    revision : branch, tag or commit of an encoder from the hub
+    """
+
+    encoder: str = "muq"
+    layer: str = "last"
+    seg: tuple[str, ...] = ("10",)
+    hop: float | None = None
+    min_tail: float = MIN_TAIL_S
+    min_seg: float | None = None
+    max_seg: float | None = None
+    agg: str = "mean"
+    frame_rate: float | None = None
+    aggregator_checkpoint: str | None = None
+    readout: str | None = None
+    n_tokens: int | None = None
+    precision: str = "auto"
+    revision: str | None = None
+
+    def rules(self) -> list[Rule]:
+        """The segment rules; among several, each takes the settings that it knows."""
+        several, rules = len(self.seg) > 1, []
+        for seg in self.seg:
+            hop = None if several and seg in ("full", "structure") else self.hop
+            limits = (self.min_seg, self.max_seg)
+            limits = (None, None) if several and seg != "structure" else limits
+            rules.append(parse_rule(seg, hop, self.min_tail, *limits))
+        return rules
+
+    def check(self, learned: Mapping | None = None) -> None:
+        """Raise ValueError when the settings don't belong together.
+
+        Parameters
+        ----------
+        learned : what a run learned (see `from_run`), or None
+        """
+        if self.agg not in AGGREGATORS:
+            raise ValueError(f"--agg must be one of {', '.join(AGGREGATORS)}, got {self.agg!r}")
+        if self.agg in LEARNS and learned is None:
+            raise ValueError(
+                f"--agg {self.agg} is learned with a probe: train one with train_probe.py and give "
+                f"its run, --from_run runs/NAME (whitened needs no labels)"
+            )
+        if self.layer in ("all", "mix") and learned is None:
+            raise ValueError(
+                f"an embedding is made of one layer, --layer last or K, not {self.layer}: which "
+                f"one, or in which mix, a probe says (--from_run runs/NAME)"
+            )
+        if len(self.seg) > 1 and self.agg != "hierarchical":
+            raise ValueError(f"several --seg need --agg hierarchical, got --agg {self.agg}")
+        if self.agg == "transformer" and not self.aggregator_checkpoint:
+            raise ValueError("--agg transformer needs --aggregator_checkpoint "
+                             "(pretrain_aggregator.py makes one)")  # fmt: skip
+        for flag in ("aggregator_checkpoint", "readout"):
+            if getattr(self, flag) and self.agg != "transformer":
+                raise ValueError(f"--{flag} belongs to --agg transformer, got --agg {self.agg}")
+        if self.n_tokens and self.agg != "concat":
+            raise ValueError(f"--n_tokens belongs to --agg concat, got --agg {self.agg}")
+        self.rules()
+
+    def as_json(self) -> dict:
+        """The record for a file's metadata; paths below the user's home begin with ~."""
+        return {k: tilde(v) if isinstance(v, str) else v
+                for k, v in dataclasses.asdict(self).items()} | {"seg": list(self.seg)}  # fmt: skip
+
+    @classmethod
+    def from_json(cls, record: Mapping) -> "Strategy":
+        """The strategy that a file's metadata names."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        if record.keys() != known:
+            raise ValueError(
+                "the file's metadata was written by another version of this project: "
+                f"{sorted(record.keys() ^ known)[0]} differs; make it again with embed.py"
+            )
+        paths = ("encoder", "aggregator_checkpoint")
+        opened = {k: str(Path(record[k]).expanduser()) for k in paths
+                  if (record[k] or "").startswith("~/")}  # fmt: skip
+        return cls(**{**record, **opened, "seg": tuple(record["seg"])})
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a run gives an embedding beside its strategy.
+
+    Attributes
+    ----------
+    constants : tensors by name: standardise.*, joiner.*, whitening.*; empty where nothing learns
+    encoder_fingerprint : of the encoder that the run used
+    name : the run's name and the seed whose probe it is
+    n_in : values that the run's probe gets of a track
+    precision : of the encoder in that run
+    """
+
+    constants: dict[str, torch.Tensor]
+    encoder_fingerprint: str
+    name: str
+    n_in: int
+    precision: str
+
+
+def from_run(run: str | Path, seed: int | None = None, *, encoder: str | None = None,
+             precision: str = "auto",
+             revision: str | None = None) -> tuple[Strategy, Learned]:  # fmt: skip
+    """Take a run's strategy, and what it learned in front of its probe.
+
+    Parameters
+    ----------
+    run : a folder that train_probe.py wrote
+    seed : whose probe's; None is the first
+    encoder : where the encoder's weights are, when its name alone doesn't say
+    precision : the encoder's here
+    revision : of the encoder; None is the run's
+
+    Raises
+    ------
+    ValueError
+        When it is no run, or what it learned isn't in it.
+    """
+    run = Path(run)
+    try:
+        result, config = (
+            json.loads((run / f"{stem}.json").read_text(encoding="utf-8"))
+            for stem in ("result", "config")
+        )
+        saved = load_file(run / "probe.safetensors")
+        seed = result["seeds"][0] if seed is None else seed
+        strategy = Strategy(
+            encoder=encoder or config["encoder"], layer=str(result["layer"]),
+            seg=tuple(result["seg"].split("+")), hop=result["hop"],
+            min_tail=MIN_TAIL_S if result["min_tail"] is None else result["min_tail"],
+            min_seg=result["min_seg"], max_seg=result["max_seg"], agg=result["agg"],
+            frame_rate=config["frame_rate"] if config["tokens"] == "frame" else None,
+            aggregator_checkpoint=_opened(config["aggregator_checkpoint"]),
+            readout=result["aggregator"]["readout"], precision=precision,
+            revision=revision or config.get("encoder_revision"),
+        )  # fmt: skip
+        tuned, fingerprint = result["aggregator"]["tuned"], config["encoder_fingerprint"]
+    except FileNotFoundError as error:
+        raise ValueError(f"{run} is no run of train_probe.py: no {error.filename}") from None
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(f"the run {run} can't be read ({error!r}): make it again") from error
+    if seed not in result["seeds"]:
+        raise ValueError(f"{run} has the seeds {result['seeds']}, not {seed}")
+    if tuned:
+        raise ValueError(
+            f"{run} trained its Transformer on with the probe, and that isn't kept as an "
+            f"aggregator: use one of pretrain_aggregator.py (--aggregator_checkpoint)"
+        )
+    prefix = f"seed{seed}."
+    constants = {k.removeprefix(prefix): v for k, v in saved.items()
+                 if k.startswith((f"{prefix}joiner.", "whitening."))}  # fmt: skip
+    if constants:
+        constants |= {k: v for k, v in saved.items() if k.startswith("standardise.")}
+    if strategy.agg == "whitened" and "whitening.matrix" not in constants:
+        raise ValueError(
+            f"{run} doesn't hold its whitening (older runs and those of --layer mix don't): "
+            f"give --agg whitened without --from_run, which fits it on the tracks given"
+        )
+    n_in = saved["standardise.mean"].shape[-1]
+    return strategy, Learned(
+        constants, fingerprint, f"{run.name}, seed {seed}", n_in, result["precision"]
+    )
+
+
+def tilde(text: str) -> str:
+    """A path, or a command, in which the user's home is written ~: it may leave the machine."""
+    home = re.escape(str(Path.home()))
+    return text if home == "/" else re.sub(rf"(?<![^\s'\"=]){home}(?=[/\s'\"]|$)", "~", text)
+
+
+def _opened(path: str | None) -> str | None:
+    """A path whose home was written ~."""
+    return None if path is None else str(Path(path).expanduser())

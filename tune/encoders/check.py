@@ -1,0 +1,238 @@
+"""Is an encoder fit for use? What `python -m tune.encoders list | check NAME` does.
+
+A check encodes seeded noise that ebbs away and looks at what every use relies on: shapes of all
+layers, finite values, a segment that doesn't depend on its batch, the same numbers twice, half
+precision that keeps the direction of an embedding, and what 10 s cost.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tune.cli.parser import Parser, set_up_logging, to_bool
+from tune.encoders.base import Encoder, NonFiniteError, resolve_precision
+
+SECONDS = 10.0  # that the cost is measured for
+SHORT_S = 2.0  # of the segments that are compared
+BATCH_TOLERANCE = 1e-4  # of the largest value: float32 products of other shapes round otherwise
+MIN_COSINE = 0.99  # between a layer's embeddings in half and full precision
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a check: what was looked at, whether it is as it should be, and the figures."""
+
+    what: str
+    ok: bool
+    found: str
+
+
+def noise(n_segments: int, seconds: float, sample_rate: int) -> np.ndarray:
+    """Seeded noise (n_segments, n_samples): of different levels, each ebbs away."""
+    rng = np.random.default_rng(1234)
+    n_samples = round(seconds * sample_rate)
+    audio = rng.standard_normal((n_segments, n_samples), np.float32) * np.float32(0.1)
+    fade = np.linspace(1.0, 0.05, n_samples, dtype=np.float32)
+    return audio * fade * np.float32(0.5) ** np.arange(n_segments, dtype=np.float32)[:, None]
+
+
+def check_encoder(encoder: Encoder, half: Encoder | None = None) -> list[Finding]:
+    """Check an encoder.
+
+    Parameters
+    ----------
+    encoder : at float32
+    half : the same at half precision, or None where there is none
+
+    Returns
+    -------
+    list of Finding
+    """
+    longest = encoder.max_seconds or SECONDS
+    audio = noise(3, max(encoder.min_seconds, min(SHORT_S, longest)), encoder.sample_rate)
+    groups = _groups(encoder)
+    findings = [_shapes(encoder, audio)]
+    if not findings[0].ok:
+        return findings  # nothing can be said about the rest
+    try:
+        together = _embed(encoder, audio, groups)
+    except NonFiniteError as error:
+        return [*findings, Finding("finite values", False, str(error))]
+    findings.append(Finding("finite values", True, "in every layer"))
+    alone = [_embed(encoder, segment[None], groups) for segment in audio]
+    alone = [np.concatenate(parts) for parts in zip(*alone, strict=True)]
+    pairs = list(zip(together, alone, strict=True))
+    off = max(float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-12)) for a, b in pairs)
+    findings.append(
+        Finding("batch = single", off <= BATCH_TOLERANCE, f"differ by {off:.1e} of the largest")
+    )
+    again = _embed(encoder, audio, groups)
+    off = max(float(np.abs(a - b).max()) for a, b in zip(together, again, strict=True))
+    findings.append(Finding("the same twice", off == 0, "to the bit" if off == 0 else
+                            f"differ by {off:.1e}"))  # fmt: skip
+    if half is not None:
+        findings.append(_half(encoder, half, audio, groups, together))
+    findings.append(_cost(encoder, min(SECONDS, longest)))
+    return findings
+
+
+def _groups(encoder) -> list[list[int]]:
+    """The layers, in groups that can be asked for together."""
+    layers = range(encoder.n_layers + 1)
+    return [list(layers)] if encoder.sizes is None else [[k] for k in layers]
+
+
+def _embed(encoder, audio, groups) -> list[np.ndarray]:
+    """Embeddings (B, E) of every layer."""
+    out = [encoder.embed(audio, group) for group in groups]  # (B, 1, L, E) each
+    return [part[:, 0, k] for part in out for k in range(part.shape[2])]
+
+
+@torch.inference_mode()
+def _shapes(encoder, audio) -> Finding:
+    """The shape of each layer's hidden states."""
+    layers = list(range(encoder.n_layers + 1))
+    batch = torch.from_numpy(audio).to(encoder.device)
+    shapes = [tuple(state.shape) for state in encoder.states(batch, layers, torch.float32)]
+    fits = len(shapes) == len(layers) and all(
+        len(shape) == 3 and shape[0] == len(audio) and shape[1] > 0 for shape in shapes
+    )
+    alike = len(set(shapes)) == 1
+    found = f"{len(shapes)} x {shapes[0]}" if alike else ", ".join(map(str, shapes))
+    rate = encoder.frame_rate
+    if fits and rate is not None:
+        expected = audio.shape[1] / encoder.sample_rate * rate
+        # Windows at the edges: up to two frames fewer, or one more.
+        off = [k for k, shape in enumerate(shapes) if not -2.5 < shape[1] - expected < 1.5]
+        if off:
+            fits = False
+            found += f": layer {off[0]} has not about {expected:.1f} frames ({rate:g} Hz)"
+    return Finding("shapes (B, T, D)", fits, found)
+
+
+def _half(encoder, half, audio, groups, full) -> Finding:
+    """Half against full precision: cosine of the embeddings, the lowest of all layers."""
+    name = half.precision
+    if half.fingerprint != encoder.fingerprint:
+        return Finding(f"{name} = float32", False, "loaded twice, the fingerprints differ")
+    try:
+        found = _embed(half, audio, groups)
+    except NonFiniteError as error:
+        return Finding(f"{name} = float32", False, str(error))
+    cosines = [
+        float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
+        for a, b in zip(full, found, strict=True)
+    ]
+    layer = int(np.argmin(cosines))
+    redone = f", {half.redone} batches redone in float32" if half.redone else ""
+    return Finding(
+        f"{name} = float32", cosines[layer] >= MIN_COSINE,
+        f"cosine at least {cosines[layer]:.6f} (layer {layer}){redone}",
+    )  # fmt: skip
+
+
+def _cost(encoder, seconds) -> Finding:
+    """Seconds and peak memory of one segment to the last layer."""
+    from tune.profiling.measure import peak_memory
+
+    audio = noise(1, seconds, encoder.sample_rate)
+    layers = [encoder.n_layers]
+    encoder.embed(audio, layers)  # warm
+    with peak_memory(encoder) as peak:
+        started = time.perf_counter()
+        encoder.embed(audio, layers)
+        took = time.perf_counter() - started
+    return Finding(
+        f"cost of {seconds:.4g} s", True,
+        f"{took:.3f} s, peak {peak['peak_memory_bytes'] / 1e9:.3f} GB (weights "
+        f"{peak['weights_bytes'] / 1e9:.3f} GB), {encoder.device}",
+    )  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`list` or `check NAME`; leaves with code 1 when a check fails."""
+    parser = Parser(prog="python -m tune.encoders", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="list | check")
+    commands.add_parser("list", help="the encoders known by name, and what else can be loaded")
+    check = commands.add_parser("check", help="load an encoder and check it")
+    check.add_argument("name", help="as --encoder of train_probe.py takes it")
+    check.add_argument("--trust_remote_code", nargs="?", const=True, default=False, type=to_bool,
+                       metavar="BOOL", help="let it execute Python code of its own")  # fmt: skip
+    check.add_argument("--revision", metavar="COMMIT", help="of a hub model")
+    check.add_argument("--weights", choices=["pretrained", "random"], default="pretrained",
+                       help="random: muq's size without a download")  # fmt: skip
+    args = parser.parse_args(argv)
+    set_up_logging(True)
+    if args.command == "list":
+        _list()
+    elif not _check(args):
+        sys.exit(1)
+
+
+def _list() -> None:
+    """Print the table of encoders and the families of models."""
+    from rich.table import Table
+
+    from tune.encoders.feature_extractors import FAMILIES
+    from tune.encoders.registry import ENCODERS
+
+    table = Table("--encoder", "what")
+    for name, row in ENCODERS.items():
+        table.add_row(name, row.about)
+    table.add_row("FOLDER or HUB_ID", "MuQ, MuQ-MuLan, or a transformers audio model, by its "
+                  "config.json; weights from safetensors only")  # fmt: skip
+    console = _console()
+    console.print(table)
+    console.print("transformers models are known by their feature extractor:", highlight=False)
+    for name, row in FAMILIES.items():
+        models = ", ".join(row.models or ("any with convolutions over the waveform",))
+        console.print(f"  {name}: {models}", highlight=False)
+
+
+def _check(args) -> bool:
+    """Load an encoder, check it and print what was found; say whether all is well."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from tune.encoders.registry import load_encoder
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    precision = resolve_precision("auto", device.type, capability)
+    given = {"device": device, "weights": args.weights, "revision": args.revision,
+             "trust_remote_code": args.trust_remote_code}  # fmt: skip
+    encoder = load_encoder(args.name, **given)
+    half = load_encoder(args.name, precision="bf16" if precision == "no" else precision, **given)
+    half = None if half.precision == "no" else half  # mel
+    longest, rate = encoder.max_seconds, encoder.frame_rate
+    size = encoder.embedding_dim if encoder.sizes is None else "/".join(map(str, encoder.sizes))
+    console = _console()
+    console.print(
+        f"{encoder.label}: layers 0 to {encoder.n_layers} of {size} values, "
+        f"{'states that do not follow time' if rate is None else f'{rate:g} states a second'}, "
+        f"{encoder.sample_rate} Hz, segments of {encoder.min_seconds:g} s or more"
+        f"{'' if longest is None else f', at most {longest:.4g} s'}", highlight=False,
+    )  # fmt: skip
+    if encoder.revision:
+        console.print(f"revision {encoder.revision}", highlight=False)
+    findings = check_encoder(encoder, half)
+    table = Table("check", "", "found")
+    for item in findings:
+        table.add_row(
+            item.what, "[green]ok[/]" if item.ok else "[bold red]FAILS[/]", escape(item.found)
+        )
+    console.print(table)
+    failed = [item.what for item in findings if not item.ok]
+    console.print(f"not fit for use: {', '.join(failed)}" if failed else "fit for use")
+    return not failed
+
+
+def _console():
+    """A console that doesn't break lines of a piped table."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160)

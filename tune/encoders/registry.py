@@ -1,0 +1,195 @@
+"""The table of encoders, and loading one by its name, a folder or a hub id.
+
+    python -m tune.encoders list
+    python -m tune.encoders check muq-nano
+
+A folder or hub model is told by its config.json: MuQ, MuQ-MuLan, or a transformers model type.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tune.encoders import hub, muq, muq_mulan
+from tune.encoders.base import SAMPLE_RATE, Encoder, EncoderError
+from tune.encoders.muq import MEMORY_BUDGET, load_nano, load_nano_untrained, load_random
+
+MEL_VERSION = 1  # raised when a change here changes the baseline's numbers
+
+
+class MelEncoder(Encoder):
+    """Log-mel baseline: mean and deviation of each of MuQ's 128 mel bands (in dB) over time.
+
+    Any learned encoder must beat it. It has one layer, number 0.
+    """
+
+    def __init__(self, *, device):
+        from torchaudio.transforms import AmplitudeToDB, MelSpectrogram
+
+        key = f"mel {MEL_VERSION} 24000 2048 240 128 db"
+        super().__init__(
+            "mel", frame_rate=100.0, n_layers=0, embedding_dim=256, precision="no",
+            device=device, fingerprint=hashlib.sha256(key.encode()).hexdigest(),
+        )  # fmt: skip
+        self.mel = MelSpectrogram(SAMPLE_RATE, n_fft=2048, hop_length=240, n_mels=128).to(device)
+        self.decibel = AmplitudeToDB().to(device)
+
+    def states(self, audio, layers, dtype):
+        """Yield the log-mel spectrogram (B, T, 128) at 100 Hz, in dB."""
+        if set(layers) != {0}:
+            raise ValueError(f"the mel encoder has layer 0 only, got {layers}")
+        yield self.decibel(self.mel(audio.float()))[..., :-1].transpose(1, 2)
+
+    def pool(self, states):
+        """Mean and population deviation of each band, (..., 256)."""
+        return torch.cat([states.mean(-2), states.std(-2, correction=0)], -1)
+
+
+def _load_mel(name, *, precision, device, **kwargs):
+    """The log-mel baseline; always float32."""
+    return MelEncoder(device=device)
+
+
+def _from_hub(repo: str) -> Callable[..., Encoder]:
+    """Loader of a row whose weights are on the hub."""
+    return lambda name, **kwargs: _load_hub(repo, name, **kwargs)
+
+
+def _refused(reason: str) -> Callable[..., Encoder]:
+    """Loader of a row that can't be had, which says why."""
+
+    def load(name, **kwargs):
+        raise EncoderError(f"{name}: {reason}")
+
+    return load
+
+
+@dataclass(frozen=True)
+class EncoderRow:
+    """A row of the table of encoders."""
+
+    load: Callable[..., Encoder]
+    about: str
+
+
+ENCODERS = {
+    "muq": EncoderRow(
+        _from_hub(muq.HUB_ID), "MuQ, 300 M parameters, from the hub (weights CC-BY-NC 4.0)"
+    ),
+    "muq-mulan": EncoderRow(
+        _from_hub(muq_mulan.HUB_ID), "MuQ-MuLan's audio tower, from the hub; the last layer is the "
+        "space it shares with text (weights CC-BY-NC 4.0)",
+    ),
+    "mert-95m": EncoderRow(
+        _from_hub("m-a-p/MERT-v1-95M"), "MERT, from the hub; its own code: --trust_remote_code "
+        "(weights CC-BY-NC 4.0)",
+    ),
+    "mert-330m": EncoderRow(
+        _from_hub("m-a-p/MERT-v1-330M"), "MERT, from the hub; its own code: --trust_remote_code "
+        "(weights CC-BY-NC 4.0)",
+    ),
+    "musicfm": EncoderRow(
+        _refused(
+            "MusicFM has no package, its code would have to be copied into this one, and its "
+            "weights are a pickle (.pt), which is never loaded: use muq"
+        ),
+        "MusicFM: refused (no package, pickled weights)",
+    ),
+    "muq-nano": EncoderRow(
+        load_nano, "MuQ in small, 2.4 M parameters, pretrained here on composed and game music",
+    ),
+    "muq-nano-untrained": EncoderRow(
+        load_nano_untrained, "muq-nano with weights from a seed: what learning has to beat"
+    ),
+    "mel": EncoderRow(_load_mel, "log-mel mean and deviation per band: the baseline to beat"),
+}  # fmt: skip
+FROM_HUB = ("muq", "muq-mulan", "mert-95m", "mert-330m")  # what --revision can be asked of
+
+
+def load_encoder(
+    name: str, *, precision: str = "no", device: str | torch.device = "cpu",
+    weights: str = "pretrained", memory_budget: int = MEMORY_BUDGET, compile: bool = False,
+    trust_remote_code: bool = False, revision: str | None = None,
+) -> Encoder:  # fmt: skip
+    """Load a frozen encoder.
+
+    Parameters
+    ----------
+    name : str
+        A name of `ENCODERS`, a folder with config.json and model.safetensors (and, for a
+        transformers model, preprocessor_config.json), or a hub id.
+    precision : "no", "fp16" or "bf16"
+    device : what it runs on
+    weights : "pretrained", or "random" for MuQ's size with weights from a fixed seed: no download,
+        for measuring what it costs (which does not depend on the weights)
+    memory_budget : bytes that weights and activations should stay within; sets the size of the
+        front end's chunks, which changes no result
+    compile : pass the parts through `torch.compile` (MuQ)
+    trust_remote_code : let a model that needs Python code of its own (MERT) execute it
+    revision : branch, tag or commit of a hub model; by default its main branch
+
+    Raises
+    ------
+    EncoderError
+        When it is unknown, can't be downloaded, is incomplete or holds other weights than its
+        configuration says. Weights are read from safetensors only, never from a pickle.
+    """
+    kwargs = {"precision": precision, "device": device, "memory_budget": memory_budget,
+              "compile": compile}  # fmt: skip
+    if weights == "random" and name not in ("muq-nano", "muq-nano-untrained", "mel"):
+        if name != "muq":
+            raise EncoderError(
+                f"random weights are made for muq only, not for {name!r}: take --weights pretrained"
+            )
+        return load_random(name, **kwargs)
+    is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    is_folder = name not in ENCODERS and Path(name).is_dir()
+    if revision is not None and (is_folder or not (name in FROM_HUB or is_hub_id)):
+        raise EncoderError(f"--revision belongs to a model on the hub, {name!r} is none")
+    code = {"trust_remote_code": trust_remote_code}
+    if name in FROM_HUB:
+        return ENCODERS[name].load(name, revision=revision, **code, **kwargs)
+    if name in ENCODERS:
+        return ENCODERS[name].load(name, **kwargs)
+    if is_folder:
+        return _load_folder(Path(name), Path(name).resolve().name, **code, **kwargs)
+    if is_hub_id:
+        return _load_hub(name, name, revision=revision, **code, **kwargs)
+    raise EncoderError(
+        f"unknown encoder {name!r}: it is none of {', '.join(ENCODERS)}, no folder and no hub id"
+    )
+
+
+def _load_hub(repo, name, *, revision, trust_remote_code, **kwargs) -> Encoder:
+    """Load a model of the hub: its configuration first, so that nothing is fetched in vain."""
+    from tune.encoders import transformers as ours
+
+    folder = hub.fetch(repo, revision, hub.CONFIGS)
+    config = hub.read_json(folder / "config.json")
+    patterns = hub.CONFIGS + hub.WEIGHTS
+    if not (muq.is_muq(config) or muq_mulan.is_mulan(config)):
+        ours.check_code(config, name, trust_remote_code)
+        patterns += ["*.py"] if ours.needs_code(config) else []
+    folder = hub.fetch(repo, revision, patterns)
+    encoder = _load_folder(folder, name, trust_remote_code=trust_remote_code, **kwargs)
+    encoder.revision = hub.commit_of(folder)
+    return encoder
+
+
+def _load_folder(folder, name, *, trust_remote_code, **kwargs) -> Encoder:
+    """Load a model from a folder, by the kind that its config.json says."""
+    config = hub.read_json(folder / "config.json")
+    for module, belongs in ((muq, muq.is_muq), (muq_mulan, muq_mulan.is_mulan)):
+        if belongs(config):
+            return module.load_folder(folder, name, **kwargs)
+    if "model_type" not in config:
+        raise EncoderError(
+            f"{folder / 'config.json'} is neither MuQ's (no encoder_dim), nor MuQ-MuLan's, nor a "
+            f"transformers model's (no model_type)"
+        )
+    from tune.encoders import transformers as ours
+
+    return ours.load_folder(folder, name, trust_remote_code=trust_remote_code, **kwargs)

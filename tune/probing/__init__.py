@@ -1,0 +1,9 @@
+"""Probes: small heads trained on frozen embeddings, their metrics and intervals."""
+
+from tune.system.lazy import door
+
+PUBLIC = {
+    "bootstrap": "metrics",
+    "paired_bootstrap": "metrics",
+}
+__getattr__, __dir__, __all__ = door(__name__, PUBLIC)

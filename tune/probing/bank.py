@@ -1,0 +1,464 @@
+"""MARBLE's probe, several of them trained side by side.
+
+A probe is one hidden layer of 512 with ReLU and dropout 0.2. A bank trains one probe per seed (and
+per layer, with `--layer all`) in one loop over epochs and batches. Each has its own initial
+weights, order of tracks and dropout, drawn from its own seed on the CPU: its result does not depend
+on which other probes share the bank, on the number of processes or on the device. That, and float64
+(the probes are tiny), is what makes a number reproducible.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from tune.tasks.label_kinds import ONE_OF_MANY
+
+HIDDEN = 512
+DROPOUT = 0.2
+NAMED = 3  # tracks of a batch, in a message
+
+
+class Standardiser:
+    """Zero mean and unit variance by training statistics.
+
+    Parameters
+    ----------
+    values : (..., n, D) training embeddings; statistics are taken over n
+    valid : same shape, bool; False at values that only fill a hole: they count nowhere and become 0
+    """
+
+    def __init__(self, values: torch.Tensor, valid: torch.Tensor):
+        weight = valid.to(values.dtype)
+        count = weight.sum(-2, keepdim=True).clamp(min=1)
+        self.mean = (values * weight).sum(-2, keepdim=True) / count
+        variance = (((values - self.mean) * weight) ** 2).sum(-2, keepdim=True) / count
+        std = variance.sqrt()
+        # A dimension that never varies in training (but for rounding) says nothing: it becomes 0.
+        self.scale = torch.where(std > 1e-12 * (1 + self.mean.abs()), 1 / std, 0.0)
+
+    def __call__(self, values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """Standardise (..., n, D); holes become 0."""
+        return (values - self.mean) * self.scale * valid
+
+
+class ProbeData:
+    """What the probes see of a task: standardised inputs and labels of every split, on a device.
+
+    Parameters
+    ----------
+    task : tune.tasks.Task
+    features : {split: tune.aggregators.track_features.Features}; V views, which are scales x layers
+    device : torch.device
+    n_scales : how many scales the views have
+    mix : whether each probe mixes all layers, instead of one probe a layer
+    tokens : {split: tune.aggregators.track_features.Tokens}, for aggregators that learn with the
+    probe: the probes
+        then get tokens, standardised as `features` are (their mean is that of the tokens)
+    raw : leave the tokens as they are, in float32, for a Transformer that standardises itself
+
+    Attributes
+    ----------
+    inputs : {split: (L, n, D), or (L, n, K, D) with K views to mix} standardised by training
+        statistics; L is 1 when layers are mixed
+    tokens : {split: ((L, n, N, [K,] D), mask (n, N))} or None
+    n_views : K, or None when there is nothing to mix
+    labels : {split: (n,) class numbers, (n, C) values standardised by training statistics, or, for
+        tags, (n, C) of 0 and 1}
+    truth : {split: ndarray of labels as they came}
+    """
+
+    def __init__(self, task, features, device: torch.device, *, n_scales: int = 1,
+                 mix: bool = False, tokens=None, raw: bool = False):  # fmt: skip
+        self.kind = task.kind
+        self.dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        self.n_scales, self.mix = n_scales, mix
+        train = features["train"]
+        self.whitening = train.whitening
+        self.standardise = Standardiser(train.values, train.valid)
+        views = {s: self.standardise(f.values, f.valid) for s, f in features.items()}
+        self.inputs = {s: self._arrange(v, 1).to(device, self.dtype) for s, v in views.items()}
+        self.tokens = None
+        if tokens is not None:
+            self.tokens = {
+                s: (self._tokens(t, raw).to(device, torch.float32 if raw else self.dtype),
+                    t.mask.to(device))
+                for s, t in tokens.items()
+            }  # fmt: skip
+            self.times = {s: t.times for s, t in tokens.items()}
+        shape = self.inputs["train"].shape  # (L, n, [K,] D)
+        self.n_train, self.n_in = shape[1], shape[-1]
+        self.n_views = shape[2] if len(shape) == 4 else None
+        self.truth = {s: np.asarray(task.splits[s]["label"]) for s in features}
+        self.centre = self.scale = None
+        if self.kind != "numbers":
+            self.n_out = len(task.classes)
+            dtype = self.dtype if self.kind == "tags" else torch.int64
+            self.labels = {s: torch.from_numpy(t).to(device, dtype) for s, t in self.truth.items()}
+        else:
+            self.n_out = len(task.targets)
+            self.centre, self.scale = self.truth["train"].mean(0), self.truth["train"].std(0)
+            self.labels = {
+                s: torch.from_numpy((t - self.centre) / self.scale).to(device, self.dtype)
+                for s, t in self.truth.items()
+            }
+
+    def _arrange(self, views: torch.Tensor, at: int) -> torch.Tensor:
+        """Views (V, n, ..., D) to layers first: (L, n, ..., D), or (L, n, ..., K, D) to be mixed.
+
+        `at` is the number of axes that belong to a track's place (n, and N for tokens).
+        """
+        views = views.unflatten(0, (self.n_scales, -1)).movedim(0, at + 1)  # (L, n, ..., S, D)
+        if self.mix:
+            return views.movedim(0, -3).flatten(-3, -2).unsqueeze(0)  # (1, n, ..., L S, D)
+        return views.squeeze(-2) if self.n_scales == 1 else views
+
+    def _tokens(self, tokens, raw: bool) -> torch.Tensor:
+        """Tokens (V, n, N, D), standardised as the pooled embeddings are, and arranged."""
+        values = tokens.values
+        if not raw:
+            mean, scale = self.standardise.mean[:, None], self.standardise.scale[:, None]
+            values = (values.double() - mean) * scale * tokens.mask[..., None]
+        return self._arrange(values, 2)
+
+    def pick(self, split: str, rows: torch.Tensor, index: torch.Tensor) -> tuple:
+        """What M probes see of a batch of tracks.
+
+        Parameters
+        ----------
+        rows : (M, 1), each probe's layer, as `layer_of` gives them
+        index : (M, B) or (B,), tracks
+
+        Returns
+        -------
+        inputs (M, B, [K,] D) and None; or tokens (M, B, N, [K,] D) and their mask (M, B, N)
+        """
+        values, mask = (self.inputs[split], None) if self.tokens is None else self.tokens[split]
+        m = len(rows)
+        if len(values) == 1 and index.ndim == 1:  # the same for all: nothing is copied
+            picked = values[0, index].expand(m, *[-1] * (values.ndim - 1))
+        else:
+            picked = values[rows, index]
+        return picked, None if mask is None else mask[index].expand(m, -1, -1)
+
+    @property
+    def n_layers(self) -> int:
+        """How many sets of probes there are: one a layer, or one when layers are mixed."""
+        return len(self.inputs["train"])
+
+    def layer_of(self, n_seeds: int) -> torch.Tensor:
+        """The index of each probe's layer, (M, 1), in the order that a bank has them."""
+        device = self.inputs["train"].device
+        return torch.arange(self.n_layers, device=device).repeat_interleave(n_seeds)[:, None]
+
+    def view_names(self, scales: Sequence[str], layers: Sequence[int]) -> list[str]:
+        """Names of the K views that are mixed, in the order of their weights; else none."""
+        if self.n_views is None:
+            return []
+        lengths = [f"{name} s" if name[0].isdigit() else name for name in scales]
+        if not self.mix:
+            return lengths
+        several = len(scales) > 1
+        return [f"layer {k}" + (f", {s}" if several else "") for k in layers for s in lengths]
+
+    def labels_for(self, split: str, m: int) -> torch.Tensor:
+        """A split's labels for each of m probes: (m, n) or (m, n, C)."""
+        labels = self.labels[split]
+        return labels.expand(m, *labels.shape)
+
+    def decide(self, outputs: torch.Tensor) -> np.ndarray:
+        """Probe outputs (M, n, C) to predictions: class numbers (M, n), or values (M, n, C).
+
+        Of tags the values are probabilities.
+        """
+        if self.kind in ONE_OF_MANY:
+            return outputs.argmax(-1).cpu().numpy()
+        if self.kind == "tags":
+            return outputs.sigmoid().cpu().numpy()
+        return outputs.cpu().numpy() * self.scale + self.centre
+
+    def guess(self, split: str) -> np.ndarray:
+        """What one would say without listening: the most frequent training class, or the mean.
+
+        Of tags that is how frequent each is; it ranks no track above another.
+        """
+        n = len(self.truth[split])
+        if self.kind in ONE_OF_MANY:
+            return np.full(n, np.bincount(self.truth["train"]).argmax())
+        return np.tile(self.truth["train"].mean(0), (n, 1))
+
+    def constants(self, layer: int, *, inputs: bool = True) -> dict[str, torch.Tensor]:
+        """What a saved probe needs beside its weights, for one layer (all, where they are mixed).
+
+        With several views the statistics are (K, D), in the order of the mix's weights. `inputs`
+        is off where what stands in front of the probe brings its own.
+        """
+        mean, scale = (
+            self._arrange(value, 1)[layer, 0]
+            for value in (self.standardise.mean, self.standardise.scale)
+        )
+        out = {"standardise.mean": mean, "standardise.scale": scale} if inputs else {}
+        if self.kind == "numbers":
+            out |= {"target.centre": torch.from_numpy(self.centre),
+                    "target.scale": torch.from_numpy(self.scale)}  # fmt: skip
+        if self.whitening and not self.mix:  # of all layers it would be tens of megabytes
+            mean, matrix = self.whitening[layer]
+            out |= {"whitening.mean": mean, "whitening.matrix": matrix.float()}
+        return {name: value.contiguous() for name, value in out.items()}
+
+
+class Probe(nn.Module):
+    """One head: Linear(D, 512), ReLU, dropout, Linear(512, C); MARBLE's `MLPDecoder`."""
+
+    def __init__(self, n_in: int, n_out: int, hidden: int = HIDDEN, *, generator: torch.Generator):
+        super().__init__()
+        self.w1, self.b1 = _linear(n_in, hidden, generator)
+        self.w2, self.b2 = _linear(hidden, n_out, generator)
+
+    def groups(self, rates: Mapping[str, float]) -> list[dict]:
+        """Parameters for an optimiser, the probe's and those of what stands in front of it."""
+        own = [self.w1, self.b1, self.w2, self.b2]
+        groups = [{"params": own, "lr": rates["probe"]}]
+        if hasattr(self, "joiner"):
+            learning = [p for p in self.joiner.parameters() if p.requires_grad]
+            groups.append({"params": learning, "lr": rates["joiner"]})
+        return groups
+
+
+class ProbeBank(nn.Module):
+    """M probes side by side.
+
+    Parameters
+    ----------
+    seeds : one a probe
+    n_in, n_out, hidden : sizes
+    dropout : probability of zeroing a hidden unit in training
+    joiners : one module a probe that turns its batch and mask into (B, D), learned with it
+        (`tune.aggregators.trainable`); None when the batch is that already
+    """
+
+    def __init__(self, seeds: Sequence[int], n_in: int, n_out: int, *, hidden: int = HIDDEN,
+                 dropout: float = DROPOUT, dtype: torch.dtype = torch.float64,
+                 joiners: Sequence[nn.Module] | None = None):  # fmt: skip
+        super().__init__()
+        self.n_in, self.hidden, self.dropout = n_in, hidden, dropout
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.probes = nn.ModuleList(
+            Probe(n_in, n_out, hidden, generator=g).to(dtype) for g in self.generators
+        )
+        self.joined = joiners is not None
+        for probe, joiner in zip(self.probes, joiners or [], strict=self.joined):
+            probe.joiner = joiner
+
+    def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None,
+                mask: torch.Tensor | None = None,
+                which: Sequence[int] | None = None) -> torch.Tensor:  # fmt: skip
+        """Run every probe, or those in `which`, on its own batch.
+
+        Parameters
+        ----------
+        x : (M, B, D), or what the joiners take: (M, B, K, D) views or (M, B, N, [K,] D) tokens
+        mask : (M, B, N), of tokens
+        keep : (M, B, hidden), what dropout multiplies the hidden units by (see `dropout_masks`)
+        which : numbers of the probes that the batches are of, by default of all M
+
+        Returns
+        -------
+        logits or standardised values (M, B, C)
+        """
+        outputs = []
+        # One after the other: a batched product would copy all their weights together each time.
+        for i, probe in enumerate(some(self.probes, which)):
+            inputs = x[i]
+            if self.joined:
+                inputs = probe.joiner(inputs, None if mask is None else mask[i])
+            hidden = F.relu(torch.addmm(probe.b1, inputs, probe.w1))  # (B, hidden)
+            if keep is not None:
+                hidden = hidden * keep[i]
+            outputs.append(torch.addmm(probe.b2, hidden, probe.w2))
+        return torch.stack(outputs)
+
+    def dropout_masks(self, n: int, which: Sequence[int] | None = None) -> torch.Tensor:
+        """Draw the dropout of a whole (global) batch of n tracks: (M, n, hidden)."""
+        draws = torch.stack(
+            [torch.rand(n, self.hidden, generator=g) >= self.dropout
+             for g in some(self.generators, which)]
+        )  # fmt: skip
+        return draws.to(self.probes[0].w1.dtype) / (1 - self.dropout)
+
+    def orders(self, n: int, which: Sequence[int] | None = None) -> torch.Tensor:
+        """Draw each probe's order of n training tracks: (M, n)."""
+        return torch.stack([torch.randperm(n, generator=g) for g in some(self.generators, which)])
+
+
+def some(things: Sequence, which: Sequence[int] | None) -> Sequence:
+    """Those whose numbers are in `which`; all where it is None."""
+    return things if which is None else [things[i] for i in which]
+
+
+class Positions(Dataset):
+    """Positions 0..n-1 in blocks of the effective batch, padded with -1 to divide by processes.
+
+    With `split_batches` every process gets its share of each block, whatever their number, and
+    the padding (weight 0) keeps them in step.
+    """
+
+    def __init__(self, n: int, batch_size: int, n_processes: int):
+        self.block = -(-batch_size // n_processes) * n_processes
+        self.items = []
+        for start in range(0, n, batch_size):
+            real = list(range(start, min(start + batch_size, n)))
+            self.items += real + [-1] * (self.block - len(real))
+
+    def __len__(self) -> int:
+        """Number of positions, padding included."""
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> int:
+        """A position, or -1."""
+        return self.items[i]
+
+
+class FirstBad:
+    """An epoch's first batch whose loss isn't finite, found without waiting for the device."""
+
+    def __init__(self, device: torch.device):
+        self.n, self.first = 0, torch.full((2,), float("inf"), device=device)  # batch, probe
+
+    def see(self, each: torch.Tensor) -> None:
+        """Look at the losses (M, B) of the next batch."""
+        bad = ~torch.isfinite(each.detach()).all(1)  # (M,)
+        here = torch.stack([torch.full_like(self.first[0], self.n), bad.float().argmax()])
+        self.first = torch.where(bad.any() & self.first[0].isinf(), here, self.first)
+        self.n += 1
+
+    def describe(self, accelerator, orders, batch_size: int, tracks: Sequence[str]) -> str:
+        """Name the batch and some of its tracks; says so where only validation isn't finite.
+
+        Parameters
+        ----------
+        orders : (M, n) of that epoch
+        tracks : the training tracks' paths
+        """
+        found = accelerator.gather(self.first[None])  # (processes, 2)
+        batch, probe = min(found.tolist())
+        if batch == float("inf"):
+            return ", on the validation split"
+        order = orders[int(probe)].tolist()
+        some = order[int(batch) * batch_size : (int(batch) + 1) * batch_size]
+        names = ", ".join(str(tracks[i]) for i in some[:NAMED])
+        more = f" and {len(some) - NAMED} more" if len(some) > NAMED else ""
+        return f", batch {int(batch) + 1} of {self.n} ({names}{more})"
+
+
+class Selection:
+    """Each probe's best epoch by the validation metric, and early stop.
+
+    An equal score with a lower loss counts as better, which matters on small validation splits.
+    Where the metric is undefined (R² of a constant target) minus the loss stands in for it.
+
+    Parameters
+    ----------
+    bank : ProbeBank
+    patience : epochs without improvement after which a probe stops (MARBLE: 20)
+    """
+
+    def __init__(self, bank: ProbeBank, patience: int):
+        m = len(bank.probes)
+        self.patience = patience
+        self.best_score, self.best_loss = np.full(m, -np.inf), np.full(m, np.inf)
+        self.best_epoch = np.zeros(m, int)
+        self.stopped = np.zeros(m, bool)
+        self.states: list[dict] = [{} for _ in range(m)]
+
+    def update(self, bank: ProbeBank, epoch: int, scores: np.ndarray, losses: np.ndarray) -> bool:
+        """Note an epoch's validation scores and losses (M,); return whether all have stopped."""
+        scores = self.comparable(scores, losses)
+        for i in np.flatnonzero(~self.stopped):
+            better = scores[i] > self.best_score[i]
+            tie = scores[i] == self.best_score[i] and losses[i] < self.best_loss[i]
+            if better or tie or not self.states[i]:
+                self.best_score[i], self.best_loss[i] = scores[i], losses[i]
+                self.states[i] = {k: v.clone() for k, v in bank.probes[i].state_dict().items()}
+                self.best_epoch[i] = epoch
+            elif epoch - self.best_epoch[i] >= self.patience:
+                self.stopped[i] = True
+        return bool(self.stopped.all())
+
+    @staticmethod
+    def comparable(scores: np.ndarray, losses: np.ndarray) -> np.ndarray:
+        """Scores, or minus the loss where the metric is undefined (R² of a constant target)."""
+        return np.where(np.isfinite(scores), scores, -losses)
+
+    def restore(self, bank: ProbeBank) -> None:
+        """Put every probe's best weights back."""
+        for probe, state in zip(bank.probes, self.states, strict=True):
+            probe.load_state_dict(state)
+
+
+def losses(kind: str, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Loss of every track under every probe.
+
+    Parameters
+    ----------
+    outputs : (M, B, C)
+    labels : (M, B) class numbers, or (M, B, C) standardised values, or 0 and 1 for tags
+
+    Returns
+    -------
+    (M, B) cross-entropy, or squared error averaged over targets, or binary cross-entropy over tags
+    """
+    if kind == "tags":
+        each = F.binary_cross_entropy_with_logits(outputs, labels, reduction="none")
+        return each.mean(-1)
+    if kind in ONE_OF_MANY:
+        return F.cross_entropy(outputs.flatten(0, 1), labels.flatten(), reduction="none").view(
+            labels.shape
+        )
+    return F.mse_loss(outputs, labels, reduction="none").mean(-1)
+
+
+def join_clips(outputs: torch.Tensor, truth: np.ndarray, split) -> tuple:
+    """Average a track's clips (MARBLE scores GiantSteps so).
+
+    Parameters
+    ----------
+    outputs : (M, n, C), of files
+    truth : (n,) or (n, C)
+    split : the split, with the columns id and, where files are clips, track
+
+    Returns
+    -------
+    outputs, truth and ids of tracks, in the order of their first clips
+
+    Raises
+    ------
+    ValueError
+        When the clips of a track have different labels.
+    """
+    if "track" not in split.column_names:
+        return outputs, truth, split["id"][:]
+    tracks = split["track"][:]
+    names = list(dict.fromkeys(tracks))
+    number = {name: i for i, name in enumerate(names)}
+    at = np.array([number[name] for name in tracks])
+    first = np.unique(at, return_index=True)[1]
+    for i, name in enumerate(tracks):
+        if (truth[i] != truth[first[at[i]]]).any():
+            raise ValueError(f"the clips of the test track {name} have different labels")
+    index = torch.from_numpy(at).to(outputs.device)
+    sums = torch.zeros(len(outputs), len(names), outputs.shape[2], dtype=outputs.dtype,
+                       device=outputs.device).index_add_(1, index, outputs)  # fmt: skip
+    counts = torch.bincount(index, minlength=len(names))
+    return sums / counts[:, None], truth[first], names
+
+
+def _linear(n_in, n_out, generator) -> tuple[nn.Parameter, nn.Parameter]:
+    """Weights (in, out) and bias (1, out) with nn.Linear's initial distribution."""
+    bound = n_in**-0.5
+    weight = (torch.rand(n_in, n_out, generator=generator) * 2 - 1) * bound
+    bias = (torch.rand(1, n_out, generator=generator) * 2 - 1) * bound
+    return nn.Parameter(weight), nn.Parameter(bias)

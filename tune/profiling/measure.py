@@ -1,0 +1,492 @@
+"""What encoding costs in truth: one strategy, measured in a process of its own.
+
+A process of its own, because memory that another cell used and gave back would hide what this one
+needs. The child loads the encoder, warms up, notes what is at rest, encodes the track once untimed
+and `repeats` times timed (decode, cut, encode, join: train_probe.py's own functions) and writes its
+report. Peak memory is, on a GPU, what PyTorch allocated at most; on a CPU, the weights and the
+largest rise of resident memory above the resting process. Aggregators that learn have random
+weights: what joining costs doesn't depend on them.
+"""
+
+import gc
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tune.segments.rules import Rule, is_degenerate, parse_rule
+from tune.system.signals import held_back
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLE_EVERY_S = 0.005
+WARM_UP_S = 1.0
+STAGES = ("decode", "cut", "encode", "join")  # of a track, in order
+SEED = 1234
+# The root goes to the path's end: before the standard library, our profile.py would stand in.
+CHILD = """\
+import signal, sys
+sys.path.append(sys.argv[1])
+from tune.system.signals import let_through
+let_through(signal.SIG_DFL)  # Ctrl-C: the parent says what there is to say
+from tune.profiling.measure import child
+child()
+"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One strategy on one machine.
+
+    Attributes
+    ----------
+    seg, agg, layer, encoder, weights : as on the command line; with the aggregator hierarchical
+        `seg` holds several, such as "10+30+full"
+    duration_s : seconds of the track of noise that is encoded; None with `audio`
+    precision : "no", "fp16" or "bf16"
+    device : "cpu", "cuda", ...
+    batch_seconds : audio seconds of one encoder batch
+    memory_budget : bytes for `load_encoder`; None is its default
+    audio : files to decode and encode instead of noise
+    frame_rate : pooled frames a second to be joined; None joins one vector a segment
+    aggregator_checkpoint : the Transformer to join with; None is one of the recipe `tune` with
+        random weights
+    """
+
+    seg: str
+    agg: str
+    duration_s: float | None
+    layer: str = "last"
+    encoder: str = "muq"
+    weights: str = "random"
+    precision: str = "no"
+    device: str = "cpu"
+    batch_seconds: float = 60.0
+    memory_budget: int | None = None
+    compile: bool = False
+    audio: Sequence[str] = ()
+    frame_rate: float | None = None
+    aggregator_checkpoint: str | None = None
+    trust_remote_code: bool = False
+    revision: str | None = None
+
+    @property
+    def rules(self) -> list[Rule]:
+        """The segment rules: one, or one a scale."""
+        segs = self.seg.split("+") if self.agg == "hierarchical" else [self.seg]
+        return [parse_rule(seg) for seg in segs]
+
+
+def measure(cell: Cell, repeats: int = 3) -> dict:
+    """Measure a cell in a child process.
+
+    Parameters
+    ----------
+    cell : what to measure
+    repeats : tracks (or passes over the files) timed, at least 1
+
+    Returns
+    -------
+    dict
+        As `run_cell` returns; or {"failed": reason} when it didn't fit into memory.
+
+    Raises
+    ------
+    ValueError
+        When the strategy itself is wrong: an unknown encoder, no such layer, a bad file.
+    RuntimeError
+        When the child fails by a bug; its traceback is on stderr.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "report.json")
+        command = [sys.executable, "-P", "-c", CHILD, str(ROOT), str(report)]
+        job = json.dumps({"cell": asdict(cell), "repeats": repeats})
+        with held_back():
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                                       text=True)  # fmt: skip
+        with process:
+            try:
+                process.communicate(job)
+            except BaseException:
+                process.kill()
+                raise
+        if report.exists():
+            found = json.loads(report.read_text(encoding="utf-8"))
+        elif process.returncode == -getattr(signal, "SIGKILL", 9):
+            return {"failed": "killed by the system, most likely out of memory"}
+        else:
+            raise RuntimeError(f"measuring {cell} failed with code {process.returncode}, see above")
+    if "error" in found:
+        raise ValueError(found["error"])
+    return found
+
+
+def child() -> None:
+    """Measure the cell described on stdin and write the report to the path in sys.argv[2]."""
+    import torch
+
+    from tune.cli.parser import raised_by_us
+
+    job = json.load(sys.stdin)
+    try:
+        found = run_cell(Cell(**job["cell"]), job["repeats"])
+    except (ValueError, RuntimeError, MemoryError) as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, torch.OutOfMemoryError | MemoryError) or (
+            "can't allocate memory" in str(cause)  # a RuntimeError on a CPU
+        ):
+            found = {"failed": "out of memory"}
+        elif isinstance(error, ValueError) and raised_by_us(error):
+            found = {"error": str(error)}
+        else:
+            raise
+    Path(sys.argv[2]).write_text(json.dumps(found), encoding="utf-8")
+
+
+def run_cell(cell: Cell, repeats: int) -> dict:
+    """Measure a cell in this process.
+
+    Returns
+    -------
+    dict
+        Of a track: seconds_per_track (median over the repeats; decoding, cutting, encoding and
+        joining), seconds_per_track_min, seconds_per_track_max, decode_seconds, cut_seconds,
+        encode_seconds and join_seconds (medians; within the former), duration_s, audio_seconds
+        (that went through the encoder), encoder_passes, store_bytes, flops of the encoder (None
+        for one that isn't MuQ). Rates: audio_seconds_per_second, and flops_per_second while
+        encoding. Of the whole: embedding_dim, aggregator_parameters, peak_memory_bytes and its
+        kind, weights_bytes (encoder and aggregator), peak_reserved_bytes (GPU) or
+        peak_resident_bytes (CPU), segments_per_track (of all scales), degenerate,
+        redone_in_float32, encoder_untrained, muq_large.
+    """
+    from tune.encoders.base import resolve_layers
+    from tune.encoders.registry import load_encoder
+    from tune.segments.rules import describe_counts
+    from tune.store.encode import check_lengths
+
+    budget = {} if cell.memory_budget is None else {"memory_budget": cell.memory_budget}
+    encoder = load_encoder(cell.encoder, precision=cell.precision, device=cell.device,
+                           weights=cell.weights, compile=cell.compile, revision=cell.revision,
+                           trust_remote_code=cell.trust_remote_code, **budget)  # fmt: skip
+    layers = resolve_layers(cell.layer, encoder.n_layers)
+    encoder.keep_layers(max(layers))
+    encoder.check_layers(layers)
+    rules = cell.rules
+    for rule in rules:
+        check_lengths(rule, encoder)
+    join, model = make_join(cell, encoder)
+    sources = cell.audio or [_noise(cell.duration_s, encoder.sample_rate)]
+    warm_up_s = min(WARM_UP_S, encoder.max_seconds or WARM_UP_S)
+    short = [_noise(max(warm_up_s, encoder.min_seconds), encoder.sample_rate)]
+    for rule in rules:
+        if rule.needs_audio:
+            _warm_up_cutting(rule, encoder.sample_rate)
+    # The compiler's own memory isn't the strategy's, so it gets to see the full size first.
+    _run(sources if cell.compile else short, encoder, layers, rules, join, cell)
+    passes, redone = encoder.passes, encoder.redone
+    with peak_memory(encoder, model) as peak:
+        # The first run at full size sets up kernels and memory pages: it counts for the peak only.
+        runs = [_run(sources, encoder, layers, rules, join, cell) for _ in range(repeats + 1)][1:]
+    passes, redone = encoder.passes - passes, encoder.redone - redone
+
+    n = len(sources)
+    tracks = runs[0]["tracks"]
+    each = [sum(run[stage] for stage in STAGES) / n for run in runs]
+    stages = {f"{s}_seconds": statistics.median(run[s] for run in runs) / n for s in STAGES}
+    spans = [span for track in tracks for span in track["spans"]]
+    audio_s = sum(end - start for start, end in spans) / encoder.sample_rate / n
+    flops = _flops(encoder, max(layers), spans)
+    return {
+        "duration_s": sum(track["n_samples"] for track in tracks) / encoder.sample_rate / n,
+        "n_tracks": n,
+        "segments_per_track": describe_counts([sum(track["counts"]) for track in tracks]),
+        "degenerate": _degenerate(rules, [track["counts"] for track in tracks]),
+        "seconds_per_track": statistics.median(each),
+        "seconds_per_track_min": min(each),
+        "seconds_per_track_max": max(each),
+        **stages,
+        "audio_seconds": audio_s,
+        "audio_seconds_per_second": audio_s / statistics.median(each),
+        **peak,
+        "embedding_dim": tracks[0]["embedding_dim"],
+        "aggregator_parameters": 0 if model is None else sum(p.numel() for p in model.parameters()),
+        "store_bytes": sum(track["store_bytes"] for track in tracks) / n,
+        "encoder_passes": passes / (repeats + 1) / n,
+        "redone_in_float32": redone / (repeats + 1) / n,
+        "flops": None if flops is None else flops / n,
+        "flops_per_second": None if flops is None else flops / n / stages["encode_seconds"],
+        "encoder_untrained": encoder.untrained,
+        "muq_large": (encoder.n_layers, encoder.embedding_dim) == (12, 1024),
+    }
+
+
+def make_join(cell: Cell, encoder) -> tuple[Callable, object | None]:
+    """Make what joins a track's tokens.
+
+    Returns
+    -------
+    join : (rows of the track, one a scale) -> embeddings on the CPU, one a layer, or one of all
+        layers where they are mixed
+    model : the module that learns, on the encoder's device, or None
+
+    Raises
+    ------
+    ValueError
+        When the checkpoint of a Transformer can't be loaded, or takes other tokens.
+    """
+    import torch
+
+    from tune.aggregators import trainable
+    from tune.aggregators.registry import aggregate_track
+    from tune.aggregators.track_features import token_times
+    from tune.aggregators.transformer import checkpoint
+    from tune.encoders.base import resolve_layers
+
+    device = encoder.device
+    # The probe's type: train_probe.py's aggregators compute in it, but for the Transformer.
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+
+    rate = cell.frame_rate
+    window_s = encoder.pool_width(rate) / encoder.frame_rate if rate else None
+
+    def layers_of(row):
+        return torch.from_numpy(row.tokens).unbind(1)  # L times (N, D)
+
+    def pooled(row, name):
+        times = token_times(row, encoder.sample_rate, window_s)
+        seconds = torch.from_numpy(times[:, 1] - times[:, 0])
+        return [aggregate_track(name, x.double(), len(x), seconds)[0] for x in layers_of(row)]
+
+    if cell.agg == "transformer":
+        model = _transformer(cell, encoder).to(device)
+        embed = checkpoint.embedder(model, None)
+        # Its views, which the probe mixes.
+        return lambda rows: [embed(x).mean(0) for x in layers_of(rows[0])], model
+    n_layers = len(resolve_layers(cell.layer, encoder.n_layers)) if cell.layer == "mix" else None
+    if cell.agg == "attention":
+        model = trainable.GatedAttention(
+            encoder.embedding_dim, dtype, n_views=n_layers,
+            generator=torch.Generator().manual_seed(SEED),
+        ).to(device)  # fmt: skip
+
+        @torch.inference_mode()
+        def attend(rows):
+            tokens = torch.from_numpy(rows[0].tokens).to(device, dtype)[None]  # (1, N, L, D)
+            mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=device)
+            parts = tokens.unbind(2) if n_layers is None else [tokens]
+            return [model(x, mask)[0].cpu() for x in parts]
+
+        return attend, model
+    name = "mean" if cell.agg == "hierarchical" else cell.agg
+    whitening = None
+    if cell.agg == "whitened":
+        whitening = torch.eye(encoder.embedding_dim, dtype=torch.float64)
+    if n_layers is None and len(cell.rules) == 1 and whitening is None:
+        return lambda rows: pooled(rows[0], name), None
+    views = (n_layers or 1) * len(cell.rules) * (1 if whitening is None else 2)
+    model = trainable.Mix(views, encoder.embedding_dim, dtype).to(device)
+
+    @torch.inference_mode()
+    def mix(rows):
+        by_layer = list(zip(*(pooled(row, name) for row in rows), strict=True))  # L times S
+        groups = by_layer if n_layers is None else [sum(by_layer, ())]
+        if whitening is not None:
+            groups = [(*group, *(mean @ whitening for mean in group)) for group in groups]
+        return [model(torch.stack(group).to(device, dtype)).cpu() for group in groups]
+
+    return mix, model
+
+
+def _transformer(cell, encoder):
+    """The Transformer aggregator: the checkpoint's, or the recipe `tune` with random weights."""
+    from tune.aggregators.transformer.checkpoint import load_aggregator
+    from tune.aggregators.transformer.recipes import TUNE, make_config, make_model
+
+    name, size = cell.aggregator_checkpoint, encoder.embedding_dim
+    if name is None:
+        return make_model(make_config(TUNE, size), SEED, None).eval().requires_grad_(False)
+    model = load_aggregator(name)
+    if model.config.input_size != size:
+        raise ValueError(
+            f"--aggregator_checkpoint {name} joins tokens of {model.config.input_size} values "
+            f"(of {model.config.encoder}), those of {encoder.name} have {size}"
+        )
+    tokens = "segment" if cell.frame_rate is None else f"frame at {cell.frame_rate:g} Hz"
+    if model.config.tokens not in (None, tokens):
+        raise ValueError(
+            f"--aggregator_checkpoint {name} joins the tokens {model.config.tokens!r}, not "
+            f"{tokens!r}: --tokens and --frame_rate choose them"
+        )
+    return model
+
+
+def _run(sources, encoder, layers, rules, join, cell) -> dict:
+    """Decode, cut, encode and join every track once; time it, the looks at the results apart."""
+    from tune.store.encode import encode_segments
+    from tune.store.store import Row
+
+    seconds = dict.fromkeys(STAGES, 0.0)
+    tracks = []
+    for source in sources:
+        lap = time.perf_counter()
+
+        def done(stage):
+            nonlocal lap
+            now = time.perf_counter()
+            seconds[stage] += now - lap
+            lap = now
+
+        samples = _read(source, encoder.sample_rate)
+        done("decode")
+        cuts = [tuple(rule.cut(samples, encoder.sample_rate)) for rule in rules]
+        done("cut")
+        rows = {}
+        for spans in dict.fromkeys(cuts):  # scales that cut alike share a row, as in the store
+            tokens, counts = encode_segments(
+                samples, spans, encoder, layers, cell.frame_rate, cell.batch_seconds
+            )
+            rows[spans] = Row(tokens, list(spans), counts, False, 0.0)
+        done("encode")
+        joined = join([rows[spans] for spans in cuts])
+        done("join")
+        tracks.append({
+            "n_samples": len(samples), "counts": [len(spans) for spans in cuts],
+            "spans": [span for spans in rows for span in spans], "embedding_dim": len(joined[0]),
+            "store_bytes": sum(_store_bytes(row, len(samples)) for row in rows.values()),
+        })  # fmt: skip
+    return {**seconds, "tracks": tracks}
+
+
+def _read(source, sample_rate):
+    """A track's samples: decoded, or as they are."""
+    from tune.audio.decode import AudioError, read_audio
+
+    if not isinstance(source, str):
+        return source
+    try:
+        return read_audio(source, sample_rate)
+    except AudioError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def _degenerate(rules, counts) -> str | None:
+    """Say so when no rule cuts any track; `counts` are segments by track and rule."""
+    by_rule = zip(rules, zip(*counts, strict=True), strict=True)
+    alike = all(rule.name == "full" or is_degenerate(rule, part) for rule, part in by_rule)
+    return "equals full" if alike and any(rule.name != "full" for rule in rules) else None
+
+
+def _warm_up_cutting(rule, sample_rate) -> None:
+    """Cut once by the sound: the libraries that this imports are no part of a track's peak."""
+    noise = _noise(3 * rule.min_s, sample_rate)
+    noise[len(noise) // 2 :] *= 0.1  # a change to be found, or the search for it is left out
+    rule.cut(noise, sample_rate)
+
+
+def _noise(seconds: float, sample_rate: int):
+    """Quiet white noise, the same every time: what encoding costs doesn't depend on the sound."""
+    import numpy as np
+
+    noise = np.random.default_rng(SEED).standard_normal(round(seconds * sample_rate), np.float32)
+    return noise * np.float32(0.1)
+
+
+def _store_bytes(row, n_samples) -> int:
+    """Size of the track's row, by writing it into a store that is thrown away."""
+    from tune.store.store import Collection
+
+    with tempfile.TemporaryDirectory() as folder:
+        collection = Collection(Path(folder), Path(folder), None, {}, [])
+        collection.write("0" * 64, n_samples, row)
+        return collection.bytes_of("0" * 64, row.spans)
+
+
+def _flops(encoder, layer, spans) -> float | None:
+    """Arithmetic of all segments; None for an encoder that isn't MuQ."""
+    from tune.encoders.muq import MuQEncoder
+    from tune.profiling.arithmetic import muq_flops
+
+    if not isinstance(encoder, MuQEncoder):
+        return None
+    return sum(muq_flops(encoder, end - start, layer) for start, end in spans)
+
+
+def _weights_bytes(encoder, model=None) -> int:
+    """Bytes of the weights of encoder and aggregator on the encoder's device."""
+    from torch import nn
+
+    parts = [part for part in (*vars(encoder).values(), model) if isinstance(part, nn.Module)]
+    tensors = [t for part in parts for t in (*part.parameters(), *part.buffers())]
+    return sum(t.nbytes for t in tensors if t.device.type == encoder.device.type)
+
+
+def peak_memory(encoder, model=None):
+    """Context whose dict holds, when it is left, peak_memory_bytes, its kind and weights_bytes."""
+    return (_gpu_peak if encoder.device.type == "cuda" else _resident_peak)(encoder, model)
+
+
+@contextmanager
+def _gpu_peak(encoder, model=None):
+    """Fill a dict with what PyTorch allocates and reserves at most inside the block."""
+    import torch
+
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(encoder.device)
+    found = {"weights_bytes": _weights_bytes(encoder, model)}
+    yield found
+    found["peak_memory_bytes"] = torch.cuda.max_memory_allocated(encoder.device)
+    found["peak_memory_kind"] = "allocated"
+    found["peak_reserved_bytes"] = torch.cuda.max_memory_reserved(encoder.device)
+
+
+@contextmanager
+def _resident_peak(encoder, model=None):
+    """Fill a dict with the weights and the rise of resident memory inside the block.
+
+    The process's own peak so far (mostly from loading) may lie above the block's, so a thread looks
+    at the resident memory every few milliseconds; where the block sets a new peak, that is exact.
+    """
+    import psutil
+
+    from tune.runs.result import peak_memory_bytes
+
+    _give_back_freed_memory()
+    resident = psutil.Process().memory_info
+    so_far, rest = peak_memory_bytes(encoder.device), resident().rss
+    seen, stop = [rest], threading.Event()
+
+    def watch():
+        while not stop.wait(SAMPLE_EVERY_S):
+            seen[0] = max(seen[0], resident().rss)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    found = {"weights_bytes": _weights_bytes(encoder, model)}
+    try:
+        yield found
+    finally:
+        stop.set()
+        thread.join()
+    peak = peak_memory_bytes(encoder.device)
+    top = max(seen[0], resident().rss, peak if peak > so_far else 0)
+    found["peak_memory_bytes"] = found["weights_bytes"] + top - rest
+    found["peak_memory_kind"] = "weights and rise of resident memory"
+    found["peak_resident_bytes"] = top
+
+
+def _give_back_freed_memory() -> None:
+    """Return memory that was freed but kept by the C library: it would hide what is used next."""
+    import ctypes
+
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl doesn't
+        if trim is not None:
+            trim(0)

@@ -1,0 +1,112 @@
+"""Runs read from folders: what can be compared, and what can't be used and why.
+
+A run is a folder that `train_probe.py` wrote. What looks like one and can't be used is left out by
+name and reason; nothing is left out in silence.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from tune.comparison.paired import Predictions, read_predictions
+
+NEEDED = ("task", "kind", "encoder", "layer", "seg", "agg", "tokens", "seeds", "metrics", "cost",
+          "n_tracks", "classes", "targets")  # fmt: skip
+
+
+@dataclass(eq=False)
+class Run:
+    """One run.
+
+    Attributes
+    ----------
+    name, where : its folder's name, and the folder (or W&B's path) as text
+    made : when, in seconds since 1970: the newest of two runs of the same seeds counts
+    folder : the folder, or None for a run that was read from W&B
+    """
+
+    name: str
+    where: str
+    made: float
+    predictions: Predictions
+    config: Mapping
+    folder: Path | None = None
+
+    @property
+    def result(self) -> dict:
+        """Its result.json."""
+        return self.predictions.result
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A run that isn't compared, and why."""
+
+    where: str
+    reason: str
+
+
+def read_folders(roots: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
+    """Read every run below some folders.
+
+    Returns
+    -------
+    runs, and what looked like a run and can't be used
+
+    Raises
+    ------
+    ValueError
+        When a folder is missing.
+    """
+    runs, left, seen = [], [], set()
+    for root in roots:
+        if not root.is_dir():
+            raise ValueError(f"{root}: no such folder; train_probe.py writes runs to runs/")
+        files = {p.parent for name in ("result.json", "predictions.parquet")
+                 for p in root.rglob(name)}  # fmt: skip
+        for folder in sorted(files):
+            # A folder with a dot is one that is being written.
+            hidden = any(part.startswith(".") for part in folder.relative_to(root).parts)
+            if hidden or folder.resolve() in seen:
+                continue
+            seen.add(folder.resolve())
+            try:
+                runs.append(read_run(folder))
+            except ValueError as error:
+                left.append(LeftOut(str(folder), str(error)))
+    return runs, left
+
+
+def read_run(folder: Path) -> Run:
+    """Read one run's folder; ValueError says what is wrong with it."""
+    try:
+        predictions = read_predictions(folder)
+        check_run(predictions)
+        path = folder / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        made = (folder / "result.json").stat().st_mtime
+    except KeyError as error:
+        raise ValueError(f"lacks {error}, which train_probe.py writes") from error
+    except (ValueError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(text.removeprefix(f"{folder}: ").removeprefix(f"{folder} ")) from error
+    return Run(folder.name, str(folder), made, predictions, config, folder)
+
+
+def check_run(predictions: Predictions) -> None:
+    """Raise ValueError unless a run holds all that a comparison needs."""
+    result, shape = predictions.result, predictions.predictions.shape
+    missing = [name for name in NEEDED if name not in result]
+    if missing:
+        raise ValueError(f"its result.json lacks {', '.join(missing)}")
+    if not result["metrics"]:
+        raise ValueError("its result.json has no metrics")
+    if len(result["seeds"]) != shape[0]:
+        raise ValueError(f"{len(result['seeds'])} seeds in result.json, {shape[0]} in predictions")
+    values = (predictions.predictions, predictions.labels)
+    if result["kind"] != "classes" and not all(np.isfinite(v).all() for v in values):
+        raise ValueError("predictions or labels are not finite")

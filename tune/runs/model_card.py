@@ -1,0 +1,112 @@
+"""Runs as a model card's results for the hub: `python -m tune.runs card runs/NAME [more ...]`.
+
+    python -m tune.runs card runs/NAME                          # prints the YAML header of a
+    README.md python -m tune.runs card runs/A runs/B --out README.md      # puts it into a card,
+    keeping the rest
+
+The block is the hub's `model-index`: per run and metric the mean over seeds; the 95 % interval, the
+seeds and the strategy are in its `args`. It is read back before it is shown.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from tune.cli.parser import Parser
+from tune.store.store import write_whole
+from tune.tasks.load import TASKS
+
+KINDS = {"numbers": "audio-regression"}  # else audio-classification, as the hub calls it
+STRATEGY = ("encoder", "layer", "seg", "hop", "agg", "tokens", "precision")
+
+
+def eval_results(run: Path) -> list[EvalResult]:
+    """A run's metrics as the hub's results.
+
+    Raises
+    ------
+    ValueError
+        When it is no run of train_probe.py.
+    """
+    try:
+        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+        strategy = {name: result[name] for name in STRATEGY if result[name] is not None}
+        row = TASKS.get(result["task"])
+        return [
+            EvalResult(
+                task_type=KINDS.get(result["kind"], "audio-classification"),
+                task_name=f"a probe on frozen embeddings: {result['task']}",
+                dataset_type=(row and row.hub) or result["task"], dataset_name=result["task"],
+                dataset_split="test", metric_type=name, metric_name=f"test {name}",
+                metric_value=round(value["mean"], 4),
+                metric_args={
+                    "ci_low": round(value["ci_low"], 4), "ci_high": round(value["ci_high"], 4),
+                    "std": round(value["std"], 4), "seeds": result["seeds"],
+                    "n_test_tracks": result["n_tracks"]["test"], **strategy,
+                },
+            )
+            for name, value in result["metrics"].items()
+            if value["mean"] is not None
+        ]  # fmt: skip
+    except FileNotFoundError as error:
+        raise ValueError(f"{run} is no run of train_probe.py: no {error.filename}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else f"{error!r}"
+        raise ValueError(f"the run {run} can't be read ({what}): make it again") from error
+
+
+def card_data(runs: Sequence[Path], name: str | None = None) -> ModelCardData:
+    """The header of a model card with the results of runs of one encoder.
+
+    Parameters
+    ----------
+    name : the model's name; None is the runs' encoder
+
+    Raises
+    ------
+    ValueError
+        When the runs have several encoders and no name is given, or none has a metric.
+    """
+    results = [item for run in runs for item in eval_results(run)]
+    if not results:
+        raise ValueError("the runs have no metric that is defined: nothing to put into a card")
+    encoders = sorted({item.metric_args["encoder"] for item in results})
+    if len(encoders) > 1 and name is None:
+        raise ValueError(
+            f"the runs have several encoders ({', '.join(encoders)}): give the model's --name"
+        )
+    return ModelCardData(model_name=name or encoders[0], eval_results=results,
+                         tags=["music", "audio", "tune"])  # fmt: skip
+
+
+def write_card(data: ModelCardData, out: Path) -> None:
+    """Put the results into a README.md: its text and the rest of its header stay as they are."""
+    if out.exists():
+        card = ModelCard.load(out, ignore_metadata_errors=False)
+        card.data.model_name, card.data.eval_results = data.model_name, data.eval_results
+        text = str(card)
+    else:
+        text = f"---\n{data.to_yaml()}\n---\n\n# {data.model_name}\n"
+    write_whole(out, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print or write a card."""
+    parser = Parser(prog="python -m tune.runs card", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
+    parser.add_argument("--name", help="the model's name (default: the runs' encoder)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="a README.md to put it into (made when missing)"
+    )
+    args = parser.parse_args(argv)
+    data = card_data(args.runs, args.name)
+    text = f"---\n{data.to_yaml()}\n---\n"
+    read = ModelCard(text).data.eval_results
+    assert [r.metric_value for r in read] == [r.metric_value for r in data.eval_results]
+    if args.out is None:
+        print(text, end="")
+    else:
+        write_card(data, args.out)
+        print(f"  results    {len(read)} metrics of {len(args.runs)} runs: {args.out}")

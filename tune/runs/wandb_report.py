@@ -1,0 +1,105 @@
+"""A W&B report of a project: `python -m tune.runs wandb_report ENTITY/PROJECT`.
+
+    python -m tune.runs wandb_report me/tune
+    python -m tune.runs wandb_report me/tune --group paper --title "The study's grid"
+
+One page in the W&B UI with what decides between strategies: quality against memory, seconds and
+embedding size, quality by segments and by aggregator, parallel coordinates, what failed and why.
+It follows the project: new runs appear in it. Needs a login, and `pip install wandb-workspaces`.
+"""
+
+from collections.abc import Sequence
+
+from tune.cli.parser import Parser
+
+COSTS = {"cost/encode_peak_memory_bytes": "peak memory while encoding, bytes",
+         "cost/encode_seconds_per_track": "encoding, seconds a track",
+         "cost/embedding_dim": "values of the embedding"}  # fmt: skip
+SCORE = "test/score"
+HALF = {"w": 12, "h": 9}  # of a grid 24 wide
+
+
+def make_report(path: str, title: str, group: str | None = None):
+    """Make the report, without saving it.
+
+    Parameters
+    ----------
+    path : "ENTITY/PROJECT"
+    group : show runs of this W&B group only (a sweep's name)
+
+    Returns
+    -------
+    wandb_workspaces.reports.v2.Report
+
+    Raises
+    ------
+    ValueError
+        When `wandb-workspaces` isn't installed.
+    """
+    try:
+        import wandb_workspaces.expr as expr
+        import wandb_workspaces.reports.v2 as wr
+    except ModuleNotFoundError:
+        raise ValueError("a W&B report needs W&B's package: pip install wandb-workspaces") from None
+    entity, project = path.split("/")
+
+    def layout(i):
+        return wr.Layout(x=i % 2 * HALF["w"], y=i // 2 * HALF["h"], **HALF)
+
+    def runs(name, **filters):
+        chosen = [expr.Metric("Group") == group] if group else []
+        return wr.Runset(entity, project, name=name, filters=chosen, **filters)
+
+    score, epoch = wr.SummaryMetric(SCORE), "epoch"
+    fronts = [wr.ScatterPlot(title=f"quality against {text}", x=wr.SummaryMetric(cost), y=score,
+                             running_ymax=True, layout=layout(i))
+              for i, (cost, text) in enumerate(COSTS.items())]  # fmt: skip
+    ways = [wr.Config("task"), wr.Config("encoder"), wr.Config("seg"), wr.Config("agg"), score]
+    columns = [wr.ParallelCoordinatesPlotColumn(metric=metric) for metric in ways]
+    fronts.append(wr.ParallelCoordinatesPlot(title="from strategy to quality", columns=columns,
+                                             layout=layout(3)))  # fmt: skip
+    means = [wr.BarPlot(title=f"mean quality by {key}", metrics=[score], groupby=wr.Config(key),
+                        groupby_aggfunc="mean", layout=layout(i))
+             for i, key in enumerate(("seg", "agg"))]  # fmt: skip
+    curves = [wr.LinePlot(title=name, x=epoch, y=[name], layout=layout(i))
+              for i, name in enumerate(("val/best_score", "val/loss"))]  # fmt: skip
+    columns = ["summary:failed", "summary:degenerate", "summary:same_as", "summary:skipped"]
+    return wr.Report(
+        entity=entity, project=project, title=title,
+        description="How to cut a track, and how to join the segments' embeddings",
+        width="fluid",
+        blocks=[
+            wr.TableOfContents(),
+            wr.H2("Quality against cost"),
+            wr.P("Each dot is a run. test/score is accuracy or mean R² on the test split; memory "
+                 "and seconds were taken when the segments were encoded. Filter by task before "
+                 "you compare. Whether two dots differ, compare.py says: it pairs them by track."),
+            wr.PanelGrid(runsets=[runs("runs")], panels=fronts),
+            wr.H2("Segments and aggregators"),
+            wr.PanelGrid(runsets=[runs("runs")], panels=means),
+            wr.H2("Training"),
+            wr.PanelGrid(runsets=[runs("runs")], panels=curves),
+            wr.H2("Failed, marked and skipped"),
+            wr.PanelGrid(runsets=[runs("runs", pinned_columns=columns)],
+                         panels=[wr.RunComparer(diff_only="split")]),
+        ],
+    )  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make the report and save it to the project."""
+    parser = Parser(prog="python -m tune.runs wandb_report", description=__doc__)
+    parser.add_argument("project", metavar="ENTITY/PROJECT")
+    parser.add_argument("--title", default="TUNE: which strategy?")
+    parser.add_argument("--group", help="runs of this group only: a sweep's name")
+    parser.add_argument("--draft", action="store_true", help="save it as a draft")
+    args = parser.parse_args(argv)
+    if args.project.count("/") != 1 or not all(args.project.split("/")):
+        parser.error(f"expected ENTITY/PROJECT, got {args.project!r}")
+    report = make_report(args.project, args.title, args.group)
+    from tune.runs.tracking import wandb_mode
+
+    if wandb_mode() != "online":
+        raise ValueError("a W&B report lives on W&B's server: run `wandb login` first")
+    report.save(draft=args.draft)
+    print(f"report: {report.url}")

@@ -1,0 +1,68 @@
+"""Cells that needn't be run: another cell by definition, or nothing at all.
+
+A cell whose tracks are all one piece is the full track's, and over one piece a maximum or a mean
+by duration is the mean. Whitening needs what varies within a track: over one piece it isn't
+defined.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from tune.segments.rules import Rule, is_degenerate
+
+OF_ONE_PIECE = {"max": "mean", "duration_mean": "mean"}  # what they are over a single token
+NEEDS_SEVERAL = ("whitened",)
+
+
+def is_uncut(rules: Sequence[Rule], pieces: Sequence[Sequence[int]]) -> bool:
+    """Say whether every track is a single piece.
+
+    Parameters
+    ----------
+    rules : the segment rules of a run
+    pieces : for each rule, the number of segments of each track
+    """
+    return all(
+        bool(counts) and (rule.name == "full" or is_degenerate(rule, counts))
+        for rule, counts in zip(rules, pieces, strict=True)
+    )
+
+
+def needless(rules: Sequence[Rule], pieces: Sequence[Sequence[int]], agg: str,
+             tokens: str) -> dict[str, str] | None:  # fmt: skip
+    """Say why a run needn't be done, or None.
+
+    Parameters
+    ----------
+    rules, pieces : as in `is_uncut`
+    agg : the aggregator
+    tokens : "segment" or "frame"; frames are several in any case
+
+    Returns
+    -------
+    dict of degenerate, the reason, and same_as ("full mean") where it is another cell
+    """
+    if len(rules) > 1 or not is_uncut(rules, pieces):
+        return None
+    seg = rules[0].name
+    if tokens == "segment" and agg in NEEDS_SEVERAL:
+        return {"degenerate": f"undefined: every track is one piece, and {agg} needs several"}
+    plain = OF_ONE_PIECE.get(agg, agg) if tokens == "segment" else agg
+    if (seg, agg) == ("full", plain):
+        return None
+    why = "equals full" if seg != "full" else f"{agg} of one piece is its {plain}"
+    return {"degenerate": why, "same_as": f"full {plain}"}
+
+
+def full_track(values: Mapping, tokens: str = "segment") -> dict:
+    """A sweep's cell that a cell is by definition when none of its tracks is cut.
+
+    Parameters
+    ----------
+    values : flag -> value
+    tokens : "segment" or "frame"; frames are several also in one piece
+    """
+    out = {k: v for k, v in values.items() if k not in ("hop", "min_seg", "max_seg", "min_tail")}
+    out["seg"] = "full"
+    if "agg" in out and tokens == "segment":
+        out["agg"] = OF_ONE_PIECE.get(out["agg"], out["agg"])
+    return out

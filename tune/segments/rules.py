@@ -1,0 +1,159 @@
+"""Segments: which parts of a track are encoded.
+
+A rule turns a track into spans [start, end) in samples at the encoder's rate; nothing is ever
+padded. There are two kinds, with `name`, `needs_audio` and `cut(samples, sample_rate)` in common:
+`SegmentRule` needs a track's length only (`spans`), `tune.segments.structure.StructureRule` its
+sound.
+
+With fixed lengths, the tail (the last piece, shorter than the rest) is encoded at its own length,
+or dropped when it is shorter than `min_tail_s`. A track shorter than one segment is one segment.
+
+    python -m tune.segments plot song.flac      # see where --seg structure cuts a track
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from tune.segments.structure import StructureRule
+
+MIN_TAIL_S = 1.0
+
+
+@dataclass(frozen=True)
+class SegmentRule:
+    """Fixed-length segments, or the full track.
+
+    Parameters
+    ----------
+    length_s : float or None
+        Segment length in seconds; None is the full track.
+    hop_s : float or None
+        Distance between starts in seconds; None is the length (segments side by side). A shorter
+        hop overlaps them, a longer one samples the track.
+    min_tail_s : float
+        A last piece shorter than this is dropped, unless it is the only one.
+    """
+
+    length_s: float | None
+    hop_s: float | None = None
+    min_tail_s: float = MIN_TAIL_S
+
+    needs_audio: ClassVar[bool] = False
+
+    def __post_init__(self):
+        for name, value in (("segment length", self.length_s), ("hop", self.hop_s)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"the {name} must be a number of seconds above 0, got {value:g}")
+        if self.length_s is None and self.hop_s is not None:
+            raise ValueError("a hop needs a segment length: the full track is one segment")
+        if not (math.isfinite(self.min_tail_s) and self.min_tail_s >= 0):
+            raise ValueError(f"the shortest tail must be 0 s or more, got {self.min_tail_s:g}")
+
+    @property
+    def name(self) -> str:
+        """How the rule is written on the command line: "10", "2.5" or "full"."""
+        return "full" if self.length_s is None else f"{self.length_s:g}"
+
+    def spans(self, n_samples: int, sample_rate: int) -> list[tuple[int, int]]:
+        """Cut a track.
+
+        Parameters
+        ----------
+        n_samples : int
+            Length of the track, at least 1.
+        sample_rate : int
+            In Hz.
+
+        Returns
+        -------
+        list of (start, end)
+            In samples, in order. Without a hop there are N = ceil(T / L) of them, one fewer when
+            the tail is shorter than `min_tail_s`; never none.
+        """
+        if n_samples < 1:
+            raise ValueError(f"a track needs at least 1 sample, got {n_samples}")
+        if self.length_s is None:
+            return [(0, n_samples)]
+        length = max(1, round(self.length_s * sample_rate))
+        hop = length if self.hop_s is None else max(1, round(self.hop_s * sample_rate))
+        # Starts go on until a segment reaches the end; with a hop beyond the length the last
+        # start could lie past the end, hence the second bound.
+        n = min(1 + math.ceil(max(0, n_samples - length) / hop), math.ceil(n_samples / hop))
+        spans = [(i * hop, min(i * hop + length, n_samples)) for i in range(n)]
+        start, end = spans[-1]
+        if n > 1 and end - start < min(length, self.min_tail_s * sample_rate):
+            spans.pop()
+        return spans
+
+    def cut(self, samples: np.ndarray, sample_rate: int) -> list[tuple[int, int]]:
+        """Cut a track by its audio (n_samples,), as every kind of rule can."""
+        return self.spans(len(samples), sample_rate)
+
+
+Rule = SegmentRule | StructureRule
+
+
+def parse_rule(
+    seg: str,
+    hop_s: float | None = None,
+    min_tail_s: float = MIN_TAIL_S,
+    min_seg_s: float | None = None,
+    max_seg_s: float | None = None,
+) -> Rule:
+    """Read a rule from the command line.
+
+    Parameters
+    ----------
+    seg : a number of seconds, "full" or "structure"
+    hop_s : with a number of seconds only
+    min_tail_s : float
+        Without meaning for "full" and "structure", which have no tail.
+    min_seg_s, max_seg_s : float, optional
+        Shortest and longest piece of "structure"; an error with any other.
+
+    Raises
+    ------
+    ValueError
+        When `seg` is none of these, a value is out of range, or they don't belong together.
+    """
+    if seg == "structure":
+        if hop_s is not None:
+            raise ValueError("a hop needs a segment length: 'structure' puts its pieces end to end")
+        given = {"min_s": min_seg_s, "max_s": max_seg_s}
+        return StructureRule(**{k: v for k, v in given.items() if v is not None})
+    if min_seg_s is not None or max_seg_s is not None:
+        raise ValueError(
+            f"a shortest or longest segment belongs to 'structure', but the segments are {seg!r}"
+        )
+    if seg == "full":
+        return SegmentRule(None, hop_s, min_tail_s)
+    try:
+        length_s = float(seg)
+    except ValueError:
+        raise ValueError(
+            f"a segment is a number of seconds, 'full' or 'structure', got {seg!r}"
+        ) from None
+    return SegmentRule(length_s, hop_s, min_tail_s)
+
+
+def describe_counts(counts: Sequence[int]) -> dict:
+    """Summarise the number of segments per track: {"min", "median", "max"}."""
+    return {
+        "min": int(min(counts)),
+        "median": float(np.median(counts)),
+        "max": int(max(counts)),
+    }
+
+
+def is_degenerate(rule: Rule, counts: Sequence[int]) -> bool:
+    """Say whether cutting cut nothing: every track is one segment although the rule isn't full.
+
+    A hop beyond the length samples the track instead, so one segment isn't all of it.
+    """
+    if rule.name == "full" or (rule.hop_s or 0) > (rule.length_s or math.inf):
+        return False
+    return max(counts, default=0) == 1

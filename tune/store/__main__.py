@@ -1,0 +1,10 @@
+"""python -m tune.store: see `tune.store.maintenance`."""
+
+import sys
+
+from tune.cli.parser import run_script
+
+if __name__ == "__main__":
+    from tune.store.maintenance import main
+
+    run_script(lambda: sys.exit(main()))

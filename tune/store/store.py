@@ -1,0 +1,480 @@
+"""The embedding store: every segment is encoded once, then read by every experiment.
+
+Layout::
+
+    STORE/<encoder>-<digest>/<layers>/collection.json      what the numbers depend on
+    STORE/<encoder>-<digest>/<layers>/ab/<content>-<spans>.safetensors      one track, cut one way
+    STORE/boundaries/<digest>/ab/<content>.json            where the sound itself says to cut
+    STORE/locks/ab.lock                                    who is encoding what right now
+
+The digest covers encoder weights and code, precision, resampler and the kind of token; `content`
+is the SHA-256 of the audio file, `spans` a digest of the segments' bounds. Two rules that cut a
+track alike (60 s segments of a 30 s track and the full track) therefore share its rows, and all
+layers stored together serve a request for any of them. Boundaries that follow from the sound
+(`--seg structure`) are kept apart from the rows: all encoders of one sample rate share them, and a
+row is found by its spans without decoding.
+
+A file appears whole or not at all (written aside, then renamed) and carries a checksum. Readers
+need no lock. A lock only keeps two agents from encoding the same track twice; it dies with its
+process. What killed writers left aside is removed a day later. Nothing is ever unpickled.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from tune.audio.decode import RESAMPLER
+from tune.audio.hashing import HashCache
+from tune.store.cleanup import sweep_daily
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+
+
+def default_root() -> Path:
+    """Folder of the store when none is named: TUNE_STORE, or tune/store in the user's cache."""
+    if os.environ.get("TUNE_STORE"):
+        return Path(os.environ["TUNE_STORE"])
+    return cache_folder() / "store"
+
+
+def open(root: str | Path | None = None, **wanted) -> "Collection":
+    """Open one collection of a store that is on disk, without its encoder, to read its rows.
+
+    Parameters
+    ----------
+    root : the store's folder (None: the default store), or a collection's own folder
+    wanted : encoder, precision, tokens ("segment", or such as "frame at 1 Hz"), layers ("all", or
+        such as "4"), as `python -m tune.store list` shows them; what is needed to name just one
+
+    Raises
+    ------
+    ValueError
+        When no collection fits, or several do, with the list of those.
+    """
+    if unknown := wanted.keys() - {"encoder", "precision", "tokens", "layers"}:
+        raise ValueError(f"a collection is named by encoder, precision, tokens and layers, "
+                         f"not by {min(unknown)}")  # fmt: skip
+    root = Path(root or default_root())
+    found, others = [], []
+    for file in sorted([*root.glob("collection.json"), *root.glob("*/layers-*/collection.json")]):
+        try:
+            key = json.loads(file.read_text(encoding="utf-8"))
+            layers, window_s = key.pop("layers"), key.pop("window_s", None)
+            shown = {k: str(key[k]) for k in ("encoder", "precision", "tokens")}
+            ours = key["format"] == FORMAT
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file} can't be read: {error!r}; delete it or restore it") from error
+        shown["layers"] = file.parent.name.removeprefix("layers-")
+        fits = ours and all(shown[k] == str(v) for k, v in wanted.items() if v is not None)
+        text = ", ".join(f"{k}={v!r}" for k, v in shown.items())
+        text += "" if ours else f", of another version of TUNE (format {key['format']})"
+        (found if fits else others).append((text, file.parent, key, layers, window_s))
+    if len(found) != 1:
+        listed = "; ".join(item[0] for item in found or others) or "it is made by the first run"
+        many = f"{len(found)} collections fit, say which" if found else "no such collection"
+        raise ValueError(f"the store {root}: {many} ({listed})")
+    _, folder, key, layers, window_s = found[0]
+    return Collection(folder.parent.parent, folder, None, key, layers, window_s)
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for TUNE: $XDG_CACHE_HOME/tune or ~/.cache/tune."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tune"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One track's tokens.
+
+    Attributes
+    ----------
+    tokens : ndarray of float32, shape (N, L, D)
+        N segments, or all segments' pooled frames in order.
+    spans : list of (start, end)
+        The segments' bounds, in samples at the encoder's rate.
+    counts : list of int
+        Tokens of each segment; all 1 for segment tokens.
+    silent : bool
+        Whether the track is digital silence.
+    seconds : float
+        Time that encoding it took when it was encoded.
+    peak_bytes : int
+        Peak memory of the process by then (allocated on a GPU, else resident); 0 when not known.
+    """
+
+    tokens: np.ndarray
+    spans: list
+    counts: list
+    silent: bool
+    seconds: float
+    peak_bytes: int = 0
+
+    def times(self, sample_rate: int, window_s: float | None = None) -> np.ndarray:
+        """Where each token begins and ends, in seconds: (N, 2).
+
+        Pooled frames are windows of `window_s`, of which the last in a segment may be shorter.
+
+        Raises
+        ------
+        ValueError
+            When a segment has several tokens and `window_s` isn't known.
+        """
+        if window_s is None and max(self.counts) > 1:
+            raise ValueError(
+                "the pooled frames' length isn't known: this collection was written by an older "
+                "version; encode into a fresh --store"
+            )
+        times = []
+        for (start, end), count in zip(self.spans, self.counts, strict=True):
+            start_s, end_s = start / sample_rate, end / sample_rate
+            starts = start_s + np.arange(count) * (window_s or 0.0)
+            times.append(np.stack([starts, np.append(starts[1:], end_s)], 1))
+        return np.concatenate(times)
+
+
+class Store:
+    """A folder of collections.
+
+    Parameters
+    ----------
+    root : path; created when missing
+    """
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+        try:
+            (self.root / "locks").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"the store {self.root} can't be made: {error.strerror}") from error
+        # One a machine: the same path may be another file there, and SQLite isn't for networks.
+        machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+        self._hashes = HashCache(self.root / f"hashes-{machine}.sqlite")
+        sweep_daily(self.root, self.claim)
+
+    def content(self, path: str | Path) -> str:
+        """SHA-256 of a file, remembered by path, size and modification time.
+
+        Raises
+        ------
+        tune.audio.AudioError
+            When the file is missing, empty, not a regular file or unreadable.
+        """
+        return self._hashes.get(Path(path))
+
+    def collection(self, encoder, layers: Sequence[int], frame_rate: float | None) -> "Collection":
+        """Open (or begin) the rows of one encoder, precision, set of layers and kind of token."""
+        key = {
+            "format": FORMAT,
+            "encoder": encoder.name,
+            "fingerprint": encoder.fingerprint,
+            "precision": encoder.precision,
+            "sample_rate": encoder.sample_rate,
+            "resampler": f"soxr {RESAMPLER}",
+            "tokens": "segment" if frame_rate is None else f"frame at {frame_rate:g} Hz",
+        }
+        # The name is for people; the same weights under another name are the same rows.
+        digest = _digest({k: v for k, v in key.items() if k != "encoder"})
+        existing = sorted(self.root.glob(f"*-{digest}"))
+        folder = existing[0] if existing else self.root / f"{_safe(encoder.name)}-{digest}"
+        every = list(range(encoder.n_layers + 1))
+        fallback = folder / "layers-all" if list(layers) != every else None
+        name = "layers-all" if list(layers) == every else "layers-" + "-".join(map(str, layers))
+        window_s = None
+        if frame_rate is not None:
+            window_s = encoder.pool_width(frame_rate) / encoder.frame_rate
+        return Collection(self.root, folder / name, fallback, key, list(layers), window_s)
+
+    def read_boundaries(self, content: str, rule: dict, sample_rate: int) -> list | None:
+        """Read where a track is cut by its sound, or None when that isn't stored.
+
+        Parameters
+        ----------
+        content : as `content()` returns
+        rule : dict of JSON values
+            Everything that the boundaries depend on besides audio and sample rate.
+        sample_rate : in Hz
+
+        Returns
+        -------
+        list of (start, end) in samples, or None
+            A damaged file is named in the log, deleted and counted as not stored.
+        """
+        path, key = self._boundaries(content, rule, sample_rate)
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if _digest([content, key, kept["spans"]]) != kept["checksum"]:
+                raise ValueError("checksum differs")
+            return [(start, end) for start, end in kept["spans"]]
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("damaged boundaries %s (%s): they will be found again", path, error)
+            _remove(path)
+            return None
+
+    def write_boundaries(
+        self, content: str, rule: dict, sample_rate: int, spans: Sequence[tuple[int, int]]
+    ) -> None:
+        """Store where a track is cut by its sound, whole or not at all."""
+        path, key = self._boundaries(content, rule, sample_rate)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        spans = [list(map(int, span)) for span in spans]
+        text = json.dumps({**key, "spans": spans, "checksum": _digest([content, key, spans])})
+        write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+    def _boundaries(self, content, rule, sample_rate) -> tuple[Path, dict]:
+        """Where a track's boundaries lie, and all that they depend on besides its content."""
+        key = {**rule, "sample_rate": sample_rate, "resampler": f"soxr {RESAMPLER}"}
+        folder = self.root / "boundaries" / f"{_safe(rule['rule'])}-{_digest(key)}"
+        return folder / content[:2] / f"{content}.json", key
+
+    def claim(self, content: str, timeout_s: float = 0.0) -> FileLock | None:
+        """Try to become the one process that encodes a track.
+
+        Returns
+        -------
+        FileLock or None
+            A lock to `release()`, or None when another process holds it. The lock is the
+            system's: it goes with its process, however that ends. Tracks whose hashes begin
+            alike share a lock, so that there are 256 of them.
+        """
+        lock = FileLock(self.root / "locks" / f"{content[:2]}.lock")
+        try:
+            lock.acquire(timeout=timeout_s)
+        except Timeout:
+            return None
+        return lock
+
+
+class Collection:
+    """The rows of one encoder, precision, set of layers and kind of token. See `Store`.
+
+    `window_s` is the length of a pooled frame in seconds, or None where a token is a segment.
+    """
+
+    def __init__(self, root: Path, folder: Path, fallback: Path | None, key: dict, layers: list,
+                 window_s: float | None = None):  # fmt: skip
+        self.root, self.folder, self.fallback, self.window_s = root, folder, fallback, window_s
+        self.key, self.layers = key, layers
+        self.damaged: list[str] = []
+
+    def length(self, content: str) -> int | None:
+        """Samples of a track that has any row here, at the encoder's rate; None if unknown."""
+        for folder in filter(None, (self.folder, self.fallback)):
+            for path in sorted((folder / content[:2]).glob(f"{content}-*.safetensors")):
+                try:
+                    with safe_open(path, "numpy") as file:
+                        meta = file.metadata()
+                    n_samples = int(meta["n_samples"])
+                    check = _digest([content, n_samples])
+                    if meta.get("n_samples_checksum", check) == check:  # older rows have none
+                        return n_samples
+                except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+                    continue  # a damaged row is found, named and replaced by read()
+        return None
+
+    def has(self, content: str, spans: Sequence) -> bool:
+        """Say whether a track's row for these segments is there (without checking it)."""
+        return any(
+            self._path(folder, content, spans).exists()
+            for folder in filter(None, (self.folder, self.fallback))
+        )
+
+    def read(self, content: str, spans: Sequence) -> Row | None:
+        """Read a track's tokens for the given segments, or None when they aren't stored.
+
+        A row whose checksum is wrong is named in the log, deleted and counted as not stored.
+        """
+        for folder in filter(None, (self.folder, self.fallback)):
+            path = self._path(folder, content, spans)
+            try:
+                with safe_open(path, "numpy") as file:
+                    tokens, meta = file.get_tensor("tokens"), file.metadata()
+                if _checksum(tokens, meta["info"]) != meta["checksum"]:
+                    raise ValueError("checksum differs")
+                info = json.loads(meta["info"])
+                if info.get("content", content) != content or not _equal(info["spans"], spans):
+                    raise ValueError("it is another track's, or cut otherwise")
+                if "content" in info and meta["n_samples_checksum"] != _digest(
+                    [content, int(meta["n_samples"])]
+                ):
+                    raise ValueError("checksum of the length differs")
+            except FileNotFoundError:
+                continue
+            except (SafetensorError, ValueError, KeyError, TypeError) as error:
+                log.warning("damaged row %s (%s): it will be encoded again", path, error)
+                self.damaged.append(str(path))
+                _remove(path)
+                continue
+            if folder == self.fallback:
+                tokens = tokens[:, self.layers]
+            return Row(tokens, info["spans"], info["counts"], info["silent"], info["seconds"],
+                       info.get("peak_bytes", 0))  # fmt: skip
+        return None
+
+    def write(self, content: str, n_samples: int, row: Row) -> None:
+        """Store a track's row, whole or not at all; a second writer changes nothing.
+
+        Raises
+        ------
+        ValueError
+            When a value is NaN or infinite: such rows are never stored.
+        """
+        if not np.isfinite(row.tokens).all():
+            raise ValueError(f"non-finite embeddings for {content}")
+        path = self._path(self.folder, content, row.spans)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        description = self.folder / "collection.json"
+        if not description.exists():
+            window = {} if self.window_s is None else {"window_s": self.window_s}
+            text = json.dumps({**self.key, "layers": self.layers, **window}, indent=2)
+            write_whole(description, lambda aside: aside.write_text(text, encoding="utf-8"))
+        tokens = np.ascontiguousarray(row.tokens, np.float32)
+        info = {
+            "content": content,
+            "spans": [list(map(int, span)) for span in row.spans],
+            "counts": list(map(int, row.counts)),
+            "silent": bool(row.silent),
+            "seconds": round(float(row.seconds), 6),
+            "peak_bytes": int(row.peak_bytes),
+        }
+        text = json.dumps(info)
+        meta = {"n_samples": str(n_samples), "checksum": _checksum(tokens, text), "info": text,
+                "n_samples_checksum": _digest([content, int(n_samples)])}  # fmt: skip
+        write_whole(path, lambda aside: save_tensors({"tokens": tokens}, aside, meta))
+
+    def bytes_of(self, content: str, spans: Sequence) -> int:
+        """Size of a track's row on disk (0 when it isn't stored)."""
+        for folder in filter(None, (self.folder, self.fallback)):
+            with contextlib.suppress(FileNotFoundError):
+                return self._path(folder, content, spans).stat().st_size
+        return 0
+
+    def rows(self) -> Iterator[tuple[str, str, Row]]:
+        """All rows as (content, digest of the cut, row), in this order; damaged ones left out."""
+        for path in sorted(self.folder.glob("??/*.safetensors")):
+            try:
+                with safe_open(path, "numpy") as file:
+                    spans = json.loads(file.metadata()["info"])["spans"]
+                if path != self._path(self.folder, path.name[:64], spans):
+                    raise ValueError("its name says another cut")
+            except FileNotFoundError:  # deleted meanwhile
+                continue
+            except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+                log.warning("damaged row %s (%s): left out", path, error)
+                self.damaged.append(str(path))
+                continue
+            row = self.read(path.name[:64], spans)
+            if row is not None:
+                content, _, cut = path.stem.partition("-")
+                yield content, cut, row
+
+    def to_dataset(self, *, contents: Sequence[str] | None = None, streaming: bool = False):
+        """The rows as a `datasets.Dataset`: one row a token and layer.
+
+        Parameters
+        ----------
+        contents : only these tracks (see `Store.content`)
+        streaming : return an IterableDataset that reads as it goes, for stores beyond the memory
+
+        Returns
+        -------
+        datasets.Dataset or IterableDataset
+            content (SHA-256 of the file), cut (tells apart several ways of cutting one track),
+            segment (number within the track), start_s, end_s, layer, embedding (D, float32),
+            silent. A track cut in several ways (--seg 10 and --seg 30) has its rows for each.
+            With pooled frames a token is a frame, and several share a segment.
+        """
+        from tune.store.to_dataset import to_dataset
+
+        return to_dataset(self, contents, streaming)
+
+    @staticmethod
+    def _path(folder: Path, content: str, spans: Sequence) -> Path:
+        """Where a track's row for these segments lies."""
+        text = json.dumps([list(map(int, span)) for span in spans])
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return folder / content[:2] / f"{content}-{digest}.safetensors"
+
+
+def write_whole(path: Path, write) -> None:
+    """Write a file aside, flush it to disk and rename it, so that no reader sees half of it."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        write(aside)
+        as_umask_says(aside)
+        flush(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Have a file's bytes on the disk before it gets its name: a power cut then can't empty it."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def save_tensors(tensors: dict, path: Path, metadata: dict, save=None) -> None:
+    """Write a safetensors file; what the machine refuses (a full disk) is an OSError that says it.
+
+    `save` is the library's function for the tensors' kind; NumPy's by default.
+    """
+    try:
+        (save or save_file)(tensors, path, metadata)
+    except SafetensorError as error:
+        if (found := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+
+
+def _remove(path: Path) -> None:
+    """Delete a damaged file; where that isn't allowed it stays, and is found again."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s can't be removed: %s", path, error.strerror)
+
+
+def _equal(kept: Sequence, wanted: Sequence) -> bool:
+    """Say whether two lists of spans are the same."""
+    return [tuple(map(int, span)) for span in kept] == [tuple(map(int, span)) for span in wanted]
+
+
+def _digest(value) -> str:
+    """Digest of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def as_umask_says(path: Path) -> None:
+    """Give a file the permissions of any new file: safetensors makes its files private."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
+def _checksum(tokens: np.ndarray, info: str) -> str:
+    """Digest of an array's shape and bytes, and of what is written about it."""
+    digest = hashlib.blake2b(f"{tokens.shape} {info}".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(tokens).tobytes())
+    return digest.hexdigest()
+
+
+def _safe(name: str) -> str:
+    """A name as part of a file name."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)

@@ -1,0 +1,33 @@
+"""Doors of the rooms: a name is imported from its module when it is first used.
+
+So importing a room costs nothing, and what a command doesn't need isn't loaded.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+
+
+def door(package: str, public: Mapping[str, str]) -> tuple[Callable, Callable, list[str]]:
+    """Make `__getattr__`, `__dir__` and `__all__` of a package.
+
+    Parameters
+    ----------
+    package : its `__name__`
+    public : name -> the module in the package that defines it; no name is that of a module
+
+    Examples
+    --------
+    >>> get, _, names = door("tune.segments", {"parse_rule": "rules"})
+    >>> get("parse_rule")("10").name
+    '10'
+    """
+
+    def get(name: str):
+        if name not in public:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{package}.{public[name]}"), name)
+        setattr(sys.modules[package], name, value)  # the next look finds it at once
+        return value
+
+    return get, lambda: sorted({*vars(sys.modules[package]), *public}), sorted(public)

@@ -1,0 +1,304 @@
+"""A report on a task's data, before hours are spent on it: what is in it, and what is wrong.
+
+Every file is decoded once (or, without decoding, only its header is read). Files are the same when
+they sound the same, to 16 bits, whatever they are called and whichever lossless container they are
+in. Files of different splits are alike when one is a lossy copy or an excerpt of the other
+(tune/landmarks.py); of less than some seconds, that can't be told.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import chain
+
+import numpy as np
+from tqdm import tqdm
+
+from tune.audio.decode import AudioError, Header, is_silent, read_audio, read_header
+from tune.audio.fingerprint import Landmarks, find_alike, find_landmarks
+from tune.audio.hashing import content_hash, sound_hash
+from tune.tasks.label_kinds import ONE_OF_MANY
+from tune.tasks.load import Task
+from tune.tasks.readers import SPLITS
+
+MIN_TRACKS = 5
+FILES_UNTHINNED = 8000  # of more files not all landmarks are kept: 50 a second, 8 bytes each
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One file: its header, its length in seconds, what it is known by, and what is wrong."""
+
+    path: str
+    header: Header | None = None
+    seconds: float = float("nan")
+    hash: str | None = None
+    marks: Landmarks | None = None
+    silent: bool = False
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is wrong.
+
+    Attributes
+    ----------
+    kind : row, file, silent, duplicate, alike, label, class, target, clips or count
+    text : one line
+    where : the files or classes concerned
+    """
+
+    kind: str
+    text: str
+    where: tuple[str, ...] = ()
+
+
+def listen(path: str, decode: bool = True, thin: int = 1) -> Heard:
+    """Look at one file; of its landmarks one in `thin` is kept."""
+    try:
+        header = read_header(path)
+        if not decode:
+            return Heard(path, header, header.seconds, content_hash(path))
+        samples = read_audio(path, header.sample_rate)
+    except AudioError as error:
+        return Heard(path, reason=str(error))
+    seconds = len(samples) / header.sample_rate
+    digest = sound_hash(samples, header.sample_rate)
+    marks = find_landmarks(samples, header.sample_rate, thin)
+    return Heard(path, header, seconds, digest, marks, is_silent(samples))
+
+
+def check(task: Task, *, min_tracks: int = MIN_TRACKS, decode: bool = True,
+          workers: int | None = None, progress: bool = True) -> dict:  # fmt: skip
+    """Look at all of a task's files and labels.
+
+    Parameters
+    ----------
+    task : as `load_task` gives it, with usable=False
+    min_tracks : test tracks that a class or tag should have
+    decode : whether files are decoded; without, only those that can't be opened are found, and
+        only files of equal bytes are the same
+    workers : threads (default: one a processor)
+
+    Returns
+    -------
+    dict
+        task, kind, files, tracks and hours of each split, durations, sample_rates, channels,
+        formats, classes (tracks in each split) or targets, and problems, a list of `Problem` as
+        dicts; all of it plain values
+    """
+    paths = list(dict.fromkeys(chain(*(task.splits[s]["path"] for s in SPLITS))))
+    thin = 2 ** max(0, math.ceil(math.log2(max(1, len(paths)) / FILES_UNTHINNED)))
+    with ThreadPoolExecutor(workers) as pool:
+        heard = pool.map(lambda path: listen(path, decode, thin), paths)
+        files = {h.path: h for h in tqdm(heard, total=len(paths), unit="file", desc="check",
+                                         disable=not progress)}  # fmt: skip
+    good = [h for h in files.values() if h.reason is None]
+    labels = {s: _labels(task, s) for s in SPLITS}
+    problems = [
+        *(Problem("row", f"{i['where']}: {i['reason']}") for i in task.skipped),
+        *(Problem("file", f"{h.path}: {h.reason}", (h.path,)) for h in files.values() if h.reason),
+        *(Problem("silent", f"{h.path}: digital silence", (h.path,)) for h in good if h.silent),
+        *_same_audio(task, files),
+        *_alike(task, files, progress),
+        *_split_tracks(task),
+        *(_few_tracks(task, labels, min_tracks) if task.kind != "numbers" else _constant(task)),
+        *_counts(task, labels),
+    ]
+    seconds = np.array([h.seconds for h in good if np.isfinite(h.seconds)])
+    return {
+        "task": task.name,
+        "kind": task.kind,
+        "decoded": decode,
+        "splits": {s: _split(task, s, files) for s in SPLITS},
+        "split_made": task.split_made is not None,
+        "seconds": _spread(seconds) | {"total": float(seconds.sum())},
+        "sample_rates": _count(h.header.sample_rate for h in good),
+        "channels": _count(h.header.channels for h in good),
+        "formats": _count(h.header.format for h in good),
+        "classes": _classes(task, labels) if task.kind != "numbers" else {},
+        "targets": _targets(task) if task.kind == "numbers" else {},
+        "problems": [asdict(problem) for problem in problems],
+    }
+
+
+def _labels(task: Task, split: str) -> np.ndarray:
+    """A split's labels by track, not by clip: (n,) or (n, C)."""
+    data = task.splits[split]
+    labels = np.asarray(data["label"])
+    if "track" not in data.column_names:
+        return labels
+    return labels[np.unique(data["track"][:], return_index=True)[1]]
+
+
+def _split(task, split, files) -> dict:
+    """Size of a split."""
+    paths = task.splits[split]["path"][:]
+    seconds = np.array([files[p].seconds for p in paths])
+    return {"files": len(paths), "tracks": len(_labels(task, split)),
+            "hours": float(np.nansum(seconds) / 3600)}  # fmt: skip
+
+
+def _spread(values: np.ndarray) -> dict:
+    """Smallest, median and largest value; None for none."""
+    if not len(values):
+        return dict.fromkeys(("min", "median", "max"))
+    return {"min": float(values.min()), "median": float(np.median(values)),
+            "max": float(values.max())}  # fmt: skip
+
+
+def _count(values) -> dict[str, int]:
+    """How often each value occurs, the most frequent first."""
+    return {str(value): n for value, n in Counter(values).most_common()}
+
+
+def _of_class(task: Task, labels: np.ndarray) -> np.ndarray:
+    """How many tracks have each class or tag, (C,)."""
+    if task.kind == "tags":
+        return labels.sum(0)
+    return np.bincount(labels, minlength=len(task.classes))
+
+
+def _classes(task, labels) -> dict:
+    """Class or tag -> tracks in each split."""
+    counts = {s: _of_class(task, labels[s]) for s in SPLITS}
+    return {name: {s: int(counts[s][c]) for s in SPLITS} for c, name in enumerate(task.classes)}
+
+
+def _targets(task) -> dict:
+    """Target -> split -> mean, deviation and range."""
+    out = {}
+    for t, name in enumerate(task.targets):
+        out[name] = {}
+        for split in SPLITS:
+            values = np.asarray(task.splits[split]["label"])[:, t]
+            out[name][split] = _spread(values) | {"mean": float(values.mean()),
+                                                  "std": float(values.std())}  # fmt: skip
+    return out
+
+
+def _same_audio(task, files) -> list[Problem]:
+    """Find the same audio in several splits, and with several labels."""
+    groups: dict[str, dict[tuple[str, str], str]] = {}
+    for split in SPLITS:
+        data = task.splits[split]
+        for path, label in zip(data["path"], data["label"], strict=True):
+            if files[path].hash and not files[path].silent:
+                groups.setdefault(files[path].hash, {})[split, path] = str(label)
+    problems = []
+    for found in groups.values():
+        splits = [s for s in SPLITS if any(split == s for split, _ in found)]
+        where = tuple(f"{split}: {path}" for split, path in found)
+        if len(splits) > 1:
+            text = f"the same audio is in {' and '.join(splits)}: {', '.join(where)}"
+            problems.append(Problem("duplicate", text, where))
+        if len(set(found.values())) > 1:
+            text = f"the same audio has different labels: {', '.join(where)}"
+            problems.append(Problem("label", text, where))
+    return problems
+
+
+def _alike(task, files, progress) -> list[Problem]:
+    """Find lossy copies and excerpts across splits."""
+    known = {p: h.marks for p, h in files.items() if h.marks is not None and not h.silent}
+    of_split = {s: [p for p in dict.fromkeys(task.splits[s]["path"]) if p in known] for s in SPLITS}
+    problems = []
+    for among, later in (("train", ("val", "test")), ("val", ("test",))):
+        asked = [(split, path) for split in later for path in of_split[split]]
+        found = find_alike(known, [path for _, path in asked], of_split[among])
+        bar = tqdm(found, total=len(asked), unit="file", desc=f"alike {among}",
+                   disable=not progress)  # fmt: skip
+        for (split, _), alike in zip(asked, bar, strict=True):
+            for a in alike:
+                if files[a.one].hash != files[a.other].hash:
+                    one, other = f"{split}: {a.one}", f"{among}: {a.other}"
+                    problems.append(Problem("alike", _says(a, one, other), (one, other)))
+    return problems
+
+
+def _says(alike, one: str, other: str) -> str:
+    """Say how much of which is in which, and from when on."""
+    before = f" from {-alike.at_s:.1f} s on" if alike.at_s <= -0.1 else ""
+    after = f" from {alike.at_s:.1f} s on" if alike.at_s >= 0.1 else ""
+    share = f"{alike.share:.0%} of the landmarks in common"
+    return f"{one}{before} sounds like {other}{after} ({share}): a copy or an excerpt?"
+
+
+def _split_tracks(task) -> list[Problem]:
+    """Find tracks whose clips are in several splits."""
+    if "track" not in task.splits["train"].column_names:
+        return []
+    found: dict[str, set] = {}
+    for split in SPLITS:
+        for track in task.splits[split]["track"]:
+            found.setdefault(track, set()).add(split)
+    return [
+        Problem("clips", f"clips of the track {track} are in several splits", (track,))
+        for track, splits in found.items() if len(splits) > 1
+    ]  # fmt: skip
+
+
+def _few_tracks(task, labels, min_tracks) -> list[Problem]:
+    """Find classes that a test split can say little or nothing about."""
+    what = "tag" if task.kind == "tags" else "class"
+    counts = {s: _of_class(task, labels[s]) for s in SPLITS}
+    problems = []
+    for c, name in enumerate(task.classes):
+        n = int(counts["test"][c])
+        if n == 0:
+            text = f"the {what} {name!r} is missing from the test split"
+        elif n < min_tracks:
+            text = f"the {what} {name!r} has {n} of {len(labels['test'])} test tracks"
+        elif task.kind == "tags" and n == len(labels["test"]):
+            text = f"all test tracks have the tag {name!r}"
+        else:
+            text = None
+        if text:
+            problems.append(Problem("class", text, (name,)))
+        if not counts["train"][c]:
+            text = f"the {what} {name!r} is missing from the train split"
+            problems.append(Problem("class", text, (name,)))
+    problems += [
+        Problem("class", f"the tag {tag!r} of {n} tracks is on no training track", (tag,))
+        for tag, n in task.unknown_tags.items()
+    ]
+    if task.kind in ONE_OF_MANY and (counts["train"] > 0).sum() < 2:
+        problems.append(Problem("class", "all training tracks are of one class"))
+    return problems
+
+
+def _constant(task) -> list[Problem]:
+    """Find targets that don't vary."""
+    problems = []
+    for t, name in enumerate(task.targets):
+        for split in SPLITS:
+            values = np.asarray(task.splits[split]["label"])[:, t]
+            if np.ptp(values) == 0:
+                text = f"the target {name!r} is {values[0]:g} on all {split} tracks"
+                problems.append(Problem("target", text, (name,)))
+    return problems
+
+
+def _counts(task, labels) -> list[Problem]:
+    """Compare with what the table of tasks says there should be."""
+    if task.row is None:
+        return []
+    problems = []
+    found = sum(any(_of_class(task, labels[s])[c] for s in SPLITS)
+                for c in range(len(task.classes)))  # fmt: skip
+    if task.row.n_classes and found != task.row.n_classes:
+        text = f"{found} classes or tags, where there should be {task.row.n_classes}"
+        problems.append(Problem("count", text))
+    for split, n in task.row.n_rows.items():
+        if len(task.splits[split]) != n:
+            text = f"{len(task.splits[split])} {split} files, where there should be {n}"
+            problems.append(Problem("count", text))
+    return problems
+
+
+def summary(problems: Sequence[dict]) -> dict[str, int]:
+    """How many problems there are of each kind."""
+    return dict(Counter(problem["kind"] for problem in problems))

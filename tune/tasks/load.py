@@ -1,0 +1,272 @@
+"""Tasks: tracks, labels and splits, read into `datasets`; `python -m tune.tasks` tells of them.
+
+A task is a row of `TASKS` (`tune.tasks.registry`), a path, or `hub:` and the name of a data set.
+All layouts end in the same thing: a `DatasetDict` with the splits train, val and test and the
+columns `id`, `path` and `label` (a class, a list of target values, or a list with a truth value a
+tag), beside the list of rows that couldn't be used and why.
+
+The hub's layout (MARBLE v2): FOLDER/<Stem>.{train,val,test}.jsonl, one JSON object a line with
+`audio_path` and `label`; the path is relative to the folder that holds `data/`, or to the jsonl.
+Where a line has `ori_uid`, its file is a clip of that track (column `track`).
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import List as ListOf
+
+from tune.demo import DEMO_TASKS, build
+from tune.tasks.download import archive_folder, hub_folder
+from tune.tasks.hub_dataset import PREFIX, hub_folders, read_hub
+from tune.tasks.label_kinds import ONE_OF_MANY, check_labels, guess_kind
+from tune.tasks.musical_keys import KEYS
+from tune.tasks.nsynth_vocalset import read_nsynth, read_vocalset
+from tune.tasks.path_safety import confine, data_folders
+from tune.tasks.readers import SPLITS, TaskError, read_jsonl, read_path, why
+from tune.tasks.registry import RECIPES, TASKS, Recipe, TaskRow
+from tune.tasks.splits import check_split_names, complete_splits
+
+__all__ = ["DEMO_TASKS", "LAYOUTS", "RECIPES", "SPLITS", "TASKS", "Recipe", "Task", "TaskError",
+           "TaskRow", "check_task", "check_usable", "load_task", "short_name"]  # fmt: skip
+
+log = logging.getLogger(__name__)
+
+
+def _read_marble(folder: Path, row: TaskRow) -> tuple[list[dict], list[dict]]:
+    """Rows of <stem>.{train,val,test}.jsonl."""
+    return read_jsonl({split: folder / f"{row.stem}.{split}.jsonl" for split in SPLITS})
+
+
+# How a data set lies below its folder -> (folder, row) to rows and skipped rows.
+LAYOUTS: dict[str, Callable] = {
+    "marble": _read_marble,
+    "nsynth": read_nsynth,
+    "vocalset": read_vocalset,
+}
+
+
+@dataclass
+class Task:
+    """A loaded task.
+
+    Attributes
+    ----------
+    name : str
+    kind : "classes", "keys", "numbers" or "tags"
+    classes : list of str; names of the classes in the order of their numbers, or of the tags in
+        the order of a label's values, else empty
+    targets : list of str; names of the regression targets, else empty
+    splits : DatasetDict of train, val and test with the columns id, path and label, and track where
+        files are clips of tracks
+    skipped : list of {"where", "reason"}; rows that couldn't be used
+    split_made : list of {"id", "path", "split"} when the split was made here, else None
+    unknown_tags : tag -> tracks of val and test that have it, of tags that no training track has;
+        the tracks stay, without them
+    row : its row of the table, if it has one
+    recipe : MARBLE's training recipe for this task, or this kind
+    """
+
+    name: str
+    kind: str
+    classes: list[str]
+    targets: list[str]
+    splits: DatasetDict
+    skipped: list[dict] = field(default_factory=list)
+    split_made: list[dict] | None = None
+    unknown_tags: dict[str, int] = field(default_factory=dict)
+    row: TaskRow | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        """Learning rate, patience and metric: the row's own, or the kind's."""
+        return (self.row and self.row.recipe) or RECIPES[self.kind]
+
+    def without(self, paths: set[str]) -> "Task":
+        """The same task without some tracks (unusable files); raises when a split runs empty."""
+        splits = DatasetDict({
+            name: split.select([i for i, p in enumerate(split["path"]) if p not in paths])
+            for name, split in self.splits.items()
+        })  # fmt: skip
+        task = replace(self, splits=splits)
+        check_usable(task)
+        return task
+
+
+def short_name(name: str) -> str:
+    """A task's name in results: as in `TASKS`, or the path's last part without its endings."""
+    if name in TASKS:
+        return name
+    short = Path(name.removeprefix(PREFIX)).resolve().name
+    for ending in (".jsonl", ".csv", ".tsv", *(f".{split}" for split in SPLITS)):
+        short = short.removesuffix(ending)
+    return short
+
+
+def check_task(name: str) -> None:
+    """Raise TaskError when there is no such task, before anything is downloaded for it."""
+    if name not in TASKS and not name.startswith(PREFIX) and not Path(name).exists():
+        raise TaskError(
+            f"unknown task {name!r}: it is none of {', '.join(TASKS)}, and no such file or "
+            f"folder exists (a data set of the hub is {PREFIX}NAME)"
+        )
+
+
+def load_task(name: str, data_dir: str | Path = "data", *, cache_dir: str | Path,
+              kind: str = "auto", label_column: str | None = None,
+              audio_column: str | None = None, progress: bool = True,
+              usable: bool = True, allow_outside: bool = False) -> Task:  # fmt: skip
+    """Load a task by name or path.
+
+    Parameters
+    ----------
+    name : str
+        A name of `TASKS`; or a folder in MARBLE's layout, one of its jsonl files, a single jsonl,
+        or a CSV/TSV with the columns path, label and, if wanted, split; or hub: and a data set.
+    data_dir : folder of the hub's data sets (data_dir/EMO, data_dir/GTZAN)
+    cache_dir : folder where the composed demo tasks are kept
+    kind : "auto" reads the kind off the labels; another sets it (not for names of `TASKS`)
+    label_column, audio_column : of a table or a data set of the hub
+    usable : whether a task that nothing can be learnt from is an error
+    allow_outside : whether what is no CSV or TSV may name files outside its data folder
+
+    Raises
+    ------
+    TaskError
+        When there is no such task or file, a split is empty or there's only one class.
+    """
+    check_task(name)
+    data_dir = Path(data_dir)
+    columns = {"label_column": label_column, "audio_column": audio_column}
+    row = TASKS.get(name)
+    given = [f"--{flag}" for flag, value in columns.items() if value]
+    if given and not (name.startswith(PREFIX) or Path(name).suffix in (".csv", ".tsv")):
+        raise TaskError(f"{given[0]} belongs to a .csv, a .tsv or {PREFIX}NAME, not to {name}")
+    if name.startswith(PREFIX):
+        found = read_hub(name.removeprefix(PREFIX), data_dir, progress=progress, **columns)
+        if not allow_outside:
+            found = confine(*found, hub_folders(name.removeprefix(PREFIX), data_dir))
+        return _finish(short_name(name), *found, kind=kind, usable=usable)
+    if row is None:
+        path = Path(name)
+        found = read_path(path, **columns)
+        if not allow_outside and path.suffix not in (".csv", ".tsv"):
+            found = confine(*found, data_folders(path if path.is_dir() else path.parent))
+        return _finish(short_name(name), *found, kind=kind, usable=usable)
+    if name in DEMO_TASKS:
+        folder = build(name, cache_dir, progress=progress)
+    elif row.hub:
+        folder = hub_folder(row, data_dir)
+    else:
+        folder = archive_folder(row, data_dir, progress)
+    found = LAYOUTS[row.layout](folder, row)
+    if not allow_outside and name not in DEMO_TASKS:
+        found = confine(*found, [folder, data_dir])
+    return _finish(name, *found, kind=row.kind, targets=row.targets, row=row, usable=usable)
+
+
+def check_usable(task: Task) -> None:
+    """Raise TaskError when a split is empty, or there is nothing to learn.
+
+    That is where the training tracks have one class only, a target that doesn't vary, or no tag
+    that some have and some have not.
+    """
+    _need_every_split(task.name, {s for s in SPLITS if len(task.splits[s])}, task.skipped)
+    labels = np.asarray(task.splits["train"]["label"])
+    if task.kind in ONE_OF_MANY and len(set(labels.tolist())) < 2:
+        raise TaskError(
+            f"task {task.name}: all training tracks have the label "
+            f"{task.classes[labels[0]]!r}; a classifier needs two classes or more"
+        )
+    if task.kind == "numbers" and (labels.std(0) == 0).any():
+        raise TaskError(f"task {task.name}: a target has the same value on all training tracks")
+    if task.kind == "tags" and not (labels.any(0) & ~labels.all(0)).any():
+        raise TaskError(f"task {task.name}: all training tracks have the same tags")
+
+
+def _need_every_split(name, present: set[str], skipped: list[dict]) -> None:
+    """Raise TaskError when a split is empty, with the first of the rows that were skipped."""
+    for split in SPLITS:
+        if split not in present:
+            raise TaskError(f"task {name}: the {split} split has no usable track{why(skipped)}")
+
+
+def _finish(name, rows, skipped, *, kind="auto", targets: Sequence[str] = (),
+            row: TaskRow | None = None, usable: bool = True) -> Task:  # fmt: skip
+    """Check labels and splits and build the task."""
+    skipped = list(skipped)
+    rows = check_split_names(name, rows, skipped)
+    given = {r["split"] for r in rows}
+    if kind == "auto":
+        kind = guess_kind(rows)
+    rows = check_labels(rows, skipped, kind, len(targets) or None)
+    if not rows:
+        raise TaskError(
+            f"task {name}: no usable row{why(skipped)}: each needs the path of a file and a label"
+        )
+    rows, made = complete_splits(rows, given, kind)
+    if made:
+        what = "no split: one was made" if None in given else "no val split: one was cut from train"
+        log.info("task %s has %s, stratified, from a fixed seed (see split.csv)", name, what)
+    _need_every_split(name, {r["split"] for r in rows}, skipped)
+    classes, unknown = [], {}
+    if kind == "numbers":
+        size = len(rows[0]["label"])
+        targets = list(targets) or (
+            ["value"] if size == 1 else [f"target_{i}" for i in range(size)]
+        )
+        label = ListOf(Value("float64"), length=size)
+    elif kind == "tags":
+        classes, unknown = _read_tags(name, rows)
+        label = ListOf(Value("bool"), length=len(classes))
+    else:
+        classes = list(KEYS) if kind == "keys" else None
+        rows, classes = _known_classes(rows, skipped, classes)
+        _need_every_split(name, {r["split"] for r in rows}, skipped)
+        label = ClassLabel(names=classes)
+    features = {"id": Value("string"), "path": Value("string"), "label": label}
+    if any(r["track"] for r in rows):
+        features["track"] = Value("string")
+        rows = [{**r, "track": r["track"] or r["id"]} for r in rows]
+    features = Features(features)
+    splits = DatasetDict({
+        split: Dataset.from_list(
+            [{k: r[k] for k in features} for r in rows if r["split"] == split], features=features
+        )
+        for split in SPLITS
+    })  # fmt: skip
+    task = Task(str(name), kind, classes, list(targets), splits, skipped, made, unknown, row)
+    if usable:
+        check_usable(task)
+    return task
+
+
+def _known_classes(rows, skipped, classes) -> tuple[list[dict], list[str]]:
+    """Rows with a class of the list, or that some training track has; the others are set aside."""
+    classes = classes or sorted({r["label"] for r in rows if r["split"] == "train"})
+    known = set(classes)
+    for row in rows:
+        if row["label"] not in known:
+            reason = f"unknown label {row['label']!r}: no training track has it"
+            skipped.append({"where": row["where"], "reason": reason})
+    return [r for r in rows if r["label"] in known], classes
+
+
+def _read_tags(name, rows) -> tuple[list[str], dict[str, int]]:
+    """Put truth values in place of tags; return the tags of the training tracks, and the others."""
+    tags = sorted({tag for r in rows if r["split"] == "train" for tag in r["label"]})
+    unknown = Counter(tag for r in rows for tag in r["label"] if tag not in set(tags))
+    if not tags:
+        raise TaskError(f"task {name}: no training track has a tag")
+    if unknown:
+        some = ", ".join(sorted(unknown)[:3])
+        log.warning("task %s: %d tags that no training track has are left out (%s)",
+                    name, len(unknown), some)  # fmt: skip
+    for row in rows:
+        own = set(row["label"])
+        row["label"] = [tag in own for tag in tags]
+    return tags, dict(unknown)

@@ -1,0 +1,95 @@
+"""Splits: names brought into line, and a split made where a task has none."""
+
+from collections import Counter
+
+import numpy as np
+
+from tune.tasks.readers import TaskError
+
+SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val",
+               "validation": "val", "dev": "val", "test": "test", "testing": "test"}  # fmt: skip
+SPLIT_SHARES = {"val": 0.15, "test": 0.25}  # where a file has no split column
+SPLIT_SEED = 1234
+
+
+def check_split_names(name, rows, skipped) -> list[dict]:
+    """Normalise split names, setting aside rows with an unknown one; all rows have one or none."""
+    named = [r for r in rows if r["split"] is not None]
+    if not named:
+        return rows
+    if len(named) < len(rows):
+        first = next(r for r in rows if r["split"] is None)
+        raise TaskError(f"{first['where']}: no split, while other rows of {name} have one")
+    good = []
+    for row in rows:
+        split = SPLIT_NAMES.get(str(row["split"]).strip().lower())
+        if split is None:
+            reason = f"unknown split {row['split']!r} (train, val or test)"
+            skipped.append({"where": row["where"], "reason": reason})
+        else:
+            good.append({**row, "split": split})
+    return good
+
+
+def complete_splits(rows, given: set, kind) -> tuple[list[dict], list[dict] | None]:
+    """Make a split where none was given, or a val split out of train where only that is missing.
+
+    Returns the rows and, when something was made, the list of who went where.
+    """
+    if None in given:
+        rows = _make_split(rows, kind, SPLIT_SHARES)
+    elif "val" not in given:
+        train = [r for r in rows if r["split"] == "train"]
+        rows = _make_split(train, kind, {"val": 0.2}) + [r for r in rows if r["split"] == "test"]
+    else:
+        return rows, None
+    return rows, [{"id": r["id"], "path": r["path"], "split": r["split"]} for r in rows]
+
+
+def _make_split(rows: list[dict], kind: str, shares: dict[str, float]) -> list[dict]:
+    """Give every row a split, at random from a fixed seed, stratified by label.
+
+    Numbers are stratified by fifths of the first target (fewer parts below 20 rows), tags by each
+    track's rarest. Every class keeps a row in train, and clips of a track stay together. Depends
+    on the rows, not on their order.
+    """
+    if not rows:
+        return []
+    rows = sorted(rows, key=lambda r: (r["id"], str(r["label"])))
+    clips: dict[str, list[dict]] = {}
+    for row in rows:
+        if row["track"]:
+            clips.setdefault(row["track"], []).append(row)
+    rows = [r for r in rows if not r["track"] or r is clips[r["track"]][0]]
+    groups = _strata(rows, kind)
+    rng = np.random.default_rng(SPLIT_SEED)
+    made, carry = [], dict.fromkeys(shares, 0.0)
+    for group in sorted(set(groups)):
+        members = [r for r, g in zip(rows, groups, strict=True) if g == group]
+        order = rng.permutation(len(members))
+        at = 0
+        for split, share in shares.items():
+            # What rounding took from one group is given to the next, so that the shares come out.
+            exact = share * len(members) + carry[split]
+            n = max(round(exact), 1 if len(members) > len(shares) else 0)
+            n = max(0, min(n, len(members) - at - 1))
+            carry[split] = min(0.5, max(-0.5, exact - n))
+            made += [{**members[i], "split": split} for i in order[at : at + n]]
+            at += n
+        made += [{**members[i], "split": "train"} for i in order[at:]]
+    rest = [{**clip, "split": r["split"]} for r in made if r["track"]
+            for clip in clips[r["track"]][1:]]  # fmt: skip
+    return made + rest
+
+
+def _strata(rows: list[dict], kind: str) -> list:
+    """What each row is stratified by."""
+    if kind == "tags":
+        counts = Counter(tag for r in rows for tag in r["label"])
+        return [min(r["label"], key=lambda t: (counts[t], t), default="") for r in rows]
+    if kind != "numbers":
+        return [r["label"] for r in rows]
+    values = np.array([r["label"][0] for r in rows])
+    n_parts = min(5, max(1, len(rows) // 4))
+    bounds = np.quantile(values, np.linspace(0, 1, n_parts + 1)[1:-1])
+    return np.searchsorted(bounds, values).tolist()
