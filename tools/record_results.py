@@ -68,12 +68,11 @@ def run_all(work: Path, tasks: list[str], gamemusic: Path | None) -> None:
             "seg": {"value": 10},
             "encoder": {"value": "muq-nano"},
             "store": {"value": str(work / "store")},
-            "output_dir": {"value": str(work / "runs")},
             "report_to": {"value": "none"},
         },
     }
     (work / "sweep.yaml").write_text(json.dumps(sweep), encoding="utf-8")
-    run("-m", "tune.sweep", str(work / "sweep.yaml"))
+    run("-m", "tune.sweep", str(work / "sweep.yaml"), "--output_dir", str(work / "runs"))
     for task in (tasks[0], tasks[-1]):
         task = ["--task", task]
         transformer = ["--agg", "transformer", "--aggregator_checkpoint", aggregator]
@@ -105,11 +104,14 @@ def collect(work: Path) -> dict:
         found[f"store {path.relative_to(work / 'store')}"] = digest(path.read_bytes())
     for folder in sorted(p.parent for p in (work / "runs").rglob("result.json")):
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        found[f"metrics {folder.name}"] = result["metrics"]
-        found[f"segments {folder.name}"] = result["segments_per_track"]
+        name = folder.name
+        if name.startswith("sweep-"):
+            name = name.rpartition("-")[0]  # the end is a hash of the flags, the store's folder too
+        found[f"metrics {name}"] = result["metrics"]
+        found[f"segments {name}"] = result["segments_per_track"]
         table = pq.read_table(folder / "predictions.parquet")
-        found[f"predictions {folder.name}"] = digest(repr(table.to_pydict()).encode())
-        found[f"probe {folder.name}"] = digest((folder / "probe.safetensors").read_bytes())
+        found[f"predictions {name}"] = digest(repr(table.to_pydict()).encode())
+        found[f"probe {name}"] = digest((folder / "probe.safetensors").read_bytes())
     for path in sorted(work.glob("embed-*.parquet")):
         found[f"embeddings {path.name}"] = digest(repr(pq.read_table(path).to_pydict()).encode())
     for name in ("model.safetensors", "config.json"):

@@ -97,7 +97,7 @@ def test_debug_shows_where_and_ends_in_the_same_line(place, how):
     done = call("tune.tasks", *given[0], cwd=place, env=given[1])
     assert done.returncode == plain.returncode == 2
     assert done.stderr.startswith("Traceback (most recent call last)")
-    assert "tune/layouts.py" in done.stderr
+    assert "tune/tasks/readers.py" in done.stderr
     assert done.stderr.splitlines()[-1] == plain.stderr.strip()
     off = call("tune.tasks", *argv, "--debug=false", cwd=place, env={"TUNE_DEBUG": "1"})
     assert off.stderr == plain.stderr

@@ -28,7 +28,9 @@ def test_the_weights_are_small_and_in_the_package():
     assert all(v.dtype == torch.float16 for v in values.values() if v.ndim > 1)
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    patterns = setup["options.package_data"]["tune.encoders"].replace("\n", " ").replace(",", " ").split()
+    patterns = (
+        setup["options.package_data"]["tune.encoders"].replace("\n", " ").replace(",", " ").split()
+    )
     for name in ("model.safetensors", "config.json", "README.md"):
         assert (NANO_FOLDER / name).is_file()
         assert any(fnmatch.fnmatch(f"muq-nano/{name}", pattern) for pattern in patterns)
