@@ -68,7 +68,7 @@ class AggregatorRow:
     ----------
     function : (tokens, mask[, seconds]) -> (embeddings, valid); for attention the pooling that it
         starts from, for hierarchical the pooling inside each scale, None for what is fitted first
-    about : one line for --help and the README
+    about : one line for --help
     fixed_n : whether all tracks need the same number of tokens
     needs_seconds : whether the function takes the tokens' durations
     """

@@ -230,7 +230,7 @@ def embed(
     ----------
     music : a path, or a sequence of paths
     seg : segment length in seconds, "full" or "structure"
-    agg : "mean", "max", "stats", ...: see the README's table of aggregators; "whitened" is fitted
+    agg : "mean", "max", "stats", ...: see docs/aggregators.md; "whitened" is fitted
         on the tracks given, "transformer:DIR" names its checkpoint
     encoder : "muq" (the default), "muq-nano", "mel", a folder or a hub id; loaded once and kept
     revision, trust_remote_code : of an encoder from the hub; MERT needs code of its own
