@@ -17,7 +17,7 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 
 from tune.cli.parser import Parser, begin, positive_float, run_script, set_up_logging
-from tune.profiling.arithmetic import parse_budget
+from tune.system.memory import parse_budget
 
 
 # fmt: off
@@ -149,12 +149,12 @@ def write(args, views, left):
         yield f"{args.figures} ({len(save_figures(views, args.figures))} files)"
     if args.html or args.log_to:
         from tune.comparison.html_report import render
+        from tune.system.files import atomic_write_text, hide_home
 
-        home = str(Path.home())
-        command = " ".join(["compare.py", *sys.argv[1:]]).replace(home, "~")
+        command = hide_home(" ".join(["compare.py", *sys.argv[1:]]))
         page = render(views, left, correction=args.correction, command=command)
     if args.html:
-        args.html.write_text(page, encoding="utf-8")
+        atomic_write_text(args.html, page)
         yield args.html
     if args.log_to:
         from tune.comparison.wandb_runs import log_report

@@ -193,8 +193,9 @@ from tune.embeddings import files, similar
 from tune.embeddings.embedder import Embedder
 from tune.embeddings.files import Embeddings
 from tune.embeddings.rows import segment_rows, track_rows
-from tune.embeddings.strategy import Strategy, from_run, tilde
+from tune.embeddings.strategy import Strategy, from_run
 from tune.runs import result
+from tune.system.files import hide_home
 
 log = logging.getLogger("tune.embed")
 
@@ -273,7 +274,7 @@ def load(args, device) -> Embedder:
 def describe(embedder, joiner, args, device, bad, table, truncated) -> dict:
     """The metadata: how the embeddings were made, and nothing that differs from run to run."""
     return embedder.describe(joiner) | {
-        "command": shown(tilde(args.command)),  # a name need not be valid text
+        "command": shown(hide_home(args.command)),  # a name need not be valid text
         "embedding_dim": table["embedding"].type.list_size,
         "n_tracks": len(table),
         "n_failed": len(bad),

@@ -184,7 +184,8 @@ from tune.encoders.registry import load_encoder
 from tune.runs import result
 from tune.runs.tracking import Tracker, check_tracker
 from tune.store.encode import check_lengths, encode_shared
-from tune.store.store import Store, cache_folder, default_root
+from tune.store.store import Store, default_root
+from tune.system.files import cache_folder
 from tune.tasks.load import DEMO_TASKS, check_task, load_task, short_name
 
 log = logging.getLogger("tune.pretrain_aggregator")

@@ -41,8 +41,8 @@ def parse_args(argv=None):
     from pathlib import Path
 
     from tune.cli.parser import Parser, positive_float, positive_int, to_bool
-    from tune.profiling.arithmetic import parse_budget
     from tune.segments.rules import parse_rule
+    from tune.system.memory import parse_budget
 
     def checked(read):
         """Argument type: what `read` makes of the text, its error in one line."""
@@ -145,7 +145,6 @@ def parse_args(argv=None):
 
 def main(args) -> None:
     """Measure every cell of the grid, then print, write, draw and log."""
-    from pathlib import Path
 
     import torch
     from rich.console import Console
@@ -153,9 +152,11 @@ def main(args) -> None:
     from tune.aggregators.registry import AGGREGATORS
     from tune.encoders.base import DTYPES
     from tune.profiling import report
-    from tune.profiling.arithmetic import device_memory, matrix_rate, parse_budget
+    from tune.profiling.arithmetic import matrix_rate
     from tune.profiling.measure import measure
     from tune.runs import result
+    from tune.system.files import hide_home
+    from tune.system.memory import device_memory, parse_budget
 
     for agg in args.agg:
         if agg not in AGGREGATORS:
@@ -177,7 +178,7 @@ def main(args) -> None:
         },
         "versions": result.versions(),
         "git_sha": result.git_sha(),
-        "command": " ".join(["profile.py", *sys.argv[1:]]).replace(str(Path.home()), "~"),
+        "command": hide_home(" ".join(["profile.py", *sys.argv[1:]])),
         "repeats": args.repeats,
         "rows": [],
     }
@@ -214,8 +215,8 @@ def grid(args, device, memory):
 
     from tune.audio.decode import AudioError, check_file
     from tune.encoders.base import resolve_precision
-    from tune.profiling.arithmetic import parse_budget
     from tune.profiling.measure import Cell
+    from tune.system.memory import parse_budget
 
     for path in args.audio:
         try:
@@ -302,10 +303,10 @@ def write_json(path, record) -> None:
     """Write the record, whole or not at all."""
     import json
 
+    from tune.system.files import atomic_write_text
+
     if path is not None:
-        aside = path.with_name(f".{path.name}.tmp")
-        aside.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        aside.replace(path)
+        atomic_write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -233,12 +233,13 @@ from tune.encoders.base import resolve_layers, resolve_precision
 from tune.encoders.registry import load_encoder
 from tune.probing.bank import FirstBad, Positions, ProbeBank, Selection, join_clips, losses
 from tune.probing.metrics import bootstrap, defined_tags, main_score, score
-from tune.profiling.arithmetic import device_memory, parse_budget
 from tune.runs import result as results
 from tune.runs.tracking import Tracker, check_tracker
 from tune.segments.degenerate import needless
 from tune.store.encode import check_fits, encode_shared
-from tune.store.store import Store, cache_folder, default_root
+from tune.store.store import Store, default_root
+from tune.system.files import cache_folder
+from tune.system.memory import device_memory, parse_budget
 from tune.tasks.load import SPLITS, check_task, load_task, short_name
 
 log = logging.getLogger("tune.train_probe")

@@ -372,7 +372,7 @@ def test_boundaries_are_written_whole_or_not_at_all(files, mel, tmp_path, monkey
         raise OSError(28, "no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tune.store.store.os.replace", no_space)
+        patch.setattr("tune.system.files.os.replace", no_space)
         with pytest.raises(OSError, match="no space left"):
             encode(files[:1], mel, tmp_path / "s")
     assert [p for p in (tmp_path / "s" / "boundaries").rglob("*") if p.is_file()] == []

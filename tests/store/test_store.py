@@ -17,7 +17,8 @@ from conftest import ROOT, run
 from tune.audio.decode import AudioError
 from tune.segments.rules import parse_rule
 from tune.store.maintenance import boundaries, describe, prune
-from tune.store.store import Row, Store, cache_folder, default_root
+from tune.store.store import Row, Store, default_root
+from tune.system.files import cache_folder
 
 RATE = 24_000
 CONTENT = "ab" * 32
@@ -121,14 +122,14 @@ def break_replace(monkeypatch):
     def replace(source, target):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("tune.store.store.os.replace", replace)
+    monkeypatch.setattr("tune.system.files.os.replace", replace)
 
 
 def break_flush(monkeypatch):
     def fsync(file):
         raise OSError("input/output error")
 
-    monkeypatch.setattr("tune.store.store.os.fsync", fsync)
+    monkeypatch.setattr("tune.system.files.os.fsync", fsync)
 
 
 def break_save(monkeypatch):
@@ -136,7 +137,7 @@ def break_save(monkeypatch):
         path.write_bytes(b"half a row")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("tune.store.store.save_file", save)
+    monkeypatch.setattr("tune.system.files.save_file", save)
 
 
 @pytest.mark.parametrize("breakage", [break_replace, break_flush, break_save])
@@ -168,7 +169,7 @@ def test_a_row_is_not_seen_before_it_is_complete(last, rng, monkeypatch):
         save_file(tensors, path, metadata)
         seen.append((last.has(CONTENT, SPANS), last.read(CONTENT, SPANS), last.length(CONTENT)))
 
-    monkeypatch.setattr("tune.store.store.save_file", save)
+    monkeypatch.setattr("tune.system.files.save_file", save)
     last.write(CONTENT, 250, row_of(rng))
     assert seen == [(False, None, None)]
     assert last.has(CONTENT, SPANS)

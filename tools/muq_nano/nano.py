@@ -17,7 +17,7 @@ from torch import nn
 
 from muq_nano.mel_tokens import CODES, STREAMS
 from tune.encoders.muq import nano_config, needed_weights
-from tune.store.store import as_umask_says
+from tune.system.files import apply_umask
 
 MARK, TEMPERATURE = 64, 0.1
 HEADS = ("head.", "mark.", "order.")  # what only the pretraining needs
@@ -156,5 +156,5 @@ def write_model(model: MaskedMuQ, out: Path) -> None:
     save_file(weights, part, metadata={"format": "pt"})
     text = json.dumps(nano_config(), indent=2) + "\n"
     (out / "config.json").write_text(text, encoding="utf-8")
-    as_umask_says(part)
+    apply_umask(part)
     part.replace(out / "model.safetensors")

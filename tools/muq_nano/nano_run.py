@@ -15,6 +15,7 @@ from pathlib import Path
 from muq_nano.nano import MaskedMuQ, write_model
 from tune.aggregators.transformer.pretraining_state import save_state
 from tune.runs import result
+from tune.system.files import write_csv
 
 STATE = "state"
 OURS = {"config.json", "model.safetensors", "model.tmp", "history.csv", "pretrain.json", STATE,
@@ -78,7 +79,7 @@ def save(accelerator, model: MaskedMuQ, out: Path, run: Mapping) -> None:
     text = json.dumps({k: run[k] for k in ("step", "history", "wanted")})
     (aside / "progress.json").write_text(text, encoding="utf-8")
     write_model(model, out)
-    result.write_csv(out / "history.csv", run["history"])
+    write_csv(out / "history.csv", run["history"])
     if state.exists():
         state.rename(before)
     aside.rename(state)

@@ -171,7 +171,7 @@ from transformers import get_wsd_schedule
 
 from muq_nano import nano, nano_music, nano_run
 from muq_nano.mel_tokens import CODES, STREAMS
-from tune.store.store import cache_folder
+from tune.system.files import cache_folder
 
 log = logging.getLogger("tune.pretrain_nano")
 CURVES = {"loss", "accuracy", "track_loss", "order_loss", "order_accuracy"}  # of the training

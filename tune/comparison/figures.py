@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tune.comparison.analysis import AXES, EncoderView, Row, TaskView, cost_of
 from tune.comparison.significance import Difference
+from tune.system.files import slug
 
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
@@ -170,7 +171,7 @@ def save_figures(views: Sequence[TaskView], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, _, figure, _ in draw_all(views):
-        safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name).lstrip(".")
+        safe = slug(name).lstrip(".")
         for ending in (".png", ".svg"):
             path = folder / f"{safe}{ending}"
             with mpl.rc_context(STYLE):

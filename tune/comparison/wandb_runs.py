@@ -73,7 +73,8 @@ def log_report(path: str, page: str, cells) -> list[str]:
     """
     import wandb
 
-    from tune.runs.tracking import begin, farewell, hide_home, wandb_mode
+    from tune.runs.tracking import begin, farewell, wandb_mode
+    from tune.system.files import hide_home
 
     mode = wandb_mode()
     entity, _, project = path.rpartition("/")

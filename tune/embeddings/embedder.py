@@ -21,10 +21,10 @@ from tune.aggregators.vectors import TrackJoiner
 from tune.embeddings.strategy import Learned, Strategy, from_run
 from tune.encoders.base import resolve_layers, resolve_precision
 from tune.encoders.registry import load_encoder
-from tune.profiling.arithmetic import device_memory, parse_budget
 from tune.segments.rules import MIN_TAIL_S
 from tune.store.encode import EncodeReport, check_fits, encode_shared, encode_tracks, read_row
 from tune.store.store import Row, Store, default_root
+from tune.system.memory import device_memory, parse_budget
 
 log = logging.getLogger(__name__)
 

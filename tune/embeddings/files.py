@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load, save
 
-from tune.store.store import write_whole
+from tune.system.files import atomic_write, atomic_write_text
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def write(out: Path, made: Embeddings) -> None:
     if out.suffix == ".parquet":
         meta = {"tune": text} | ({"tune_constants": raw} if raw else {})
         table = made.table.replace_schema_metadata(meta)
-        write_whole(out, lambda aside: pq.write_table(table, aside, compression="zstd"))
+        atomic_write(out, lambda aside: pq.write_table(table, aside, compression="zstd"))
         return
     kept = made.meta | ({"constants": base64.b64encode(raw).decode()} if raw else {})
     text = json.dumps(kept, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
@@ -129,9 +129,9 @@ def write(out: Path, made: Embeddings) -> None:
         _, index, info = _parts(out)
         out.unlink(missing_ok=True)  # the last to come back: with it the three are complete
         rest = made.table.drop_columns("embedding")
-        write_whole(info, lambda aside: aside.write_text(text, encoding="utf-8"))
-        write_whole(index, lambda aside: pyarrow.csv.write_csv(rest, aside))
-        write_whole(out, lambda aside: _save_npy(aside, made.matrix()))
+        atomic_write_text(info, text)
+        atomic_write(index, lambda aside: pyarrow.csv.write_csv(rest, aside))
+        atomic_write(out, lambda aside: _save_npy(aside, made.matrix()))
     else:
         _write_folder(out, made, text)
 

@@ -6,7 +6,6 @@ or from the metadata of a file of embeddings, so that another track can be embed
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 
 from tune.aggregators.registry import AGGREGATORS
 from tune.segments.rules import MIN_TAIL_S, Rule, parse_rule
+from tune.system.files import hide_home
 
 LEARNS = ("attention", "hierarchical")  # a probe has to learn them first
 
@@ -96,7 +96,7 @@ class Strategy:
 
     def as_json(self) -> dict:
         """The record for a file's metadata; paths below the user's home begin with ~."""
-        return {k: tilde(v) if isinstance(v, str) else v
+        return {k: hide_home(v) if isinstance(v, str) else v
                 for k, v in dataclasses.asdict(self).items()} | {"seg": list(self.seg)}  # fmt: skip
 
     @classmethod
@@ -196,12 +196,6 @@ def from_run(run: str | Path, seed: int | None = None, *, encoder: str | None = 
     return strategy, Learned(
         constants, fingerprint, f"{run.name}, seed {seed}", n_in, result["precision"]
     )
-
-
-def tilde(text: str) -> str:
-    """A path, or a command, in which the user's home is written ~: it may leave the machine."""
-    home = re.escape(str(Path.home()))
-    return text if home == "/" else re.sub(rf"(?<![^\s'\"=]){home}(?=[/\s'\"]|$)", "~", text)
 
 
 def _opened(path: str | None) -> str | None:

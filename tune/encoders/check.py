@@ -137,7 +137,7 @@ def _half(encoder, half, audio, groups, full) -> Finding:
 
 def _cost(encoder, seconds) -> Finding:
     """Seconds and peak memory of one segment to the last layer."""
-    from tune.profiling.measure import peak_memory
+    from tune.system.memory import peak_memory
 
     audio = noise(1, seconds, encoder.sample_rate)
     layers = [encoder.n_layers]

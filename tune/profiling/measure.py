@@ -8,25 +8,22 @@ largest rise of resident memory above the resting process. Aggregators that lear
 weights: what joining costs doesn't depend on them.
 """
 
-import gc
 import json
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tune.segments.rules import Rule, is_degenerate, parse_rule
+from tune.system.memory import peak_memory
 from tune.system.signals import held_back
 
 ROOT = Path(__file__).resolve().parents[2]
-SAMPLE_EVERY_S = 0.005
 WARM_UP_S = 1.0
 STAGES = ("decode", "cut", "encode", "join")  # of a track, in order
 SEED = 1234
@@ -416,77 +413,3 @@ def _flops(encoder, layer, spans) -> float | None:
     if not isinstance(encoder, MuQEncoder):
         return None
     return sum(muq_flops(encoder, end - start, layer) for start, end in spans)
-
-
-def _weights_bytes(encoder, model=None) -> int:
-    """Bytes of the weights of encoder and aggregator on the encoder's device."""
-    from torch import nn
-
-    parts = [part for part in (*vars(encoder).values(), model) if isinstance(part, nn.Module)]
-    tensors = [t for part in parts for t in (*part.parameters(), *part.buffers())]
-    return sum(t.nbytes for t in tensors if t.device.type == encoder.device.type)
-
-
-def peak_memory(encoder, model=None):
-    """Context whose dict holds, when it is left, peak_memory_bytes, its kind and weights_bytes."""
-    return (_gpu_peak if encoder.device.type == "cuda" else _resident_peak)(encoder, model)
-
-
-@contextmanager
-def _gpu_peak(encoder, model=None):
-    """Fill a dict with what PyTorch allocates and reserves at most inside the block."""
-    import torch
-
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(encoder.device)
-    found = {"weights_bytes": _weights_bytes(encoder, model)}
-    yield found
-    found["peak_memory_bytes"] = torch.cuda.max_memory_allocated(encoder.device)
-    found["peak_memory_kind"] = "allocated"
-    found["peak_reserved_bytes"] = torch.cuda.max_memory_reserved(encoder.device)
-
-
-@contextmanager
-def _resident_peak(encoder, model=None):
-    """Fill a dict with the weights and the rise of resident memory inside the block.
-
-    The process's own peak so far (mostly from loading) may lie above the block's, so a thread looks
-    at the resident memory every few milliseconds; where the block sets a new peak, that is exact.
-    """
-    import psutil
-
-    from tune.runs.result import peak_memory_bytes
-
-    _give_back_freed_memory()
-    resident = psutil.Process().memory_info
-    so_far, rest = peak_memory_bytes(encoder.device), resident().rss
-    seen, stop = [rest], threading.Event()
-
-    def watch():
-        while not stop.wait(SAMPLE_EVERY_S):
-            seen[0] = max(seen[0], resident().rss)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    found = {"weights_bytes": _weights_bytes(encoder, model)}
-    try:
-        yield found
-    finally:
-        stop.set()
-        thread.join()
-    peak = peak_memory_bytes(encoder.device)
-    top = max(seen[0], resident().rss, peak if peak > so_far else 0)
-    found["peak_memory_bytes"] = found["weights_bytes"] + top - rest
-    found["peak_memory_kind"] = "weights and rise of resident memory"
-    found["peak_resident_bytes"] = top
-
-
-def _give_back_freed_memory() -> None:
-    """Return memory that was freed but kept by the C library: it would hide what is used next."""
-    import ctypes
-
-    gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl doesn't
-        if trim is not None:
-            trim(0)

@@ -15,7 +15,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tune.cli.parser import Parser
-from tune.store.store import write_whole
+from tune.system.files import atomic_write_text
 from tune.tasks.load import TASKS
 
 KINDS = {"numbers": "audio-regression"}  # else audio-classification, as the hub calls it
@@ -89,7 +89,7 @@ def write_card(data: ModelCardData, out: Path) -> None:
         text = str(card)
     else:
         text = f"---\n{data.to_yaml()}\n---\n\n# {data.model_name}\n"
-    write_whole(out, lambda aside: aside.write_text(text, encoding="utf-8"))
+    atomic_write_text(out, text)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,7 +5,6 @@ written aside and renamed, so that it exists complete or not at all.
 """
 
 import contextlib
-import csv
 import importlib.metadata
 import json
 import logging
@@ -29,7 +28,7 @@ from safetensors.torch import save_file
 from tune import __version__
 from tune.segments.rules import Rule, describe_counts, is_degenerate
 from tune.store.encode import EncodeReport
-from tune.store.store import as_umask_says, save_tensors
+from tune.system.files import apply_umask, hide_home, save_tensors, slug, write_csv
 from tune.system.memory import peak_memory_bytes
 from tune.tasks.label_kinds import ONE_OF_MANY
 
@@ -86,7 +85,7 @@ def default_name(task: str, encoder: str, layer: str, rules: Sequence[Rule], agg
     if any(rule.needs_audio and rule != type(rule)() for rule in rules):
         parts += [f"{_first(rules, 'min_s'):g}-to-{_first(rules, 'max_s'):g}"]
     parts += [agg] + ([f"frame-{frame_rate:g}hz"] if frame_rate else [])
-    return "".join(c if c.isalnum() or c in "-_.+" else "-" for c in "-".join(parts))
+    return slug("-".join(parts), also="+")
 
 
 def describe_run(given: Mapping, argv: Sequence[str], encoder, layers, accelerator) -> dict:
@@ -94,10 +93,7 @@ def describe_run(given: Mapping, argv: Sequence[str], encoder, layers, accelerat
 
     Paths below the user's home are written with ~, since the configuration leaves the machine.
     """
-    home = str(Path.home())
-    shown = {
-        k: str(v).replace(home, "~") if isinstance(v, Path | str) else v for k, v in given.items()
-    }
+    shown = hide_home(dict(given))
     return shown | {
         "encoder": encoder.name,
         "encoder_untrained": encoder.untrained,
@@ -109,7 +105,7 @@ def describe_run(given: Mapping, argv: Sequence[str], encoder, layers, accelerat
         "n_processes": accelerator.num_processes,
         "versions": versions(),
         "git_sha": git_sha(),
-        "command": " ".join(["train_probe.py", *argv]).replace(home, "~"),
+        "command": hide_home(" ".join(["train_probe.py", *argv])),
     }
 
 
@@ -290,7 +286,7 @@ def write_run(output_dir: Path, name: str, *, result: Mapping, config: Mapping, 
         pq.write_table(pa.table(outcome["predictions"]), aside / "predictions.parquet")
         meta = {k: json.dumps(result[k]) for k in ("classes", "targets", "agg", "seg", "layer")}
         save_tensors(outcome["probe"], aside / "probe.safetensors", meta, save_file)
-        as_umask_says(aside / "probe.safetensors")
+        apply_umask(aside / "probe.safetensors")
         if outcome["attention"]:
             pq.write_table(pa.table(outcome["attention"]), aside / "attention.parquet")
         write_csv(aside / "history.csv", history)
@@ -311,14 +307,6 @@ def write_run(output_dir: Path, name: str, *, result: Mapping, config: Mapping, 
             old.rename(output_dir / name)
         for folder in (aside, old):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def write_csv(path: Path, rows: Sequence[Mapping]) -> None:
-    """Write rows with the same keys as CSV."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def print_result(result: Mapping, folder: Path, console: Console | None = None) -> None:

@@ -18,12 +18,13 @@ import json
 import logging
 import math
 import os
-import re
 import tempfile
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
+
+from tune.system.files import hide_home, slug
 
 log = logging.getLogger(__name__)
 
@@ -361,18 +362,6 @@ def _disk_error(folder: Path) -> str | None:
     return None
 
 
-def hide_home(value):
-    """A value in which the user's home is written ~, also inside lists, dicts and longer texts."""
-    home = str(Path.home())
-    if isinstance(value, Path | str) and home != "/":
-        return re.sub(rf"(?<![\w.~-]){re.escape(home)}(?![\w.-])", "~", str(value))
-    if isinstance(value, Mapping):
-        return {k: hide_home(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [hide_home(v) for v in value]
-    return value
-
-
 def _add_text(artifact, path: Path) -> None:
     """Add a text file to an artifact, without the paths of the user's home."""
     text = path.read_text(encoding="utf-8")
@@ -419,7 +408,7 @@ def _charts(result: Mapping) -> dict:
 
 def _artifact_name(name: str, kind: str = "probe") -> str:
     """A run's name with only the characters that W&B takes."""
-    return f"{kind}-" + "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[:120]
+    return f"{kind}-" + slug(name)[:120]
 
 
 def _short(path: Path) -> Path:

@@ -25,8 +25,6 @@ import json
 import logging
 import os
 import platform
-import re
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +32,11 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from tune.audio.decode import RESAMPLER
 from tune.audio.hashing import HashCache
 from tune.store.cleanup import sweep_daily
+from tune.system.files import atomic_write, atomic_write_text, cache_folder, save_tensors, slug
 
 log = logging.getLogger(__name__)
 
@@ -90,11 +88,6 @@ def open(root: str | Path | None = None, **wanted) -> "Collection":
         raise ValueError(f"the store {root}: {many} ({listed})")
     _, folder, key, layers, window_s = found[0]
     return Collection(folder.parent.parent, folder, None, key, layers, window_s)
-
-
-def cache_folder() -> Path:
-    """The user's cache folder for TUNE: $XDG_CACHE_HOME/tune or ~/.cache/tune."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tune"
 
 
 @dataclass(frozen=True)
@@ -190,7 +183,7 @@ class Store:
         # The name is for people; the same weights under another name are the same rows.
         digest = _digest({k: v for k, v in key.items() if k != "encoder"})
         existing = sorted(self.root.glob(f"*-{digest}"))
-        folder = existing[0] if existing else self.root / f"{_safe(encoder.name)}-{digest}"
+        folder = existing[0] if existing else self.root / f"{slug(encoder.name)}-{digest}"
         every = list(range(encoder.n_layers + 1))
         fallback = folder / "layers-all" if list(layers) != every else None
         name = "layers-all" if list(layers) == every else "layers-" + "-".join(map(str, layers))
@@ -235,12 +228,12 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         spans = [list(map(int, span)) for span in spans]
         text = json.dumps({**key, "spans": spans, "checksum": _digest([content, key, spans])})
-        write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+        atomic_write_text(path, text)
 
     def _boundaries(self, content, rule, sample_rate) -> tuple[Path, dict]:
         """Where a track's boundaries lie, and all that they depend on besides its content."""
         key = {**rule, "sample_rate": sample_rate, "resampler": f"soxr {RESAMPLER}"}
-        folder = self.root / "boundaries" / f"{_safe(rule['rule'])}-{_digest(key)}"
+        folder = self.root / "boundaries" / f"{slug(rule['rule'])}-{_digest(key)}"
         return folder / content[:2] / f"{content}.json", key
 
     def claim(self, content: str, timeout_s: float = 0.0) -> FileLock | None:
@@ -343,7 +336,7 @@ class Collection:
         if not description.exists():
             window = {} if self.window_s is None else {"window_s": self.window_s}
             text = json.dumps({**self.key, "layers": self.layers, **window}, indent=2)
-            write_whole(description, lambda aside: aside.write_text(text, encoding="utf-8"))
+            atomic_write_text(description, text)
         tokens = np.ascontiguousarray(row.tokens, np.float32)
         info = {
             "content": content,
@@ -356,7 +349,7 @@ class Collection:
         text = json.dumps(info)
         meta = {"n_samples": str(n_samples), "checksum": _checksum(tokens, text), "info": text,
                 "n_samples_checksum": _digest([content, int(n_samples)])}  # fmt: skip
-        write_whole(path, lambda aside: save_tensors({"tokens": tokens}, aside, meta))
+        atomic_write(path, lambda aside: save_tensors({"tokens": tokens}, aside, meta))
 
     def bytes_of(self, content: str, spans: Sequence) -> int:
         """Size of a track's row on disk (0 when it isn't stored)."""
@@ -412,37 +405,6 @@ class Collection:
         return folder / content[:2] / f"{content}-{digest}.safetensors"
 
 
-def write_whole(path: Path, write) -> None:
-    """Write a file aside, flush it to disk and rename it, so that no reader sees half of it."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        write(aside)
-        as_umask_says(aside)
-        flush(aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def flush(path: Path) -> None:
-    """Have a file's bytes on the disk before it gets its name: a power cut then can't empty it."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def save_tensors(tensors: dict, path: Path, metadata: dict, save=None) -> None:
-    """Write a safetensors file; what the machine refuses (a full disk) is an OSError that says it.
-
-    `save` is the library's function for the tensors' kind; NumPy's by default.
-    """
-    try:
-        (save or save_file)(tensors, path, metadata)
-    except SafetensorError as error:
-        if (found := re.search(r"os error (\d+)", str(error))) is None:
-            raise
-        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
-
-
 def _remove(path: Path) -> None:
     """Delete a damaged file; where that isn't allowed it stays, and is found again."""
     try:
@@ -461,20 +423,8 @@ def _digest(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def as_umask_says(path: Path) -> None:
-    """Give a file the permissions of any new file: safetensors makes its files private."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
-
-
 def _checksum(tokens: np.ndarray, info: str) -> str:
     """Digest of an array's shape and bytes, and of what is written about it."""
     digest = hashlib.blake2b(f"{tokens.shape} {info}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(tokens).tobytes())
     return digest.hexdigest()
-
-
-def _safe(name: str) -> str:
-    """A name as part of a file name."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)

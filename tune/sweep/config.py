@@ -16,6 +16,8 @@ from types import ModuleType
 
 import numpy as np
 
+from tune.system.files import slug
+
 PROGRAMS = ("train_probe.py", "pretrain_aggregator.py")
 # Flags that say where things go; they don't make another cell of it.
 PLACES = {"output_dir", "store", "cache_dir", "data_dir", "report_to", "project", "group", "tags"}
@@ -170,7 +172,7 @@ def make_cell(values: Mapping, config: Mapping, extra: Sequence[str]) -> Cell:
             argv.append(f"--{flag}={value}")
     argv += extra
     shown = "-".join(f"{key}-{_short(values[key])}" for key in swept(config))
-    readable = "".join(c if c.isalnum() or c in "-_.+" else "-" for c in f"{name}-{shown}")
+    readable = slug(f"{name}-{shown}", also="+")
     readable = readable[: len(name) + 1 + TEXT_LENGTH].rstrip("-")
     return Cell(dict(values), f"{readable}-{digest(config['program'], argv)}", argv)
 

@@ -1,13 +1,28 @@
-"""Memory: the peak so far, what is free, and which errors say that there is none left."""
+"""Memory: amounts as people write them, the peak, what is free, and errors that say it ran out.
+
+torch is imported where it is needed: arguments are read before it is loaded.
+"""
+
+from __future__ import annotations
 
 import contextlib
+import gc
 import logging
+import re
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
+         "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}  # fmt: skip
+SAMPLE_EVERY_S = 0.005  # between two looks at the resident memory
 
 # What PyTorch's CPU allocator, cuBLAS and cuDNN say in a plain RuntimeError.
 EXHAUSTED = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
@@ -18,6 +33,8 @@ CGROUPS = (("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
 
 def peak_memory_bytes(device: torch.device) -> int:
     """Peak memory so far: allocated on a GPU, else resident in this process."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -32,6 +49,8 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Say whether an error means that memory ran out, on a GPU or in this process."""
+    import torch
+
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in EXHAUSTED)
@@ -39,6 +58,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def free_memory_bytes(device: torch.device) -> int:
     """Memory that is free now: on the GPU, else on the machine or within this container's limit."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     import psutil
@@ -57,6 +78,8 @@ def warn_if_low(device: torch.device, needed: int) -> bool:
     ----------
     needed : bytes that are still to be taken, besides what is loaded already
     """
+    import torch
+
     free = free_memory_bytes(device)
     if free >= needed:
         return False
@@ -67,3 +90,124 @@ def warn_if_low(device: torch.device, needed: int) -> bool:
         free / 1e9, where, needed / 1e9,
     )  # fmt: skip
     return True
+
+
+def parse_budget(text: str, total_bytes: int) -> int:
+    """Read an amount of memory.
+
+    Parameters
+    ----------
+    text : str
+        A size with a unit ("2GB", "800 MB", "1.5GiB"), or a fraction of the device's memory above
+        0 and at most 1 ("0.5").
+    total_bytes : int
+        The device's memory in bytes.
+
+    Returns
+    -------
+    int
+        Bytes, at least 1.
+
+    Raises
+    ------
+    ValueError
+        When it is neither.
+    """
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(?:([kmgt]i?)?(b))?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise ValueError(
+            f"an amount of memory is a size such as 2GB or 800MB, or a fraction of the device's "
+            f"memory such as 0.5, got {text!r}"
+        )
+    number, prefix, unit = float(match[1]), (match[2] or "").lower(), match[3]
+    if unit is None and number > 1:
+        raise ValueError(
+            f"{text!r} has no unit and is no fraction (at most 1): write {text.strip()}GB or such"
+        )
+    n_bytes = int(number * UNITS[prefix]) if unit else int(number * total_bytes)
+    if n_bytes < 1:
+        raise ValueError(f"an amount of memory must be above 0, got {text!r}")
+    return n_bytes
+
+
+def device_memory(device) -> int:
+    """Memory of a GPU, or of the machine, in bytes."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    import psutil
+
+    return psutil.virtual_memory().total
+
+
+def weights_bytes(encoder, model=None) -> int:
+    """Bytes of the weights of encoder and aggregator on the encoder's device."""
+    from torch import nn
+
+    parts = [part for part in (*vars(encoder).values(), model) if isinstance(part, nn.Module)]
+    tensors = [t for part in parts for t in (*part.parameters(), *part.buffers())]
+    return sum(t.nbytes for t in tensors if t.device.type == encoder.device.type)
+
+
+def peak_memory(encoder, model=None):
+    """Context whose dict holds, when it is left, peak_memory_bytes, its kind and weights_bytes."""
+    return (_gpu_peak if encoder.device.type == "cuda" else _resident_peak)(encoder, model)
+
+
+@contextlib.contextmanager
+def _gpu_peak(encoder, model=None) -> Iterator[dict]:
+    """Fill a dict with what PyTorch allocates and reserves at most inside the block."""
+    import torch
+
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(encoder.device)
+    found = {"weights_bytes": weights_bytes(encoder, model)}
+    yield found
+    found["peak_memory_bytes"] = torch.cuda.max_memory_allocated(encoder.device)
+    found["peak_memory_kind"] = "allocated"
+    found["peak_reserved_bytes"] = torch.cuda.max_memory_reserved(encoder.device)
+
+
+@contextlib.contextmanager
+def _resident_peak(encoder, model=None) -> Iterator[dict]:
+    """Fill a dict with the weights and the rise of resident memory inside the block.
+
+    The process's own peak so far (mostly from loading) may lie above the block's, so a thread looks
+    at the resident memory every few milliseconds; where the block sets a new peak, that is exact.
+    """
+    import psutil
+
+    _give_back_freed_memory()
+    resident = psutil.Process().memory_info
+    so_far, rest = peak_memory_bytes(encoder.device), resident().rss
+    seen, stop = [rest], threading.Event()
+
+    def watch():
+        while not stop.wait(SAMPLE_EVERY_S):
+            seen[0] = max(seen[0], resident().rss)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    found = {"weights_bytes": weights_bytes(encoder, model)}
+    try:
+        yield found
+    finally:
+        stop.set()
+        thread.join()
+    peak = peak_memory_bytes(encoder.device)
+    top = max(seen[0], resident().rss, peak if peak > so_far else 0)
+    found["peak_memory_bytes"] = found["weights_bytes"] + top - rest
+    found["peak_memory_kind"] = "weights and rise of resident memory"
+    found["peak_resident_bytes"] = top
+
+
+def _give_back_freed_memory() -> None:
+    """Return memory that was freed but kept by the C library: it would hide what is used next."""
+    import ctypes
+
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl doesn't
+        if trim is not None:
+            trim(0)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from tune.system.files import slug
 from tune.tasks.download import gated
 from tune.tasks.readers import TaskError
 from tune.tasks.splits import SPLIT_NAMES
@@ -45,7 +46,7 @@ def read_hub(name: str, data_dir: Path, *, label_column: str | None, audio_colum
 
     splits = _load(name)
     rows, skipped = [], []
-    folder = data_dir / "hub" / "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+    folder = data_dir / "hub" / slug(name)
     for split, data in splits.items():
         audio = audio_column or _audio_column(name, data.features)
         label = label_column or "label"

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tune.cli.parser import Parser, one_line, positive_int, set_up_logging, to_bool
-from tune.store.store import cache_folder
+from tune.system.files import cache_folder
 from tune.tasks.check import MIN_TRACKS, check, summary
 from tune.tasks.label_kinds import KINDS
 from tune.tasks.load import DEMO_TASKS, load_task

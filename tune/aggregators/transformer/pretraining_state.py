@@ -21,8 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from tune.runs import result
-from tune.store.store import as_umask_says, flush, save_tensors
+from tune.system.files import apply_umask, flush, save_tensors, write_csv
 
 STATE = "state"
 OURS = {"config.json", "model.safetensors", ".model.tmp", "README.md", "history.csv",
@@ -168,7 +167,7 @@ def save_model(model, out: Path) -> None:
     aside = out / ".model.tmp"
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     save_tensors(weights, aside, {"format": "pt"}, save_file)
-    as_umask_says(aside)
+    apply_umask(aside)
     flush(aside)
     aside.replace(out / "model.safetensors")
     aside.write_text(model.config.to_json_string(use_diff=False), encoding="utf-8")
@@ -178,7 +177,7 @@ def save_model(model, out: Path) -> None:
 
 def finish(out: Path, progress: Mapping, described: Mapping, corpus, tracks) -> None:
     """Write the curve, the model card and the facts; the state has done its work."""
-    result.write_csv(out / "history.csv", progress["history"])
+    write_csv(out / "history.csv", progress["history"])
     (out / "README.md").write_text(
         _card(out.name, progress, described, corpus, tracks), encoding="utf-8"
     )

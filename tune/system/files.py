@@ -1,0 +1,90 @@
+"""Files: whole or not at all, with the permissions of any new file; names and paths as shown."""
+
+import csv
+import os
+import re
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for TUNE: $XDG_CACHE_HOME/tune or ~/.cache/tune."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tune"
+
+
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file aside, flush it to disk and rename it, so that no reader sees half of it."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        write(aside)
+        apply_umask(aside)
+        flush(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all."""
+    atomic_write(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def flush(path: Path) -> None:
+    """Have a file's bytes on the disk before it gets its name: a power cut then can't empty it."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def save_tensors(tensors: dict, path: Path, metadata: dict, save=None) -> None:
+    """Write a safetensors file; what the machine refuses (a full disk) is an OSError that says it.
+
+    `save` is the library's function for the tensors' kind; NumPy's by default.
+    """
+    try:
+        (save or save_file)(tensors, path, metadata)
+    except SafetensorError as error:
+        if (found := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+
+
+def apply_umask(path: Path) -> None:
+    """Give a file the permissions of any new file: safetensors makes its files private."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping]) -> None:
+    """Write rows with the same keys as CSV."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def hide_home(value):
+    """A value in which the user's home is written ~, also inside lists, dicts and longer texts."""
+    home = str(Path.home())
+    if isinstance(value, Path | str) and home != "/":
+        return re.sub(rf"(?<![\w.~-]){re.escape(home)}(?![\w.-])", "~", str(value))
+    if isinstance(value, Mapping):
+        return {k: hide_home(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [hide_home(v) for v in value]
+    return value
+
+
+def slug(text: str, also: str = "") -> str:
+    """A text as part of a file name: letters, digits, "-", "_", "." and what `also` allows.
+
+    Examples
+    --------
+    >>> slug("m-a-p/MERT v1")
+    'm-a-p-MERT-v1'
+    """
+    return "".join(c if c.isalnum() or c in "-_." + also else "-" for c in text)
