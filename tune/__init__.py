@@ -35,5 +35,7 @@ def _is_run_as_a_module() -> bool:
 
 if _is_run_as_a_module():
     from tune.system.signals import end_quietly
+    from tune.system.threads import wait_without_spinning
 
     end_quietly()
+    wait_without_spinning()

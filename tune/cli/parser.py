@@ -15,6 +15,7 @@ import traceback
 from pathlib import Path
 
 from tune.system.signals import Terminated, end_quietly, noted_signals
+from tune.system.threads import wait_without_spinning
 
 # What the machine refuses: a message to the user, not a bug.
 ENVIRONMENT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
@@ -193,6 +194,7 @@ def end_with_launcher() -> None:
 def begin(parse_args):
     """Read a script's arguments before the heavy imports, and let Ctrl-C end those in one line."""
     end_quietly()
+    wait_without_spinning()
     return parse_args()
 
 
