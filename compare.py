@@ -48,6 +48,7 @@ def parse_args(argv=None):
     output.add_argument("--figures", type=Path, metavar="DIR", help="PNG and SVG figures")
     output.add_argument("--log_to", metavar="[ENTITY/]PROJECT", help="log the report and the table "
                         "of cells to W&B, as a run of type comparison (offline without a login)")
+    parser.with_config()
     args = parser.parse_args(argv)
     if not args.dirs and not args.wandb:
         parser.error("nothing to compare: give a folder with runs, or --wandb ENTITY/PROJECT")

@@ -118,6 +118,7 @@ def parse_args(argv=None):
                       metavar="BOOL", help="even out the directions in which the collection "
                       "varies before comparing")
     like.add_argument("--m3u", type=Path, metavar="FILE", help="write them as a playlist")
+    parser.with_config()
     args = parser.parse_args(argv)
     changed = [name for name in STRATEGY if getattr(args, name) != parser.get_default(name)]
     args.command = describe_command(args, changed)

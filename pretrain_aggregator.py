@@ -133,6 +133,7 @@ def parse_args(argv=None):
     output.add_argument("--project", default="tune", help="the tracker's project")
     output.add_argument("--group", help="W&B group (default: pretraining)")
     output.add_argument("--tags", nargs="*", default=[], metavar="TAG", help="W&B tags")
+    parser.with_config()
     args = parser.parse_args(argv)
     args.tasks = list(dict.fromkeys(word for part in args.tasks or [] for word in part))
     if not args.tasks and args.audio_dir is None:

@@ -117,6 +117,7 @@ def parse_args(argv=None):
     output.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
     output.add_argument("--report_to", choices=["wandb", "none"], default="none",
                         help="log cost/... of each cell to W&B")
+    parser.with_config()
     args = parser.parse_args(argv)
     if args.audio and args.duration:
         parser.error("--audio and --duration exclude each other: a file has its own length")

@@ -162,6 +162,7 @@ def parse_args(argv=None):
     output.add_argument("--tags", nargs="*", default=[], metavar="TAG", help="W&B tags")
     output.add_argument("--overwrite", nargs="?", const=True, default=False, type=to_bool,
                         metavar="BOOL", help="replace the run called --name")
+    parser.with_config()
     args = parser.parse_args(argv)
     args.seeds = list(dict.fromkeys(s for part in args.seeds for s in part))
     if not args.seeds or min(args.seeds) < 0:

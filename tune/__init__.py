@@ -14,6 +14,11 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "embed", "store"]
 
 
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__
+
+
 def __getattr__(name: str):
     """Load `embed` and `store` when they are first used: importing the package costs nothing."""
     import importlib

@@ -231,7 +231,7 @@ def test_a_search_stops_early_and_is_taken_up_again(tmp_path):
     ("flags", "message"),
     [(["--agg=stats"], "--agg: s.yaml varies it; change it there"),
      (["--name=x"], "--name: the sweep names its cells' folders itself"),
-     (["--store", "x"], "--store: flags for the cells are written --flag=value"),
+     (["x"], "x: flags for the cells are written --flag=value"),
      (["--workers=0"], "expected a whole number above 0"),
      (["--search_seed=-1"], "--search_seed must be 0 or above, got -1")],
 )  # fmt: skip

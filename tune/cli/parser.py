@@ -32,6 +32,46 @@ class Parser(argparse.ArgumentParser):
                           default=argparse.SUPPRESS, metavar="BOOL", help="show where in the code "
                           "an error was found, as TUNE_DEBUG=1 does")  # fmt: skip
 
+    def with_config(self) -> None:
+        """Add --config: a YAML file of this parser's flags; flags of the command line win."""
+        self.add_argument("--config", type=Path, metavar="FILE", default=argparse.SUPPRESS,
+                          help="a YAML file of flags, such as {seg: 10, agg: [mean, max]}; those "
+                          "given beside it win")  # fmt: skip
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Read the flags of a --config file first, then the command line's."""
+        words = list(sys.argv[1:] if args is None else args)
+        for i, word in enumerate(words):
+            name, equals, file = word.partition("=")
+            if name == "--config" and "--config" in self._option_string_actions:
+                rest = words[i + 1 :] if equals else words[i + 2 :]
+                file = file if equals else (words[i + 1 : i + 2] or [""])[0]
+                words = [*self._flags_of(file), *words[:i], *rest]
+                break
+        return super().parse_known_args(words, namespace)
+
+    def _flags_of(self, file: str) -> list[str]:
+        """The flags that a YAML file holds, as words of a command line."""
+        import yaml
+
+        try:
+            found = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            self.error(f"--config {file}: {why}")
+        if not isinstance(found, dict):
+            self.error(f"--config {file}: expected flags and their values, such as seg: 10")
+        words = []
+        for name, value in found.items():
+            if f"--{name}" not in self._option_string_actions or name == "config":
+                self.error(f"--config {file}: there is no flag --{name}")
+            if value is None:
+                continue
+            values = value if isinstance(value, list) else [value]
+            texts = [str(v).lower() if isinstance(v, bool) else str(v) for v in values]
+            words += [f"--{name}={texts[0]}"] if len(texts) == 1 else [f"--{name}", *texts]
+        return words
+
     def error(self, message: str):
         """Print one line and leave with code 2."""
         self.exit(2, f"{self.prog}: error: {one_line(message)} (--help lists the flags)\n")

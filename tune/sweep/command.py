@@ -24,6 +24,24 @@ from tune.sweep.pool import run
 from tune.sweep.summary import print_comparison, print_table
 
 
+def joined(words: Sequence[str]) -> list[str]:
+    """Flags and their values as one word each: --store DIR becomes --store=DIR.
+
+    Examples
+    --------
+    >>> joined(["--store", "rows", "--seg=10", "--strict"])
+    ['--store=rows', '--seg=10', '--strict']
+    """
+    out: list[str] = []
+    for word in words:
+        takes = out and out[-1].startswith("--") and "=" not in out[-1]
+        if takes and not word.startswith("--"):
+            out[-1] += f"={word}"
+        else:
+            out.append(word)
+    return out
+
+
 def parse_args(argv: Sequence[str] | None = None):
     """Read the command line."""
     parser = Parser(prog="python -m tune.sweep", description=__doc__)
@@ -40,6 +58,7 @@ def parse_args(argv: Sequence[str] | None = None):
                         help="runs go to DIR/NAME, the sweep's journal and logs to "
                         "DIR/.sweeps")  # fmt: skip
     args, extra = parser.parse_known_args(argv)
+    extra = joined(extra)
     for flag in extra:
         if not flag.startswith("--") or "=" not in flag:
             parser.error(f"{flag}: flags for the cells are written --flag=value, after FILE")
