@@ -19,6 +19,7 @@ import re
 import shlex
 from pathlib import Path
 
+from tune.aggregators.registry import CHOICES, find_row, readable_name, split_name
 from tune.cli.parser import (
     Parser,
     begin,
@@ -31,8 +32,6 @@ from tune.cli.parser import (
 )
 from tune.segments.rules import parse_rule
 
-AGGS = ("mean", "duration_mean", "max", "concat", "stats", "whitened", "attention", "hierarchical",
-        "transformer")  # fmt: skip
 STRATEGY = ("encoder", "revision", "layer", "seg", "hop", "min_tail", "min_seg", "max_seg", "agg",
             "tokens", "frame_rate", "aggregator_checkpoint", "readout", "n_tokens", "from_run",
             "run_seed", "mixed_precision")  # fmt: skip
@@ -78,10 +77,10 @@ def parse_args(argv=None):
                           help="shortest segment of --seg structure (default: 5)")
     strategy.add_argument("--max_seg", type=positive_float, metavar="SECONDS",
                           help="longest segment of --seg structure (default: 30)")
-    strategy.add_argument("--agg", default="mean", metavar=f"{{{','.join(AGGS)}}}", help="how the "
-                          "segments' embeddings are joined; whitened is fitted on the music given; "
-                          "attention and hierarchical need --from_run; transformer:DIR names its "
-                          "checkpoint as well")
+    strategy.add_argument("--agg", default="mean", metavar="NAME|FILE.py:NAME", help="how the "
+                          f"segments' embeddings are joined: {CHOICES}; whitened is fitted "
+                          "on the music given; attention and hierarchical need --from_run; "
+                          "transformer:DIR names its checkpoint as well")
     strategy.add_argument("--n_tokens", type=positive_int, metavar="N", help="tokens that --agg "
                           "concat lays end to end; missing ones are zeros (default: the longest "
                           "track's)")
@@ -122,9 +121,11 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     changed = [name for name in STRATEGY if getattr(args, name) != parser.get_default(name)]
     args.command = describe_command(args, changed)
-    args.agg, _, checkpoint = args.agg.partition(":")
-    if args.agg not in AGGS or (checkpoint and args.agg != "transformer"):
-        parser.error(f"--agg must be one of {', '.join(AGGS)} (or transformer:DIR)")
+    try:
+        args.agg, checkpoint = split_name(args.agg)
+        aggregator = find_row(args.agg)
+    except ValueError as error:
+        parser.error(str(error))
     if checkpoint and args.aggregator_checkpoint:
         parser.error("the checkpoint is given twice: in --agg and as --aggregator_checkpoint")
     args.aggregator_checkpoint = checkpoint or args.aggregator_checkpoint
@@ -149,11 +150,12 @@ def parse_args(argv=None):
         parser.error(f"--from_run brings the whole strategy: leave out --{min(both)}")
     if args.run_seed is not None and not args.from_run:
         parser.error("--run_seed belongs to --from_run")
-    if args.shard and args.agg == "whitened":
-        parser.error("--agg whitened is fitted on all tracks, which a shard isn't: run the shards "
-                     "with --agg mean on one --store, then --agg whitened without --shard")
-    if args.shard and args.agg == "concat" and not args.n_tokens:
-        parser.error("--agg concat needs the same --n_tokens for all shards")
+    if args.shard and aggregator.whitening:
+        parser.error(f"--agg {args.agg} is fitted on all tracks, which a shard isn't: run the "
+                     f"shards with --agg mean on one --store, then --agg {args.agg} without "
+                     "--shard")
+    if args.shard and aggregator.fixed_n and not args.n_tokens:
+        parser.error(f"--agg {args.agg} needs the same --n_tokens for all shards")
     return args
 # fmt: on
 
@@ -222,11 +224,13 @@ def main(args):
             embedder = load(args, accelerator.device)
         if segments and len(embedder.collection.layers) > 1:
             raise ValueError("--segments writes one layer's states, and this run mixes all layers")
+        if out and not args.overwrite:
+            check_same_source(out, embedder.strategy)
         tracks, bad, report = embedder.encode(paths, accelerator, strict=args.strict)
         if not is_main:
             return
         joiner = embedder.joiner(tracks)
-        if embedder.strategy.agg == "whitened" and not args.from_run:
+        if embedder.aggregator_row.whitening and not args.from_run:
             log.info("the whitening is fitted on these %d tracks, without labels", len(tracks))
         table, truncated = track_rows(embedder, joiner, tracks, bad)
         if truncated:
@@ -260,7 +264,8 @@ def load(args, device) -> Embedder:
         if tokens is None:
             tokens, frame_rate = transformer.tokens_of(args.aggregator_checkpoint, frame_rate)
         given = {field.name: getattr(args, field.name) for field in dataclasses.fields(Strategy)
-                 if field.name not in ("encoder", "seg", "frame_rate", "precision")}  # fmt: skip
+                 if field.name not in ("encoder", "seg", "frame_rate", "precision",
+                                       "agg_sha256")}  # fmt: skip
         strategy = Strategy(
             encoder=args.encoder or "muq", seg=(args.seg,), precision=args.mixed_precision,
             frame_rate=frame_rate if tokens == "frame" else None, **given,
@@ -270,6 +275,19 @@ def load(args, device) -> Embedder:
         trust_remote_code=args.trust_remote_code, compile=args.compile,
         batch_seconds=args.batch_seconds,
     )  # fmt: skip
+
+
+def check_same_source(out: Path, strategy: Strategy) -> None:
+    """Refuse to go on with a file of embeddings when its aggregator's source has changed."""
+    if strategy.agg_sha256 and out.exists():
+        old = files.read(out).meta["strategy"]
+        if old.get("agg") == strategy.as_json()["agg"] and (
+            old["agg_sha256"] != strategy.agg_sha256
+        ):
+            raise ValueError(
+                f"{out} was made with another version of {strategy.agg}: choose another --out, or "
+                f"--overwrite"
+            )
 
 
 def describe(embedder, joiner, args, device, bad, table, truncated) -> dict:
@@ -317,7 +335,8 @@ def report_on(made: Embeddings, bad, report, there, n_processes) -> None:
                    + (f", {len(bad)} can't be used" if bad else "")),
         ("segments", f"{n_segments}"),
         ("embedding", f"{meta['embedding_dim']} values: {encoder}, layer "
-                      f"{meta['strategy']['layer']}, {meta['strategy']['agg']}"),
+                      f"{meta['strategy']['layer']}, "
+                      f"{readable_name(meta['strategy']['agg'])}"),
         ("encoder", f"{report.encoder_passes} passes, {report.audio_seconds:.0f} s of audio in "
                     f"{report.encode_seconds:.1f} s" if report.encoder_passes else
                     "0 passes: everything was in the store"),

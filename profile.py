@@ -40,6 +40,7 @@ def parse_args(argv=None):
     from argparse import ArgumentTypeError
     from pathlib import Path
 
+    from tune.aggregators.registry import CHOICES, find_row
     from tune.cli.parser import Parser, positive_float, positive_int, to_bool
     from tune.segments.rules import parse_rule
     from tune.system.memory import parse_budget
@@ -72,9 +73,8 @@ def parse_args(argv=None):
                       "structure: cut where the music changes, which noise doesn't, so give "
                       "--audio (default: 10 full)")
     grid.add_argument("--agg", nargs="+", default=["mean"], metavar="NAME",
-                      help="how the segments' embeddings are joined: mean, duration_mean, max, "
-                      "concat, stats, attention, transformer, or hierarchical, which joins all "
-                      "--seg in one cell (default: mean)")
+                      help=f"how the segments' embeddings are joined: {CHOICES}; "
+                      "hierarchical joins all --seg in one cell (default: mean)")
     grid.add_argument("--duration", type=positive_float, nargs="+", metavar="SECONDS",
                       help="length of the track of noise that is encoded (default: 45)")
     grid.add_argument("--encoder", nargs="+", default=["muq"], metavar="NAME",
@@ -123,12 +123,18 @@ def parse_args(argv=None):
         parser.error("--audio and --duration exclude each other: a file has its own length")
     args.duration = args.duration or [45.0]
     args.seg, args.agg = list(dict.fromkeys(args.seg)), list(dict.fromkeys(args.agg))
-    if "hierarchical" in args.agg and len(args.seg) < 2:
-        parser.error("--agg hierarchical needs several --seg, such as 10 30 full")
+    try:
+        aggregators = {agg: find_row(agg) for agg in args.agg}
+    except ValueError as error:
+        parser.error(str(error))
+    joins_all = [agg for agg, row in aggregators.items() if row.several_segs]
+    if joins_all and len(args.seg) < 2:
+        parser.error(f"--agg {joins_all[0]} needs several --seg, such as 10 30 full")
+    pretrained = any(row.pretrained for row in aggregators.values())
     several = [layer for layer in args.layer if layer in ("all", "mix")]
-    if "transformer" in args.agg and several:
+    if pretrained and several:
         parser.error(f"a Transformer joins one layer's tokens: --layer last or K, not {several[0]}")
-    if args.aggregator_checkpoint and "transformer" not in args.agg:
+    if args.aggregator_checkpoint and not pretrained:
         parser.error("--aggregator_checkpoint belongs to --agg transformer")
     if args.plot:
         if args.audio or len(set(args.duration)) < 2:
@@ -150,7 +156,6 @@ def main(args) -> None:
     import torch
     from rich.console import Console
 
-    from tune.aggregators.registry import AGGREGATORS
     from tune.encoders.base import DTYPES
     from tune.profiling import report
     from tune.profiling.arithmetic import matrix_rate
@@ -159,9 +164,6 @@ def main(args) -> None:
     from tune.system.files import hide_home
     from tune.system.memory import device_memory, parse_budget
 
-    for agg in args.agg:
-        if agg not in AGGREGATORS:
-            raise ValueError(f"--agg must be one of {', '.join(AGGREGATORS)}, got {agg!r}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     memory = device_memory(device)
     budget = parse_budget(args.budget, memory) if args.budget else None
@@ -214,6 +216,7 @@ def grid(args, device, memory):
 
     import torch
 
+    from tune.aggregators.registry import find_row
     from tune.audio.decode import AudioError, check_file
     from tune.encoders.base import resolve_precision
     from tune.profiling.measure import Cell
@@ -236,10 +239,9 @@ def grid(args, device, memory):
         "frame_rate": args.frame_rate if args.tokens == "frame" else None,
     }
     tracks = [(seconds, ()) for seconds in args.duration]
-    plain = [agg for agg in args.agg if agg != "hierarchical"]
+    plain = [agg for agg in args.agg if not find_row(agg).several_segs]
     strategies = list(itertools.product(args.seg, plain))
-    if "hierarchical" in args.agg:
-        strategies.append(("+".join(args.seg), "hierarchical"))
+    strategies += [("+".join(args.seg), agg) for agg in args.agg if agg not in plain]
     wanted = [
         (track, *strategy)
         for track in ([(None, tuple(args.audio))] if args.audio else tracks)
@@ -262,7 +264,9 @@ def grid(args, device, memory):
 
 def checkpoint_of(args, agg):
     """The checkpoint of a cell with this aggregator: only the Transformer has one."""
-    return args.aggregator_checkpoint if agg == "transformer" else None
+    from tune.aggregators.registry import find_row
+
+    return args.aggregator_checkpoint if find_row(agg).pretrained else None
 
 
 def describe(cell) -> dict:
@@ -270,11 +274,14 @@ def describe(cell) -> dict:
     from dataclasses import asdict
     from pathlib import Path
 
+    from tune.aggregators.registry import find_row, readable_name
+
     checkpoint = cell.aggregator_checkpoint
     if checkpoint and Path(checkpoint).is_dir():
         checkpoint = Path(checkpoint).resolve().name
     return asdict(cell) | {"audio": [Path(path).name for path in cell.audio],
-                           "aggregator_checkpoint": checkpoint}  # fmt: skip
+                           "aggregator_checkpoint": checkpoint,
+                           "agg": readable_name(cell.agg)} | find_row(cell.agg).record  # fmt: skip
 
 
 def numbers(row) -> dict:

@@ -17,6 +17,7 @@ the run in W&B (offline without a login).
 from argparse import ArgumentTypeError
 from pathlib import Path
 
+from tune.aggregators.registry import CHOICES, find_row, readable_name, split_name
 from tune.cli.parser import (
     Parser,
     begin,
@@ -32,16 +33,13 @@ from tune.segments.rules import parse_rule
 from tune.tasks.label_kinds import KINDS
 from tune.tasks.registry import TASKS, default_layer
 
-AGGS = ("mean", "duration_mean", "max", "concat", "stats", "whitened", "attention", "hierarchical",
-        "transformer")  # fmt: skip
-
 
 def to_agg(text):
     """Read an aggregator; the Transformer's may name its checkpoint."""
-    name, colon, checkpoint = text.partition(":")
-    if name not in AGGS or (colon and (name != "transformer" or not checkpoint)):
-        raise ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(AGGS)}; "
-                                "transformer:DIR)")  # fmt: skip
+    try:
+        find_row(split_name(text)[0])
+    except ValueError as error:
+        raise ArgumentTypeError(str(error).removeprefix("--agg ")) from error
     return text
 
 
@@ -98,10 +96,11 @@ def parse_args(argv=None):
     strategy.add_argument("--max_seg", type=positive_float, metavar="SECONDS",
                           help="longest segment of --seg structure (default: 30)")
     strategy.add_argument("--agg", type=to_agg, default="mean",
-                          metavar=f"{{{','.join(AGGS)}}}", help="how the segments' embeddings are "
-                          "joined; whitened, attention and hierarchical (several --seg) learn with "
-                          "the probe, transformer is pretrained by pretrain_aggregator.py "
-                          "(transformer:DIR names its checkpoint as well)")
+                          metavar="NAME|FILE.py:NAME", help="how the segments' "
+                          f"embeddings are joined: {CHOICES}; whitened, attention and "
+                          "hierarchical (several --seg) learn with the probe, transformer is "
+                          "pretrained by pretrain_aggregator.py (transformer:DIR names its "
+                          "checkpoint as well)")
     strategy.add_argument("--tokens", choices=["segment", "frame"],
                           help="what is joined: one vector a segment, or pooled frames (default: "
                           "segment; with a Transformer's checkpoint, what it was trained on)")
@@ -175,27 +174,28 @@ def parse_args(argv=None):
     except ValueError as error:
         parser.error(str(error))
     args.seg = list(dict.fromkeys(rule.name for rule in rules))
-    if (len(args.seg) > 1) != (args.agg == "hierarchical"):
-        parser.error("--agg hierarchical needs several --seg, such as 10 30 full"
-                     if args.agg == "hierarchical" else
+    args.agg, checkpoint = split_name(args.agg)
+    aggregator = find_row(args.agg)
+    if (len(args.seg) > 1) != aggregator.several_segs:
+        parser.error(f"--agg {args.agg} needs several --seg, such as 10 30 full"
+                     if aggregator.several_segs else
                      f"several --seg need --agg hierarchical, got --agg {args.agg}")
-    args.agg, _, checkpoint = args.agg.partition(":")
     if checkpoint and args.aggregator_checkpoint:
         parser.error("the checkpoint is given twice: in --agg and as --aggregator_checkpoint")
     args.aggregator_checkpoint = checkpoint or args.aggregator_checkpoint
-    args.layer = args.layer or default_layer(args.task, args.agg)
-    if args.agg != "transformer":
+    one_layer = aggregator.pretrained  # a Transformer joins one layer's tokens only
+    args.layer = args.layer or ("last" if one_layer else default_layer(args.task))
+    if not aggregator.pretrained:
         for flag in ("aggregator_checkpoint", "readout", "tune_aggregator"):
             if getattr(args, flag):
                 parser.error(f"--{flag} belongs to --agg transformer, got --agg {args.agg}")
     elif not args.aggregator_checkpoint and not args.tune_aggregator:
-        parser.error("--agg transformer needs --aggregator_checkpoint (pretrain_aggregator.py "
+        parser.error(f"--agg {args.agg} needs --aggregator_checkpoint (pretrain_aggregator.py "
                      "makes one) or --tune_aggregator, which trains it from scratch with the probe")
     elif args.layer in ("all", "mix"):
         parser.error(f"a Transformer joins one layer's tokens: --layer last or K, "
                      f"not {args.layer}")
-    if args.aggregator_lr and not (args.agg in ("attention", "hierarchical", "whitened")
-                                   or args.agg == "transformer" or args.layer == "mix"):
+    if args.aggregator_lr and not (aggregator.learns or args.layer == "mix"):
         parser.error(f"--aggregator_lr: nothing learns in front of the probe with --agg {args.agg}")
     return args
 
@@ -228,15 +228,23 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from tune.aggregators import trainable
-from tune.aggregators.joining import Joining
+from tune.aggregators.degenerate import needless
+from tune.aggregators.track_aggregator import TrackAggregator
 from tune.aggregators.transformer import checkpoint as transformer
 from tune.encoders.base import resolve_layers, resolve_precision
 from tune.encoders.registry import load_encoder
-from tune.probing.bank import FirstBad, Positions, ProbeBank, Selection, join_clips, losses
+from tune.probing.bank import (
+    FirstBad,
+    Positions,
+    ProbeBank,
+    ProbeData,
+    Selection,
+    join_clips,
+    losses,
+)
 from tune.probing.metrics import bootstrap, defined_tags, main_score, score
 from tune.runs import result as results
 from tune.runs.tracking import Tracker, check_tracker
-from tune.segments.degenerate import needless
 from tune.store.encode import check_fits, encode_shared
 from tune.store.store import Store, default_root
 from tune.system.files import cache_folder
@@ -267,8 +275,9 @@ def main(args):
             args.aggregator_checkpoint, args.frame_rate
         )
     frame_rate = args.frame_rate if args.tokens == "frame" else None
+    agg = readable_name(args.agg)
     default = results.default_name(
-        short_name(args.task), encoder_name, args.layer, rules, args.agg, frame_rate
+        short_name(args.task), encoder_name, args.layer, rules, agg, frame_rate
     )
     if args.tune_aggregator:
         default += "-tuned"
@@ -300,17 +309,17 @@ def main(args):
     if args.aggregator_checkpoint:
         model = transformer.load_for(args.aggregator_checkpoint, encoder, layers, collection, rules)
 
-    joining = Joining(
-        args.agg, args.seg, mix=args.layer == "mix", model=model, readout=args.readout,
-        tune=args.tune_aggregator,
+    aggregator = TrackAggregator(
+        args.agg, args.seg, sample_rate=encoder.sample_rate, window_s=collection.window_s,
+        mix=args.layer == "mix", model=model, readout=args.readout, tune=args.tune_aggregator,
     )  # fmt: skip
 
-    given = vars(args) | {"seg": results.joined_name(rules)}
+    given = vars(args) | {"seg": results.joined_name(rules)} | aggregator.settings
     config = results.describe_run(given, sys.argv[1:], encoder, layers, accelerator)
     tracker = Tracker(accelerator, args.report_to)
     tracker.start(
         args.project, config, name=run_name, group=args.group or f"{task.name}-{encoder.name}",
-        tags=[task.name, encoder.name, f"seg {given['seg']}", args.agg, *args.tags],
+        tags=[task.name, encoder.name, f"seg {given['seg']}", agg, *args.tags],
     )  # fmt: skip
     try:
         paths = [path for split in SPLITS for path in task.splits[split]["path"]]
@@ -330,17 +339,21 @@ def main(args):
             return
         task = task.without({item["path"] for report in reports for item in report.skipped})
         scales = [report.rows for report in reports]
-        data, truncated = joining.load(task, collection, scales, device)
+        features, tokens, truncated = aggregator.load(task.splits, collection, scales, device)
+        data = ProbeData(
+            task, features, device, n_scales=len(aggregator.scales), mix=aggregator.mix,
+            tokens=tokens, raw=aggregator.tune,
+        )  # fmt: skip
 
         started = time.perf_counter()
         seeds = args.seeds * data.n_layers
-        joiners = joining.joiners(data, seeds, device)
+        joiners = aggregator.poolings(data, seeds, device)
         bank, selection, history = train(accelerator, tracker, task, data, joiners, args)
-        outcome = evaluate(accelerator, bank, selection, task, data, layers, joining, args)
+        outcome = evaluate(accelerator, bank, selection, task, data, layers, aggregator, args)
         if accelerator.is_main_process:
             result = results.assemble(
                 task, encoder, rules, collection, reports, outcome, config, device,
-                layer_asked=args.layer, agg=args.agg, seeds=args.seeds, truncated=truncated,
+                layer_asked=args.layer, agg=agg, seeds=args.seeds, truncated=truncated,
                 probe_seconds=time.perf_counter() - started,
             )  # fmt: skip
             folder = results.write_run(
@@ -465,7 +478,7 @@ def predict(accelerator, model, data, split, rows, which=None) -> torch.Tensor:
     return torch.cat(out).transpose(0, 1)
 
 
-def evaluate(accelerator, bank, selection, task, data, layers, joining, args) -> dict:
+def evaluate(accelerator, bank, selection, task, data, layers, aggregator, args) -> dict:
     """Test once: the layer chosen on validation, every seed."""
     seeds = args.seeds
     by_layer = selection.best_score.reshape(data.n_layers, len(seeds)).mean(1)
@@ -497,10 +510,10 @@ def evaluate(accelerator, bank, selection, task, data, layers, joining, args) ->
         "layer_scores": dict(zip(map(str, names), by_layer.tolist(), strict=True)),
         "best_epochs": selection.best_epoch[mine].tolist(),
         "aggregator": trainable.describe(
-            probes, seeds, views=data.view_names(joining.scales, layers),
+            probes, seeds, views=data.view_names(aggregator.scales, layers),
             checkpoint=args.aggregator_checkpoint, tuned=args.tune_aggregator,
-            readout=joining.readout_used,
-        ),
+            readout=aggregator.readout_used,
+        ) | aggregator.row.record,
         "attention": trainable.attention_columns(probes, seeds, data, chosen, task.splits["test"]),
         "embedding_dim": bank.n_in,
         "probe": weights | data.constants(chosen, inputs=not args.tune_aggregator),

@@ -192,8 +192,9 @@ def joiners_for(kind: str, data: ProbeData, seeds):
         model = small_model(size=data.n_in)
         start = checkpoint.starter(model, data.tokens["train"])
         return trainable.make_transformers(data, seeds, start, None, CPU)
-    make = trainable.make_mixes if kind == "mix" else trainable.make_attention
-    return make(data, seeds, CPU)
+    if kind == "mix":
+        return trainable.make_mixes(data, seeds, CPU)
+    return trainable.make_poolings(GatedAttention, data, seeds, CPU)
 
 
 def train(data: ProbeData, seeds, joiners, *, rate=None, lr=5e-3, epochs=4, batch_size=8):

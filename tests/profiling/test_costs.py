@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -195,9 +196,14 @@ def test_a_cell_joins_as_the_aggregator_does(agg, size, parameters):
     )
 
 
+def joined_by(cell, encoder):
+    """What joins the rows of a track, as profile.py measures it."""
+    return partial(measuring.join, measuring.make_aggregator(cell, encoder))
+
+
 def test_attention_joins_every_layer(nano):
     cell = measuring.Cell("1", "attention", 2.5, encoder="muq-nano", layer="all")
-    join, _ = measuring.make_join(cell, nano)
+    join = joined_by(cell, nano)
     tokens = np.random.default_rng(0).standard_normal((2, 5, 192)).astype(np.float32)
     joined = join([Row(tokens, [(0, 24_000), (24_000, 48_000)], [1, 1], False, 0.0)])
     # Its scores begin at zero: each token weighs the same.
@@ -209,17 +215,18 @@ def test_attention_joins_every_layer(nano):
 )
 def test_mixed_layers_are_joined_into_one(nano, seg, agg, views):
     cell = measuring.Cell(seg, agg, 2.5, encoder="muq-nano", layer="mix")
-    join, model = measuring.make_join(cell, nano)
+    aggregator = measuring.make_aggregator(cell, nano)
     scales = len(cell.rules)
     tokens = np.random.default_rng(0).standard_normal((2, 5, 192)).astype(np.float32)
     row = Row(tokens, [(0, 24_000), (24_000, 48_000)], [1, 1], False, 0.0)
-    (joined,) = join([row] * scales)
+    (joined,) = measuring.join(aggregator, [row] * scales)
+    model = aggregator.pooling
     assert joined.numpy() == pytest.approx(tokens.mean((0, 1), np.float64))
     assert len((model if agg != "attention" else model.mix).scores) == views
 
 
 def test_duration_mean_weighs_the_tail_by_its_length(nano):
-    join, _ = measuring.make_join(measuring.Cell("1", "duration_mean", 2.5), nano)
+    join = joined_by(measuring.Cell("1", "duration_mean", 2.5), nano)
     tokens = np.array([[[1.0]], [[5.0]]], np.float32)
     (joined,) = join([Row(tokens, [(0, 30_000), (30_000, 40_000)], [1, 1], False, 0.0)])
     assert joined.item() == pytest.approx(2.0)
@@ -252,8 +259,9 @@ def test_a_checkpoint_is_measured_instead(checkpoint):
                           aggregator_checkpoint=checkpoint)  # fmt: skip
     found = measuring.run_cell(cell, 1)
     assert found["embedding_dim"] == 192
-    own = measuring.make_join(replace(cell, aggregator_checkpoint=None), load_encoder("muq-nano"))
-    assert found["aggregator_parameters"] < sum(p.numel() for p in own[1].parameters())
+    cell = replace(cell, aggregator_checkpoint=None)
+    own = measuring.make_aggregator(cell, load_encoder("muq-nano")).model
+    assert found["aggregator_parameters"] < sum(p.numel() for p in own.parameters())
 
 
 @pytest.mark.parametrize(

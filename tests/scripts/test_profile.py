@@ -225,7 +225,9 @@ def test_a_bad_value_ends_in_one_line(tmp_path, flags, message):
 def test_an_aggregator_that_only_the_library_knows_ends_in_one_line(tmp_path):
     done = run(ROOT / "profile.py", "--agg", "mean", "magic", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: --agg must be one of mean, duration_mean, max, concat")
+    assert done.stderr.startswith(
+        "profile.py: error: --agg must be one of mean, duration_mean, max, concat"
+    )
     assert len(done.stderr.splitlines()) == 1
 
 

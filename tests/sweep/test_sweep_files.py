@@ -6,7 +6,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from tune.segments.degenerate import full_track, needless
+from tune.aggregators.degenerate import full_track, needless
 from tune.segments.rules import parse_rule
 from tune.sweep import config as sweep_files
 from tune.sweep.config import make_cell, propose, read_sweep, swept, to_stop

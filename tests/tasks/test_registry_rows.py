@@ -216,7 +216,7 @@ def test_a_made_split_keeps_clips_together_and_spreads_tags(tmp_path):
 )  # fmt: skip
 def test_the_layer_is_the_rows_where_none_is_given(train_probe, given, layer):
     assert train_probe.parse_args(given).layer == layer
-    assert default_layer("my.csv", "mean") == "last"
+    assert default_layer("my.csv") == "last"
 
 
 def test_recipes_are_marbles(data, tmp_path):

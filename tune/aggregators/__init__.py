@@ -4,6 +4,7 @@ from tune.system.lazy import door
 
 PUBLIC = {
     "AGGREGATORS": "registry",
+    "TrackAggregator": "track_aggregator",
     "aggregate_track": "registry",
 }
 __getattr__, __dir__, __all__ = door(__name__, PUBLIC)

@@ -9,17 +9,31 @@ What learns is elsewhere: with the probe in `tune.aggregators.trainable`, before
 `tune.aggregators.transformer.model`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from tune.system import plugins
+
+if TYPE_CHECKING:  # the scripts read --agg by this table before they import torch
+    import torch
+
+
+def everywhere(values: torch.Tensor) -> torch.Tensor:
+    """A mask of values that are all real."""
+    import torch
+
+    return torch.ones_like(values, dtype=torch.bool)
 
 
 def mean(tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Average the tokens: (B, N, D) -> (B, D). The study's `mean`: a short tail counts fully."""
     weight = mask.unsqueeze(-1).to(tokens.dtype)
     out = (tokens * weight).sum(1) / weight.sum(1)
-    return out, torch.ones_like(out, dtype=torch.bool)
+    return out, everywhere(out)
 
 
 def duration_mean(
@@ -31,22 +45,24 @@ def duration_mean(
     """
     weight = (seconds * mask).unsqueeze(-1).to(tokens.dtype)
     out = (tokens * weight).sum(1) / weight.sum(1)
-    return out, torch.ones_like(out, dtype=torch.bool)
+    return out, everywhere(out)
 
 
 def maximum(tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Take each dimension's largest value: (B, N, D) -> (B, D)."""
-    out = tokens.masked_fill(~mask.unsqueeze(-1), -torch.inf).amax(1)
-    return out, torch.ones_like(out, dtype=torch.bool)
+    out = tokens.masked_fill(~mask.unsqueeze(-1), float("-inf")).amax(1)
+    return out, everywhere(out)
 
 
 def stats(tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and population deviation of each dimension: (B, N, D) -> (B, 2 D)."""
+    import torch
+
     weight = mask.unsqueeze(-1).to(tokens.dtype)
     centre = (tokens * weight).sum(1) / weight.sum(1)
     spread = (((tokens - centre.unsqueeze(1)) * weight) ** 2).sum(1) / weight.sum(1)
     out = torch.cat([centre, spread.sqrt()], -1)
-    return out, torch.ones_like(out, dtype=torch.bool)
+    return out, everywhere(out)
 
 
 def concat(tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,6 +71,8 @@ def concat(tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torc
     N is the same for all tracks (`fit_tokens`). Missing tokens are zeros, and the last N values
     tell the probe which tokens are real.
     """
+    import torch
+
     real = mask.unsqueeze(-1).expand_as(tokens).flatten(1)  # (B, N D)
     out = torch.cat([tokens.flatten(1).masked_fill(~real, 0), mask.to(tokens.dtype)], -1)
     return out, torch.cat([real, torch.ones_like(mask)], -1)
@@ -62,40 +80,211 @@ def concat(tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torc
 
 @dataclass(frozen=True)
 class AggregatorRow:
-    """A row of the table of aggregators.
+    """A row of the table of aggregators; nothing outside this package asks for a name.
 
     Attributes
     ----------
     function : (tokens, mask[, seconds]) -> (embeddings, valid); for attention the pooling that it
-        starts from, for hierarchical the pooling inside each scale, None for what is fitted first
+        starts from, for hierarchical the pooling inside each scale, None for what is pretrained
     about : one line for --help
     fixed_n : whether all tracks need the same number of tokens
     needs_seconds : whether the function takes the tokens' durations
+    whitening : makes, of D, what takes in tracks' tokens by `add(tokens)` and gives by `fit()` a
+        mean (D,) and a matrix (D, D): the probe mixes the embedding x and (x - mean) @ matrix
+    views : names of what the probe mixes, where it isn't layers or segment rules
+    pooling : gives the class that pools tokens and learns with the probe (as
+        `tune.aggregators.trainable.GatedAttention`)
+    pretrained : whether it is a Transformer, from a checkpoint or trained with the probe
+    several_segs : whether it joins several segment rules
+    learns : whether something learns in front of the probe
+    needs_run : whether an embedding needs a run of train_probe.py that learned it
+    of_one_piece : the aggregator that it is over a single token; None is itself
+    needs_several : whether it is undefined over single tokens
+    own : the source of a plug-in, None for what is built in
     """
 
     function: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None
     about: str
     fixed_n: bool = False
     needs_seconds: bool = False
+    whitening: Callable | None = None
+    views: tuple[str, ...] = ()
+    pooling: Callable[[], type] | None = None
+    pretrained: bool = False
+    several_segs: bool = False
+    learns: bool = False
+    needs_run: bool = False
+    of_one_piece: str | None = None
+    needs_several: bool = False
+    own: Own | None = None
+
+    @property
+    def record(self) -> dict:
+        """What results say of an aggregator of one's own: its name and its source's digest."""
+        return {"plugin": self.own.as_json()} if self.own else {}
+
+
+@dataclass(frozen=True)
+class Own:
+    """Where an aggregator of one's own comes from.
+
+    Attributes
+    ----------
+    spec : FILE.py:NAME with the file's full path, or PACKAGE.MODULE:NAME
+    slug : its short name in results, runs' names and tables, such as mine-median_range
+    sha256 : of its source file
+    """
+
+    spec: str
+    slug: str
+    sha256: str
+
+    def as_json(self) -> dict[str, str]:
+        """The record for results; a file without its folder."""
+        where, _, name = self.spec.rpartition(":")
+        return {"name": f"{Path(where).name}:{name}", "sha256": self.sha256}
+
+
+def within_track(size: int):
+    """The within-track covariance of tokens, to be accumulated."""
+    from tune.aggregators.whitening import WithinTrack
+
+    return WithinTrack(size)
+
+
+def gated_attention() -> type:
+    """The class of attention pooling."""
+    from tune.aggregators.trainable import GatedAttention
+
+    return GatedAttention
 
 
 AGGREGATORS = {
     "mean": AggregatorRow(mean, "average of the tokens"),
     "duration_mean": AggregatorRow(
-        duration_mean, "average of the tokens by their duration", needs_seconds=True
+        duration_mean, "average of the tokens by their duration", needs_seconds=True,
+        of_one_piece="mean",
     ),
-    "max": AggregatorRow(maximum, "largest value of each dimension"),
+    "max": AggregatorRow(maximum, "largest value of each dimension", of_one_piece="mean"),
     "concat": AggregatorRow(
         concat, "tokens end to end, as many as the longest training track has", fixed_n=True
     ),
     "stats": AggregatorRow(stats, "mean and deviation of each dimension"),
     "whitened": AggregatorRow(
-        mean, "the mean, and the mean whitened by what varies within tracks, mixed by the probe"
+        mean, "the mean, and the mean whitened by what varies within tracks, mixed by the probe",
+        whitening=within_track, views=("mean", "whitened"), learns=True, needs_several=True,
     ),
-    "attention": AggregatorRow(mean, "gated attention over the tokens, learned with the probe"),
-    "hierarchical": AggregatorRow(mean, "means at several segment lengths, mixed by the probe"),
-    "transformer": AggregatorRow(None, "BERT-style Transformer, pretrained by masked modelling"),
-}
+    "attention": AggregatorRow(
+        mean, "gated attention over the tokens, learned with the probe", pooling=gated_attention,
+        learns=True, needs_run=True,
+    ),
+    "hierarchical": AggregatorRow(
+        mean, "means at several segment lengths, mixed by the probe", several_segs=True,
+        learns=True, needs_run=True,
+    ),
+    "transformer": AggregatorRow(
+        None, "BERT-style Transformer, pretrained by masked modelling", pretrained=True,
+        learns=True,
+    ),
+}  # fmt: skip
+CHOICES = f"{', '.join(AGGREGATORS)}, or FILE.py:NAME, a function of your own"  # for --help
+EXPECTED = f"--agg must be one of {', '.join(AGGREGATORS)} (or transformer:DIR, FILE.py:NAME)"
+ENTRY_POINTS = "tune.aggregators"
+
+
+def find_row(name: str) -> AggregatorRow:
+    """The row of an aggregator: of the table, of an installed package, or of one's own.
+
+    Parameters
+    ----------
+    name : a name of `AGGREGATORS`, of the entry points `tune.aggregators`, FILE.py:NAME or
+        PACKAGE.MODULE:NAME
+
+    Raises
+    ------
+    ValueError
+        When there is none, or what is named is no function.
+    """
+    if name in AGGREGATORS:
+        return AGGREGATORS[name]
+    spec = name if ":" in name else plugins.registered(ENTRY_POINTS).get(name)
+    if spec is None:
+        raise ValueError(f"{EXPECTED}, got {name!r}")
+    try:
+        function = plugins.load_object(spec)
+    except ValueError as error:
+        raise ValueError(f"--agg {name}: {error}") from error
+    if isinstance(function, type) or not callable(function):
+        raise ValueError(
+            f"--agg {name} must be a function (tokens (B, N, D), mask (B, N)) -> (B, D'), got "
+            f"{'the class' if isinstance(function, type) else 'a'} "
+            f"{getattr(function, '__name__', type(function).__name__)}"
+        )
+    where, _, attribute = spec.rpartition(":")
+    if plugins.is_file(spec):
+        spec = f"{Path(where).expanduser().resolve()}:{attribute}"
+        where = Path(where).stem
+    own = Own(spec, slug_of(f"{where.rpartition('.')[2]}-{attribute}"),
+              plugins.source_digest(function))  # fmt: skip
+    return AggregatorRow(checked(function, own), function.__doc__ or "", own=own)
+
+
+def slug_of(text: str) -> str:
+    """Text as part of a file's name."""
+    return "".join(c if c.isalnum() or c in "-_.+" else "-" for c in text)
+
+
+def readable_name(agg: str) -> str:
+    """The name that results and tables have: a plug-in's slug, else the name itself.
+
+    Examples
+    --------
+    >>> readable_name("folder/mine.py:median_range"), readable_name("mean")
+    ('mine-median_range', 'mean')
+    """
+    where, colon, name = agg.rpartition(":")
+    if agg in AGGREGATORS or not colon or where in AGGREGATORS:
+        return agg
+    stem = Path(where).stem if plugins.is_file(agg) else where.rpartition(".")[2]
+    return slug_of(f"{stem}-{name}")
+
+
+def split_name(text: str) -> tuple[str, str | None]:
+    """Read a --agg: the aggregator, and the checkpoint that transformer:DIR names as well."""
+    name, colon, checkpoint = text.partition(":")
+    if name not in AGGREGATORS or not colon:
+        return text, None
+    if not AGGREGATORS[name].pretrained or not checkpoint:
+        raise ValueError(f"{EXPECTED}, got {text!r}")
+    return name, checkpoint
+
+
+def checked(function: Callable, own: Own) -> Callable:
+    """A function of one's own as the table's: a plain tensor becomes a pair, mistakes an error."""
+
+    def call(tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
+        out = function(tokens, mask)
+        values, valid = out if isinstance(out, tuple) and len(out) == 2 else (out, None)
+        if not isinstance(values, torch.Tensor) or values.ndim != 2 or len(values) != len(tokens):
+            got = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
+            raise ValueError(
+                f"--agg {own.slug} must make a tensor (B, D') of tokens {tuple(tokens.shape)}, "
+                f"got {got}"
+            )
+        values = values.to(tokens.dtype)
+        if valid is None:
+            valid = torch.ones_like(values, dtype=torch.bool)
+        if not isinstance(valid, torch.Tensor) or valid.shape != values.shape:
+            raise ValueError(f"--agg {own.slug}: its second value must be a mask of which values "
+                             f"are real, {tuple(values.shape)}")  # fmt: skip
+        if not torch.isfinite(values).all():
+            raise ValueError(f"--agg {own.slug} gave values that are not finite for tokens "
+                             f"{tuple(tokens.shape)}")  # fmt: skip
+        return values, valid.bool()
+
+    return call
 
 
 def fit_tokens(tokens: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor, bool]:
@@ -110,6 +299,8 @@ def fit_tokens(tokens: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor
     -------
     tokens (n, D), mask (n,) True at real ones, and whether tokens were cut off
     """
+    import torch
+
     kept = tokens[:n]
     mask = torch.arange(n) < len(kept)
     padded = torch.cat([kept, kept.new_zeros(n - len(kept), *kept.shape[1:])])
@@ -123,7 +314,7 @@ def aggregate_track(
 
     Parameters
     ----------
-    name : a name of `AGGREGATORS` that has a function
+    name : an aggregator that has a function (`find_row`)
     tokens : (N, D)
     n : fixed number of tokens, for aggregators that need one
     seconds : (N,), each token's duration, for aggregators that need it
@@ -132,7 +323,15 @@ def aggregate_track(
     -------
     embedding (D'), valid (D'), and whether tokens were cut off
     """
-    row = AGGREGATORS[name]
+    return pool_track(find_row(name), tokens, n, seconds, name)
+
+
+def pool_track(
+    row: AggregatorRow, tokens: torch.Tensor, n: int | None, seconds: torch.Tensor | None, name: str
+) -> tuple[torch.Tensor, torch.Tensor, bool]:
+    """Join one track's tokens by a row; see `aggregate_track`."""
+    import torch
+
     truncated = False
     mask = torch.ones(len(tokens), dtype=torch.bool)
     if row.fixed_n:

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from datasets import DatasetDict
 
-from tune.aggregators.registry import AGGREGATORS, aggregate_track
-from tune.aggregators.whitening import WithinTrack
+from tune.aggregators.registry import AggregatorRow, find_row, pool_track
 from tune.store.encode import read_row
 from tune.store.store import Collection, Row
 
@@ -63,7 +62,7 @@ def load_task_features(
     Parameters
     ----------
     scales : for each segment rule, path -> (content, spans) as `encode_tracks` reports
-    agg : a name of `AGGREGATORS`
+    agg : an aggregator (`find_row`)
     embed : for an aggregator that was trained before, on one layer: tokens (N, D) float32 ->
         (K, D'), K views
 
@@ -71,10 +70,11 @@ def load_task_features(
     -------
     {split: Features}, and how many tracks have more tokens than the aggregator takes
     """
+    row = find_row(agg)
     parts: dict[str, list[Features]] = {name: [] for name in splits}
     for rows in scales:
         n_tokens = None
-        if agg in AGGREGATORS and AGGREGATORS[agg].fixed_n:
+        if row.fixed_n:
             n_tokens = max(count_tokens(collection, splits["train"]["path"], rows))
         for name, split in splits.items():
             found = load_features(collection, split["path"], rows, agg, n_tokens, embed)
@@ -84,8 +84,8 @@ def load_task_features(
             log.warning(
                 "%s: %d tracks have more than %d tokens and are cut", agg, truncated, n_tokens
             )
-        if agg == "whitened":
-            fitted = fit_whitening(collection, splits["train"]["path"], rows)
+        if row.whitening:
+            fitted = fit_whitening(row.whitening, collection, splits["train"]["path"], rows)
             for found in parts.values():
                 found.append(whitened(found[-1], fitted))
     features = {
@@ -98,13 +98,15 @@ def load_task_features(
     return features, sum(f.truncated for f in features.values())
 
 
-def fit_whitening(collection: Collection, paths: Sequence[str], rows: Mapping) -> list[tuple]:
-    """Mean and matrix of each layer (`whitening`), fitted on the training tracks' tokens."""
+def fit_whitening(
+    whitening: Callable, collection: Collection, paths: Sequence[str], rows: Mapping
+) -> list[tuple]:
+    """Mean and matrix of each layer (`AggregatorRow.whitening`), fitted on the training tracks."""
     within = None
     for path in paths:
         tokens = torch.from_numpy(read_row(collection, path, *rows[path]).tokens)  # (N, L, D)
         if within is None:
-            within = [WithinTrack(tokens.shape[2]) for _ in range(tokens.shape[1])]
+            within = [whitening(tokens.shape[2]) for _ in range(tokens.shape[1])]
         for layer, found in zip(tokens.unbind(1), within, strict=True):
             found.add(layer)
     return [found.fit() for found in within]
@@ -144,7 +146,7 @@ def load_features(
     ----------
     paths : tracks, in the order wanted
     rows : path -> (content, spans), as `encode_tracks` reports
-    agg : a name of `AGGREGATORS`
+    agg : an aggregator (`find_row`)
     n_tokens : fixed number of tokens for an aggregator that needs one
     embed : see `load_task_features`
 
@@ -152,35 +154,46 @@ def load_features(
     -------
     Features; equal for a track whichever other tracks are loaded with it
     """
-    if agg not in AGGREGATORS:
-        raise ValueError(f"--agg must be one of {', '.join(AGGREGATORS)}, got {agg!r}")
-    if AGGREGATORS[agg].function is None and embed is None:
+    aggregator = find_row(agg)
+    if aggregator.function is None and embed is None:
         raise ValueError(f"{agg} needs a model")
     values, valids, truncated = [], [], 0
     for path in paths:
         row = read_row(collection, path, *rows[path])
-        layers = track_views(row, collection, agg, n_tokens, embed)
+        seconds = token_seconds(row, collection.key["sample_rate"], collection.window_s)
+        layers = track_views(row, seconds, aggregator, agg, n_tokens, embed)
         values.append(torch.stack([embedding for embedding, _, _ in layers]))
         valids.append(torch.stack([valid for _, valid, _ in layers]))
         truncated += layers[0][2]
     return Features(torch.stack(values, 1), torch.stack(valids, 1), truncated)
 
 
+def token_seconds(row: Row, sample_rate: int, window_s: float | None) -> torch.Tensor:
+    """How long each token lasts, (N,)."""
+    times = token_times(row, sample_rate, window_s)
+    return torch.from_numpy(times[:, 1] - times[:, 0])
+
+
 def track_views(
-    row: Row, collection: Collection, agg: str, n_tokens: int | None = None,
-    embed: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    row: Row, seconds: torch.Tensor, aggregator: AggregatorRow, agg: str,
+    n_tokens: int | None = None, embed: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> list[tuple[torch.Tensor, torch.Tensor, bool]]:  # fmt: skip
     """One track's views at one scale: (embedding (D') float64, valid (D'), truncated) each.
 
     A view is a layer, or one of the views of an aggregator that was trained before (`embed`).
+
+    Parameters
+    ----------
+    row : its tokens
+    seconds : (N,), how long each lasts
+    aggregator, agg : the row of the registry, and its name
     """
     tokens = torch.from_numpy(row.tokens)  # (N, L, D)
-    if AGGREGATORS[agg].function is None:
+    if aggregator.function is None:
         views = embed(tokens.squeeze(1)).double()  # (K, D'); there is one layer
         return [(view, torch.ones_like(view, dtype=torch.bool), False) for view in views]
-    times = token_times(row, collection.key["sample_rate"], collection.window_s)
-    seconds = torch.from_numpy(times[:, 1] - times[:, 0])
-    return [aggregate_track(agg, layer, n_tokens, seconds) for layer in tokens.double().unbind(1)]
+    layers = tokens.double().unbind(1)
+    return [pool_track(aggregator, layer, n_tokens, seconds, agg) for layer in layers]
 
 
 def load_tokens(splits: DatasetDict, collection: Collection, rows: Mapping) -> dict[str, Tokens]:

@@ -6,7 +6,7 @@ What the probe sees then differs from there only by what was learned. Weights ar
 probe's own seed, by a generator of their own: the probe begins as it does without them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -68,6 +68,15 @@ class GatedAttention(nn.Module):
         self.gates = nn.Parameter(((draw * 2 - 1) * bound).to(dtype))  # V and U
         self.scores = nn.Parameter(torch.zeros(hidden, self.heads, dtype=dtype))  # w
         self.mix = None if n_views is None else Mix(n_views, size, dtype)
+
+    @classmethod
+    def from_state(cls, size: int, state: Mapping[str, torch.Tensor]) -> "GatedAttention":
+        """Rebuild one from its tensors, in float64."""
+        views = len(state["mix.scores"]) if "mix.scores" in state else None
+        pooling = cls(size, torch.float64, generator=torch.Generator(), n_views=views,
+                      heads=state["scores"].shape[1], hidden=state["scores"].shape[0])  # fmt: skip
+        pooling.load_state_dict(state)
+        return pooling
 
     def default_lr(self, lr: float) -> float:
         """As fast as the probe."""
@@ -138,10 +147,17 @@ class TunedTransformer(nn.Module):
         return (out.to(self.centre.dtype) - self.centre) * self.scale
 
 
-def make_attention(data, seeds: Sequence[int], device: torch.device) -> list[GatedAttention]:
-    """One attention per probe over a task's tokens (`tune.probing.bank.ProbeData`)."""
+def make_poolings(
+    pooling: type, data, seeds: Sequence[int], device: torch.device
+) -> list[nn.Module]:
+    """One pooling per probe over a task's tokens (`tune.probing.bank.ProbeData`).
+
+    Parameters
+    ----------
+    pooling : class as `GatedAttention`
+    """
     return [
-        GatedAttention(
+        pooling(
             data.n_in, data.dtype, n_views=data.n_views,
             generator=torch.Generator().manual_seed(seed + SEED_SHIFT),
         ).to(device)

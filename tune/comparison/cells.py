@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tune.aggregators.registry import AGGREGATORS
 from tune.runs.load import LeftOut, Run
 
 # What changes a probe's training; a value that isn't the default makes another cell.
@@ -137,8 +138,10 @@ def details(run: Run, whole_path: bool = False) -> list[str]:
     if aggregator.get("checkpoint"):
         path = str(aggregator["checkpoint"])
         out.append(path if whole_path else Path(path).name)
-    elif r["agg"] == "transformer":
+    elif r["agg"] in AGGREGATORS and AGGREGATORS[r["agg"]].pretrained:
         out.append("from scratch")
+    if aggregator.get("plugin"):  # the same name with other code is another cell
+        out.append(f"source {aggregator['plugin']['sha256'][:8]}")
     if aggregator.get("readout"):
         out.append(aggregator["readout"])
     if aggregator.get("tuned") and aggregator.get("checkpoint"):
@@ -228,7 +231,7 @@ def _find_twins(cells: Sequence[Cell]) -> None:
     unless its predictions say otherwise.
     """
     full: dict[tuple, Cell] = {}
-    usual = {"max": "mean", "duration_mean": "mean"}
+    usual = {name: row.of_one_piece for name, row in AGGREGATORS.items() if row.of_one_piece}
     for cell in sorted(cells, key=lambda c: (c.result["seg"] != "full", c.result["agg"] in usual)):
         r = cell.result
         if r["seg"] == "full" or r.get("degenerate") or r.get("same_as"):

@@ -11,11 +11,13 @@ from itertools import combinations
 
 import numpy as np
 
+from tune.aggregators.registry import AGGREGATORS
 from tune.comparison.cells import Cell, details, layer_of, seg_text
 from tune.comparison.significance import Difference, Scores, common_ids, judge
 from tune.probing.metrics import interval
 
 MOST_LEVELS = 12  # all subsets of as many levels are tried for a full grid
+SEVERAL = [name for name, row in AGGREGATORS.items() if row.several_segs]  # have no one length
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def main_effects(cells: Sequence[Cell], scores: Scores, correction: str) -> list
     contexts: dict[tuple, dict[tuple[str, str], Cell]] = {}
     for cell in cells:
         r = cell.result
-        if not r.get("degenerate") and r["agg"] != "hierarchical":
+        if not r.get("degenerate") and r["agg"] not in SEVERAL:
             context = (layer_of(r), r["tokens"], r.get("precision"), *details(cell.runs[0]))
             contexts.setdefault(context, {})[r["seg"], r["agg"]] = cell
     effects = []

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from tune import __version__
+from tune.aggregators.registry import find_row, split_name
+from tune.aggregators.track_aggregator import TrackAggregator
 from tune.aggregators.transformer import checkpoint as transformer
-from tune.aggregators.vectors import TrackJoiner
 from tune.embeddings.strategy import Learned, Strategy, from_run
 from tune.encoders.base import resolve_layers, resolve_precision
 from tune.encoders.registry import load_encoder
@@ -55,7 +56,9 @@ class Embedder:
                  device: str | torch.device | None = None, store: str | Path | None = None,
                  trust_remote_code: bool = False, memory_budget: str = "2GB",
                  compile: bool = False, batch_seconds: float = 60.0):  # fmt: skip
+        strategy = strategy.identified()
         strategy.check(learned)
+        self.aggregator_row = find_row(strategy.agg)
         self.learned, self.batch_seconds = learned, batch_seconds
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
@@ -87,7 +90,7 @@ class Embedder:
         changes = {"layer": "mix" if strategy.layer == "mix" else str(layers[0]),
                    "precision": self.encoder.precision,
                    "revision": self.encoder.revision or strategy.revision}  # fmt: skip
-        if strategy.agg == "concat" and learned and not strategy.n_tokens:
+        if self.aggregator_row.fixed_n and learned and not strategy.n_tokens:
             changes["n_tokens"] = learned.n_in // (self.encoder.embedding_dim + 1)  # N D + N
         self.strategy = dataclasses.replace(strategy, **changes)
 
@@ -120,7 +123,7 @@ class Embedder:
         return [read_row(self.collection, path, *where) for where in found]
 
     def joiner(self, tracks: Mapping[str, Sequence[tuple]], constants: Mapping | None = None,
-               n_tokens: int | None = None) -> TrackJoiner:  # fmt: skip
+               n_tokens: int | None = None) -> TrackAggregator:  # fmt: skip
         """What joins each track's rows, fitted on these tracks where the aggregator asks for it.
 
         Parameters
@@ -129,18 +132,19 @@ class Embedder:
         constants, n_tokens : of embeddings made before, that others are to be joined like
         """
         given = constants or (self.learned.constants if self.learned else None)
-        joiner = TrackJoiner(
-            self.strategy.agg, self.collection, model=self.model, readout=self.strategy.readout,
+        joiner = TrackAggregator(
+            self.strategy.agg, self.strategy.seg, sample_rate=self.encoder.sample_rate,
+            window_s=self.collection.window_s, model=self.model, readout=self.strategy.readout,
             n_tokens=n_tokens or self.strategy.n_tokens, constants=given,
         )  # fmt: skip
         if tracks:
             joiner.fit(self.rows(path, found) for path, found in sorted(tracks.items()))
         return joiner
 
-    def describe(self, joiner: TrackJoiner) -> dict:
+    def describe(self, joiner: TrackAggregator) -> dict:
         """All that the numbers depend on, as JSON: the metadata of a file of embeddings."""
         encoder, key = self.encoder, self.collection.key
-        fitted = self.strategy.agg == "whitened" and self.learned is None
+        fitted = self.aggregator_row.whitening and self.learned is None
         strategy = dataclasses.replace(self.strategy, n_tokens=joiner.n_tokens)
         return {
             "tune": __version__,
@@ -231,7 +235,7 @@ def embed(
     music : a path, or a sequence of paths
     seg : segment length in seconds, "full" or "structure"
     agg : "mean", "max", "stats", ...: see docs/aggregators.md; "whitened" is fitted
-        on the tracks given, "transformer:DIR" names its checkpoint
+        on the tracks given, "transformer:DIR" names its checkpoint, "FILE.py:NAME" is your own
     encoder : "muq" (the default), "muq-nano", "mel", a folder or a hub id; loaded once and kept
     revision, trust_remote_code : of an encoder from the hub; MERT needs code of its own
     layer : "last" or a number
@@ -261,7 +265,7 @@ def embed(
         raise ValueError("embed() needs a path or a sequence of paths, got an empty sequence")
     segs = [seg] if isinstance(seg, int | float | str) else seg
     names = tuple(f"{s:g}" if isinstance(s, int | float) else s for s in segs)
-    agg, _, named = agg.partition(":")
+    agg, named = split_name(agg)
     checkpoint = aggregator_checkpoint or named or None
     if frame_rate is None and checkpoint:
         tokens, rate = transformer.tokens_of(str(checkpoint), 1.0)
@@ -272,13 +276,13 @@ def embed(
         aggregator_checkpoint=None if checkpoint is None else str(checkpoint),
         readout=readout, n_tokens=n_tokens, precision=precision,
         revision=revision,
-    )  # fmt: skip
+    ).identified()  # fmt: skip
     run = None if from_run is None else str(from_run)
     if run and dataclasses.replace(strategy, encoder="muq") != Strategy(
         precision=precision, revision=revision
     ):
         raise ValueError("from_run brings the whole strategy: leave the other settings out")
-    if agg == "whitened" and len(set(paths)) < 2:
+    if find_row(agg).whitening and not run and len(set(paths)) < 2:
         raise ValueError("whitening is fitted on the tracks given: give several, or from_run")
     loaded = _loaded(
         strategy, run, run_seed, encoder, trust_remote_code, device, str(store or default_root())

@@ -49,7 +49,7 @@ class Embeddings:
     ----------
     table : columns as `TRACKS` or `SEGMENTS`, sorted by path
     meta : JSON values; see `Embedder.describe`
-    constants : tensors by name; see `tune.aggregators.vectors.TrackJoiner`
+    constants : tensors by name; see `tune.aggregators.TrackAggregator`
     """
 
     table: pa.Table

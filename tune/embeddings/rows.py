@@ -8,15 +8,15 @@ import pyarrow as pa
 import soundfile
 from tqdm import tqdm
 
+from tune.aggregators.track_aggregator import TrackAggregator
 from tune.aggregators.track_features import token_times
-from tune.aggregators.vectors import TrackJoiner
 from tune.audio.find_files import shown
 from tune.embeddings.embedder import Embedder
 from tune.embeddings.files import SEGMENTS, TRACKS, make_table
 from tune.store.store import Row
 
 
-def track_rows(embedder: Embedder, joiner: TrackJoiner, tracks: Mapping[str, Sequence[tuple]],
+def track_rows(embedder: Embedder, joiner: TrackAggregator, tracks: Mapping[str, Sequence[tuple]],
                bad: Mapping[str, str]) -> tuple[pa.Table, int]:  # fmt: skip
     """One row a track, sorted by path; a bad file has its reason and no embedding.
 
@@ -73,7 +73,7 @@ def segment_rows(embedder: Embedder, tracks: Mapping[str, Sequence[tuple]]) -> p
     return make_table(columns, SEGMENTS, embedder.encoder.embedding_dim)
 
 
-def _size(embedder: Embedder, joiner: TrackJoiner) -> int:
+def _size(embedder: Embedder, joiner: TrackAggregator) -> int:
     """Values of an embedding, where no track has one: what joining nothing but zeros gives."""
     layers, size = len(embedder.collection.layers), embedder.encoder.embedding_dim
     zeros = Row(np.zeros((1, layers, size), np.float32), [(0, 1)], [1], True, 0.0)

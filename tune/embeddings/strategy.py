@@ -14,11 +14,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from tune.aggregators.registry import AGGREGATORS
+from tune.aggregators.registry import find_row
 from tune.segments.rules import MIN_TAIL_S, Rule, parse_rule
 from tune.system.files import hide_home
 
-LEARNS = ("attention", "hierarchical")  # a probe has to learn them first
+# Written only where they say something, so that other files stay as they are.
+OPTIONAL = ("agg_sha256",)
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,13 @@ class Strategy:
     encoder, layer : as train_probe.py takes them; "mix" only from a run that learned its weights
     seg : segment rules' names, several for hierarchical
     hop, min_tail, min_seg, max_seg : float or None, seconds
-    agg : a name of `tune.aggregators.AGGREGATORS`
+    agg : an aggregator (`tune.aggregators.registry.find_row`)
     frame_rate : pooled frames a second to join instead of segments
     aggregator_checkpoint, readout : of the Transformer
     n_tokens : how many tokens concat lays end to end; None is the longest track's number
     precision : "auto", "no", "fp16" or "bf16"
     revision : branch, tag or commit of an encoder from the hub
+    agg_sha256 : of the source file of an aggregator of one's own
     """
 
     encoder: str = "muq"
@@ -52,6 +54,25 @@ class Strategy:
     n_tokens: int | None = None
     precision: str = "auto"
     revision: str | None = None
+    agg_sha256: str | None = None
+
+    def identified(self) -> "Strategy":
+        """The same, with the full path and the source's digest of an aggregator of one's own.
+
+        Raises
+        ------
+        ValueError
+            When the source isn't the one that the strategy was made with.
+        """
+        own = find_row(self.agg).own
+        if own is None:
+            return self
+        if self.agg_sha256 not in (None, own.sha256):
+            raise ValueError(
+                f"the aggregator {own.spec} has changed since ({self.agg_sha256[:8]}, now "
+                f"{own.sha256[:8]}): bring its file back, or make a new run and new embeddings"
+            )
+        return dataclasses.replace(self, agg=own.spec, agg_sha256=own.sha256)
 
     def rules(self) -> list[Rule]:
         """The segment rules; among several, each takes the settings that it knows."""
@@ -70,9 +91,8 @@ class Strategy:
         ----------
         learned : what a run learned (see `from_run`), or None
         """
-        if self.agg not in AGGREGATORS:
-            raise ValueError(f"--agg must be one of {', '.join(AGGREGATORS)}, got {self.agg!r}")
-        if self.agg in LEARNS and learned is None:
+        row = find_row(self.agg)
+        if row.needs_run and learned is None:
             raise ValueError(
                 f"--agg {self.agg} is learned with a probe: train one with train_probe.py and give "
                 f"its run, --from_run runs/NAME (whitened needs no labels)"
@@ -82,33 +102,34 @@ class Strategy:
                 f"an embedding is made of one layer, --layer last or K, not {self.layer}: which "
                 f"one, or in which mix, a probe says (--from_run runs/NAME)"
             )
-        if len(self.seg) > 1 and self.agg != "hierarchical":
+        if len(self.seg) > 1 and not row.several_segs:
             raise ValueError(f"several --seg need --agg hierarchical, got --agg {self.agg}")
-        if self.agg == "transformer" and not self.aggregator_checkpoint:
-            raise ValueError("--agg transformer needs --aggregator_checkpoint "
+        if row.pretrained and not self.aggregator_checkpoint:
+            raise ValueError(f"--agg {self.agg} needs --aggregator_checkpoint "
                              "(pretrain_aggregator.py makes one)")  # fmt: skip
         for flag in ("aggregator_checkpoint", "readout"):
-            if getattr(self, flag) and self.agg != "transformer":
+            if getattr(self, flag) and not row.pretrained:
                 raise ValueError(f"--{flag} belongs to --agg transformer, got --agg {self.agg}")
-        if self.n_tokens and self.agg != "concat":
+        if self.n_tokens and not row.fixed_n:
             raise ValueError(f"--n_tokens belongs to --agg concat, got --agg {self.agg}")
         self.rules()
 
     def as_json(self) -> dict:
         """The record for a file's metadata; paths below the user's home begin with ~."""
         return {k: hide_home(v) if isinstance(v, str) else v
-                for k, v in dataclasses.asdict(self).items()} | {"seg": list(self.seg)}  # fmt: skip
+                for k, v in dataclasses.asdict(self).items()
+                if not (k in OPTIONAL and v is None)} | {"seg": list(self.seg)}  # fmt: skip
 
     @classmethod
     def from_json(cls, record: Mapping) -> "Strategy":
         """The strategy that a file's metadata names."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        if record.keys() != known:
+        known = {field.name for field in dataclasses.fields(cls)} - {*OPTIONAL}
+        if record.keys() - {*OPTIONAL} != known:
             raise ValueError(
                 "the file's metadata was written by another version of this project: "
                 f"{sorted(record.keys() ^ known)[0]} differs; make it again with embed.py"
             )
-        paths = ("encoder", "aggregator_checkpoint")
+        paths = ("encoder", "aggregator_checkpoint", "agg")
         opened = {k: str(Path(record[k]).expanduser()) for k in paths
                   if (record[k] or "").startswith("~/")}  # fmt: skip
         return cls(**{**record, **opened, "seg": tuple(record["seg"])})
@@ -164,11 +185,12 @@ def from_run(run: str | Path, seed: int | None = None, *, encoder: str | None = 
             encoder=encoder or config["encoder"], layer=str(result["layer"]),
             seg=tuple(result["seg"].split("+")), hop=result["hop"],
             min_tail=MIN_TAIL_S if result["min_tail"] is None else result["min_tail"],
-            min_seg=result["min_seg"], max_seg=result["max_seg"], agg=result["agg"],
+            min_seg=result["min_seg"], max_seg=result["max_seg"], agg=_agg_of(result, config),
             frame_rate=config["frame_rate"] if config["tokens"] == "frame" else None,
             aggregator_checkpoint=_opened(config["aggregator_checkpoint"]),
             readout=result["aggregator"]["readout"], precision=precision,
             revision=revision or config.get("encoder_revision"),
+            agg_sha256=result["aggregator"].get("plugin", {}).get("sha256"),
         )  # fmt: skip
         tuned, fingerprint = result["aggregator"]["tuned"], config["encoder_fingerprint"]
     except FileNotFoundError as error:
@@ -182,20 +204,27 @@ def from_run(run: str | Path, seed: int | None = None, *, encoder: str | None = 
             f"{run} trained its Transformer on with the probe, and that isn't kept as an "
             f"aggregator: use one of pretrain_aggregator.py (--aggregator_checkpoint)"
         )
+    strategy = strategy.identified()
     prefix = f"seed{seed}."
     constants = {k.removeprefix(prefix): v for k, v in saved.items()
                  if k.startswith((f"{prefix}joiner.", "whitening."))}  # fmt: skip
     if constants:
         constants |= {k: v for k, v in saved.items() if k.startswith("standardise.")}
-    if strategy.agg == "whitened" and "whitening.matrix" not in constants:
+    row = find_row(strategy.agg)
+    if row.whitening and "whitening.matrix" not in constants:
         raise ValueError(
             f"{run} doesn't hold its whitening (older runs and those of --layer mix don't): "
-            f"give --agg whitened without --from_run, which fits it on the tracks given"
+            f"give --agg {strategy.agg} without --from_run, which fits it on the tracks given"
         )
     n_in = saved["standardise.mean"].shape[-1]
     return strategy, Learned(
         constants, fingerprint, f"{run.name}, seed {seed}", n_in, result["precision"]
     )
+
+
+def _agg_of(result: Mapping, config: Mapping) -> str:
+    """A run's aggregator; of one's own, where its file lies."""
+    return _opened(config["agg"]) if "plugin" in result["aggregator"] else result["agg"]
 
 
 def _opened(path: str | None) -> str | None:

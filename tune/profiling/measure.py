@@ -15,10 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tune.aggregators.registry import find_row
 from tune.segments.rules import Rule, is_degenerate, parse_rule
 from tune.system.memory import peak_memory
 from tune.system.signals import held_back
@@ -77,8 +78,12 @@ class Cell:
     @property
     def rules(self) -> list[Rule]:
         """The segment rules: one, or one a scale."""
-        segs = self.seg.split("+") if self.agg == "hierarchical" else [self.seg]
-        return [parse_rule(seg) for seg in segs]
+        return [parse_rule(seg) for seg in self.segs]
+
+    @property
+    def segs(self) -> list[str]:
+        """Their names."""
+        return self.seg.split("+") if find_row(self.agg).several_segs else [self.seg]
 
 
 def measure(cell: Cell, repeats: int = 3) -> dict:
@@ -178,7 +183,8 @@ def run_cell(cell: Cell, repeats: int) -> dict:
     rules = cell.rules
     for rule in rules:
         check_lengths(rule, encoder)
-    join, model = make_join(cell, encoder)
+    aggregator = make_aggregator(cell, encoder)
+    model = aggregator.model or aggregator.pooling
     sources = cell.audio or [_noise(cell.duration_s, encoder.sample_rate)]
     warm_up_s = min(WARM_UP_S, encoder.max_seconds or WARM_UP_S)
     short = [_noise(max(warm_up_s, encoder.min_seconds), encoder.sample_rate)]
@@ -186,11 +192,12 @@ def run_cell(cell: Cell, repeats: int) -> dict:
         if rule.needs_audio:
             _warm_up_cutting(rule, encoder.sample_rate)
     # The compiler's own memory isn't the strategy's, so it gets to see the full size first.
-    _run(sources if cell.compile else short, encoder, layers, rules, join, cell)
+    _run(sources if cell.compile else short, encoder, layers, rules, aggregator, cell)
     passes, redone = encoder.passes, encoder.redone
     with peak_memory(encoder, model) as peak:
         # The first run at full size sets up kernels and memory pages: it counts for the peak only.
-        runs = [_run(sources, encoder, layers, rules, join, cell) for _ in range(repeats + 1)][1:]
+        given = (sources, encoder, layers, rules, aggregator, cell)
+        runs = [_run(*given) for _ in range(repeats + 1)][1:]
     passes, redone = encoder.passes - passes, encoder.redone - redone
 
     n = len(sources)
@@ -224,81 +231,32 @@ def run_cell(cell: Cell, repeats: int) -> dict:
     }
 
 
-def make_join(cell: Cell, encoder) -> tuple[Callable, object | None]:
-    """Make what joins a track's tokens.
-
-    Returns
-    -------
-    join : (rows of the track, one a scale) -> embeddings on the CPU, one a layer, or one of all
-        layers where they are mixed
-    model : the module that learns, on the encoder's device, or None
+def make_aggregator(cell: Cell, encoder):
+    """The aggregator with random weights (`tune.aggregators.TrackAggregator`), or a checkpoint's.
 
     Raises
     ------
     ValueError
         When the checkpoint of a Transformer can't be loaded, or takes other tokens.
     """
-    import torch
-
-    from tune.aggregators import trainable
-    from tune.aggregators.registry import aggregate_track
-    from tune.aggregators.track_features import token_times
-    from tune.aggregators.transformer import checkpoint
+    from tune.aggregators.track_aggregator import TrackAggregator
     from tune.encoders.base import resolve_layers
 
-    device = encoder.device
-    # The probe's type: train_probe.py's aggregators compute in it, but for the Transformer.
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-
     rate = cell.frame_rate
-    window_s = encoder.pool_width(rate) / encoder.frame_rate if rate else None
+    pretrained = find_row(cell.agg).pretrained
+    mixed = len(resolve_layers(cell.layer, encoder.n_layers)) if cell.layer == "mix" else None
+    return TrackAggregator.untrained(
+        cell.agg, cell.segs, size=encoder.embedding_dim, device=encoder.device,
+        n_layers=None if pretrained else mixed, seed=SEED, sample_rate=encoder.sample_rate,
+        window_s=encoder.pool_width(rate) / encoder.frame_rate if rate else None,
+        model=_transformer(cell, encoder).to(encoder.device) if pretrained else None,
+    )  # fmt: skip
 
-    def layers_of(row):
-        return torch.from_numpy(row.tokens).unbind(1)  # L times (N, D)
 
-    def pooled(row, name):
-        times = token_times(row, encoder.sample_rate, window_s)
-        seconds = torch.from_numpy(times[:, 1] - times[:, 0])
-        return [aggregate_track(name, x.double(), len(x), seconds)[0] for x in layers_of(row)]
-
-    if cell.agg == "transformer":
-        model = _transformer(cell, encoder).to(device)
-        embed = checkpoint.embedder(model, None)
-        # Its views, which the probe mixes.
-        return lambda rows: [embed(x).mean(0) for x in layers_of(rows[0])], model
-    n_layers = len(resolve_layers(cell.layer, encoder.n_layers)) if cell.layer == "mix" else None
-    if cell.agg == "attention":
-        model = trainable.GatedAttention(
-            encoder.embedding_dim, dtype, n_views=n_layers,
-            generator=torch.Generator().manual_seed(SEED),
-        ).to(device)  # fmt: skip
-
-        @torch.inference_mode()
-        def attend(rows):
-            tokens = torch.from_numpy(rows[0].tokens).to(device, dtype)[None]  # (1, N, L, D)
-            mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=device)
-            parts = tokens.unbind(2) if n_layers is None else [tokens]
-            return [model(x, mask)[0].cpu() for x in parts]
-
-        return attend, model
-    name = "mean" if cell.agg == "hierarchical" else cell.agg
-    whitening = None
-    if cell.agg == "whitened":
-        whitening = torch.eye(encoder.embedding_dim, dtype=torch.float64)
-    if n_layers is None and len(cell.rules) == 1 and whitening is None:
-        return lambda rows: pooled(rows[0], name), None
-    views = (n_layers or 1) * len(cell.rules) * (1 if whitening is None else 2)
-    model = trainable.Mix(views, encoder.embedding_dim, dtype).to(device)
-
-    @torch.inference_mode()
-    def mix(rows):
-        by_layer = list(zip(*(pooled(row, name) for row in rows), strict=True))  # L times S
-        groups = by_layer if n_layers is None else [sum(by_layer, ())]
-        if whitening is not None:
-            groups = [(*group, *(mean @ whitening for mean in group)) for group in groups]
-        return [model(torch.stack(group).to(device, dtype)).cpu() for group in groups]
-
-    return mix, model
+def join(aggregator, rows: Sequence) -> list:
+    """A track's embeddings, one a layer; as many tokens are joined as the track has."""
+    aggregator.n_tokens = len(rows[0].tokens)
+    return aggregator.join(rows)[0]
 
 
 def _transformer(cell, encoder):
@@ -324,7 +282,7 @@ def _transformer(cell, encoder):
     return model
 
 
-def _run(sources, encoder, layers, rules, join, cell) -> dict:
+def _run(sources, encoder, layers, rules, aggregator, cell) -> dict:
     """Decode, cut, encode and join every track once; time it, the looks at the results apart."""
     from tune.store.encode import encode_segments
     from tune.store.store import Row
@@ -351,7 +309,7 @@ def _run(sources, encoder, layers, rules, join, cell) -> dict:
             )
             rows[spans] = Row(tokens, list(spans), counts, False, 0.0)
         done("encode")
-        joined = join([rows[spans] for spans in cuts])
+        joined = join(aggregator, [rows[spans] for spans in cuts])
         done("join")
         tracks.append({
             "n_samples": len(samples), "counts": [len(spans) for spans in cuts],

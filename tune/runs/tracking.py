@@ -210,7 +210,7 @@ class Tracker:
 
         Parameters
         ----------
-        why : degenerate and, where there is one, same_as (`tune.segments.degenerate.needless`)
+        why : degenerate and, where there is one, same_as (`tune.aggregators.degenerate.needless`)
 
         Returns
         -------

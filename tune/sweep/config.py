@@ -16,6 +16,7 @@ from types import ModuleType
 
 import numpy as np
 
+from tune.aggregators.registry import find_row, readable_name
 from tune.system.files import slug
 
 PROGRAMS = ("train_probe.py", "pretrain_aggregator.py")
@@ -171,10 +172,17 @@ def make_cell(values: Mapping, config: Mapping, extra: Sequence[str]) -> Cell:
         if flag not in given and value:
             argv.append(f"--{flag}={value}")
     argv += extra
-    shown = "-".join(f"{key}-{_short(values[key])}" for key in swept(config))
+    shown = "-".join(f"{key}-{_short(values[key], key)}" for key in swept(config))
     readable = slug(f"{name}-{shown}", also="+")
     readable = readable[: len(name) + 1 + TEXT_LENGTH].rstrip("-")
-    return Cell(dict(values), f"{readable}-{digest(config['program'], argv)}", argv)
+    return Cell(dict(values), f"{readable}-{digest(config['program'], argv + sources(argv))}", argv)
+
+
+def sources(argv: Sequence[str]) -> list[str]:
+    """Digests of the source files that flags name (FILE.py:NAME): a changed one is another cell."""
+    given = [flag.partition("=")[2] for flag in argv if flag.startswith("--agg=")]
+    own = [find_row(agg).own for agg in given if readable_name(agg) != agg]
+    return [found.sha256 for found in own if found]
 
 
 def digest(what: str, flags: Sequence[str]) -> str:
@@ -220,8 +228,10 @@ def _plain(value):
     return value
 
 
-def _short(value) -> str:
+def _short(value, key: str = "") -> str:
     """A value in a cell's name."""
+    if key == "agg":
+        return readable_name(str(value))
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, list):

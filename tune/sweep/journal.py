@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tune.segments.degenerate import full_track
+from tune.aggregators.degenerate import full_track
 from tune.sweep.config import Cell, digest, make_cell, propose
 from tune.sweep.summary import is_done, write_twin
 

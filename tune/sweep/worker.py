@@ -135,7 +135,7 @@ class Worker:
     def encode_shared(self, accelerator, paths, encoder, rule, *args, **kwargs):
         """Encode; when no track was cut, ask whether the cell is another one's by definition."""
         report = self._encode(accelerator, paths, encoder, rule, *args, **kwargs)
-        from tune.segments.degenerate import needless
+        from tune.aggregators.degenerate import needless
 
         given = self.args
         pieces = [[len(spans) for _, spans in report.rows.values()]]

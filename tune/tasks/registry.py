@@ -163,6 +163,6 @@ TASKS = {
 }  # fmt: skip
 
 
-def default_layer(task: str, agg: str) -> str:
-    """The hidden layer where --layer doesn't say; a Transformer joins one layer's tokens only."""
-    return "last" if agg == "transformer" or task not in TASKS else TASKS[task].layer
+def default_layer(task: str) -> str:
+    """The hidden layer where --layer doesn't say."""
+    return "last" if task not in TASKS else TASKS[task].layer

@@ -7,10 +7,8 @@ defined.
 
 from collections.abc import Mapping, Sequence
 
+from tune.aggregators.registry import find_row, readable_name, split_name
 from tune.segments.rules import Rule, is_degenerate
-
-OF_ONE_PIECE = {"max": "mean", "duration_mean": "mean"}  # what they are over a single token
-NEEDS_SEVERAL = ("whitened",)
 
 
 def is_uncut(rules: Sequence[Rule], pieces: Sequence[Sequence[int]]) -> bool:
@@ -34,7 +32,7 @@ def needless(rules: Sequence[Rule], pieces: Sequence[Sequence[int]], agg: str,
     Parameters
     ----------
     rules, pieces : as in `is_uncut`
-    agg : the aggregator
+    agg : the aggregator (`tune.aggregators.registry.find_row`)
     tokens : "segment" or "frame"; frames are several in any case
 
     Returns
@@ -43,10 +41,10 @@ def needless(rules: Sequence[Rule], pieces: Sequence[Sequence[int]], agg: str,
     """
     if len(rules) > 1 or not is_uncut(rules, pieces):
         return None
-    seg = rules[0].name
-    if tokens == "segment" and agg in NEEDS_SEVERAL:
+    seg, row, agg = rules[0].name, find_row(agg), readable_name(agg)
+    if tokens == "segment" and row.needs_several:
         return {"degenerate": f"undefined: every track is one piece, and {agg} needs several"}
-    plain = OF_ONE_PIECE.get(agg, agg) if tokens == "segment" else agg
+    plain = row.of_one_piece or agg if tokens == "segment" else agg
     if (seg, agg) == ("full", plain):
         return None
     why = "equals full" if seg != "full" else f"{agg} of one piece is its {plain}"
@@ -64,5 +62,5 @@ def full_track(values: Mapping, tokens: str = "segment") -> dict:
     out = {k: v for k, v in values.items() if k not in ("hop", "min_seg", "max_seg", "min_tail")}
     out["seg"] = "full"
     if "agg" in out and tokens == "segment":
-        out["agg"] = OF_ONE_PIECE.get(out["agg"], out["agg"])
+        out["agg"] = find_row(split_name(out["agg"])[0]).of_one_piece or out["agg"]
     return out
