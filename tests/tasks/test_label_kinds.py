@@ -182,6 +182,13 @@ def test_a_kind_of_ones_own_is_loaded_by_its_row_alone(shares, tmp_path):
     assert skipped["reason"] == "label '140 %' is not a share between 0 and 100 %"
 
 
+def test_a_kind_of_ones_own_is_guessed_where_its_row_says_how(shares, tmp_path, monkeypatch):
+    assert load_task(str(shares), cache_dir=tmp_path).kind == "classes"
+    guessed = replace(SHARES, looks_so=lambda labels: all(label.endswith("%") for label in labels))
+    monkeypatch.setitem(KINDS, "shares", guessed)
+    assert load_task(str(shares), cache_dir=tmp_path).kind == "shares"
+
+
 def test_a_kind_of_ones_own_is_learnt_scored_compared_and_shown(shares, tmp_path):
     for agg in ("mean", "max"):
         done = call(

@@ -83,6 +83,8 @@ class LabelKind:
     decide : outputs (M, n, C) -> predictions, an ndarray
     chance : (training labels, n) -> what one would say of n tracks without listening
     metrics : () -> `tune.tasks.label_metrics.Metrics`; of each metric a higher value is better
+    looks_so : labels as they came -> whether they are of this kind where --kind is auto; None
+        where that is never guessed
     unscored : (labels, names) -> the names that the metrics leave out, since nothing can be said
     to_columns : (labels, predictions, probabilities (S, n, C), names) -> columns of
         predictions.parquet beside seed and id
@@ -121,6 +123,7 @@ class LabelKind:
     heading: str = ""
     several: bool = False
     standardised: bool = False
+    looks_so: Callable | None = None
     unscored: Callable = lambda labels, names: []
     hub_task: str = "audio-classification"
 
@@ -135,6 +138,12 @@ def label_kind(name: str) -> LabelKind:
     if name not in KINDS:
         raise ValueError(f"unknown kind of label {name!r}: it is none of {', '.join(KINDS)}")
     return KINDS[name]
+
+
+def guess_kind(labels: list) -> LabelKind:
+    """Read the kind off labels as they came: the first that they look like, else classes."""
+    found = (kind for kind in KINDS.values() if kind.looks_so and kind.looks_so(labels))
+    return next(found, CLASSES)
 
 
 def check_labels(rows, skipped, kind: LabelKind, n_targets: int | None) -> list[dict]:
@@ -405,6 +414,7 @@ KINDS = {kind.name: kind for kind in (
         recipe=Recipe(lr=1e-3, plateau_patience=5, main_metric="r2"),
         about_metrics="R², mean and each target",
         read=label_readers.numbers,
+        looks_so=label_readers.mostly_numbers,
         column=_number_column,
         strata=_number_strata,
         why_unusable=_constant_target,
@@ -433,6 +443,7 @@ KINDS = {kind.name: kind for kind in (
         recipe=Recipe(lr=1e-3, plateau_patience=3, main_metric="roc_auc"),
         about_metrics="ROC-AUC and average precision, macro over tags",
         read=label_readers.tags,
+        looks_so=label_readers.mostly_lists,
         column=_tag_column,
         strata=_rarest_tag,
         why_unusable=_same_tags,

@@ -50,20 +50,21 @@ def key(label) -> str | None:
     return key_name(label) if isinstance(label, str) else None
 
 
-def guess_kind(rows: list[dict]) -> str:
-    """Read the kind off the labels.
+def mostly_numbers(labels: list) -> bool:
+    """Whether most labels are numbers and not all of those are whole, which may be classes.
 
-    Numbers when most labels are numbers and not all of those are whole; tags when most are lists
-    of names; else classes. A list is never a class, so a list of whole numbers counts as not whole.
+    A list is never a class, so a list of whole numbers counts as not whole.
     """
-    found = [r["label"] for r in rows]
-    numeric = [label for label in found if numbers(label) is not None]
+    numeric = [label for label in labels if numbers(label) is not None]
     whole = [
         label for label in numeric
         if not isinstance(label, list)
         and all(str(v).lstrip("+-").isdecimal() for v in values(label))
     ]  # fmt: skip
-    if len(numeric) * 2 > len(rows) and len(whole) < len(numeric):
-        return "numbers"
-    lists = [label for label in found if isinstance(label, list)]
-    return "tags" if any(lists) and len(lists) * 2 > len(rows) else "classes"
+    return len(numeric) * 2 > len(labels) and len(whole) < len(numeric)
+
+
+def mostly_lists(labels: list) -> bool:
+    """Whether most labels are lists, not all of them empty."""
+    lists = [label for label in labels if isinstance(label, list)]
+    return any(lists) and len(lists) * 2 > len(labels)

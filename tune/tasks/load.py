@@ -21,8 +21,7 @@ from datasets import Dataset, DatasetDict, Features, Value
 from tune.demo import DEMO_TASKS, build
 from tune.tasks.download import archive_folder, hub_folder
 from tune.tasks.hub_dataset import PREFIX, hub_folders, read_hub
-from tune.tasks.label_kinds import Recipe, check_labels, label_kind
-from tune.tasks.label_readers import guess_kind
+from tune.tasks.label_kinds import Recipe, check_labels, guess_kind, label_kind
 from tune.tasks.nsynth_vocalset import read_nsynth, read_vocalset
 from tune.tasks.path_safety import confine, data_folders
 from tune.tasks.readers import SPLITS, TaskError, read_jsonl, read_path, why
@@ -192,7 +191,7 @@ def _finish(name, rows, skipped, *, kind="auto", targets: Sequence[str] = (),
     skipped = list(skipped)
     rows = check_split_names(name, rows, skipped)
     given = {r["split"] for r in rows}
-    kind = label_kind(guess_kind(rows) if kind == "auto" else kind)
+    kind = guess_kind([r["label"] for r in rows]) if kind == "auto" else label_kind(kind)
     rows = check_labels(rows, skipped, kind, len(targets) or None)
     if not rows:
         raise TaskError(
