@@ -233,16 +233,8 @@ from tune.aggregators.track_aggregator import TrackAggregator
 from tune.aggregators.transformer import checkpoint as transformer
 from tune.encoders.base import resolve_layers, resolve_precision
 from tune.encoders.registry import load_encoder
-from tune.probing.bank import (
-    FirstBad,
-    Positions,
-    ProbeBank,
-    ProbeData,
-    Selection,
-    join_clips,
-    losses,
-)
-from tune.probing.metrics import bootstrap, defined_tags, main_score, score
+from tune.probing.bank import FirstBad, Positions, ProbeBank, ProbeData, Selection, join_clips
+from tune.probing.metrics import bootstrap, main_score, score
 from tune.runs import result as results
 from tune.runs.tracking import Tracker, check_tracker
 from tune.store.encode import check_fits, encode_shared
@@ -410,7 +402,7 @@ def train(accelerator, tracker, task, data, joiners, args):
             index = orders[:, position]  # (m, B): each probe's own tracks
             x, mask = data.pick("train", rows[which], index)
             out = model(x, keep[:, position % args.batch_size], mask, which)
-            each = losses(task.kind, out, data.labels["train"][index]) * real  # (m, B)
+            each = data.kind.loss(out, data.labels["train"][index]) * real  # (m, B)
             start = position[0] // args.batch_size * args.batch_size
             size = (data.n_train - start).clamp(max=args.batch_size)
             # The mean over the whole batch: gradients are averaged over the processes.
@@ -425,7 +417,7 @@ def train(accelerator, tracker, task, data, joiners, args):
         total = accelerator.reduce(total).cpu().numpy() / data.n_train
 
         out = predict(accelerator, model, data, "val", rows[which], which)  # (m, n, C)
-        each = losses(task.kind, out, data.labels_for("val", len(out))).mean(1).cpu().numpy()
+        each = data.kind.loss(out, data.labels_for("val", len(out))).mean(1).cpu().numpy()
         mine = [(place, i) for place, i in enumerate(which) if learning[i]]
         for place, i in mine:
             train_losses[i], val_losses[i] = total[place], each[place]
@@ -502,9 +494,7 @@ def evaluate(accelerator, bank, selection, task, data, layers, aggregator, args)
         "metrics": results.summarise(per_seed, intervals),
         "chance": score(task.kind, truth, data.guess("test")[: len(truth)], task.targets),
         "n_test_scored": len(ids),
-        "tags_left_out": [
-            tag for tag, told in zip(task.classes, defined_tags(truth), strict=True) if not told
-        ] if task.kind == "tags" else [],
+        "tags_left_out": data.kind.unscored(truth, getattr(task, data.kind.parts)),
         "unknown_tags": task.unknown_tags,
         "layer": names[chosen],
         "layer_scores": dict(zip(map(str, names), by_layer.tolist(), strict=True)),

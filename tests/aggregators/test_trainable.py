@@ -13,7 +13,7 @@ from tune.aggregators.track_features import Features, Tokens
 from tune.aggregators.trainable import GatedAttention, Mix
 from tune.aggregators.transformer import checkpoint
 from tune.aggregators.transformer.recipes import TUNE, make_config, make_model
-from tune.probing.bank import ProbeBank, ProbeData, losses
+from tune.probing.bank import ProbeBank, ProbeData
 
 LENGTHS = [1, 4, 6]
 EXACT = {"rtol": 0, "atol": 1e-12}
@@ -212,7 +212,7 @@ def train(data: ProbeData, seeds, joiners, *, rate=None, lr=5e-3, epochs=4, batc
             for optimizer in optimizers:
                 optimizer.zero_grad()
             out = bank(x, keep, mask)
-            losses(data.kind, out, data.labels["train"][index]).mean(1).sum().backward()
+            data.kind.loss(out, data.labels["train"][index]).mean(1).sum().backward()
             for optimizer in optimizers:
                 optimizer.step()
     return bank

@@ -23,8 +23,8 @@ from tune.probing.bank import (
     ProbeData,
     Selection,
     Standardiser,
-    losses,
 )
+from tune.tasks.label_kinds import KINDS
 
 
 def everywhere(values) -> torch.Tensor:
@@ -391,7 +391,7 @@ def train(bank: ProbeBank, x, y, kind="classes", epochs=4, batch_size=8, lr=5e-3
             keep = bank.dropout_masks(batch_size)[:, : index.shape[1]]
             for optimizer in optimizers:
                 optimizer.zero_grad()
-            losses(kind, bank(x[index], keep), y[index]).mean(1).sum().backward()
+            KINDS[kind].loss(bank(x[index], keep), y[index]).mean(1).sum().backward()
             for optimizer in optimizers:
                 optimizer.step()
 
@@ -588,22 +588,22 @@ def test_orders_are_permutations_that_differ_by_seed_and_epoch():
 def test_cross_entropy_by_hand():
     uniform, sure = torch.zeros(1, 2, 4), torch.tensor([[[50.0, 0, 0, 0], [50, 0, 0, 0]]])
     labels = torch.tensor([[0, 3]])
-    assert losses("classes", uniform, labels)[0].tolist() == pytest.approx([math.log(4)] * 2)
-    assert losses("classes", sure, labels)[0].tolist() == pytest.approx([0, 50], abs=1e-6)
+    assert KINDS["classes"].loss(uniform, labels)[0].tolist() == pytest.approx([math.log(4)] * 2)
+    assert KINDS["classes"].loss(sure, labels)[0].tolist() == pytest.approx([0, 50], abs=1e-6)
 
 
 def test_squared_error_is_averaged_over_targets():
     outputs, labels = torch.tensor([[[1.0, 2], [0, 0]]]), torch.tensor([[[1.0, 5], [1, 1]]])
-    assert losses("numbers", outputs, labels).tolist() == [[4.5, 1]]
+    assert KINDS["numbers"].loss(outputs, labels).tolist() == [[4.5, 1]]
 
 
 def test_mean_loss_of_each_probe_is_pytorchs(rng):
     outputs = normal(rng, 3, 8, 4)
     classes, values = torch.from_numpy(rng.integers(0, 4, (3, 8))), normal(rng, 3, 8, 4)
     for i in range(3):
-        ours = losses("classes", outputs, classes)[i].mean()
+        ours = KINDS["classes"].loss(outputs, classes)[i].mean()
         torch.testing.assert_close(ours, nn.CrossEntropyLoss()(outputs[i], classes[i]))
-        ours = losses("numbers", outputs, values)[i].mean()
+        ours = KINDS["numbers"].loss(outputs, values)[i].mean()
         torch.testing.assert_close(ours, nn.MSELoss()(outputs[i], values[i]))
 
 

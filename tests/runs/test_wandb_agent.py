@@ -150,7 +150,8 @@ def test_a_report_of_the_project_is_saved_where_wandb_shows_it(server, env, tmp_
     assert (saved["entityName"], saved["projectName"]) == (ENTITY, "tune")
     text = saved["spec"]
     for name in ("test/score", "cost/encode_peak_memory_bytes", "cost/encode_seconds_per_track",
-                 "cost/embedding_dim", "val/best_score", "summary:failed", "paper"):  # fmt: skip
+                 "cost/embedding_dim", "val/best_score", "summary:failed", "paper",
+                 "weighted_score for keys"):  # fmt: skip
         assert name in text, name
     lost = {**env, "WANDB_MODE": "offline"}
     done = subprocess.run([*command, f"{ENTITY}/tune"], cwd=tmp_path, env=lost,

@@ -21,7 +21,7 @@ from tune.comparison.analysis import analyse, choose_baseline, pareto
 from tune.comparison.cells import Cell, merge
 from tune.comparison.main_effects import balanced, main_effects
 from tune.comparison.measured_costs import apply_costs
-from tune.comparison.per_class import break_down, class_accuracy
+from tune.comparison.per_class import break_down
 from tune.comparison.published_results import study_table
 from tune.comparison.recommend import Limits, advise, cheapest
 from tune.comparison.significance import (
@@ -37,6 +37,7 @@ from tune.comparison.tables import _md, _tex, frame, print_views, write_markdown
 from tune.comparison.wandb_runs import read_project
 from tune.probing.metrics import paired_bootstrap
 from tune.runs.load import read_folders
+from tune.tasks.label_kinds import class_accuracy
 
 
 @pytest.fixture
@@ -437,7 +438,9 @@ def test_breakdown_by_hand(tmp_path):
     write_run(tmp_path, "b", labels, np.array([[0, 0, 2, 2], [0, 0, 2, 2]]), agg="max")
     cells = cells_below(tmp_path)
     a, b = cells["10 s mean"], cells["10 s max"]
-    assert class_accuracy(a, 3) == pytest.approx([0.75, 0.5, np.nan], nan_ok=True)
+    assert class_accuracy(a.labels, a.predictions, 3) == pytest.approx(
+        [0.75, 0.5, np.nan], nan_ok=True
+    )
     found = break_down([a, b], [b], Scores())
     assert found.cells == [b, a]
     assert [d.id for d in found.disputed] == ["track02", "track01"]

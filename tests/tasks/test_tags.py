@@ -13,19 +13,18 @@ from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_sco
 from tune.comparison.analysis import analyse
 from tune.comparison.cells import merge
 from tune.comparison.paired import compare, read_predictions
-from tune.probing.bank import losses
 from tune.probing.metrics import (
-    KeyScore,
-    TagRanking,
     bootstrap,
     bootstrap_curves,
     main_score,
     paired_bootstrap,
     score,
 )
-from tune.probing.tag_ranking import BLOCK, roc_auc, weighted_ranking
 from tune.runs.load import read_folders
+from tune.tasks.label_kinds import KINDS
+from tune.tasks.label_metrics import KeyScore, TagRanking
 from tune.tasks.musical_keys import KEYS, key_name, key_weights
+from tune.tasks.tag_ranking import BLOCK, roc_auc, weighted_ranking
 
 NAMES = ["roc_auc", "average_precision"]
 BOTH = {"roc_auc": roc_auc_score, "average_precision": average_precision_score}
@@ -149,7 +148,7 @@ def test_differences_are_paired(tags, rng):
 def test_the_loss_is_binary_cross_entropy_over_tags(rng):
     outputs = torch.from_numpy(rng.normal(0, 2, (3, 7, 4)))
     labels = torch.from_numpy(rng.integers(0, 2, (3, 7, 4)).astype(float))
-    got = losses("tags", outputs, labels)
+    got = KINDS["tags"].loss(outputs, labels)
     p = 1 / (1 + np.exp(-outputs.numpy()))
     expected = -np.log(np.where(labels.numpy() == 1, p, 1 - p)).mean(-1)
     assert got.numpy() == pytest.approx(expected)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from tune.probing.metrics import paired_bootstrap
-from tune.tasks.label_kinds import ONE_OF_MANY
+from tune.tasks.label_kinds import label_kind
 
 
 @dataclass
@@ -63,21 +63,8 @@ def read_predictions(run: Path) -> Predictions:
 
     if (column("id") != np.array(ids)).any():
         raise ValueError(f"{run}: the seeds have different tracks")
-    if result["kind"] == "tags":
-        labels, predictions = (
-            np.stack([column(f"{name}_{tag}") for tag in result["classes"]], -1)
-            for name in ("label", "score")
-        )
-    elif result["kind"] in ONE_OF_MANY:
-        number = {name: i for i, name in enumerate(result["classes"])}
-        labels, predictions = (
-            np.vectorize(number.__getitem__)(column(name)) for name in ("label", "prediction")
-        )
-    else:
-        labels, predictions = (
-            np.stack([column(f"{name}_{t}") for t in result["targets"]], -1)
-            for name in ("label", "prediction")
-        )
+    kind = label_kind(result["kind"])
+    labels, predictions = kind.from_columns(column, result[kind.parts])
     return Predictions(result, ids, labels[0], predictions)
 
 

@@ -17,7 +17,6 @@ from tune.comparison.cells import Cell
 from tune.probing.metrics import N_RESAMPLES, bootstrap_curves, interval
 
 ALPHA = 0.05
-CORRECTIONS = ("holm", "none")
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Scores:
         return self._known[key]
 
     def main(self, cell: Cell, ids: Sequence[str] | None = None) -> np.ndarray:
-        """The main metric: accuracy or mean R²."""
+        """The main metric of the kind of label, the first: accuracy, mean R², ROC-AUC, ..."""
         return next(iter(self.curves(cell, ids).values()))
 
     def summary(self, cell: Cell) -> dict[str, tuple[float, float, float]]:

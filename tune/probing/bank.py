@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from tune.tasks.label_kinds import ONE_OF_MANY
+from tune.tasks.label_kinds import label_kind
 
 HIDDEN = 512
 DROPOUT = 0.2
@@ -66,14 +66,15 @@ class ProbeData:
         statistics; L is 1 when layers are mixed
     tokens : {split: ((L, n, N, [K,] D), mask (n, N))} or None
     n_views : K, or None when there is nothing to mix
-    labels : {split: (n,) class numbers, (n, C) values standardised by training statistics, or, for
-        tags, (n, C) of 0 and 1}
+    kind : the task's `LabelKind`
+    labels : {split: what the kind's loss takes: (n,) class numbers, (n, C) values standardised by
+        training statistics, or, for tags, (n, C) of 0 and 1}
     truth : {split: ndarray of labels as they came}
     """
 
     def __init__(self, task, features, device: torch.device, *, n_scales: int = 1,
                  mix: bool = False, tokens=None, raw: bool = False):  # fmt: skip
-        self.kind = task.kind
+        self.kind = label_kind(task.kind)
         self.dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self.n_scales, self.mix = n_scales, mix
         train = features["train"]
@@ -93,18 +94,17 @@ class ProbeData:
         self.n_train, self.n_in = shape[1], shape[-1]
         self.n_views = shape[2] if len(shape) == 4 else None
         self.truth = {s: np.asarray(task.splits[s]["label"]) for s in features}
+        self.n_out = len(getattr(task, self.kind.parts))
         self.centre = self.scale = None
-        if self.kind != "numbers":
-            self.n_out = len(task.classes)
-            dtype = self.dtype if self.kind == "tags" else torch.int64
-            self.labels = {s: torch.from_numpy(t).to(device, dtype) for s, t in self.truth.items()}
-        else:
-            self.n_out = len(task.targets)
+        learned = self.truth
+        if self.kind.standardised:
             self.centre, self.scale = self.truth["train"].mean(0), self.truth["train"].std(0)
-            self.labels = {
-                s: torch.from_numpy((t - self.centre) / self.scale).to(device, self.dtype)
-                for s, t in self.truth.items()
-            }
+            learned = {s: (t - self.centre) / self.scale for s, t in self.truth.items()}
+        # Whole numbers are those of classes, which a loss takes as they are.
+        self.labels = {
+            s: torch.from_numpy(t).to(device, torch.int64 if t.dtype.kind == "i" else self.dtype)
+            for s, t in learned.items()
+        }
 
     def _arrange(self, views: torch.Tensor, at: int) -> torch.Tensor:
         """Views (V, n, ..., D) to layers first: (L, n, ..., D), or (L, n, ..., K, D) to be mixed.
@@ -174,21 +174,15 @@ class ProbeData:
 
         Of tags the values are probabilities.
         """
-        if self.kind in ONE_OF_MANY:
-            return outputs.argmax(-1).cpu().numpy()
-        if self.kind == "tags":
-            return outputs.sigmoid().cpu().numpy()
-        return outputs.cpu().numpy() * self.scale + self.centre
+        decided = self.kind.decide(outputs)
+        return decided * self.scale + self.centre if self.kind.standardised else decided
 
     def guess(self, split: str) -> np.ndarray:
         """What one would say without listening: the most frequent training class, or the mean.
 
         Of tags that is how frequent each is; it ranks no track above another.
         """
-        n = len(self.truth[split])
-        if self.kind in ONE_OF_MANY:
-            return np.full(n, np.bincount(self.truth["train"]).argmax())
-        return np.tile(self.truth["train"].mean(0), (n, 1))
+        return self.kind.chance(self.truth["train"], len(self.truth[split]))
 
     def constants(self, layer: int, *, inputs: bool = True) -> dict[str, torch.Tensor]:
         """What a saved probe needs beside its weights, for one layer (all, where they are mixed).
@@ -201,7 +195,7 @@ class ProbeData:
             for value in (self.standardise.mean, self.standardise.scale)
         )
         out = {"standardise.mean": mean, "standardise.scale": scale} if inputs else {}
-        if self.kind == "numbers":
+        if self.kind.standardised:
             out |= {"target.centre": torch.from_numpy(self.centre),
                     "target.scale": torch.from_numpy(self.scale)}  # fmt: skip
         if self.whitening and not self.mix:  # of all layers it would be tens of megabytes
@@ -397,28 +391,6 @@ class Selection:
         """Put every probe's best weights back."""
         for probe, state in zip(bank.probes, self.states, strict=True):
             probe.load_state_dict(state)
-
-
-def losses(kind: str, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Loss of every track under every probe.
-
-    Parameters
-    ----------
-    outputs : (M, B, C)
-    labels : (M, B) class numbers, or (M, B, C) standardised values, or 0 and 1 for tags
-
-    Returns
-    -------
-    (M, B) cross-entropy, or squared error averaged over targets, or binary cross-entropy over tags
-    """
-    if kind == "tags":
-        each = F.binary_cross_entropy_with_logits(outputs, labels, reduction="none")
-        return each.mean(-1)
-    if kind in ONE_OF_MANY:
-        return F.cross_entropy(outputs.flatten(0, 1), labels.flatten(), reduction="none").view(
-            labels.shape
-        )
-    return F.mse_loss(outputs, labels, reduction="none").mean(-1)
 
 
 def join_clips(outputs: torch.Tensor, truth: np.ndarray, split) -> tuple:

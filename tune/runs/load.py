@@ -108,5 +108,5 @@ def check_run(predictions: Predictions) -> None:
     if len(result["seeds"]) != shape[0]:
         raise ValueError(f"{len(result['seeds'])} seeds in result.json, {shape[0]} in predictions")
     values = (predictions.predictions, predictions.labels)
-    if result["kind"] != "classes" and not all(np.isfinite(v).all() for v in values):
+    if not all(np.isfinite(v).all() for v in values):
         raise ValueError("predictions or labels are not finite")

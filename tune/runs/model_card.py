@@ -16,9 +16,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tune.cli.parser import Parser
 from tune.system.files import atomic_write_text
+from tune.tasks.label_kinds import label_kind
 from tune.tasks.load import TASKS
 
-KINDS = {"numbers": "audio-regression"}  # else audio-classification, as the hub calls it
 STRATEGY = ("encoder", "layer", "seg", "hop", "agg", "tokens", "precision")
 
 
@@ -36,7 +36,7 @@ def eval_results(run: Path) -> list[EvalResult]:
         row = TASKS.get(result["task"])
         return [
             EvalResult(
-                task_type=KINDS.get(result["kind"], "audio-classification"),
+                task_type=label_kind(result["kind"]).hub_task,
                 task_name=f"a probe on frozen embeddings: {result['task']}",
                 dataset_type=(row and row.hub) or result["task"], dataset_name=result["task"],
                 dataset_split="test", metric_type=name, metric_name=f"test {name}",

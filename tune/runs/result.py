@@ -30,7 +30,7 @@ from tune.segments.rules import Rule, describe_counts, is_degenerate
 from tune.store.encode import EncodeReport
 from tune.system.files import apply_umask, hide_home, save_tensors, slug, write_csv
 from tune.system.memory import peak_memory_bytes
-from tune.tasks.label_kinds import ONE_OF_MANY
+from tune.tasks.label_kinds import label_kind
 
 log = logging.getLogger(__name__)
 
@@ -236,25 +236,13 @@ def prediction_columns(kind, ids, seeds, truth, guesses, probabilities, classes,
     -------
     dict
         seed, id, label, prediction and p_<class>; seed, id, label_<target>, prediction_<target>;
-        or seed, id, label_<tag> (true or false), score_<tag>
+        or seed, id, label_<tag> (true or false), score_<tag>; as the kind of label has them
     """
     n = len(ids)
     out = {"seed": [seed for seed in seeds for _ in range(n)], "id": list(ids) * len(seeds)}
-    if kind == "tags":
-        for t, name in enumerate(classes):
-            out[f"label_{name}"] = truth[:, t].tolist() * len(seeds)
-            out[f"score_{name}"] = guesses[:, :, t].reshape(-1).tolist()
-        return out
-    if kind in ONE_OF_MANY:
-        out["label"] = [classes[i] for i in truth] * len(seeds)
-        out["prediction"] = [classes[i] for i in guesses.reshape(-1)]
-        for c, name in enumerate(classes):
-            out[f"p_{name}"] = probabilities[:, :, c].reshape(-1).tolist()
-        return out
-    for t, name in enumerate(targets):
-        out[f"label_{name}"] = truth[:, t].tolist() * len(seeds)
-        out[f"prediction_{name}"] = guesses[:, :, t].reshape(-1).tolist()
-    return out
+    kind = label_kind(kind)
+    names = {"classes": classes, "targets": targets}[kind.parts]
+    return out | kind.to_columns(truth, guesses, probabilities, names)
 
 
 def write_run(output_dir: Path, name: str, *, result: Mapping, config: Mapping, outcome: Mapping,

@@ -25,6 +25,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from tune.system.files import hide_home, slug
+from tune.tasks.label_kinds import KINDS
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +34,6 @@ DEFAULT_URL = "https://api.wandb.ai"
 TRACKERS = {"wandb": "wandb", "tensorboard": "tensorboard", "trackio": "trackio",
             "mlflow": "mlflow", "comet_ml": "comet_ml", "aim": "aim", "clearml": "clearml",
             "dvclive": "dvclive", "swanlab": "swanlab"}  # fmt: skip
-# What a run's summary keeps of a curve. `val/best_...` only ever rises: its last value is its best,
-# and a plain number, which is what the metric of a sweep must be.
-BEST = {"train/loss": "min", "val/loss": "min", "val/accuracy": "max", "val/r2": "max"}
 TAG_LENGTH = 64  # W&B refuses a run with a longer tag, such as a long path
 REASON_LENGTH = 500
 INIT_S, FINISH_S = 15, 120  # how long W&B's server is waited for
@@ -122,7 +120,7 @@ class Tracker:
         if self.report_to == "wandb" and self.accelerator.is_main_process:
             run = self.accelerator.get_tracker("wandb", unwrap=True)
             run.define_metric("epoch", hidden=True)
-            for name, best in BEST.items():
+            for name, best in best_values().items():
                 run.define_metric(name, step_metric="epoch", summary=best)
 
     def log(self, values: Mapping[str, float], step: int | None = None) -> None:
@@ -255,6 +253,16 @@ class Tracker:
 
         run, self.accelerator.trackers = wandb.run, []
         return [] if run is None else farewell(run, self.mode, self.why_offline, self.lost)
+
+
+def best_values() -> dict[str, str]:
+    """What a run's summary keeps of a curve: its least or greatest value.
+
+    `val/best_...` only ever rises: its last value is its best, and a plain number, which is what
+    the metric of a sweep must be.
+    """
+    main = sorted({kind.recipe.main_metric for kind in KINDS.values()})
+    return {"train/loss": "min", "val/loss": "min"} | {f"val/{name}": "max" for name in main}
 
 
 def begin(begin_run, mode: str) -> tuple:

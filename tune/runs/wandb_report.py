@@ -11,6 +11,7 @@ It follows the project: new runs appear in it. Needs a login, and `pip install w
 from collections.abc import Sequence
 
 from tune.cli.parser import Parser
+from tune.tasks.label_kinds import KINDS
 
 COSTS = {"cost/encode_peak_memory_bytes": "peak memory while encoding, bytes",
          "cost/encode_seconds_per_track": "encoding, seconds a track",
@@ -71,9 +72,10 @@ def make_report(path: str, title: str, group: str | None = None):
         blocks=[
             wr.TableOfContents(),
             wr.H2("Quality against cost"),
-            wr.P("Each dot is a run. test/score is accuracy or mean R² on the test split; memory "
-                 "and seconds were taken when the segments were encoded. Filter by task before "
-                 "you compare. Whether two dots differ, compare.py says: it pairs them by track."),
+            wr.P(f"Each dot is a run. test/score is the main metric on the test split "
+                 f"({main_metrics()}); memory and seconds were taken when the segments were "
+                 f"encoded. Filter by task before you compare. Whether two dots differ, compare.py "
+                 f"says: it pairs them by track."),
             wr.PanelGrid(runsets=[runs("runs")], panels=fronts),
             wr.H2("Segments and aggregators"),
             wr.PanelGrid(runsets=[runs("runs")], panels=means),
@@ -84,6 +86,11 @@ def make_report(path: str, title: str, group: str | None = None):
                          panels=[wr.RunComparer(diff_only="split")]),
         ],
     )  # fmt: skip
+
+
+def main_metrics() -> str:
+    """The main metric of each kind of label, in words."""
+    return ", ".join(f"{kind.recipe.main_metric} for {name}" for name, kind in KINDS.items())
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -129,11 +129,6 @@ def swept(config: Mapping) -> list[str]:
     return sorted(set(config["parameters"]) - set(fixed(config)))
 
 
-def grid_size(config: Mapping) -> int:
-    """Cells of a grid."""
-    return len(_propose(config, [], 1_000_000))
-
-
 def propose(config: Mapping, cells: Sequence[Cell], n: int, extra: Sequence[str],
             seed: int) -> list[Cell]:  # fmt: skip
     """Ask the engine for up to n more cells.

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from tune.audio.decode import AudioError, Header, is_silent, read_audio, read_header
 from tune.audio.fingerprint import Landmarks, find_alike, find_landmarks
 from tune.audio.hashing import content_hash, sound_hash
-from tune.tasks.label_kinds import ONE_OF_MANY
+from tune.tasks.label_kinds import label_kind
 from tune.tasks.load import Task
 from tune.tasks.readers import SPLITS
 
@@ -97,6 +97,7 @@ def check(task: Task, *, min_tracks: int = MIN_TRACKS, decode: bool = True,
         files = {h.path: h for h in tqdm(heard, total=len(paths), unit="file", desc="check",
                                          disable=not progress)}  # fmt: skip
     good = [h for h in files.values() if h.reason is None]
+    of_targets = label_kind(task.kind).of_targets
     labels = {s: _labels(task, s) for s in SPLITS}
     problems = [
         *(Problem("row", f"{i['where']}: {i['reason']}") for i in task.skipped),
@@ -105,7 +106,7 @@ def check(task: Task, *, min_tracks: int = MIN_TRACKS, decode: bool = True,
         *_same_audio(task, files),
         *_alike(task, files, progress),
         *_split_tracks(task),
-        *(_few_tracks(task, labels, min_tracks) if task.kind != "numbers" else _constant(task)),
+        *(_constant(task) if of_targets else _few_tracks(task, labels, min_tracks)),
         *_counts(task, labels),
     ]
     seconds = np.array([h.seconds for h in good if np.isfinite(h.seconds)])
@@ -119,8 +120,8 @@ def check(task: Task, *, min_tracks: int = MIN_TRACKS, decode: bool = True,
         "sample_rates": _count(h.header.sample_rate for h in good),
         "channels": _count(h.header.channels for h in good),
         "formats": _count(h.header.format for h in good),
-        "classes": _classes(task, labels) if task.kind != "numbers" else {},
-        "targets": _targets(task) if task.kind == "numbers" else {},
+        "classes": {} if of_targets else _classes(task, labels),
+        "targets": _targets(task) if of_targets else {},
         "problems": [asdict(problem) for problem in problems],
     }
 
@@ -157,7 +158,7 @@ def _count(values) -> dict[str, int]:
 
 def _of_class(task: Task, labels: np.ndarray) -> np.ndarray:
     """How many tracks have each class or tag, (C,)."""
-    if task.kind == "tags":
+    if label_kind(task.kind).several:
         return labels.sum(0)
     return np.bincount(labels, minlength=len(task.classes))
 
@@ -243,7 +244,8 @@ def _split_tracks(task) -> list[Problem]:
 
 def _few_tracks(task, labels, min_tracks) -> list[Problem]:
     """Find classes that a test split can say little or nothing about."""
-    what = "tag" if task.kind == "tags" else "class"
+    kind = label_kind(task.kind)
+    what = kind.noun
     counts = {s: _of_class(task, labels[s]) for s in SPLITS}
     problems = []
     for c, name in enumerate(task.classes):
@@ -252,8 +254,8 @@ def _few_tracks(task, labels, min_tracks) -> list[Problem]:
             text = f"the {what} {name!r} is missing from the test split"
         elif n < min_tracks:
             text = f"the {what} {name!r} has {n} of {len(labels['test'])} test tracks"
-        elif task.kind == "tags" and n == len(labels["test"]):
-            text = f"all test tracks have the tag {name!r}"
+        elif kind.several and n == len(labels["test"]):
+            text = f"all test tracks have the {what} {name!r}"
         else:
             text = None
         if text:
@@ -262,10 +264,10 @@ def _few_tracks(task, labels, min_tracks) -> list[Problem]:
             text = f"the {what} {name!r} is missing from the train split"
             problems.append(Problem("class", text, (name,)))
     problems += [
-        Problem("class", f"the tag {tag!r} of {n} tracks is on no training track", (tag,))
+        Problem("class", f"the {what} {tag!r} of {n} tracks is on no training track", (tag,))
         for tag, n in task.unknown_tags.items()
     ]
-    if task.kind in ONE_OF_MANY and (counts["train"] > 0).sum() < 2:
+    if not kind.several and (counts["train"] > 0).sum() < 2:
         problems.append(Problem("class", "all training tracks are of one class"))
     return problems
 

@@ -11,27 +11,24 @@ Where a line has `ori_uid`, its file is a clip of that track (column `track`).
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from datasets import List as ListOf
+from datasets import Dataset, DatasetDict, Features, Value
 
 from tune.demo import DEMO_TASKS, build
 from tune.tasks.download import archive_folder, hub_folder
 from tune.tasks.hub_dataset import PREFIX, hub_folders, read_hub
-from tune.tasks.label_kinds import ONE_OF_MANY, check_labels, guess_kind
-from tune.tasks.musical_keys import KEYS
+from tune.tasks.label_kinds import Recipe, check_labels, guess_kind, label_kind
 from tune.tasks.nsynth_vocalset import read_nsynth, read_vocalset
 from tune.tasks.path_safety import confine, data_folders
 from tune.tasks.readers import SPLITS, TaskError, read_jsonl, read_path, why
-from tune.tasks.registry import RECIPES, TASKS, Recipe, TaskRow
+from tune.tasks.registry import TASKS, TaskRow
 from tune.tasks.splits import check_split_names, complete_splits
 
-__all__ = ["DEMO_TASKS", "LAYOUTS", "RECIPES", "SPLITS", "TASKS", "Recipe", "Task", "TaskError",
+__all__ = ["DEMO_TASKS", "LAYOUTS", "SPLITS", "TASKS", "Recipe", "Task", "TaskError",
            "TaskRow", "check_task", "check_usable", "load_task", "short_name"]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -57,7 +54,7 @@ class Task:
     Attributes
     ----------
     name : str
-    kind : "classes", "keys", "numbers" or "tags"
+    kind : a name of `tune.tasks.label_kinds.KINDS`
     classes : list of str; names of the classes in the order of their numbers, or of the tags in
         the order of a label's values, else empty
     targets : list of str; names of the regression targets, else empty
@@ -84,7 +81,7 @@ class Task:
     @property
     def recipe(self) -> Recipe:
         """Learning rate, patience and metric: the row's own, or the kind's."""
-        return (self.row and self.row.recipe) or RECIPES[self.kind]
+        return self.row.training if self.row else label_kind(self.kind).recipe
 
     def without(self, paths: set[str]) -> "Task":
         """The same task without some tracks (unusable files); raises when a split runs empty."""
@@ -176,16 +173,9 @@ def check_usable(task: Task) -> None:
     that some have and some have not.
     """
     _need_every_split(task.name, {s for s in SPLITS if len(task.splits[s])}, task.skipped)
-    labels = np.asarray(task.splits["train"]["label"])
-    if task.kind in ONE_OF_MANY and len(set(labels.tolist())) < 2:
-        raise TaskError(
-            f"task {task.name}: all training tracks have the label "
-            f"{task.classes[labels[0]]!r}; a classifier needs two classes or more"
-        )
-    if task.kind == "numbers" and (labels.std(0) == 0).any():
-        raise TaskError(f"task {task.name}: a target has the same value on all training tracks")
-    if task.kind == "tags" and not (labels.any(0) & ~labels.all(0)).any():
-        raise TaskError(f"task {task.name}: all training tracks have the same tags")
+    kind, labels = label_kind(task.kind), np.asarray(task.splits["train"]["label"])
+    if reason := kind.why_unusable(labels, getattr(task, kind.parts)):
+        raise TaskError(f"task {task.name}: {reason}")
 
 
 def _need_every_split(name, present: set[str], skipped: list[dict]) -> None:
@@ -201,8 +191,7 @@ def _finish(name, rows, skipped, *, kind="auto", targets: Sequence[str] = (),
     skipped = list(skipped)
     rows = check_split_names(name, rows, skipped)
     given = {r["split"] for r in rows}
-    if kind == "auto":
-        kind = guess_kind(rows)
+    kind = guess_kind([r["label"] for r in rows]) if kind == "auto" else label_kind(kind)
     rows = check_labels(rows, skipped, kind, len(targets) or None)
     if not rows:
         raise TaskError(
@@ -213,22 +202,14 @@ def _finish(name, rows, skipped, *, kind="auto", targets: Sequence[str] = (),
         what = "no split: one was made" if None in given else "no val split: one was cut from train"
         log.info("task %s has %s, stratified, from a fixed seed (see split.csv)", name, what)
     _need_every_split(name, {r["split"] for r in rows}, skipped)
-    classes, unknown = [], {}
-    if kind == "numbers":
-        size = len(rows[0]["label"])
-        targets = list(targets) or (
-            ["value"] if size == 1 else [f"target_{i}" for i in range(size)]
-        )
-        label = ListOf(Value("float64"), length=size)
-    elif kind == "tags":
-        classes, unknown = _read_tags(name, rows)
-        label = ListOf(Value("bool"), length=len(classes))
-    else:
-        classes = list(KEYS) if kind == "keys" else None
-        rows, classes = _known_classes(rows, skipped, classes)
-        _need_every_split(name, {r["split"] for r in rows}, skipped)
-        label = ClassLabel(names=classes)
-    features = {"id": Value("string"), "path": Value("string"), "label": label}
+    column = kind.column(name, rows, skipped, targets)
+    rows = column.rows
+    _need_every_split(name, {r["split"] for r in rows}, skipped)
+    if column.unknown:
+        some = ", ".join(sorted(column.unknown)[:3])
+        log.warning("task %s: %d %ss that no training track has are left out (%s)",
+                    name, len(column.unknown), kind.noun, some)  # fmt: skip
+    features = {"id": Value("string"), "path": Value("string"), "label": column.feature}
     if any(r["track"] for r in rows):
         features["track"] = Value("string")
         rows = [{**r, "track": r["track"] or r["id"]} for r in rows]
@@ -239,34 +220,8 @@ def _finish(name, rows, skipped, *, kind="auto", targets: Sequence[str] = (),
         )
         for split in SPLITS
     })  # fmt: skip
-    task = Task(str(name), kind, classes, list(targets), splits, skipped, made, unknown, row)
+    task = Task(str(name), kind.name, column.classes, column.targets, splits, skipped, made,
+                column.unknown, row)  # fmt: skip
     if usable:
         check_usable(task)
     return task
-
-
-def _known_classes(rows, skipped, classes) -> tuple[list[dict], list[str]]:
-    """Rows with a class of the list, or that some training track has; the others are set aside."""
-    classes = classes or sorted({r["label"] for r in rows if r["split"] == "train"})
-    known = set(classes)
-    for row in rows:
-        if row["label"] not in known:
-            reason = f"unknown label {row['label']!r}: no training track has it"
-            skipped.append({"where": row["where"], "reason": reason})
-    return [r for r in rows if r["label"] in known], classes
-
-
-def _read_tags(name, rows) -> tuple[list[str], dict[str, int]]:
-    """Put truth values in place of tags; return the tags of the training tracks, and the others."""
-    tags = sorted({tag for r in rows if r["split"] == "train" for tag in r["label"]})
-    unknown = Counter(tag for r in rows for tag in r["label"] if tag not in set(tags))
-    if not tags:
-        raise TaskError(f"task {name}: no training track has a tag")
-    if unknown:
-        some = ", ".join(sorted(unknown)[:3])
-        log.warning("task %s: %d tags that no training track has are left out (%s)",
-                    name, len(unknown), some)  # fmt: skip
-    for row in rows:
-        own = set(row["label"])
-        row["label"] = [tag in own for tag in tags]
-    return tags, dict(unknown)

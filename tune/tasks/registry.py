@@ -11,31 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from tune.tasks.label_kinds import Recipe, label_kind
+
 HEAD = "one hidden layer of 512, ReLU, dropout 0.2"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """MARBLE's training recipe: Adam's learning rate, and when and by how much it is lowered."""
-
-    lr: float
-    plateau_patience: int
-    main_metric: str
-    plateau_factor: float = 0.5
-
-
-RECIPES = {
-    "classes": Recipe(lr=5e-3, plateau_patience=5, main_metric="accuracy"),
-    "keys": Recipe(lr=1e-3, plateau_patience=5, main_metric="weighted_score", plateau_factor=0.1),
-    "numbers": Recipe(lr=1e-3, plateau_patience=5, main_metric="r2"),
-    "tags": Recipe(lr=1e-3, plateau_patience=3, main_metric="roc_auc"),
-}
-METRICS = {
-    "classes": "accuracy, macro F1",
-    "keys": "weighted score (mir_eval), accuracy",
-    "numbers": "R², mean and each target",
-    "tags": "ROC-AUC and average precision, macro over tags",
-}
 
 
 @dataclass(frozen=True)
@@ -44,8 +22,8 @@ class TaskRow:
 
     Attributes
     ----------
-    kind : "classes" (one of several), "keys" (one of the 24 keys), "numbers" (regression) or
-        "tags" (any of several)
+    kind : a name of `tune.tasks.label_kinds.KINDS`: "classes" (one of several), "keys" (one of the
+        24 keys), "numbers" (regression), "tags" (any of several)
     about : one line for --help
     stem : beginning of the jsonl files' names, or what another layout needs to know
     targets : names of the regression targets, in the labels' order
@@ -81,6 +59,11 @@ class TaskRow:
     def place(self) -> str:
         """Its folder's name below --data_dir."""
         return self.folder or (self.hub.split("/")[1] if self.hub else "")
+
+    @property
+    def training(self) -> Recipe:
+        """Its recipe, or its kind's."""
+        return self.recipe or label_kind(self.kind).recipe
 
 
 NSYNTH = "http://download.magenta.tensorflow.org/datasets/nsynth/nsynth-{}.jsonwav.tar.gz"

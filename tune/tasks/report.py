@@ -18,10 +18,10 @@ from rich.table import Table
 from tune.cli.parser import Parser, one_line, positive_int, set_up_logging, to_bool
 from tune.system.files import cache_folder
 from tune.tasks.check import MIN_TRACKS, check, summary
-from tune.tasks.label_kinds import KINDS
+from tune.tasks.label_kinds import KINDS, label_kind
 from tune.tasks.load import DEMO_TASKS, load_task
 from tune.tasks.readers import SPLITS
-from tune.tasks.registry import HEAD, METRICS, RECIPES, TASKS
+from tune.tasks.registry import HEAD, TASKS
 
 SHOWN = 8  # problems of a kind
 SHOWN_CLASSES = 30
@@ -33,12 +33,6 @@ FILES = {
     "vocalset": "{place}/FULL/SINGER/EXERCISE/TECHNIQUE/*.wav, as the archive unpacks; or "
                 "{place}/{{train,valid,test}}_{stem[0]}.txt and audio/, as MARBLE v1 prepares it",
 }  # fmt: skip
-LABELS = {
-    "classes": "the name of a class",
-    "keys": "a key such as 'Eb minor'",
-    "numbers": "a list of values: {targets}",
-    "tags": "a list of tags, which may be empty",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,22 +70,21 @@ def table_of_tasks() -> Table:
     for head in ("name", "what", "kind", "metric", "layer", "rate", "from"):
         table.add_column(head, overflow="fold")
     for name, row in TASKS.items():
-        recipe = row.recipe or RECIPES[row.kind]
         origin = row.hub or ("archives" if row.archives else "composed here")
-        table.add_row(name, row.about, row.kind, METRICS[row.kind], row.layer, f"{recipe.lr:g}",
-                      origin)  # fmt: skip
+        table.add_row(name, row.about, row.kind, label_kind(row.kind).about_metrics, row.layer,
+                      f"{row.training.lr:g}", origin)  # fmt: skip
     return table
 
 
 def describe(name: str, data_dir: Path) -> list[tuple[str, str]]:
     """Lines on one task: (heading, text)."""
     row = TASKS[name]
-    recipe = row.recipe or RECIPES[row.kind]
+    kind, recipe = label_kind(row.kind), row.training
     folder = data_dir / row.place
     lines = [
         ("task", f"{name}: {row.about}"),
-        ("kind", f"{row.kind}; label: {LABELS[row.kind].format(targets=', '.join(row.targets))}"),
-        ("metric", f"{METRICS[row.kind]}; epochs are chosen by {recipe.main_metric}"),
+        ("kind", f"{row.kind}; label: {kind.about.format(targets=', '.join(row.targets))}"),
+        ("metric", f"{kind.about_metrics}; epochs are chosen by {recipe.main_metric}"),
         ("recipe", f"{HEAD}; Adam at {recipe.lr:g}, times {recipe.plateau_factor:g} after "
                    f"{recipe.plateau_patience} epochs without a better validation score"),
         ("layer", f"{row.layer} (--layer overrules it)"),
@@ -152,7 +145,7 @@ def _print_labels(report, console) -> None:
     """Print how many tracks each class has, or what values targets have."""
     if report["classes"]:
         table = Table()
-        table.add_column("tag" if report["kind"] == "tags" else "class", overflow="fold")
+        table.add_column(label_kind(report["kind"]).noun, overflow="fold")
         for split in SPLITS:
             table.add_column(split, justify="right")
         ordered = sorted(report["classes"].items(), key=lambda item: item[1]["test"])

@@ -1,9 +1,8 @@
 """Splits: names brought into line, and a split made where a task has none."""
 
-from collections import Counter
-
 import numpy as np
 
+from tune.tasks.label_kinds import LabelKind
 from tune.tasks.readers import TaskError
 
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val",
@@ -31,7 +30,7 @@ def check_split_names(name, rows, skipped) -> list[dict]:
     return good
 
 
-def complete_splits(rows, given: set, kind) -> tuple[list[dict], list[dict] | None]:
+def complete_splits(rows, given: set, kind: LabelKind) -> tuple[list[dict], list[dict] | None]:
     """Make a split where none was given, or a val split out of train where only that is missing.
 
     Returns the rows and, when something was made, the list of who went where.
@@ -46,11 +45,10 @@ def complete_splits(rows, given: set, kind) -> tuple[list[dict], list[dict] | No
     return rows, [{"id": r["id"], "path": r["path"], "split": r["split"]} for r in rows]
 
 
-def _make_split(rows: list[dict], kind: str, shares: dict[str, float]) -> list[dict]:
-    """Give every row a split, at random from a fixed seed, stratified by label.
+def _make_split(rows: list[dict], kind: LabelKind, shares: dict[str, float]) -> list[dict]:
+    """Give every row a split, at random from a fixed seed, stratified as the kind of label says.
 
-    Numbers are stratified by fifths of the first target (fewer parts below 20 rows), tags by each
-    track's rarest. Every class keeps a row in train, and clips of a track stay together. Depends
+    Every class keeps a row in train, and clips of a track stay together. Depends
     on the rows, not on their order.
     """
     if not rows:
@@ -61,7 +59,7 @@ def _make_split(rows: list[dict], kind: str, shares: dict[str, float]) -> list[d
         if row["track"]:
             clips.setdefault(row["track"], []).append(row)
     rows = [r for r in rows if not r["track"] or r is clips[r["track"]][0]]
-    groups = _strata(rows, kind)
+    groups = kind.strata([r["label"] for r in rows])
     rng = np.random.default_rng(SPLIT_SEED)
     made, carry = [], dict.fromkeys(shares, 0.0)
     for group in sorted(set(groups)):
@@ -80,16 +78,3 @@ def _make_split(rows: list[dict], kind: str, shares: dict[str, float]) -> list[d
     rest = [{**clip, "split": r["split"]} for r in made if r["track"]
             for clip in clips[r["track"]][1:]]  # fmt: skip
     return made + rest
-
-
-def _strata(rows: list[dict], kind: str) -> list:
-    """What each row is stratified by."""
-    if kind == "tags":
-        counts = Counter(tag for r in rows for tag in r["label"])
-        return [min(r["label"], key=lambda t: (counts[t], t), default="") for r in rows]
-    if kind != "numbers":
-        return [r["label"] for r in rows]
-    values = np.array([r["label"][0] for r in rows])
-    n_parts = min(5, max(1, len(rows) // 4))
-    bounds = np.quantile(values, np.linspace(0, 1, n_parts + 1)[1:-1])
-    return np.searchsorted(bounds, values).tolist()

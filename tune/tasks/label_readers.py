@@ -1,0 +1,70 @@
+"""Labels as they come (text, a number, a list), each brought into the form of its kind.
+
+A reader returns None for what is no label of its kind.
+"""
+
+import math
+import re
+
+from tune.tasks.musical_keys import key_name
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+TAG_SEPARATOR = ";"
+
+
+def values(label) -> list:
+    """The parts of a label: a list's items, or a text's, separated by spaces or semicolons."""
+    if isinstance(label, str):
+        return label.replace(";", " ").split()
+    return label if isinstance(label, list) else [label]
+
+
+def numbers(label) -> list[float] | None:
+    """A label as target values, None when it is none."""
+    parts = values(label)
+    # float() also takes True, "infinity" and "1970_1979".
+    if any(isinstance(v, bool) or (isinstance(v, str) and not NUMBER.fullmatch(v)) for v in parts):
+        return None
+    try:
+        found = [float(value) for value in parts]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if found and all(map(math.isfinite, found)) else None
+
+
+def tags(label) -> list[str] | None:
+    """A label as tags, sorted and each once; None when it is none. A text is cut at semicolons."""
+    parts = label.split(TAG_SEPARATOR) if isinstance(label, str) else label
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        return None
+    return sorted({part.strip() for part in parts} - {""})
+
+
+def one_class(label) -> str | None:
+    """A label as the name of a class, None when it is none."""
+    return (str(label).strip() or None) if isinstance(label, str | int) else None
+
+
+def key(label) -> str | None:
+    """A label as the name of a key, None when it is none."""
+    return key_name(label) if isinstance(label, str) else None
+
+
+def mostly_numbers(labels: list) -> bool:
+    """Whether most labels are numbers and not all of those are whole, which may be classes.
+
+    A list is never a class, so a list of whole numbers counts as not whole.
+    """
+    numeric = [label for label in labels if numbers(label) is not None]
+    whole = [
+        label for label in numeric
+        if not isinstance(label, list)
+        and all(str(v).lstrip("+-").isdecimal() for v in values(label))
+    ]  # fmt: skip
+    return len(numeric) * 2 > len(labels) and len(whole) < len(numeric)
+
+
+def mostly_lists(labels: list) -> bool:
+    """Whether most labels are lists, not all of them empty."""
+    lists = [label for label in labels if isinstance(label, list)]
+    return any(lists) and len(lists) * 2 > len(labels)
