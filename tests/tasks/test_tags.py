@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_sco
 
 from tune.comparison.analysis import analyse
 from tune.comparison.cells import merge
-from tune.comparison.paired import compare, read_predictions
+from tune.comparison.paired import compare
 from tune.probing.metrics import (
     bootstrap,
     bootstrap_curves,
@@ -21,6 +21,7 @@ from tune.probing.metrics import (
     score,
 )
 from tune.runs.load import read_folders
+from tune.runs.predictions import read_predictions
 from tune.tasks.label_kinds import KINDS
 from tune.tasks.label_metrics import KeyScore, TagRanking
 from tune.tasks.musical_keys import KEYS, key_name, key_weights

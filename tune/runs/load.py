@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from tune.comparison.paired import Predictions, read_predictions
+from tune.runs.predictions import Predictions, read_predictions
 
 NEEDED = ("task", "kind", "encoder", "layer", "seg", "agg", "tokens", "seeds", "metrics", "cost",
           "n_tracks", "classes", "targets")  # fmt: skip

@@ -16,8 +16,9 @@ from types import ModuleType
 
 import numpy as np
 
-from tune.aggregators.registry import find_row, readable_name
+from tune.aggregators.registry import ENTRY_POINTS, find_row, readable_name
 from tune.system.files import slug
+from tune.system.plugins import registered
 
 PROGRAMS = ("train_probe.py", "pretrain_aggregator.py")
 # Flags that say where things go; they don't make another cell of it.
@@ -174,9 +175,10 @@ def make_cell(values: Mapping, config: Mapping, extra: Sequence[str]) -> Cell:
 
 
 def sources(argv: Sequence[str]) -> list[str]:
-    """Digests of the source files that flags name (FILE.py:NAME): a changed one is another cell."""
+    """Digests of the source files that flags name (plug-ins): a changed one is another cell."""
     given = [flag.partition("=")[2] for flag in argv if flag.startswith("--agg=")]
-    own = [find_row(agg).own for agg in given if readable_name(agg) != agg]
+    named = {agg for agg in given if readable_name(agg) != agg or agg in registered(ENTRY_POINTS)}
+    own = [find_row(agg).own for agg in given if agg in named]
     return [found.sha256 for found in own if found]
 
 

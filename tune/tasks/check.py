@@ -3,7 +3,7 @@
 Every file is decoded once (or, without decoding, only its header is read). Files are the same when
 they sound the same, to 16 bits, whatever they are called and whichever lossless container they are
 in. Files of different splits are alike when one is a lossy copy or an excerpt of the other
-(tune/landmarks.py); of less than some seconds, that can't be told.
+(`tune.audio.fingerprint`); of less than some seconds, that can't be told.
 """
 
 import math
