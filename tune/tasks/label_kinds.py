@@ -18,6 +18,7 @@ from functools import partial
 import numpy as np
 
 from tune.tasks import label_readers
+from tune.tasks.label_readers import defined_tags
 from tune.tasks.musical_keys import KEYS
 from tune.tasks.readers import TaskError
 
@@ -312,11 +313,6 @@ def _target_r2(labels, predictions, names, metric) -> np.ndarray:
 
 
 # Tags: any of many
-
-
-def defined_tags(labels: np.ndarray) -> np.ndarray:
-    """Say of each tag whether some tracks (n, C) have it and some have not: (C,) bool."""
-    return labels.any(0) & ~labels.all(0)
 
 
 def _tag_column(name, rows, skipped, targets) -> Column:

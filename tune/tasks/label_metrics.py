@@ -20,7 +20,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from tune.tasks.label_kinds import defined_tags
+from tune.tasks.label_readers import defined_tags
 from tune.tasks.musical_keys import KEYS, key_weights
 from tune.tasks.tag_ranking import macro, roc_auc, weighted_ranking
 

@@ -1,10 +1,12 @@
 """Labels as they come (text, a number, a list), each brought into the form of its kind.
 
-A reader returns None for what is no label of its kind.
+A reader returns None for what is no label of its kind. What is known of read labels alone is here too.
 """
 
 import math
 import re
+
+import numpy as np
 
 from tune.tasks.musical_keys import key_name
 
@@ -68,3 +70,8 @@ def mostly_lists(labels: list) -> bool:
     """Whether most labels are lists, not all of them empty."""
     lists = [label for label in labels if isinstance(label, list)]
     return any(lists) and len(lists) * 2 > len(labels)
+
+
+def defined_tags(labels: np.ndarray) -> np.ndarray:
+    """Say of each tag whether some tracks (n, C) have it and some have not: (C,) bool."""
+    return labels.any(0) & ~labels.all(0)
