@@ -77,12 +77,15 @@ def _import_file(path: Path, name: str) -> None:
     spec = importlib.util.spec_from_file_location(name, path)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     sys.path.insert(0, folder)
+    # Bytecode is known by size and second only: what has just been changed would be the old.
+    kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
     finally:  # imports inside functions still find it, behind the libraries
+        sys.dont_write_bytecode = kept
         sys.path.remove(folder)
         if folder not in sys.path:
             sys.path.append(folder)
