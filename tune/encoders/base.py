@@ -90,6 +90,8 @@ class Encoder:
         SHA-256 over everything that determines the numbers but audio, layers and precision.
     passes, redone : int
         Segments encoded so far, and batches computed again in float32.
+    compared : set of str
+        Folders of stored rows that it was compared with (`tune.store.spot_check`).
     """
 
     sample_rate = SAMPLE_RATE
@@ -106,6 +108,7 @@ class Encoder:
         self.precision, self.device = precision, torch.device(device)
         self.fingerprint = fingerprint
         self.passes = self.redone = 0
+        self.compared: set[str] = set()
 
     @property
     def label(self) -> str:

@@ -26,7 +26,8 @@ GROUP = "tune.encoders"  # of entry points
 PROBE_S = 4.0  # length of noise that the frame rate is found with, beside a quarter of it
 MAX_FRAMES_OFF = (3, 0.05)  # frames, and share of the frames expected: windows at the edges
 INTERNAL = frozenset(vars(nn.Module()))  # what every torch module keeps
-PER_RUN = ("name", "precision", "device", "passes", "redone")  # of an Encoder: not its numbers
+# Attributes of an Encoder that don't belong to its numbers.
+PER_RUN = ("name", "precision", "device", "passes", "redone", "compared")
 
 
 class PluginEncoder(Encoder):

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from tune.audio.decode import AudioError, is_silent, read_audio, read_header
 from tune.encoders.base import Encoder, NonFiniteError
 from tune.segments.rules import Rule
+from tune.store import spot_check
 from tune.store.store import Collection, Row, Store
 from tune.system.memory import is_out_of_memory, peak_memory_bytes, warn_if_low
 
@@ -112,8 +113,9 @@ def encode_tracks(
     Raises
     ------
     ValueError
-        When `strict` and a file is unusable; when hidden states are not finite in float32; or when
-        a piece is longer than the encoder takes (found before anything is encoded).
+        When `strict` and a file is unusable; when hidden states are not finite in float32; when
+        a piece is longer than the encoder takes (found before anything is encoded); or when an
+        encoder with code of its own no longer gives what is stored.
     """
     check_lengths(rule, encoder, paths)
     report = EncodeReport()
@@ -147,6 +149,10 @@ def encode_tracks(
             pending.append((path, content))
         else:
             finish(path, content, *stored)
+            if not stored[1].silent and spot_check.is_due(encoder, collection):
+                spot_check.compare_row(
+                    path, stored[1], encoder, collection, encode_segments, frame_rate
+                )
 
     if pending:
         warn_if_low(encoder.device, encoder.expected_bytes(batch_seconds))
