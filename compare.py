@@ -17,7 +17,7 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 
 from tune.cli.parser import Parser, begin, positive_float, run_script, set_up_logging
-from tune.profiling.arithmetic import parse_budget
+from tune.system.budget import parse_budget
 
 
 # fmt: off

@@ -41,8 +41,8 @@ def parse_args(argv=None):
     from pathlib import Path
 
     from tune.cli.parser import Parser, positive_float, positive_int, to_bool
-    from tune.profiling.arithmetic import parse_budget
     from tune.segments.rules import parse_rule
+    from tune.system.budget import parse_budget
 
     def checked(read):
         """Argument type: what `read` makes of the text, its error in one line."""
@@ -78,8 +78,8 @@ def parse_args(argv=None):
     grid.add_argument("--duration", type=positive_float, nargs="+", metavar="SECONDS",
                       help="length of the track of noise that is encoded (default: 45)")
     grid.add_argument("--encoder", nargs="+", default=["muq"], metavar="NAME",
-                      help="as in train_probe.py; all but muq, muq-nano and mel need --weights "
-                      "pretrained (default: muq)")
+                      help="as in train_probe.py; all but muq, muq-nano, mel and your own "
+                      "need --weights pretrained (default: muq)")
     grid.add_argument("--layer", nargs="+", default=["last"], metavar="last|all|mix|K",
                       help="hidden layer (default: last)")
     grid.add_argument("--mixed_precision", nargs="+", default=["auto"],
@@ -153,9 +153,10 @@ def main(args) -> None:
     from tune.aggregators.registry import AGGREGATORS
     from tune.encoders.base import DTYPES
     from tune.profiling import report
-    from tune.profiling.arithmetic import device_memory, matrix_rate, parse_budget
+    from tune.profiling.arithmetic import matrix_rate
     from tune.profiling.measure import measure
     from tune.runs import result
+    from tune.system.budget import device_memory, parse_budget
 
     for agg in args.agg:
         if agg not in AGGREGATORS:
@@ -210,20 +211,17 @@ def grid(args, device, memory):
     """Yield every cell once; a budget needs the full track at two durations or more."""
     import itertools
 
-    import torch
-
     from tune.audio.decode import AudioError, check_file
-    from tune.encoders.base import resolve_precision
-    from tune.profiling.arithmetic import parse_budget
+    from tune.encoders.base import precision_on
     from tune.profiling.measure import Cell
+    from tune.system.budget import parse_budget
 
     for path in args.audio:
         try:
             check_file(path)
         except AudioError as error:
             raise ValueError(f"--audio {path}: {error}") from error
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-    precisions = [resolve_precision(p, device.type, capability) for p in args.mixed_precision]
+    precisions = [precision_on(device, precision) for precision in args.mixed_precision]
     fixed = {
         "weights": args.weights,
         "device": device.type,

@@ -23,6 +23,7 @@ from tune.encoders.registry import load_encoder
 from tune.profiling import arithmetic, report
 from tune.profiling import measure as measuring
 from tune.store.store import Row
+from tune.system import budget
 
 GB = 10**9
 
@@ -90,28 +91,28 @@ def test_matrix_rate_is_a_rate(dtype, monkeypatch):
      ("64kB", 64_000), ("12b", 12), ("0.5", 4 * GB), (".25", 2 * GB), ("1", 8 * GB)],
 )  # fmt: skip
 def test_budget_is_a_size_or_a_fraction(text, n_bytes):
-    assert arithmetic.parse_budget(text, 8 * GB) == n_bytes
+    assert budget.parse_budget(text, 8 * GB) == n_bytes
 
 
 @pytest.mark.parametrize("text", ["", "much", "-1GB", "2 4GB", "2G", "nan", "inf", "1e3MB"])
 def test_budget_of_another_form_is_an_error(text):
     with pytest.raises(ValueError, match=r"size such as 2GB .* fraction"):
-        arithmetic.parse_budget(text, 8 * GB)
+        budget.parse_budget(text, 8 * GB)
 
 
 def test_budget_above_one_needs_a_unit():
     with pytest.raises(ValueError, match="write 2GB"):
-        arithmetic.parse_budget("2", 8 * GB)
+        budget.parse_budget("2", 8 * GB)
 
 
 @pytest.mark.parametrize("text", ["0GB", "0", "0.0", "0.1b"])
 def test_budget_of_nothing_is_an_error(text):
     with pytest.raises(ValueError, match="above 0"):
-        arithmetic.parse_budget(text, 8 * GB)
+        budget.parse_budget(text, 8 * GB)
 
 
 def test_device_memory_of_a_cpu_is_the_machines():
-    assert arithmetic.device_memory(torch.device("cpu")) > 2**28
+    assert budget.device_memory(torch.device("cpu")) > 2**28
 
 
 def test_longest_track_by_hand():

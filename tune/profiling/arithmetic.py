@@ -1,4 +1,4 @@
-"""What encoding costs on paper: arithmetic, the machine's own speed, budgets, the study's figures.
+"""What encoding costs on paper: arithmetic, the machine's own speed, the study's figures.
 
 One multiply-add is two floating-point operations (FLOP). The arithmetic counted is that of the
 matrix products and convolutions of one pass over the segment; the Fourier transform, activations
@@ -7,64 +7,12 @@ twice are left out. GB are 10^9 bytes. What encoding costs in truth is measured 
 `tune.profiling.measure`.
 """
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
-         "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}  # fmt: skip
 RATE_SIZES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}
 SLOW_S = 0.5  # a matrix product that takes longer than this is not followed by a larger one
-
-
-def parse_budget(text: str, total_bytes: int) -> int:
-    """Read an amount of memory.
-
-    Parameters
-    ----------
-    text : str
-        A size with a unit ("2GB", "800 MB", "1.5GiB"), or a fraction of the device's memory above
-        0 and at most 1 ("0.5").
-    total_bytes : int
-        The device's memory in bytes.
-
-    Returns
-    -------
-    int
-        Bytes, at least 1.
-
-    Raises
-    ------
-    ValueError
-        When it is neither.
-    """
-    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(?:([kmgt]i?)?(b))?\s*", text, re.IGNORECASE)
-    if match is None:
-        raise ValueError(
-            f"an amount of memory is a size such as 2GB or 800MB, or a fraction of the device's "
-            f"memory such as 0.5, got {text!r}"
-        )
-    number, prefix, unit = float(match[1]), (match[2] or "").lower(), match[3]
-    if unit is None and number > 1:
-        raise ValueError(
-            f"{text!r} has no unit and is no fraction (at most 1): write {text.strip()}GB or such"
-        )
-    n_bytes = int(number * UNITS[prefix]) if unit else int(number * total_bytes)
-    if n_bytes < 1:
-        raise ValueError(f"an amount of memory must be above 0, got {text!r}")
-    return n_bytes
-
-
-def device_memory(device) -> int:
-    """Memory of a GPU, or of the machine, in bytes."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    import psutil
-
-    return psutil.virtual_memory().total
 
 
 def muq_flops(encoder, n_samples: int, layer: int) -> float:

@@ -230,21 +230,16 @@ def check_lengths(rule: Rule, encoder: Encoder, paths: Sequence[str] = ()) -> No
 
 
 def encode_shared(
-    accelerator: Accelerator,
-    paths: Sequence[str],
-    encoder: Encoder,
-    rule: Rule,
-    store: Store,
-    collection: Collection,
-    *,
-    frame_rate: float | None = None,
-    batch_seconds: float = 60.0,
-    strict: bool = False,
+    accelerator: Accelerator, paths: Sequence[str], encode: Callable[..., EncodeReport], rule: Rule
 ) -> EncodeReport:
-    """Run `encode_tracks` on all processes, each with its share, and return everybody's report.
+    """Encode on all processes, each its share of the tracks, and return everybody's report.
 
     Shows a progress bar on the main process. An error of one process is raised on all of them, so
     that none waits for the others.
+
+    Parameters
+    ----------
+    encode : `encode(rule, paths, on_track=...)` is `encode_tracks` with the rest of what it needs
     """
     mine = list(dict.fromkeys(paths))[accelerator.process_index :: accelerator.num_processes]
     report, failure = None, None
@@ -254,10 +249,7 @@ def encode_shared(
         mininterval=0.2 if sys.stderr.isatty() else 30.0,
     ) as bar:  # fmt: skip
         try:
-            report = encode_tracks(
-                mine, encoder, rule, store, collection, frame_rate=frame_rate,
-                batch_seconds=batch_seconds, strict=strict, on_track=lambda path: bar.update(),
-            )  # fmt: skip
+            report = encode(rule, mine, on_track=lambda path: bar.update())
         except (ValueError, OSError) as error:
             failure = error
     shares = gather_object([(report, str(failure) if failure else None)])

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tune.cli.parser import Parser
-from tune.profiling.arithmetic import parse_budget
 from tune.store.cleanup import sweep
 from tune.store.store import Store, default_root
+from tune.system.budget import parse_budget
 
 log = logging.getLogger(__name__)
 
