@@ -49,7 +49,7 @@ def noise(rng, n=2, samples=24_000):
 
 
 def test_a_module_is_measured_frozen_and_the_same_each_time(tmp_path, rng):
-    spec = f"{save(tmp_path, MODULE)}:Mine"
+    spec = f"{save(tmp_path, dedent(MODULE) + 'OTHER = torch.randn(3)')}:Mine"
     encoder = load_encoder(spec)
     assert encoder.name == "mine.py:Mine"
     assert (encoder.sample_rate, encoder.n_layers, encoder.sizes) == (16_000, 1, [32, 8])

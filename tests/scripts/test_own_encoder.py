@@ -8,6 +8,8 @@ import pytest
 from conftest import ROOT, make_task, run
 from in_process import call
 
+import tune
+
 SPEC = "own_encoder.py:Bands"
 PROBE = ("--task", "tones", "--encoder", SPEC, "--seg", "1", "--epochs", "2", "--store", "store",
          "--report_to", "none")  # fmt: skip
@@ -69,7 +71,18 @@ def test_a_probe_embeddings_and_a_change(home):
               for name in ("first", "again", "changed")]  # fmt: skip
     assert prints[0] == prints[1] != prints[2]
     frames = probe(home, "frames", "--tokens", "frame", "--frame_rate", "10", "--layer", "0")
-    assert frames["segments_per_track"]["min"] == 20
+    assert (frames["tokens"], frames["cost"]["embedding_dim"]) == ("frame at 10 Hz", 64)
+
+
+def test_embed_follows_a_change_within_a_process(home):
+    path = home / "own_encoder.py"
+    before, out = path.read_text(), []
+    for text in (before, before.replace(".relu()", ".abs()"), before):
+        path.write_text(text)
+        out.append(tune.embed(home / "tones" / "audio" / "001.wav", seg=1, store=home / "store",
+                              encoder=f"{path}:Bands", device="cpu"))  # fmt: skip
+    assert not (out[0] == out[1]).all()
+    assert (out[0] == out[2]).all()
 
 
 def test_a_sweep(home):

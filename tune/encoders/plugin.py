@@ -23,6 +23,7 @@ from tune.encoders.base import DTYPES, MIN_SECONDS, Encoder, EncoderError
 from tune.system.plugins import PluginError, load_module, load_object, source_digest
 
 GROUP = "tune.encoders"  # of entry points
+SEED = 1234  # of weights that a file makes at random, and of the noise
 PROBE_S = 4.0  # length of noise that the frame rate is found with, beside a quarter of it
 MAX_FRAMES_OFF = (3, 0.05)  # frames, and share of the frames expected: windows at the edges
 INTERNAL = frozenset(vars(nn.Module()))  # what every torch module keeps
@@ -68,7 +69,7 @@ class PluginEncoder(Encoder):
         counts = []
         for seconds in dict.fromkeys(lengths):
             n_samples = round(seconds * self.sample_rate)
-            noise = np.random.default_rng(1234).standard_normal((2, n_samples), np.float32)
+            noise = np.random.default_rng(SEED).standard_normal((2, n_samples), np.float32)
             found = self._run(self.model, torch.from_numpy(noise * np.float32(0.1)), torch.float32)
             if not all(torch.isfinite(state).all() for state in found):
                 raise EncoderError(f"{self.name} gives NaN or infinite states for noise")
@@ -161,11 +162,12 @@ def load_plugin(spec: str, name: str | None = None, *, precision: str, device,
     source, _, attribute = spec.rpartition(":")
     name = name or f"{Path(source).name}:{attribute}"
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1234)
+        torch.manual_seed(SEED)
         try:
             found, module = load_object(spec), load_module(spec)
         except PluginError as error:
             raise EncoderError(f"--encoder {error}") from error
+        torch.manual_seed(SEED)  # also where the file was imported before
         code = f"{source_digest(module)} {attribute} {_state_of_globals(module)}"
         if isinstance(found, type) and issubclass(found, Encoder):
             given = {"name": name, "precision": precision, "device": device, "compile": compile,
@@ -195,7 +197,7 @@ def _load_subclass(name: str, kind: type[Encoder], code: str, given: dict) -> En
     plain = encoder
     if given.keys() & {"precision", "compile", "memory_budget"}:  # they don't change what it is
         keys = {"name": name, "precision": "no", "device": torch.device("cpu")}
-        torch.manual_seed(1234)
+        torch.manual_seed(SEED)
         plain = kind(**{key: value for key, value in keys.items() if key in given})
     stated = f"encoder {code} {plain.fingerprint} {state_digest(plain)}"
     encoder.fingerprint = hashlib.sha256(stated.encode()).hexdigest()
