@@ -58,8 +58,8 @@ def parse_args(argv=None):
     parser.add_argument("--merge", nargs="+", metavar="FILE", help="put the shards of one command "
                         "together (files or globs) and write --out")
     strategy = parser.add_argument_group("strategy (as in train_probe.py)")
-    strategy.add_argument("--encoder", help="muq (the default), muq-nano, mel, a folder, or a "
-                          "hub id")
+    strategy.add_argument("--encoder", help="muq (the default), muq-nano, mel, a folder, a "
+                          "hub id, or your own: FILE.py:NAME")
     strategy.add_argument("--revision", metavar="COMMIT", help="branch, tag or commit of an "
                           "encoder from the hub (default: its main branch)")
     strategy.add_argument("--trust_remote_code", nargs="?", const=True, default=False,

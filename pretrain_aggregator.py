@@ -180,12 +180,10 @@ from tune.aggregators.transformer.batches import (
 from tune.aggregators.transformer.corpus import gather, local_tasks
 from tune.aggregators.transformer.masking import copy_nearest, losses, track_losses
 from tune.aggregators.transformer.recipes import RECIPES, make_config, make_model, standardisation
-from tune.encoders.base import resolve_layers, resolve_precision
-from tune.encoders.registry import load_encoder
+from tune.encoders.base import precision_on
 from tune.runs import result
 from tune.runs.tracking import Tracker, check_tracker
-from tune.store.encode import check_lengths, encode_shared
-from tune.store.store import Store, default_root
+from tune.store.extractor import Extractor
 from tune.system.files import cache_folder
 from tune.tasks.load import DEMO_TASKS, check_task, load_task, short_name
 
@@ -203,7 +201,8 @@ def main(args):
         raise ValueError(f"--track_weight {recipe.track_weight:g} needs a [CLS] token, which "
                          f"--recipe {args.recipe} doesn't have")  # fmt: skip
     rule = parse_rule(args.seg, args.hop, args.min_tail, args.min_seg, args.max_seg)
-    precision = resolve_precision(args.mixed_precision, *pretraining_state.device_kind())
+    kind = "cuda" if torch.cuda.is_available() else "cpu"  # Accelerate's device isn't known yet
+    precision = precision_on(kind, args.mixed_precision)
     accelerator = Accelerator(
         mixed_precision=precision,
         log_with=None if args.report_to == "none" else args.report_to,
@@ -227,30 +226,24 @@ def main(args):
     progress = pretraining_state.begin(accelerator, out, wanted, args.overwrite)
 
     with accelerator.main_process_first():  # only one process downloads or composes
-        encoder = load_encoder(
-            encoder_name, precision=precision, device=accelerator.device,
+        extractor = Extractor(
+            encoder_name, [rule], args.layer, frame_rate=frame_rate, device=accelerator.device,
+            precision=precision, batch_seconds=args.batch_seconds, store=args.store,
             trust_remote_code=args.trust_remote_code, revision=args.revision,
         )  # fmt: skip
-        layers = resolve_layers(args.layer, encoder.n_layers)
-        encoder.keep_layers(max(layers))
-        check_lengths(rule, encoder)
         cache_dir = args.cache_dir or cache_folder() / "demo"
         tasks = [
             load_task(n, args.data_dir, cache_dir=cache_dir, allow_outside=args.allow_outside)
             for n in args.tasks
         ]
         others = local_tasks(args.data_dir, cache_dir, args.tasks)
-        store = Store(args.store or default_root())
-        corpus = gather(tasks, args.audio_dir, others, store, val_share=args.val_share)
+        corpus = gather(tasks, args.audio_dir, others, extractor.store, val_share=args.val_share)
     for item in corpus.refused + corpus.skipped:
         if args.strict:
             raise ValueError("{path}: {reason}".format(**item))
         log.warning("left out %s: %s", item["path"], item["reason"])
-    collection = store.collection(encoder, layers, frame_rate)
-    report = encode_shared(
-        accelerator, corpus.train + corpus.val, encoder, rule, store, collection,
-        frame_rate=frame_rate, batch_seconds=args.batch_seconds, strict=args.strict,
-    )  # fmt: skip
+    encoder, layers, collection = extractor.encoder, extractor.layers, extractor.collection
+    (report,) = extractor.encode(corpus.train + corpus.val, accelerator, strict=args.strict)
     tracks = {
         split: TokenTracks(
             collection, [p for p in paths if p in report.rows], report.rows,

@@ -78,8 +78,8 @@ def parse_args(argv=None):
     grid.add_argument("--duration", type=positive_float, nargs="+", metavar="SECONDS",
                       help="length of the track of noise that is encoded (default: 45)")
     grid.add_argument("--encoder", nargs="+", default=["muq"], metavar="NAME",
-                      help="as in train_probe.py; all but muq, muq-nano and mel need --weights "
-                      "pretrained (default: muq)")
+                      help="as in train_probe.py; all but muq, muq-nano, mel and your own "
+                      "need --weights pretrained (default: muq)")
     grid.add_argument("--layer", nargs="+", default=["last"], metavar="last|all|mix|K",
                       help="hidden layer (default: last)")
     grid.add_argument("--mixed_precision", nargs="+", default=["auto"],
@@ -214,11 +214,9 @@ def grid(args, device, memory):
     """Yield every cell once; a budget needs the full track at two durations or more."""
     import itertools
 
-    import torch
-
     from tune.aggregators.registry import find_row
     from tune.audio.decode import AudioError, check_file
-    from tune.encoders.base import resolve_precision
+    from tune.encoders.base import precision_on
     from tune.profiling.measure import Cell
     from tune.system.memory import parse_budget
 
@@ -227,8 +225,7 @@ def grid(args, device, memory):
             check_file(path)
         except AudioError as error:
             raise ValueError(f"--audio {path}: {error}") from error
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-    precisions = [resolve_precision(p, device.type, capability) for p in args.mixed_precision]
+    precisions = [precision_on(device, precision) for precision in args.mixed_precision]
     fixed = {
         "weights": args.weights,
         "device": device.type,

@@ -70,8 +70,8 @@ def parse_args(argv=None):
     strategy = parser.add_argument_group("strategy")
     strategy.add_argument("--encoder", help="muq (the default), muq-nano (the demo tasks' "
                           "default), mel, a folder with a model's config.json and "
-                          "model.safetensors, or a hub id: MuQ, MuQ-MuLan or any transformers "
-                          "audio model (python -m tune.encoders list)")
+                          "model.safetensors, a hub id: MuQ, MuQ-MuLan or any transformers "
+                          "audio model (python -m tune.encoders list), or your own: FILE.py:NAME")
     strategy.add_argument("--trust_remote_code", nargs="?", const=True, default=False,
                           type=to_bool, metavar="BOOL", help="let an encoder that needs Python "
                           "code of its own (MERT) execute it")
@@ -231,16 +231,12 @@ from tune.aggregators import trainable
 from tune.aggregators.degenerate import needless
 from tune.aggregators.track_aggregator import TrackAggregator
 from tune.aggregators.transformer import checkpoint as transformer
-from tune.encoders.base import resolve_layers, resolve_precision
-from tune.encoders.registry import load_encoder
 from tune.probing.bank import FirstBad, Positions, ProbeBank, ProbeData, Selection, join_clips
 from tune.probing.metrics import bootstrap, main_score, score
 from tune.runs import result as results
 from tune.runs.tracking import Tracker, check_tracker
-from tune.store.encode import check_fits, encode_shared
-from tune.store.store import Store, default_root
+from tune.store.extractor import Extractor
 from tune.system.files import cache_folder
-from tune.system.memory import device_memory, parse_budget
 from tune.tasks.load import SPLITS, check_task, load_task, short_name
 
 log = logging.getLogger("tune.train_probe")
@@ -258,9 +254,6 @@ def main(args):
     )
     set_up_logging(accelerator.is_main_process)
     device = accelerator.device
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-    precision = resolve_precision(args.mixed_precision, device.type, capability)
-    budget = parse_budget(args.memory_budget, device_memory(device))
     encoder_name = args.encoder or (TASKS[args.task].encoder if args.task in TASKS else "muq")
     if args.tokens is None:
         args.tokens, args.frame_rate = transformer.tokens_of(
@@ -279,13 +272,12 @@ def main(args):
 
     check_task(args.task)
     with accelerator.main_process_first():  # only one process downloads or composes
-        encoder = load_encoder(
-            encoder_name, precision=precision, device=device, memory_budget=budget,
-            compile=args.compile, trust_remote_code=args.trust_remote_code, revision=args.revision,
+        extractor = Extractor(
+            encoder_name, rules, args.layer, frame_rate=frame_rate, device=device,
+            precision=args.mixed_precision, memory_budget=args.memory_budget,
+            batch_seconds=args.batch_seconds, store=args.store, compile=args.compile,
+            trust_remote_code=args.trust_remote_code, revision=args.revision,
         )  # fmt: skip
-        layers = resolve_layers(args.layer, encoder.n_layers)
-        encoder.keep_layers(max(layers))
-        check_fits(rules, frame_rate, encoder, layers)
         task = load_task(
             args.task, args.data_dir, cache_dir=args.cache_dir or cache_folder() / "demo",
             kind=args.kind, label_column=args.label_column, audio_column=args.audio_column,
@@ -295,8 +287,7 @@ def main(args):
         raise ValueError("{where}: {reason}".format(**task.skipped[0]))
     for item in task.skipped:
         log.warning("skipped %s: %s", item["where"], item["reason"])
-    store = Store(args.store or default_root())
-    collection = store.collection(encoder, layers, frame_rate)
+    encoder, layers, collection = extractor.encoder, extractor.layers, extractor.collection
     model = None
     if args.aggregator_checkpoint:
         model = transformer.load_for(args.aggregator_checkpoint, encoder, layers, collection, rules)
@@ -315,13 +306,7 @@ def main(args):
     )  # fmt: skip
     try:
         paths = [path for split in SPLITS for path in task.splits[split]["path"]]
-        reports = [
-            encode_shared(
-                accelerator, paths, encoder, rule, store, collection, frame_rate=frame_rate,
-                batch_seconds=args.batch_seconds, strict=args.strict,
-            )
-            for rule in rules
-        ]  # fmt: skip
+        reports = extractor.encode(paths, accelerator, strict=args.strict)
         pieces = [[len(spans) for _, spans in report.rows.values()] for report in reports]
         why = needless(rules, pieces, args.agg, args.tokens) if args.skip_degenerate else None
         if why:

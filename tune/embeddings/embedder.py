@@ -20,12 +20,12 @@ from tune.aggregators.registry import find_row, split_name
 from tune.aggregators.track_aggregator import TrackAggregator
 from tune.aggregators.transformer import checkpoint as transformer
 from tune.embeddings.strategy import Learned, Strategy, from_run
-from tune.encoders.base import resolve_layers, resolve_precision
-from tune.encoders.registry import load_encoder
+from tune.encoders.base import Encoder
 from tune.segments.rules import MIN_TAIL_S
-from tune.store.encode import EncodeReport, check_fits, encode_shared, encode_tracks, read_row
-from tune.store.store import Row, Store, default_root
-from tune.system.memory import device_memory, parse_budget
+from tune.store.encode import EncodeReport
+from tune.store.extractor import Extractor
+from tune.store.store import Row, default_root
+from tune.system.plugins import is_plugin, load_module, source_digest
 
 log = logging.getLogger(__name__)
 
@@ -59,29 +59,16 @@ class Embedder:
         strategy = strategy.identified()
         strategy.check(learned)
         self.aggregator_row = find_row(strategy.agg)
-        self.learned, self.batch_seconds = learned, batch_seconds
+        self.learned, self.strategy = learned, strategy
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-        self.encoder = load_encoder(
-            strategy.encoder, device=device, compile=compile, revision=strategy.revision,
-            trust_remote_code=trust_remote_code,
-            precision=resolve_precision(strategy.precision, device.type, capability),
-            memory_budget=parse_budget(memory_budget, device_memory(device)),
+        self.extractor = Extractor(
+            strategy.encoder, strategy.rules(), strategy.layer, frame_rate=strategy.frame_rate,
+            device=device, precision=strategy.precision, memory_budget=memory_budget,
+            batch_seconds=batch_seconds, store=store, compile=compile, revision=strategy.revision,
+            trust_remote_code=trust_remote_code, check=self._check_learned,
         )  # fmt: skip
-        if learned and learned.encoder_fingerprint != self.encoder.fingerprint:
-            raise ValueError(
-                f"the run {learned.name} was made with other weights than {strategy.encoder} has "
-                f"here: name its encoder by --encoder"
-            )
-        if learned and learned.precision != self.encoder.precision:
-            log.warning("the run %s encoded with --mixed_precision %s, here it is %s", learned.name,
-                        learned.precision, self.encoder.precision)  # fmt: skip
-        layers = resolve_layers(strategy.layer, self.encoder.n_layers)
-        self.encoder.keep_layers(max(layers))
-        self.rules = strategy.rules()
-        check_fits(self.rules, strategy.frame_rate, self.encoder, layers)
-        self.store = Store(store or default_root())
-        self.collection = self.store.collection(self.encoder, layers, strategy.frame_rate)
+        self.encoder, self.rules = self.extractor.encoder, self.extractor.rules
+        self.collection, layers = self.extractor.collection, self.extractor.layers
         self.model = None
         if strategy.aggregator_checkpoint:
             self.model = transformer.load_for(
@@ -94,6 +81,18 @@ class Embedder:
             changes["n_tokens"] = learned.n_in // (self.encoder.embedding_dim + 1)  # N D + N
         self.strategy = dataclasses.replace(strategy, **changes)
 
+    def _check_learned(self, encoder: Encoder) -> None:
+        """Raise ValueError when a run learned with other weights; warn of another precision."""
+        learned = self.learned
+        if learned and learned.encoder_fingerprint != encoder.fingerprint:
+            raise ValueError(
+                f"the run {learned.name} was made with other weights than "
+                f"{self.strategy.encoder} has here: name its encoder by --encoder"
+            )
+        if learned and learned.precision != encoder.precision:
+            log.warning("the run %s encoded with --mixed_precision %s, here it is %s", learned.name,
+                        learned.precision, encoder.precision)  # fmt: skip
+
     def encode(self, paths: Sequence[str], accelerator=None, *, strict: bool = False):
         """Make sure that every track is in the store; with an accelerator, on all processes.
 
@@ -103,15 +102,7 @@ class Embedder:
         bad : {path: reason}
         report : EncodeReport, of all rules together
         """
-        settings = {"frame_rate": self.strategy.frame_rate, "batch_seconds": self.batch_seconds,
-                    "strict": strict}  # fmt: skip
-        reports = []
-        for rule in self.rules:
-            given = (paths, self.encoder, rule, self.store, self.collection)
-            if accelerator is None:
-                reports.append(encode_tracks(*given, **settings))
-            else:
-                reports.append(encode_shared(accelerator, *given, **settings))
+        reports = self.extractor.encode(paths, accelerator, strict=strict)
         bad = {item["path"]: item["reason"] for report in reports for item in report.skipped}
         tracks = {
             path: [report.rows[path] for report in reports] for path in paths if path not in bad
@@ -120,7 +111,7 @@ class Embedder:
 
     def rows(self, path: str, found: Sequence[tuple]) -> list[Row]:
         """A track's rows, one a segment rule; `found` is what `encode` says of it."""
-        return [read_row(self.collection, path, *where) for where in found]
+        return self.extractor.rows(path, found)
 
     def joiner(self, tracks: Mapping[str, Sequence[tuple]], constants: Mapping | None = None,
                n_tokens: int | None = None) -> TrackAggregator:  # fmt: skip
@@ -236,7 +227,8 @@ def embed(
     seg : segment length in seconds, "full" or "structure"
     agg : "mean", "max", "stats", ...: see docs/aggregators.md; "whitened" is fitted
         on the tracks given, "transformer:DIR" names its checkpoint, "FILE.py:NAME" is your own
-    encoder : "muq" (the default), "muq-nano", "mel", a folder or a hub id; loaded once and kept
+    encoder : "muq" (the default), "muq-nano", "mel", a folder, a hub id or FILE.py:NAME; loaded
+        once and kept
     revision, trust_remote_code : of an encoder from the hub; MERT needs code of its own
     layer : "last" or a number
     hop, min_tail, min_seg, max_seg : seconds, as embed.py's flags
@@ -284,9 +276,12 @@ def embed(
         raise ValueError("from_run brings the whole strategy: leave the other settings out")
     if find_row(agg).whitening and not run and len(set(paths)) < 2:
         raise ValueError("whitening is fitted on the tracks given: give several, or from_run")
+    own = encoder is not None and is_plugin(encoder)
+    code = source_digest(load_module(encoder)) if own else None  # changed meanwhile: loaded anew
     loaded = _loaded(
-        strategy, run, run_seed, encoder, trust_remote_code, device, str(store or default_root())
-    )
+        strategy, run, run_seed, encoder, code, trust_remote_code, device,
+        str(store or default_root()),
+    )  # fmt: skip
     tracks, _, _ = loaded.encode(paths, strict=True)
     joiner = loaded.joiner(tracks)
     vectors = {path: joiner(loaded.rows(path, found))[0] for path, found in tracks.items()}
@@ -295,7 +290,7 @@ def embed(
 
 
 @lru_cache(maxsize=2)
-def _loaded(strategy, run, run_seed, encoder, trust_remote_code, device, store) -> Embedder:
+def _loaded(strategy, run, run_seed, encoder, code, trust_remote_code, device, store) -> Embedder:
     """An embedder, kept for the next call with the same settings."""
     learned = None
     if run is not None:

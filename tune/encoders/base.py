@@ -52,6 +52,13 @@ def resolve_precision(
     return requested
 
 
+def precision_on(device: torch.device | str, requested: str) -> str:
+    """Choose the precision on a device, by its CUDA capability where it has one."""
+    device = torch.device(device)
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    return resolve_precision(requested, device.type, capability)
+
+
 class Encoder:
     """What all encoders share: pooling, precision and the float32 second try.
 
@@ -77,10 +84,14 @@ class Encoder:
         The hub's commit that it came from.
     untrained : bool
         True when the weights are random.
+    own_code : bool
+        True when it runs code that isn't TUNE's: the store then compares a row with it once.
     fingerprint : str
         SHA-256 over everything that determines the numbers but audio, layers and precision.
     passes, redone : int
         Segments encoded so far, and batches computed again in float32.
+    compared : set of str
+        Folders of stored rows that it was compared with (`tune.store.spot_check`).
     """
 
     sample_rate = SAMPLE_RATE
@@ -88,6 +99,7 @@ class Encoder:
     max_seconds: float | None = None
     sizes: Sequence[int] | None = None
     revision: str | None = None
+    own_code = False
 
     def __init__(self, name, *, frame_rate, n_layers, embedding_dim, precision, device,
                  fingerprint, untrained=False):  # fmt: skip
@@ -96,6 +108,7 @@ class Encoder:
         self.precision, self.device = precision, torch.device(device)
         self.fingerprint = fingerprint
         self.passes = self.redone = 0
+        self.compared: set[str] = set()
 
     @property
     def label(self) -> str:

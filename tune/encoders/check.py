@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from tune.cli.parser import Parser, set_up_logging, to_bool
-from tune.encoders.base import Encoder, NonFiniteError, resolve_precision
+from tune.encoders.base import Encoder, NonFiniteError, precision_on
 
 SECONDS = 10.0  # that the cost is measured for
 SHORT_S = 2.0  # of the segments that are compared
@@ -177,6 +177,7 @@ def _list() -> None:
     """Print the table of encoders and the families of models."""
     from rich.table import Table
 
+    from tune.encoders import plugin
     from tune.encoders.feature_extractors import FAMILIES
     from tune.encoders.registry import ENCODERS
 
@@ -185,6 +186,10 @@ def _list() -> None:
         table.add_row(name, row.about)
     table.add_row("FOLDER or HUB_ID", "MuQ, MuQ-MuLan, or a transformers audio model, by its "
                   "config.json; weights from safetensors only")  # fmt: skip
+    for name, spec in plugin.installed().items():
+        table.add_row(name, f"of an installed package: {spec}")
+    table.add_row("FILE.py:NAME", "your own (also PACKAGE.MODULE:NAME): a torch module, a callable "
+                  "or an Encoder, see docs/encoders.md")  # fmt: skip
     console = _console()
     console.print(table)
     console.print("transformers models are known by their feature extractor:", highlight=False)
@@ -201,13 +206,12 @@ def _check(args) -> bool:
     from tune.encoders.registry import load_encoder
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-    precision = resolve_precision("auto", device.type, capability)
+    precision = precision_on(device, "auto")
     given = {"device": device, "weights": args.weights, "revision": args.revision,
              "trust_remote_code": args.trust_remote_code}  # fmt: skip
     encoder = load_encoder(args.name, **given)
     half = load_encoder(args.name, precision="bf16" if precision == "no" else precision, **given)
-    half = None if half.precision == "no" else half  # mel
+    half = None if half.precision == "no" else half  # mel, a callable of one's own
     longest, rate = encoder.max_seconds, encoder.frame_rate
     size = encoder.embedding_dim if encoder.sizes is None else "/".join(map(str, encoder.sizes))
     console = _console()

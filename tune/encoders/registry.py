@@ -1,4 +1,4 @@
-"""The table of encoders, and loading one by its name, a folder or a hub id.
+"""The table of encoders, and loading one by its name, a folder, a hub id or FILE.py:NAME.
 
     python -m tune.encoders list
     python -m tune.encoders check muq-nano
@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
-from tune.encoders import hub, muq, muq_mulan
+from tune.encoders import hub, muq, muq_mulan, plugin
 from tune.encoders.base import SAMPLE_RATE, Encoder, EncoderError
 from tune.encoders.muq import MEMORY_BUDGET, load_nano, load_nano_untrained, load_random
+from tune.system.plugins import is_plugin
 
 MEL_VERSION = 1  # raised when a change here changes the baseline's numbers
 
@@ -120,7 +121,9 @@ def load_encoder(
     ----------
     name : str
         A name of `ENCODERS`, a folder with config.json and model.safetensors (and, for a
-        transformers model, preprocessor_config.json), or a hub id.
+        transformers model, preprocessor_config.json), a hub id, or an encoder of one's own:
+        FILE.py:NAME, PACKAGE.MODULE:NAME (`tune.encoders.plugin`), or a name that an installed
+        package gives in the entry points `tune.encoders`.
     precision : "no", "fp16" or "bf16"
     device : what it runs on
     weights : "pretrained", or "random" for MuQ's size with weights from a fixed seed: no download,
@@ -139,6 +142,12 @@ def load_encoder(
     """
     kwargs = {"precision": precision, "device": device, "memory_budget": memory_budget,
               "compile": compile}  # fmt: skip
+    is_folder = name not in ENCODERS and Path(name).is_dir()
+    spec = _plugin_spec(name, is_folder)
+    if spec is not None:
+        if revision is not None:
+            raise EncoderError(f"--revision belongs to a model on the hub, {name!r} is none")
+        return plugin.load_plugin(spec, None if spec == name else name, **kwargs)
     if weights == "random" and name not in ("muq-nano", "muq-nano-untrained", "mel"):
         if name != "muq":
             raise EncoderError(
@@ -146,7 +155,6 @@ def load_encoder(
             )
         return load_random(name, **kwargs)
     is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
-    is_folder = name not in ENCODERS and Path(name).is_dir()
     if revision is not None and (is_folder or not (name in FROM_HUB or is_hub_id)):
         raise EncoderError(f"--revision belongs to a model on the hub, {name!r} is none")
     code = {"trust_remote_code": trust_remote_code}
@@ -161,6 +169,15 @@ def load_encoder(
     raise EncoderError(
         f"unknown encoder {name!r}: it is none of {', '.join(ENCODERS)}, no folder and no hub id"
     )
+
+
+def _plugin_spec(name: str, is_folder: bool) -> str | None:
+    """FILE.py:NAME or PACKAGE.MODULE:NAME, as given or as an installed package says; else None."""
+    if is_plugin(name):
+        return name
+    if name in ENCODERS or is_folder or "/" in name:
+        return None
+    return plugin.installed().get(name)
 
 
 def _load_hub(repo, name, *, revision, trust_remote_code, **kwargs) -> Encoder:

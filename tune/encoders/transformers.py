@@ -153,10 +153,12 @@ def load_folder(folder, name, *, precision, device, compile=False, memory_budget
     _check_loaded(model, tower, info, name)
     _fold_parametrizations(tower)
     digest = _digest(tower, config, extractor, sorted(folder.rglob("*.py")) if needs else [])
-    return TransformersEncoder(
+    encoder = TransformersEncoder(
         name, tower, family, extractor, family.config(config), digest,
         precision=precision, device=device,
     )  # fmt: skip
+    encoder.own_code = needs
+    return encoder
 
 
 def needs_code(config: dict) -> bool:

@@ -1,4 +1,4 @@
-"""What encoding costs on paper: arithmetic, the machine's own speed, budgets, the study's figures.
+"""What encoding costs on paper: arithmetic, the machine's own speed, the study's figures.
 
 One multiply-add is two floating-point operations (FLOP). The arithmetic counted is that of the
 matrix products and convolutions of one pass over the segment; the Fourier transform, activations

@@ -168,21 +168,16 @@ def run_cell(cell: Cell, repeats: int) -> dict:
         peak_resident_bytes (CPU), segments_per_track (of all scales), degenerate,
         redone_in_float32, encoder_untrained, muq_large.
     """
-    from tune.encoders.base import resolve_layers
-    from tune.encoders.registry import load_encoder
     from tune.segments.rules import describe_counts
-    from tune.store.encode import check_lengths
+    from tune.store.extractor import Extractor
 
-    budget = {} if cell.memory_budget is None else {"memory_budget": cell.memory_budget}
-    encoder = load_encoder(cell.encoder, precision=cell.precision, device=cell.device,
-                           weights=cell.weights, compile=cell.compile, revision=cell.revision,
-                           trust_remote_code=cell.trust_remote_code, **budget)  # fmt: skip
-    layers = resolve_layers(cell.layer, encoder.n_layers)
-    encoder.keep_layers(max(layers))
-    encoder.check_layers(layers)
     rules = cell.rules
-    for rule in rules:
-        check_lengths(rule, encoder)
+    extractor = Extractor(  # its store is never opened
+        cell.encoder, rules, cell.layer, frame_rate=cell.frame_rate, device=cell.device,
+        precision=cell.precision, memory_budget=cell.memory_budget, weights=cell.weights,
+        compile=cell.compile, revision=cell.revision, trust_remote_code=cell.trust_remote_code,
+    )  # fmt: skip
+    encoder, layers = extractor.encoder, extractor.layers
     aggregator = make_aggregator(cell, encoder)
     model = aggregator.model or aggregator.pooling
     sources = cell.audio or [_noise(cell.duration_s, encoder.sample_rate)]

@@ -7,6 +7,7 @@ from tune.system.lazy import door
 
 PUBLIC = {
     "Collection": "store",
+    "Extractor": "extractor",
     "Row": "store",
     "Store": "store",
     "encode_segments": "encode",

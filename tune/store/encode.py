@@ -26,6 +26,7 @@ from tqdm import tqdm
 from tune.audio.decode import AudioError, is_silent, read_audio, read_header
 from tune.encoders.base import Encoder, NonFiniteError
 from tune.segments.rules import Rule
+from tune.store import spot_check
 from tune.store.store import Collection, Row, Store
 from tune.system.memory import is_out_of_memory, peak_memory_bytes, warn_if_low
 
@@ -112,8 +113,9 @@ def encode_tracks(
     Raises
     ------
     ValueError
-        When `strict` and a file is unusable; when hidden states are not finite in float32; or when
-        a piece is longer than the encoder takes (found before anything is encoded).
+        When `strict` and a file is unusable; when hidden states are not finite in float32; when
+        a piece is longer than the encoder takes (found before anything is encoded); or when an
+        encoder with code of its own no longer gives what is stored.
     """
     check_lengths(rule, encoder, paths)
     report = EncodeReport()
@@ -147,6 +149,10 @@ def encode_tracks(
             pending.append((path, content))
         else:
             finish(path, content, *stored)
+            if not stored[1].silent and spot_check.is_due(encoder, collection):
+                spot_check.compare_row(
+                    path, stored[1], encoder, collection, encode_segments, frame_rate
+                )
 
     if pending:
         warn_if_low(encoder.device, encoder.expected_bytes(batch_seconds))
@@ -224,21 +230,16 @@ def check_lengths(rule: Rule, encoder: Encoder, paths: Sequence[str] = ()) -> No
 
 
 def encode_shared(
-    accelerator: Accelerator,
-    paths: Sequence[str],
-    encoder: Encoder,
-    rule: Rule,
-    store: Store,
-    collection: Collection,
-    *,
-    frame_rate: float | None = None,
-    batch_seconds: float = 60.0,
-    strict: bool = False,
+    accelerator: Accelerator, paths: Sequence[str], encode: Callable[..., EncodeReport], rule: Rule
 ) -> EncodeReport:
-    """Run `encode_tracks` on all processes, each with its share, and return everybody's report.
+    """Encode on all processes, each its share of the tracks, and return everybody's report.
 
     Shows a progress bar on the main process. An error of one process is raised on all of them, so
     that none waits for the others.
+
+    Parameters
+    ----------
+    encode : `encode(rule, paths, on_track=...)` is `encode_tracks` with the rest of what it needs
     """
     mine = list(dict.fromkeys(paths))[accelerator.process_index :: accelerator.num_processes]
     report, failure = None, None
@@ -248,10 +249,7 @@ def encode_shared(
         mininterval=0.2 if sys.stderr.isatty() else 30.0,
     ) as bar:  # fmt: skip
         try:
-            report = encode_tracks(
-                mine, encoder, rule, store, collection, frame_rate=frame_rate,
-                batch_seconds=batch_seconds, strict=strict, on_track=lambda path: bar.update(),
-            )  # fmt: skip
+            report = encode(rule, mine, on_track=lambda path: bar.update())
         except (ValueError, OSError) as error:
             failure = error
     shares = gather_object([(report, str(failure) if failure else None)])

@@ -80,10 +80,8 @@ class Worker:
         self.connection, self.program = connection, program
         self.script = load_script(program)
         self.encoders, self.name, self.args, self.tracker = {}, "", None, None
-        self._load, self._encode = self.script.load_encoder, self.script.encode_shared
         self.script.Tracker = self._make_tracker
-        self.script.load_encoder = self.load_encoder
-        self.script.encode_shared = self.encode_shared
+        self.script.Extractor = self._extractor(self.script.Extractor)
 
     def check(self, argv: Sequence[str]) -> str | None:
         """Say in one line what the script finds wrong with a command line."""
@@ -123,24 +121,40 @@ class Worker:
                 sys.stderr.flush()
         return "finished", None
 
-    def load_encoder(self, name: str, **kwargs):
+    def _extractor(self, base: type) -> type:
+        """The script's Extractor, which takes a loaded encoder and tells of tracks left uncut."""
+        worker = self
+
+        class Listening(base):
+            """Extractor of a cell."""
+
+            def load(self, name, **settings):
+                return worker.load_encoder(super().load, name, **settings)
+
+            def encode(self, paths, accelerator=None, *, strict=False):
+                reports = super().encode(paths, accelerator, strict=strict)
+                worker.ask_if_uncut(self.rules, reports)
+                return reports
+
+        return Listening
+
+    def load_encoder(self, load, name: str, **kwargs):
         """Load an encoder, or take the one that an earlier cell loaded with the same arguments."""
         # A run keeps no deeper layers than it needs, so the layer asked for belongs to the key.
         key = (name, self.args.layer, *sorted((k, str(v)) for k, v in kwargs.items()))
         if key not in self.encoders:
             self.encoders.clear()  # one at a time: two of MuQ's size may not fit a device
-            self.encoders[key] = self._load(name, **kwargs)
+            self.encoders[key] = load(name, **kwargs)
         return self.encoders[key]
 
-    def encode_shared(self, accelerator, paths, encoder, rule, *args, **kwargs):
-        """Encode; when no track was cut, ask whether the cell is another one's by definition."""
-        report = self._encode(accelerator, paths, encoder, rule, *args, **kwargs)
+    def ask_if_uncut(self, rules, reports) -> None:
+        """When no track was cut, ask whether the cell is another one's by definition."""
         from tune.aggregators.degenerate import needless
 
         given = self.args
-        pieces = [[len(spans) for _, spans in report.rows.values()]]
+        pieces = [[len(spans) for _, spans in report.rows.values()] for report in reports]
         alone = isinstance(given.seg, list) and len(given.seg) == 1  # not a mix of lengths
-        why = needless([rule], pieces, given.agg, given.tokens) if alone else None
+        why = needless(rules, pieces, given.agg, given.tokens) if alone else None
         if why:
             if "same_as" not in why:
                 self.tracker.end(why)
@@ -151,7 +165,6 @@ class Worker:
             if answer[1]:
                 self.tracker.end({**why, "same_as": answer[1]})
                 raise EndedEarlyError("same", None)
-        return report
 
     def _receive(self) -> tuple:
         """Receive a message while at a cell; the sweep's end is a Ctrl-C.

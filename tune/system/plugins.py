@@ -1,62 +1,44 @@
-"""Objects of one's own, named FILE.py:NAME or PACKAGE.MODULE:NAME, and what they were read from.
+"""Objects named FILE.py:NAME or PACKAGE.MODULE:NAME, and what they were read from.
 
-A file is read anew when its bytes have changed, so that a long-lived process never uses what the
-file no longer says. `source_digest` is of the bytes that were read.
+A name like this is the user's word for that file: loading it executes it. A file is loaded anew
+when it, or a module that it imports from its own folder, has changed, so that a long-lived process
+never uses what the file no longer says. `source_digest` is of the bytes that were read.
 """
 
 import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
 
+from tune.system.local_modules import local_sources
 
-def load_object(spec: str) -> object:
-    """Load what FILE.py:NAME, or PACKAGE.MODULE:NAME, names.
+MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+_beside: set[str] = set()  # files of modules that files imported from their own folder
 
-    Raises
-    ------
-    ValueError
-        When there is no such file, module or name, or the file can't be executed.
+
+class PluginError(ValueError):
+    """A spec that names no file, module or object, or one that can't be loaded."""
+
+
+def is_plugin(text: str) -> bool:
+    """Say whether a text has the form FILE.py:NAME or PACKAGE.MODULE:NAME.
 
     Examples
     --------
-    >>> load_object("json:dumps")([1])
-    '[1]'
+    >>> is_plugin("~/mine.py:Mine"), is_plugin("package.module:NAME"), is_plugin("owner/name")
+    (True, True, False)
     """
-    where, colon, name = spec.rpartition(":")
-    if not (where and colon and name.isidentifier()):
-        raise ValueError(f"expected FILE.py:NAME or PACKAGE.MODULE:NAME, got {spec!r}")
-    module = _load_file(Path(where).expanduser()) if is_file(spec) else _load_module(where)
-    if not hasattr(module, name):
-        raise ValueError(f"{where} has no {name!r}")
-    return getattr(module, name)
-
-
-def source_digest(obj: object) -> str:
-    """SHA-256 over the source file's bytes of a function, a class, or an object's class.
-
-    Raises
-    ------
-    ValueError
-        When it wasn't made by a source file (a built-in function).
-    """
-    module = sys.modules.get(getattr(obj, "__module__", None) or type(obj).__module__)
-    digest = getattr(module, "__source_digest__", None)
-    if digest is not None:
-        return digest
-    file = getattr(module, "__file__", None)
-    if file is None or Path(file).suffix != ".py":
-        raise ValueError(f"{obj!r} has no source file")
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    source, _, name = text.rpartition(":")
+    return name.isidentifier() and (source.endswith(".py") or bool(MODULE.fullmatch(source)))
 
 
 def is_file(spec: str) -> bool:
     """Say whether FILE.py:NAME is meant, not PACKAGE.MODULE:NAME."""
-    where = spec.rpartition(":")[0]
-    return where.endswith(".py") or "/" in where or "\\" in where
+    return spec.rpartition(":")[0].endswith(".py")
 
 
 def registered(group: str) -> dict[str, str]:
@@ -64,34 +46,106 @@ def registered(group: str) -> dict[str, str]:
     return {point.name: point.value for point in importlib.metadata.entry_points(group=group)}
 
 
-def _load_file(path: Path) -> ModuleType:
-    """The module that a file makes, under a name that its path and bytes decide."""
+def load_object(spec: str) -> object:
+    """Load what FILE.py:NAME or PACKAGE.MODULE:NAME names.
+
+    Raises
+    ------
+    PluginError
+        When there is no such file, module or name, or the file can't be executed.
+
+    Examples
+    --------
+    >>> load_object("json:dumps")([1])
+    '[1]'
+    """
+    where, _, name = spec.rpartition(":")
+    module = load_module(spec)
+    if not hasattr(module, name):
+        raise PluginError(f"{where} has no {name!r}")
+    return getattr(module, name)
+
+
+def load_module(spec: str) -> ModuleType:
+    """Load the module that holds what a spec names; a file is loaded anew when it has changed."""
+    if not is_plugin(spec):
+        raise PluginError(f"expected FILE.py:NAME or PACKAGE.MODULE:NAME, got {spec!r}")
+    source = spec.rpartition(":")[0]
+    if not is_file(spec):
+        try:
+            return importlib.import_module(source)
+        except Exception as error:
+            raise PluginError(
+                f"the module {source} can't be loaded: {_in_one_line(error)}"
+            ) from error
+    path = Path(source).expanduser().resolve()
     try:
-        source = path.read_bytes()
+        digest = _digest(path)
     except OSError as error:
-        raise ValueError(f"{path} can't be read: {error.strerror}") from None
-    digest = hashlib.sha256(source).hexdigest()
-    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+        raise PluginError(f"{source} can't be read: {error.strerror}") from None
+    place = hashlib.sha256(str(path).encode()).hexdigest()
     name = f"tune_plugin_{path.stem}_{place[:8]}{digest[:8]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    module = ModuleType(name)
-    module.__file__, module.__source_digest__ = str(path.resolve()), digest
-    sys.modules[name] = module
+    if name not in sys.modules:
+        try:
+            _import_file(path, name, digest)
+        except Exception as error:
+            raise PluginError(f"{source} can't be loaded: {_in_one_line(error)}") from error
+    return sys.modules[name]
+
+
+def _import_file(path: Path, name: str, digest: str) -> None:
+    """Import a file under a name, with its folder on the path for its own imports."""
+    for key, module in list(sys.modules.items()):  # old ones, and other folders' of the same name
+        if getattr(module, "__file__", None) in _beside:
+            del sys.modules[key]
+    _beside.update(map(str, local_sources(path)[1:]))
+    folder = str(path.parent)
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    module.__source_digest__ = digest
+    sys.path.insert(0, folder)
+    # Bytecode is known by size and second only: what has just been changed would be the old.
+    kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
-        exec(compile(source, module.__file__, "exec"), module.__dict__)
-    except Exception as error:
+        spec.loader.exec_module(module)
+    except BaseException:
         del sys.modules[name]
-        raise ValueError(f"{path} can't be loaded: {_in_one_line(error)}") from error
-    return module
+        raise
+    finally:  # imports inside functions still find it, behind the libraries
+        sys.dont_write_bytecode = kept
+        sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)
 
 
-def _load_module(name: str) -> ModuleType:
-    """An installed module; the working folder isn't searched."""
-    try:
-        return importlib.import_module(name)
-    except Exception as error:
-        raise ValueError(f"the module {name} can't be loaded: {_in_one_line(error)}") from error
+def source_digest(obj: object) -> str:
+    """SHA-256 over the source file of a module, class, function or instance.
+
+    Modules that it imports from its own folder count as well, and those that they import.
+
+    Raises
+    ------
+    ValueError
+        When it wasn't made by a source file (a built-in function).
+    """
+    module = obj if isinstance(obj, ModuleType) else None
+    if module is None:
+        module = sys.modules.get(getattr(obj, "__module__", None) or type(obj).__module__)
+    digest = getattr(module, "__source_digest__", None)
+    if digest is not None:
+        return digest
+    file = getattr(module, "__file__", None)
+    if file is None or Path(file).suffix != ".py":
+        raise ValueError(f"{obj!r} has no source file")
+    return _digest(Path(file).resolve())
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file; of it and the modules that it imports from beside it, if there are any."""
+    digests = [hashlib.sha256(file.read_bytes()) for file in local_sources(path)]
+    if len(digests) == 1:
+        return digests[0].hexdigest()
+    return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
 
 
 def _in_one_line(error: Exception) -> str:

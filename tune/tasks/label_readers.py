@@ -1,6 +1,6 @@
 """Labels as they come (text, a number, a list), each brought into the form of its kind.
 
-A reader returns None for what is no label of its kind. What is known of read labels alone is here too.
+A reader returns None for what is no label of its kind. What read labels alone tell is here too.
 """
 
 import math

@@ -17,7 +17,6 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -191,13 +190,6 @@ def finish(out: Path, progress: Mapping, described: Mapping, corpus, tracks) -> 
     if (out / STATE).exists():
         (out / STATE).rename(out / f"{STATE}.tmp")  # never half a state under its name
     shutil.rmtree(out / f"{STATE}.tmp", ignore_errors=True)
-
-
-def device_kind() -> tuple[str, tuple[int, int] | None]:
-    """What the training will run on, before Accelerate is built: type and CUDA capability."""
-    if torch.cuda.is_available():
-        return "cuda", torch.cuda.get_device_capability()
-    return "cpu", None
 
 
 def _card(name: str, progress: Mapping, described: Mapping, corpus, tracks) -> str:
