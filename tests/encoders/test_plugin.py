@@ -106,7 +106,7 @@ def test_a_callable_runs_in_float32_and_pooled_states_have_no_frames(tmp_path, r
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("missing", "there is no missing in mine.py"),
+    [("missing", "mine.py has no 'missing'"),
      ("no_rate", "must state its sample_rate, a whole number of Hz"),
      ("float_rate", r"must state its sample_rate, .* got 16000\.0"),
      ("flat", r"must return \(B, T, D\), or \(B, D\) for pooled states: got \(2,\)"),
@@ -143,9 +143,9 @@ def test_what_is_no_encoder_is_said_in_one_line(tmp_path, name, message):
 
 
 def test_no_such_file_or_module(tmp_path):
-    with pytest.raises(EncoderError, match=r"--encoder .*there is no file .*none\.py"):
+    with pytest.raises(EncoderError, match=r"--encoder .*none\.py can't be read: No such file"):
         load_encoder(f"{tmp_path}/none.py:Mine")
-    with pytest.raises(EncoderError, match="there is no module no_such_package"):
+    with pytest.raises(EncoderError, match="the module no_such_package.module can't be loaded"):
         load_encoder("no_such_package.module:Mine")
     with pytest.raises(EncoderError, match="--revision belongs to a model on the hub"):
         load_encoder(f"{save(tmp_path, MODULE)}:Mine", revision="main")

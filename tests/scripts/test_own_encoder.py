@@ -101,8 +101,8 @@ def test_the_check_and_what_is_wrong_in_one_line(home):
     assert "layers 0 to 1 of 64/128 values, 50 states a second, 24000 Hz" in done.stdout
     assert "bf16 = float32" in done.stdout
     assert "fit for use" in done.stdout
-    for spec, said in (("own_encoder.py:Band", "there is no Band in own_encoder.py"),
-                       ("own_encoders.py:Bands", "there is no file own_encoders.py")):  # fmt: skip
+    for spec, said in (("own_encoder.py:Band", "own_encoder.py has no 'Band'"),
+                       ("own_encoders.py:Bands", "own_encoders.py can't be read")):  # fmt: skip
         done = call("train_probe.py", *PROBE, "--encoder", spec, cwd=home)
         assert done.returncode == 2
         assert said in done.stderr
