@@ -173,7 +173,7 @@ from tune.aggregators.transformer.batches import (
     VALIDATION,
     EpochData,
     TokenTracks,
-    deal,
+    distribute,
     micro_batches,
     plan_epoch,
 )
@@ -420,7 +420,7 @@ def validate(accelerator, model, tracks, recipe, micro_tokens, predictor=None) -
 
 def make_loader(accelerator, tracks, steps, epoch) -> DataLoader:
     """Micro-batches of this process: each step's are dealt out in turn."""
-    micros = deal(steps, accelerator.process_index, accelerator.num_processes)
+    micros = distribute(steps, accelerator.process_index, accelerator.num_processes)
     return DataLoader(EpochData(tracks, micros, epoch), batch_size=None)
 
 

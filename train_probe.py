@@ -228,10 +228,17 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from tune.aggregators import trainable
-from tune.aggregators.degenerate import needless
+from tune.aggregators.degenerate import degenerate_reason
 from tune.aggregators.track_aggregator import TrackAggregator
 from tune.aggregators.transformer import checkpoint as transformer
-from tune.probing.bank import FirstBad, Positions, ProbeBank, ProbeData, Selection, join_clips
+from tune.probing.bank import (
+    EarlyStopping,
+    NonFiniteLossLocator,
+    PaddedIndices,
+    ProbeBank,
+    ProbeData,
+    join_clips,
+)
 from tune.probing.metrics import bootstrap, main_score, score
 from tune.runs import result as results
 from tune.runs.tracking import Tracker, check_tracker
@@ -308,7 +315,11 @@ def main(args):
         paths = [path for split in SPLITS for path in task.splits[split]["path"]]
         reports = extractor.encode(paths, accelerator, strict=args.strict)
         pieces = [[len(spans) for _, spans in report.rows.values()] for report in reports]
-        why = needless(rules, pieces, args.agg, args.tokens) if args.skip_degenerate else None
+        why = (
+            degenerate_reason(rules, pieces, args.agg, args.tokens)
+            if args.skip_degenerate
+            else None
+        )
         if why:
             print(f"skipped: {why['degenerate']}" + f" ({why.get('same_as')})" * ("same_as" in why))
             print(*tracker.skip(why), sep="\n")
@@ -357,7 +368,7 @@ def train(accelerator, tracker, task, data, joiners, args):
     rows = data.layer_of(len(args.seeds))  # (M, 1)
     n_in = joiners[0].n_out if joiners else data.n_in
     bank = ProbeBank(seeds, n_in, data.n_out, dtype=data.dtype, joiners=joiners)
-    positions = Positions(data.n_train, args.batch_size, accelerator.num_processes)
+    positions = PaddedIndices(data.n_train, args.batch_size, accelerator.num_processes)
     loader = DataLoader(positions, batch_size=positions.block)
     lr = args.lr or recipe.lr
     rates = {"probe": lr, "joiner": args.aggregator_lr or (joiners and joiners[0].default_lr(lr))}
@@ -369,7 +380,7 @@ def train(accelerator, tracker, task, data, joiners, args):
         for optimizer in optimizers
     ]  # fmt: skip
     model, loader, *optimizers = accelerator.prepare(bank, loader, *optimizers)
-    selection, history = Selection(bank, args.patience), []
+    selection, history = EarlyStopping(bank, args.patience), []
     train_losses, val_losses, scores = (np.full(len(seeds), np.nan) for _ in range(3))
     which, device = list(range(len(seeds))), accelerator.device
 
@@ -380,7 +391,7 @@ def train(accelerator, tracker, task, data, joiners, args):
             which = np.flatnonzero(learning).tolist()  # the m that haven't stopped
         orders = bank.orders(data.n_train, which).to(device)  # (m, n)
         total = torch.zeros(len(which), dtype=data.dtype, device=device)
-        culprit = FirstBad(device)
+        culprit = NonFiniteLossLocator(device)
         for position in loader:  # (B,) of this process's share, -1 where there is no track
             real, position = position >= 0, position.clamp(min=0)
             keep = bank.dropout_masks(args.batch_size, which).to(device)

@@ -13,7 +13,7 @@ from tune.aggregators.transformer.batches import (
     EpochData,
     TokenTracks,
     collate,
-    deal,
+    distribute,
     micro_batches,
     plan_epoch,
 )
@@ -189,7 +189,7 @@ def test_processes_get_as_many_micro_batches_and_each_real_one_once(
     lengths, n_processes, micro_tokens
 ):
     steps = plan_epoch(lengths, 8, micro_tokens, seed=1, epoch=1)
-    shares = [deal(steps, rank, n_processes) for rank in range(n_processes)]
+    shares = [distribute(steps, rank, n_processes) for rank in range(n_processes)]
     assert len({len(share) for share in shares}) == 1
     real = [m for share in shares for m in share if m.weight == 1]
     assert sorted(i for m in real for i in m.tracks) == list(range(203))
@@ -214,7 +214,7 @@ def test_processes_get_as_many_micro_batches_and_each_real_one_once(
 
 def test_one_process_needs_no_stand_ins(lengths):
     steps = plan_epoch(lengths, 8, 700, seed=1, epoch=1)
-    share = deal(steps, 0, 1)
+    share = distribute(steps, 0, 1)
     assert all(m.weight == 1 for m in share)
     assert [m.tracks for m in share] == [part for step in steps for part in step]
 
@@ -222,7 +222,7 @@ def test_one_process_needs_no_stand_ins(lengths):
 def test_a_loader_gives_micro_batches_as_planned(stored):
     data = make(stored)
     steps = plan_epoch(data.lengths, 4, 20, seed=0, epoch=2)
-    micros = deal(steps, 1, 2)
+    micros = distribute(steps, 1, 2)
     loader = DataLoader(EpochData(data, micros, 2), batch_size=None)
     batches = list(loader)
     assert len(batches) == len(micros)

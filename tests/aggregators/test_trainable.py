@@ -190,7 +190,7 @@ def joiners_for(kind: str, data: ProbeData, seeds):
     """One joiner a probe, as train_probe.py makes them."""
     if kind == "transformer":
         model = small_model(size=data.n_in)
-        start = checkpoint.starter(model, data.tokens["train"])
+        start = checkpoint.make_initial_model(model, data.tokens["train"])
         return trainable.make_transformers(data, seeds, start, None, CPU)
     if kind == "mix":
         return trainable.make_mixes(data, seeds, CPU)
@@ -356,7 +356,7 @@ def test_tuned_transformer_starts_as_the_frozen_one(rng, positions, cls_token, r
     splits = {s: {"label": labels.tolist()} for s, labels in data.truth.items()}
     task = SimpleNamespace(kind="classes", classes=["a", "b"], targets=[], splits=splits)
     frozen = ProbeData(task, features, CPU)
-    start = checkpoint.starter(model, data.tokens["train"])
+    start = checkpoint.make_initial_model(model, data.tokens["train"])
     (tuned,) = trainable.make_transformers(data, [1], start, readout, CPU)
     assert tuned.n_out == frozen.n_in
     for split, (values, mask) in data.tokens.items():
@@ -380,7 +380,7 @@ def test_what_only_pretraining_uses_is_left_alone(rng, positions, cls_token, rea
     data = make_task(rng, raw=True)
     model = small_model(positions=positions, cls_token=cls_token)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    start = checkpoint.starter(model, data.tokens["train"])
+    start = checkpoint.make_initial_model(model, data.tokens["train"])
     bank = train(data, [1], trainable.make_transformers(data, [1], start, readout, CPU), epochs=2)
     unused = [n for n, p in model.named_parameters()
               if n.startswith(("predict", "summarise", "hole")) or "word_emb" in n
@@ -399,7 +399,7 @@ def test_what_only_pretraining_uses_is_left_alone(rng, positions, cls_token, rea
 
 def test_transformer_from_scratch_differs_by_seed(rng):
     data = make_task(rng, size=16, raw=True)
-    start = checkpoint.starter(None, data.tokens["train"])
+    start = checkpoint.make_initial_model(None, data.tokens["train"])
     state = torch.get_rng_state()
     one, two, again = trainable.make_transformers(data, [1, 2, 1], start, None, CPU)
     assert torch.equal(torch.get_rng_state(), state)

@@ -22,7 +22,7 @@ from tune.comparison.cells import merge
 from tune.comparison.figures import front_figure
 from tune.comparison.html_report import render
 from tune.comparison.recommend import Limits
-from tune.runs.load import LeftOut, read_folders
+from tune.runs.load import SkippedRun, read_folders
 
 EVIL = '<script>document.title="owned"</script>'
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome",
@@ -79,7 +79,7 @@ def page(tmp_path_factory):
                "end_s": [10.0, 15.0], "weight": [0.8, 0.2]}  # fmt: skip
     pq.write_table(pa.table(columns), folder / "attention.parquet")
     views = analyse(merge(read_folders([tmp_path / "runs"])[0])[0], limits=Limits(2 * 10**9, 1.0))
-    return render(views, [LeftOut(EVIL, f"because {EVIL}")], correction="holm", command=EVIL)
+    return render(views, [SkippedRun(EVIL, f"because {EVIL}")], correction="holm", command=EVIL)
 
 
 def test_every_string_is_escaped(page):

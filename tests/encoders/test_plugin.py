@@ -145,7 +145,7 @@ def test_what_is_no_encoder_is_said_in_one_line(tmp_path, name, message):
 def test_no_such_file_or_module(tmp_path):
     with pytest.raises(EncoderError, match=r"--encoder .*none\.py can't be read: No such file"):
         load_encoder(f"{tmp_path}/none.py:Mine")
-    with pytest.raises(EncoderError, match="the module no_such_package.module can't be loaded"):
+    with pytest.raises(EncoderError, match=r"the module no_such_package\.module can't be loaded"):
         load_encoder("no_such_package.module:Mine")
     with pytest.raises(EncoderError, match="--revision belongs to a model on the hub"):
         load_encoder(f"{save(tmp_path, MODULE)}:Mine", revision="main")

@@ -17,11 +17,11 @@ from tune.aggregators.track_features import Features, Tokens
 from tune.probing.bank import (
     DROPOUT,
     HIDDEN,
-    Positions,
+    EarlyStopping,
+    PaddedIndices,
     Probe,
     ProbeBank,
     ProbeData,
-    Selection,
     Standardiser,
 )
 from tune.tasks.label_kinds import KINDS
@@ -333,7 +333,7 @@ LAYOUTS = pytest.mark.parametrize(
 @LAYOUTS
 @pytest.mark.parametrize("n_processes", [1, 2, 3])
 def test_blocks_hold_each_position_once_and_divide_by_processes(n, batch_size, n_processes):
-    positions = Positions(n, batch_size, n_processes)
+    positions = PaddedIndices(n, batch_size, n_processes)
     items = [positions[i] for i in range(len(positions))]
     assert sorted(i for i in items if i >= 0) == list(range(n))
     assert len(items) % positions.block == positions.block % n_processes == 0
@@ -348,7 +348,7 @@ def test_blocks_hold_each_position_once_and_divide_by_processes(n, batch_size, n
 @LAYOUTS
 @pytest.mark.parametrize("n_processes", [1, 2, 3])
 def test_accelerate_gives_every_process_an_even_share(n, batch_size, n_processes):
-    positions = Positions(n, batch_size, n_processes)
+    positions = PaddedIndices(n, batch_size, n_processes)
     sampler = BatchSampler(SequentialSampler(positions), positions.block, drop_last=False)
     shares = [
         list(BatchSamplerShard(sampler, n_processes, p, split_batches=True))
@@ -616,7 +616,7 @@ def select(epochs, patience=20, m=1):
     Returns the selection, the bank with its best weights, and the epoch at which all had stopped.
     """
     bank = ProbeBank(range(m), 2, 2, hidden=3)
-    selection, stop = Selection(bank, patience), None
+    selection, stop = EarlyStopping(bank, patience), None
     for epoch, (scores, loss) in enumerate(epochs, 1):
         with torch.no_grad():
             for p in bank.parameters():
@@ -705,7 +705,7 @@ def test_loss_decides_where_the_metric_is_undefined(undefined):
 
 
 def test_comparable_scores_are_the_scores_or_minus_the_loss():
-    got = Selection.comparable(np.array([0.5, np.nan, -3.0]), np.array([9.0, 2.0, 1.0]))
+    got = EarlyStopping.comparable(np.array([0.5, np.nan, -3.0]), np.array([9.0, 2.0, 1.0]))
     assert got.tolist() == [0.5, -2.0, -3.0]
 
 

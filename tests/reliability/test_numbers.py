@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, tone
 
 from tune.encoders.registry import load_encoder
-from tune.probing.bank import FirstBad
+from tune.probing.bank import NonFiniteLossLocator
 from tune.probing.metrics import score
 from tune.segments.rules import SegmentRule
 from tune.store.encode import encode_segments, encode_tracks
@@ -90,7 +90,7 @@ class Alone:
 
 
 def test_the_first_batch_whose_loss_is_not_finite_is_named_with_its_tracks():
-    culprit, tracks = FirstBad(torch.device("cpu")), [f"{i}.wav" for i in range(10)]
+    culprit, tracks = NonFiniteLossLocator(torch.device("cpu")), [f"{i}.wav" for i in range(10)]
     orders = torch.stack([torch.arange(10), torch.arange(9, -1, -1)])
     assert culprit.describe(Alone, orders, 4, tracks) == ", on the validation split"
     for value in (1.0, math.nan, math.inf):

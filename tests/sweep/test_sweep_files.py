@@ -6,7 +6,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from tune.aggregators.degenerate import full_track, needless
+from tune.aggregators.degenerate import degenerate_reason, full_track
 from tune.segments.rules import parse_rule
 from tune.sweep import config as sweep_files
 from tune.sweep.config import make_cell, propose, read_sweep, swept, to_stop
@@ -212,7 +212,7 @@ def test_a_maximum_of_frames_is_no_mean():
      ("full", [1, 1], "whitened", "frame", None), ("30", [2, 2], "whitened", "segment", None)],
 )  # fmt: skip
 def test_what_needs_no_run(seg, counts, agg, tokens, same_as):
-    why = needless([parse_rule(seg)], [counts], agg, tokens)
+    why = degenerate_reason([parse_rule(seg)], [counts], agg, tokens)
     if same_as == "undefined":
         assert why["degenerate"].startswith("undefined")
         assert "same_as" not in why
@@ -222,7 +222,7 @@ def test_what_needs_no_run(seg, counts, agg, tokens, same_as):
 
 def test_several_lengths_are_never_needless():
     rules = [parse_rule("60"), parse_rule("full")]
-    assert needless(rules, [[1], [1]], "hierarchical", "segment") is None
+    assert degenerate_reason(rules, [[1], [1]], "hierarchical", "segment") is None
 
 
 def test_without_the_engine_it_says_what_to_install(monkeypatch):

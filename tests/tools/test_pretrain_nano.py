@@ -210,8 +210,8 @@ def test_recognising_a_song_is_a_softmax_over_the_other_crops():
     marks = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.0, 3.0]])
     # Alike are 0 and 2, 1 and 3: 10 against two zeros.
     expected = -np.log(np.exp(10) / (np.exp(10) + 2))
-    assert nano.recognise(marks).item() == pytest.approx(expected, abs=1e-6)
-    assert nano.recognise(marks[[0, 1, 3, 2]]).item() == pytest.approx(10 + expected, rel=1e-4)
+    assert nano.nt_xent_loss(marks).item() == pytest.approx(expected, abs=1e-6)
+    assert nano.nt_xent_loss(marks[[0, 1, 3, 2]]).item() == pytest.approx(10 + expected, rel=1e-4)
 
 
 def test_examples_of_a_group_are_the_same_pieces_in_several_orders(rng, monkeypatch):
@@ -249,10 +249,10 @@ def test_examples_of_a_group_are_the_same_pieces_in_several_orders(rng, monkeypa
 def test_telling_orders_is_a_softmax_over_the_orders_of_the_other_take():
     a, b = torch.eye(2)
     # One group of two orders: the first take's marks, then the second's.
-    loss, accuracy = nano.tell_orders(torch.stack([a, b, 2 * a, 3 * b]), 2)
+    loss, accuracy = nano.order_contrastive_loss(torch.stack([a, b, 2 * a, 3 * b]), 2)
     assert loss.item() == pytest.approx(-np.log(np.exp(10) / (np.exp(10) + 1)), abs=1e-6)
     assert accuracy == 1
-    loss, accuracy = nano.tell_orders(torch.stack([a, b, b, a]), 2)
+    loss, accuracy = nano.order_contrastive_loss(torch.stack([a, b, b, a]), 2)
     assert loss.item() == pytest.approx(10, rel=1e-4)
     assert accuracy == 0
 
@@ -399,10 +399,10 @@ def test_crops_of_the_same_album_arent_told_apart():
     # partner at 10 and two others at 0 to tell it from; 2 and 5 have four others.
     e = np.exp(-10)
     expected = (4 * np.log(1 + 2 * e) + 2 * np.log(1 + 4 * e)) / 6
-    loss = nano.recognise(marks, torch.tensor([7, 7, 8, 7, 7, 8]))
+    loss = nano.nt_xent_loss(marks, torch.tensor([7, 7, 8, 7, 7, 8]))
     assert loss.item() == pytest.approx(expected, abs=1e-6)
-    assert nano.recognise(marks) > 0.5  # two more at 10
-    assert nano.recognise(marks, torch.tensor([7, 7, 7, 7, 7, 7])).item() == 0
+    assert nano.nt_xent_loss(marks) > 0.5  # two more at 10
+    assert nano.nt_xent_loss(marks, torch.tensor([7, 7, 7, 7, 7, 7])).item() == 0
 
 
 def test_a_model_begins_with_the_weights_of_another(tmp_path):

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from muq_nano.composed import VERSION, compose
 from tune.encoders.muq_frontend import SAMPLE_RATE
-from tune.system.signals import held_back, let_through
+from tune.system.signals import block_signals, unblock_signals
 
 SHARD = 40  # tracks
 N_MELS, N_PITCHES, STRIDE = 128, 72, 4
@@ -209,10 +209,10 @@ def _run(work, jobs: list[tuple], workers: int, what: str, size: int) -> Iterato
                 bar.update(size)
             return
         spawn = multiprocessing.get_context("spawn")  # a fork of threads (torch's) can hang
-        pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=let_through,
+        pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=unblock_signals,
                                    initargs=(signal.SIG_DFL,))  # fmt: skip
         try:
-            with held_back():
+            with block_signals():
                 futures = [pool.submit(work, *job) for job in jobs]
             for future in futures:
                 yield future.result()

@@ -57,7 +57,7 @@ class MaskedMuQ(nn.Module):
         return logits, self.mark(mean), self.order(mean)
 
 
-def recognise(marks: torch.Tensor, albums: torch.Tensor | None = None) -> torch.Tensor:
+def nt_xent_loss(marks: torch.Tensor, albums: torch.Tensor | None = None) -> torch.Tensor:
     """Loss of telling a crop's partner from the other crops (Chen et al. 2020).
 
     Partners are of one song, or of one album, as in Alonso-Jimenez et al. 2023 by artists.
@@ -77,7 +77,7 @@ def recognise(marks: torch.Tensor, albums: torch.Tensor | None = None) -> torch.
     return nn.functional.cross_entropy(alike, partner)
 
 
-def tell_orders(marks: torch.Tensor, orders: int) -> tuple[torch.Tensor, torch.Tensor]:
+def order_contrastive_loss(marks: torch.Tensor, orders: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of finding an example's other take among all orders of the same pieces, and accuracy.
 
     Parameters

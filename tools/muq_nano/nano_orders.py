@@ -2,7 +2,7 @@
 
 A mean over time forgets when things were heard, unless every frame knows what came before and
 after it. So some steps of the pretraining play the same pieces in several orders, every order
-twice, and by the time means alone each has to find its other take (`muq_nano.nano.tell_orders`).
+twice, and by the time means alone each has to find its other take (`muq_nano.nano.order_contrastive_loss`).
 Takes differ in where exactly the pieces are cut and in level. Half of the groups take their pieces
 from one song, one after the other, half from as many songs. Nothing is hidden here.
 

@@ -299,7 +299,7 @@ def predict(accelerator, model, batch, visible_weight, track_weight=0) -> tuple[
         found |= {"visible_loss": each[:, n:].mean(), "visible_accuracy": right[:, n:].mean((0, 1))}
         loss = loss + visible_weight * found["visible_loss"]
     if batch.get("pairs"):
-        found["track_loss"] = nano.recognise(marks, batch["albums"].to(marks.device))
+        found["track_loss"] = nano.nt_xent_loss(marks, batch["albums"].to(marks.device))
     else:
         found["track_loss"] = marks.sum() * 0
     loss = loss + track_weight * found["track_loss"] + orders.sum() * 0
@@ -313,7 +313,7 @@ def order(accelerator, model, batch) -> tuple[torch.Tensor, dict]:
         # All heads take part: processes have to agree on what has a gradient.
         frames = torch.zeros(len(mel), 1, dtype=torch.long, device=mel.device)
         logits, marks, orders = model(mel, frames)
-    loss, accuracy = nano.tell_orders(orders, batch["orders"])
+    loss, accuracy = nano.order_contrastive_loss(orders, batch["orders"])
     found = {"order_loss": loss.detach().cpu(), "order_accuracy": accuracy.cpu()}
     return loss + (logits.sum() + marks.sum()) * 0, found
 

@@ -25,7 +25,7 @@ def is_uncut(rules: Sequence[Rule], pieces: Sequence[Sequence[int]]) -> bool:
     )
 
 
-def needless(rules: Sequence[Rule], pieces: Sequence[Sequence[int]], agg: str,
+def degenerate_reason(rules: Sequence[Rule], pieces: Sequence[Sequence[int]], agg: str,
              tokens: str) -> dict[str, str] | None:  # fmt: skip
     """Say why a run needn't be done, or None.
 

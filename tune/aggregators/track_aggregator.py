@@ -153,7 +153,7 @@ class TrackAggregator:
         if self.row.pooling:
             return trainable.make_poolings(self.row.pooling(), data, seeds, device)
         if self.tune:
-            start = checkpoint.starter(self.model, data.tokens["train"])
+            start = checkpoint.make_initial_model(self.model, data.tokens["train"])
             return trainable.make_transformers(data, seeds, start, self.readout, device)
         return trainable.make_mixes(data, seeds, device)
 

@@ -42,7 +42,7 @@ class Landmarks:
 
 
 @dataclass(frozen=True)
-class Alike:
+class AudioMatch:
     """Two recordings that sound the same for a while.
 
     Attributes
@@ -108,7 +108,7 @@ def _peaks(wave: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def find_alike(known: Mapping[str, Landmarks], asked: Sequence[str],
-               among: Sequence[str]) -> Iterator[list[Alike]]:  # fmt: skip
+               among: Sequence[str]) -> Iterator[list[AudioMatch]]:  # fmt: skip
     """Look up recordings among others.
 
     Parameters
@@ -133,7 +133,7 @@ def find_alike(known: Mapping[str, Landmarks], asked: Sequence[str],
             if among[other] != name:
                 share = _share(known[name], known[among[other]], shift)
                 if share >= MIN_SHARE:
-                    found.append(Alike(name, among[other], share, shift * HOP / SAMPLE_RATE))
+                    found.append(AudioMatch(name, among[other], share, shift * HOP / SAMPLE_RATE))
         yield sorted(found, key=lambda alike: -alike.share)
 
 

@@ -14,7 +14,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from tune.system.signals import Terminated, end_quietly, noted_signals
+from tune.system.signals import Terminated, exit_on_signal, noted_signals
 from tune.system.threads import wait_without_spinning
 
 # What the machine refuses: a message to the user, not a bug.
@@ -233,7 +233,7 @@ def end_with_launcher() -> None:
 
 def begin(parse_args):
     """Read a script's arguments before the heavy imports, and let Ctrl-C end those in one line."""
-    end_quietly()
+    exit_on_signal()
     wait_without_spinning()
     return parse_args()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tune.aggregators.registry import AGGREGATORS
-from tune.runs.load import LeftOut, Run
+from tune.runs.load import Run, SkippedRun
 
 # What changes a probe's training; a value that isn't the default makes another cell.
 TRAINING = {"lr": None, "aggregator_lr": None, "epochs": 50, "patience": 20, "batch_size": 64}
@@ -79,7 +79,7 @@ class Cell:
         return self.result.get("device", "")
 
 
-def merge(runs: Sequence[Run]) -> tuple[list[Cell], list[LeftOut]]:
+def merge(runs: Sequence[Run]) -> tuple[list[Cell], list[SkippedRun]]:
     """Put runs together that differ in their seeds only; of the same seeds the newest counts.
 
     Returns
@@ -97,7 +97,7 @@ def merge(runs: Sequence[Run]) -> tuple[list[Cell], list[LeftOut]]:
             if reason is None:
                 kept.append(run)
             else:
-                left.append(LeftOut(run.where, reason))
+                left.append(SkippedRun(run.where, reason))
         first = kept[0].predictions
         merged = np.concatenate([run.predictions.predictions for run in kept])
         cells.append(Cell(kept, first.ids, first.labels, merged))

@@ -20,13 +20,13 @@ from tune.comparison.cells import Cell
 from tune.comparison.per_class import Attention, Breakdown
 from tune.comparison.published_results import METRICS
 from tune.comparison.significance import Difference
-from tune.runs.load import LeftOut
+from tune.runs.load import SkippedRun
 from tune.segments.plot import clock
 
 PAGE = Path(__file__).resolve().parent / "report_page"
 
 
-def render(views: Sequence[TaskView], left: Sequence[LeftOut], *, correction: str,
+def render(views: Sequence[TaskView], left: Sequence[SkippedRun], *, correction: str,
            command: str = "", made: datetime | None = None) -> str:  # fmt: skip
     """Make the page.
 

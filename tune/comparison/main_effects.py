@@ -13,7 +13,7 @@ import numpy as np
 
 from tune.aggregators.registry import AGGREGATORS
 from tune.comparison.cells import Cell, details, layer_of, seg_text
-from tune.comparison.significance import Difference, Scores, common_ids, judge
+from tune.comparison.significance import Difference, Scores, common_ids, test_differences
 from tune.probing.metrics import interval
 
 MOST_LEVELS = 12  # all subsets of as many levels are tried for a full grid
@@ -87,7 +87,7 @@ def encoder_pairs(by_encoder: Mapping[str, Sequence[Cell]], scores: Scores,
         labels = [tables[a][key].label for key in both]
         found.append((a, b, curves[a], curves[b], len(ids), labels))
     found.sort(key=lambda f: (-f[2][0], f[3][0]))  # the best encoder's first
-    judged = judge([(x - y, n) for _, _, x, y, n, _ in found], correction)
+    judged = test_differences([(x - y, n) for _, _, x, y, n, _ in found], correction)
     return [EncoderPair(a, b, float(x[0]), float(y[0]), difference, labels)
             for (a, b, x, y, _, labels), difference in zip(found, judged, strict=True)]  # fmt: skip
 
@@ -166,7 +166,7 @@ def _effect(factor, grid, levels, others, context, scores, correction) -> Effect
     reference = usual if usual in levels else levels[0]
     rest = [level for level in levels if level != reference]
     differences = [(curves[level] - curves[reference], len(ids)) for level in rest]
-    judged = dict(zip(rest, judge(differences, correction), strict=True))
+    judged = dict(zip(rest, test_differences(differences, correction), strict=True))
     made = [Level(_level_text(factor, x), float(curves[x][0]), *interval(curves[x][1:]),
                   judged.get(x)) for x in levels]  # fmt: skip
     names = [_level_text("aggregator" if factor == "segments" else "segments", o) for o in others]

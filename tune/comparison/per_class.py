@@ -19,7 +19,7 @@ ATTENTION_TRACKS = 5
 
 
 @dataclass(frozen=True)
-class Disputed:
+class Disagreement:
     """A test track on which strategies disagree.
 
     Attributes
@@ -65,7 +65,7 @@ class Breakdown:
     cells: list[Cell]
     n_cells: int
     values: np.ndarray
-    disputed: list[Disputed]
+    disputed: list[Disagreement]
     attention: list[Attention]
     noun: str
     spread_of: str
@@ -95,7 +95,7 @@ def break_down(cells: Sequence[Cell], baselines: Sequence[Cell], scores: Scores)
     )  # fmt: skip
 
 
-def disputed(cells: Sequence[Cell]) -> list[Disputed]:
+def disputed(cells: Sequence[Cell]) -> list[Disagreement]:
     """Tracks on which cells disagree most, of those that all cells have."""
     if len(cells) < 2:
         return []
@@ -111,7 +111,7 @@ def disputed(cells: Sequence[Cell]) -> list[Disputed]:
     several = len({c.result["encoder"] for c in cells}) > 1
     names = [f"{c.result['encoder']} {c.label}" if several else c.label for c in cells]
     order = np.argsort(-spread, kind="stable")[:MOST_TRACKS]
-    return [Disputed(ids[i], texts[i], float(spread[i]), names[error[:, i].argmin()],
+    return [Disagreement(ids[i], texts[i], float(spread[i]), names[error[:, i].argmin()],
                      names[error[:, i].argmax()]) for i in order if spread[i] > 1e-9]  # fmt: skip
 
 

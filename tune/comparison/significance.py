@@ -116,7 +116,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return out.tolist()
 
 
-def judge(curves: Sequence[tuple[np.ndarray, int]], correction: str) -> list[Difference]:
+def test_differences(curves: Sequence[tuple[np.ndarray, int]], correction: str) -> list[Difference]:
     """Differences on resamples, each with its number of tracks, to corrected verdicts.
 
     Parameters
@@ -150,5 +150,5 @@ def against(baseline: Cell, cells: Sequence[Cell], scores: Scores, correction: s
             continue
         found[cell] = None
         curves.append((scores.main(cell, ids) - scores.main(baseline, ids), len(ids)))
-    judged = iter(judge(curves, correction))
+    judged = iter(test_differences(curves, correction))
     return {cell: next(judged) if text is None else text for cell, text in found.items()}

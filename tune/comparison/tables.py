@@ -12,7 +12,7 @@ from tune.comparison.analysis import Row, TaskView
 from tune.comparison.cells import layer_of
 from tune.comparison.main_effects import EncoderPair
 from tune.comparison.significance import Difference
-from tune.runs.load import LeftOut
+from tune.runs.load import SkippedRun
 
 STYLES = {"better": "bold green", "worse": "red", "baseline": "bold"}
 LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
@@ -108,7 +108,7 @@ def p_text(p: float) -> str:
     return "-" if p != p else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
 
 
-def print_views(views: Sequence[TaskView], left: Sequence[LeftOut], correction: str,
+def print_views(views: Sequence[TaskView], left: Sequence[SkippedRun], correction: str,
                 console: Console) -> None:  # fmt: skip
     """Print each task's table, its main effects and its guidelines."""
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tune.runs.load import LeftOut, Run, read_run
+from tune.runs.load import Run, SkippedRun, read_run
 
 
-def read_project(path: str, api=None) -> tuple[list[Run], list[LeftOut]]:
+def read_project(path: str, api=None) -> tuple[list[Run], list[SkippedRun]]:
     """Read every probe's run of a W&B project.
 
     Parameters
@@ -45,16 +45,16 @@ def read_project(path: str, api=None) -> tuple[list[Run], list[LeftOut]]:
         where = f"{path}/{run.id} ({run.name})"
         facts = getattr(run, "summary", None) or {}
         if run.state == "finished" and facts.get("same_as", facts.get("degenerate")):
-            left.append(LeftOut(where, f"not run: {facts['degenerate']}"))
+            left.append(SkippedRun(where, f"not run: {facts['degenerate']}"))
             continue
         if run.state != "finished":
             why = f": {facts['failed']}" if facts.get("failed") else ""
-            left.append(LeftOut(where, f"the run's state is {run.state}{why}"))
+            left.append(SkippedRun(where, f"the run's state is {run.state}{why}"))
             continue
         try:
             runs.append(_read(run, where))
         except ValueError as error:
-            left.append(LeftOut(where, str(error)))
+            left.append(SkippedRun(where, str(error)))
     return runs, left
 
 
@@ -73,7 +73,7 @@ def log_report(path: str, page: str, cells) -> list[str]:
     """
     import wandb
 
-    from tune.runs.tracking import begin, farewell, wandb_mode
+    from tune.runs.tracking import begin, finish_run, wandb_mode
     from tune.system.files import hide_home
 
     mode = wandb_mode()
@@ -88,7 +88,7 @@ def log_report(path: str, page: str, cells) -> list[str]:
     with artifact.new_file("report.html", encoding="utf-8") as file:
         file.write(page)
     run.log_artifact(artifact)
-    return farewell(run, mode, why)
+    return finish_run(run, mode, why)
 
 
 def _read(run, where: str) -> Run:

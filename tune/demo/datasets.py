@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from tune.demo.synth import SAMPLE_RATE
 from tune.demo.tasks import SPLITS, TASKS, check_task
-from tune.system.signals import held_back, let_through
+from tune.system.signals import block_signals, unblock_signals
 
 
 def _write_unit(task: str, index: int, keep: int, folder: str) -> list[dict]:
@@ -78,10 +78,10 @@ def _make_all(jobs: list[tuple], workers: int, bar: tqdm) -> list[list[dict]]:
     # Spawned, not forked: the parent may hold threads (torch), and a fork of those can hang.
     spawn = multiprocessing.get_context("spawn")
     # The parent answers Ctrl+C; workers would only print their traces over its message.
-    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=let_through,
+    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=unblock_signals,
                                initargs=(signal.SIG_IGN,))  # fmt: skip
     try:
-        with _blank_main(), held_back():
+        with _blank_main(), block_signals():
             futures = {pool.submit(_write_unit, *job): i for i, job in enumerate(jobs)}
         for future in as_completed(futures):
             results[futures[future]] = future.result()

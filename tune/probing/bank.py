@@ -293,7 +293,7 @@ def some(things: Sequence, which: Sequence[int] | None) -> Sequence:
     return things if which is None else [things[i] for i in which]
 
 
-class Positions(Dataset):
+class PaddedIndices(Dataset):
     """Positions 0..n-1 in blocks of the effective batch, padded with -1 to divide by processes.
 
     With `split_batches` every process gets its share of each block, whatever their number, and
@@ -316,7 +316,7 @@ class Positions(Dataset):
         return self.items[i]
 
 
-class FirstBad:
+class NonFiniteLossLocator:
     """An epoch's first batch whose loss isn't finite, found without waiting for the device."""
 
     def __init__(self, device: torch.device):
@@ -348,7 +348,7 @@ class FirstBad:
         return f", batch {int(batch) + 1} of {self.n} ({names}{more})"
 
 
-class Selection:
+class EarlyStopping:
     """Each probe's best epoch by the validation metric, and early stop.
 
     An equal score with a lower loss counts as better, which matters on small validation splits.

@@ -22,7 +22,7 @@ from pathlib import Path
 from tune.aggregators.registry import find_row
 from tune.segments.rules import Rule, is_degenerate, parse_rule
 from tune.system.memory import peak_memory
-from tune.system.signals import held_back
+from tune.system.signals import block_signals
 
 ROOT = Path(__file__).resolve().parents[2]
 WARM_UP_S = 1.0
@@ -32,8 +32,8 @@ SEED = 1234
 CHILD = """\
 import signal, sys
 sys.path.append(sys.argv[1])
-from tune.system.signals import let_through
-let_through(signal.SIG_DFL)  # Ctrl-C: the parent says what there is to say
+from tune.system.signals import unblock_signals
+unblock_signals(signal.SIG_DFL)  # Ctrl-C: the parent says what there is to say
 from tune.profiling.measure import child
 child()
 """
@@ -110,7 +110,7 @@ def measure(cell: Cell, repeats: int = 3) -> dict:
         report = Path(folder, "report.json")
         command = [sys.executable, "-P", "-c", CHILD, str(ROOT), str(report)]
         job = json.dumps({"cell": asdict(cell), "repeats": repeats})
-        with held_back():
+        with block_signals():
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
                                        text=True)  # fmt: skip
         with process:

@@ -43,14 +43,14 @@ class Run:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkippedRun:
     """A run that isn't compared, and why."""
 
     where: str
     reason: str
 
 
-def read_folders(roots: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
+def read_folders(roots: Sequence[Path]) -> tuple[list[Run], list[SkippedRun]]:
     """Read every run below some folders.
 
     Returns
@@ -77,7 +77,7 @@ def read_folders(roots: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
             try:
                 runs.append(read_run(folder))
             except ValueError as error:
-                left.append(LeftOut(str(folder), str(error)))
+                left.append(SkippedRun(str(folder), str(error)))
     return runs, left
 
 

@@ -208,7 +208,7 @@ class Tracker:
 
         Parameters
         ----------
-        why : degenerate and, where there is one, same_as (`tune.aggregators.degenerate.needless`)
+        why : degenerate and, where there is one, same_as (`tune.aggregators.degenerate.degenerate_reason`)
 
         Returns
         -------
@@ -252,7 +252,7 @@ class Tracker:
         import wandb
 
         run, self.accelerator.trackers = wandb.run, []
-        return [] if run is None else farewell(run, self.mode, self.why_offline, self.lost)
+        return [] if run is None else finish_run(run, self.mode, self.why_offline, self.lost)
 
 
 def best_values() -> dict[str, str]:
@@ -300,7 +300,7 @@ def begin(begin_run, mode: str) -> tuple:
         ) from error
 
 
-def farewell(run, mode: str, why: str | None = None, lost: str | None = None) -> list[str]:
+def finish_run(run, mode: str, why: str | None = None, lost: str | None = None) -> list[str]:
     """End a W&B run; return where it is, and what to do with it.
 
     Parameters

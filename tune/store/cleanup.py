@@ -40,7 +40,7 @@ def sweep(root: Path, claim: Callable) -> int:
     return n
 
 
-def sweep_daily(root: Path, claim: Callable) -> None:
+def remove_stale_files_daily(root: Path, claim: Callable) -> None:
     """Sweep a store that hasn't been swept for a day; a read-only one is left alone."""
     stamp = Path(root) / STAMP
     with contextlib.suppress(OSError):

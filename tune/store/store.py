@@ -35,7 +35,7 @@ from safetensors import SafetensorError, safe_open
 
 from tune.audio.decode import RESAMPLER
 from tune.audio.hashing import HashCache
-from tune.store.cleanup import sweep_daily
+from tune.store.cleanup import remove_stale_files_daily
 from tune.system.files import atomic_write, atomic_write_text, cache_folder, save_tensors, slug
 
 log = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ class Store:
         # One a machine: the same path may be another file there, and SQLite isn't for networks.
         machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
         self._hashes = HashCache(self.root / f"hashes-{machine}.sqlite")
-        sweep_daily(self.root, self.claim)
+        remove_stale_files_daily(self.root, self.claim)
 
     def content(self, path: str | Path) -> str:
         """SHA-256 of a file, remembered by path, size and modification time.

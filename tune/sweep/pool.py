@@ -16,7 +16,7 @@ from tqdm import tqdm
 from tune.sweep.config import Cell, to_stop
 from tune.sweep.journal import Sweep
 from tune.sweep.worker import work
-from tune.system.signals import held_back
+from tune.system.signals import block_signals
 
 ENDED = ("finished", "same", "stopped", "undefined")
 LOOK_S = 0.2  # between two looks whether Ctrl-C was pressed
@@ -50,7 +50,7 @@ class Pool:
         process = self.context.Process(  # no daemon: the demo music is composed by children
             target=work, args=(there, self.program, device), name=f"worker-{i}"
         )
-        with held_back():
+        with block_signals():
             process.start()
         there.close()  # so that its end is noticed
         self.workers[here], self.busy[here] = process, None

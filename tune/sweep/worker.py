@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tune.cli.parser import ENVIRONMENT, ROOT, raised_by_us
-from tune.system.signals import let_through
+from tune.system.signals import unblock_signals
 
 
 class EndedEarlyError(Exception):
@@ -45,7 +45,7 @@ def work(connection: Connection, program: str, device: int | None) -> None:
     os.environ.setdefault("WANDB_MODE", "offline")
     # Nothing is open while libraries are imported, and they could take the exception for their own.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    let_through(signal.SIG_DFL)
+    unblock_signals(signal.SIG_DFL)
     quiet = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the worker
     os.dup2(quiet.fileno(), 1)
     try:
@@ -149,12 +149,12 @@ class Worker:
 
     def ask_if_uncut(self, rules, reports) -> None:
         """When no track was cut, ask whether the cell is another one's by definition."""
-        from tune.aggregators.degenerate import needless
+        from tune.aggregators.degenerate import degenerate_reason
 
         given = self.args
         pieces = [[len(spans) for _, spans in report.rows.values()] for report in reports]
         alone = isinstance(given.seg, list) and len(given.seg) == 1  # not a mix of lengths
-        why = needless(rules, pieces, given.agg, given.tokens) if alone else None
+        why = degenerate_reason(rules, pieces, given.agg, given.tokens) if alone else None
         if why:
             if "same_as" not in why:
                 self.tracker.end(why)

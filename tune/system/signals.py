@@ -3,7 +3,7 @@
 Python drops an exception that is raised in a destructor or in a callback of a library, and with it
 the user's Ctrl-C. Here a signal is noted first, then raised, and raised again every second until it
 arrives where the script ends; not while it is on its way there, so that what closes files and runs
-is left to do so. Child processes get signals once they can answer them (`held_back`).
+is left to do so. Child processes get signals once they can answer them (`block_signals`).
 """
 
 import os
@@ -73,7 +73,7 @@ class Stop:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def end_quietly() -> None:
+def exit_on_signal() -> None:
     """Until `noted_signals`, while libraries are imported: Ctrl-C and SIGTERM end in one line."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _nothing_begun)
@@ -107,8 +107,8 @@ def noted_signals() -> Iterator[Stop]:
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
-    """Start processes in this block: they get Ctrl-C and SIGTERM when they call `let_through`.
+def block_signals() -> Iterator[None]:
+    """Start processes in this block: they get Ctrl-C and SIGTERM when they call `unblock_signals`.
 
     Ctrl-C in a terminal reaches children too, and one that is still importing prints a traceback.
     Which signals are blocked is inherited, so a child's wait until it has said what to do at them;
@@ -136,7 +136,7 @@ def held_back() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-def let_through(interrupt=None) -> None:
+def unblock_signals(interrupt=None) -> None:
     """In a process started while signals were held back: take them from now on.
 
     Parameters

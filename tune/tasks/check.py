@@ -28,7 +28,7 @@ FILES_UNTHINNED = 8000  # of more files not all landmarks are kept: 50 a second,
 
 
 @dataclass(frozen=True)
-class Heard:
+class FileInfo:
     """One file: its header, its length in seconds, what it is known by, and what is wrong."""
 
     path: str
@@ -56,19 +56,19 @@ class Problem:
     where: tuple[str, ...] = ()
 
 
-def listen(path: str, decode: bool = True, thin: int = 1) -> Heard:
+def inspect_file(path: str, decode: bool = True, thin: int = 1) -> FileInfo:
     """Look at one file; of its landmarks one in `thin` is kept."""
     try:
         header = read_header(path)
         if not decode:
-            return Heard(path, header, header.seconds, content_hash(path))
+            return FileInfo(path, header, header.seconds, content_hash(path))
         samples = read_audio(path, header.sample_rate)
     except AudioError as error:
-        return Heard(path, reason=str(error))
+        return FileInfo(path, reason=str(error))
     seconds = len(samples) / header.sample_rate
     digest = sound_hash(samples, header.sample_rate)
     marks = find_landmarks(samples, header.sample_rate, thin)
-    return Heard(path, header, seconds, digest, marks, is_silent(samples))
+    return FileInfo(path, header, seconds, digest, marks, is_silent(samples))
 
 
 def check(task: Task, *, min_tracks: int = MIN_TRACKS, decode: bool = True,
@@ -93,7 +93,7 @@ def check(task: Task, *, min_tracks: int = MIN_TRACKS, decode: bool = True,
     paths = list(dict.fromkeys(chain(*(task.splits[s]["path"] for s in SPLITS))))
     thin = 2 ** max(0, math.ceil(math.log2(max(1, len(paths)) / FILES_UNTHINNED)))
     with ThreadPoolExecutor(workers) as pool:
-        heard = pool.map(lambda path: listen(path, decode, thin), paths)
+        heard = pool.map(lambda path: inspect_file(path, decode, thin), paths)
         files = {h.path: h for h in tqdm(heard, total=len(paths), unit="file", desc="check",
                                          disable=not progress)}  # fmt: skip
     good = [h for h in files.values() if h.reason is None]

@@ -115,7 +115,7 @@ def micro_batches(tracks: Sequence[int], lengths: Sequence[int], micro_tokens: i
 
 
 @dataclass(frozen=True)
-class Micro:
+class MicroBatch:
     """A micro-batch.
 
     Attributes
@@ -132,7 +132,7 @@ class Micro:
     weight: float
 
 
-def deal(steps: Sequence, rank: int, n_processes: int) -> list[Micro]:
+def distribute(steps: Sequence, rank: int, n_processes: int) -> list[MicroBatch]:
     """Deal every step's micro-batches out to the processes, as many to each; return one's share."""
     share = []
     for step in steps:
@@ -142,14 +142,14 @@ def deal(steps: Sequence, rank: int, n_processes: int) -> list[Micro]:
             at = i * n_processes + rank
             real = at < len(step)
             part = step[at] if real else step[0][:1]
-            share.append(Micro(list(part), size, i == rounds - 1, float(real)))
+            share.append(MicroBatch(list(part), size, i == rounds - 1, float(real)))
     return share
 
 
 class EpochData(Dataset):
-    """Micro-batches of one epoch, as `collate` gives them, with the fields of `Micro`."""
+    """Micro-batches of one epoch, as `collate` gives them, with the fields of `MicroBatch`."""
 
-    def __init__(self, tracks: TokenTracks, micros: Sequence[Micro], epoch: int):
+    def __init__(self, tracks: TokenTracks, micros: Sequence[MicroBatch], epoch: int):
         self.tracks, self.micros, self.epoch = tracks, micros, epoch
 
     def __len__(self) -> int:

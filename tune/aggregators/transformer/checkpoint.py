@@ -73,7 +73,9 @@ def view_names(config: AggregatorConfig, readout: str | None) -> list[str]:
     return ["tokens", *(["whitened"] if config.standardise == "within" else []), "cls"]
 
 
-def starter(model: AggregatorModel | None, tokens: tuple) -> Callable[[int], AggregatorModel]:
+def make_initial_model(
+    model: AggregatorModel | None, tokens: tuple
+) -> Callable[[int], AggregatorModel]:
     """What a Transformer that is trained with a probe begins as: seed -> model.
 
     Parameters
