@@ -20,34 +20,61 @@ from tune.cli.parser import Parser, begin, positive_float, run_script, set_up_lo
 from tune.system.memory import parse_budget
 
 
-# fmt: off
 def parse_args(argv=None):
     """Read the command line."""
     parser = Parser(prog="compare.py", description=__doc__)
-    parser.add_argument("dirs", type=Path, nargs="*", metavar="RUNS_DIR",
-                        help="folders with runs at any depth")
+    parser.add_argument(
+        "dirs", type=Path, nargs="*", metavar="RUNS_DIR", help="folders with runs at any depth"
+    )
     parser.add_argument("--wandb", metavar="ENTITY/PROJECT", help="read this W&B project as well")
-    parser.add_argument("--costs", type=Path, nargs="+", default=[], metavar="FILE",
-                        help="take peak memory from files that profile.py wrote to --out")
+    parser.add_argument(
+        "--costs",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="take peak memory from files that profile.py wrote to --out",
+    )
     how = parser.add_argument_group("comparison")
-    how.add_argument("--baseline", metavar="SEG[:AGG]|NAME", help="full, 10:mean, or a run's name "
-                     "(default: the full track's mean, or that of 10 s where there is none)")
-    how.add_argument("--correction", choices=["holm", "none"], default="holm",
-                     help="of p-values for the number of comparisons")
-    how.add_argument("--budget", type=size, metavar="SIZE", help="peak memory that a strategy must "
-                     "stay within, such as 4GB")
-    how.add_argument("--max_seconds", type=positive_float, metavar="SECONDS",
-                     help="seconds of encoding a track that it must stay within")
+    how.add_argument(
+        "--baseline",
+        metavar="SEG[:AGG]|NAME",
+        help="full, 10:mean, or a run's name "
+        "(default: the full track's mean, or that of 10 s where there is none)",
+    )
+    how.add_argument(
+        "--correction",
+        choices=["holm", "none"],
+        default="holm",
+        help="of p-values for the number of comparisons",
+    )
+    how.add_argument(
+        "--budget",
+        type=size,
+        metavar="SIZE",
+        help="peak memory that a strategy must stay within, such as 4GB",
+    )
+    how.add_argument(
+        "--max_seconds",
+        type=positive_float,
+        metavar="SECONDS",
+        help="seconds of encoding a track that it must stay within",
+    )
     output = parser.add_argument_group("output (beside the terminal's tables)")
-    output.add_argument("--html", type=Path, metavar="FILE", help="the report, one file that works "
-                        "offline")
+    output.add_argument(
+        "--html", type=Path, metavar="FILE", help="the report, one file that works offline"
+    )
     output.add_argument("--csv", type=Path, metavar="FILE", help="every cell, every column")
     output.add_argument("--parquet", type=Path, metavar="FILE", help="the same as Parquet")
     output.add_argument("--markdown", type=Path, metavar="FILE", help="tables and guidelines")
     output.add_argument("--latex", type=Path, metavar="FILE", help="tables (booktabs)")
     output.add_argument("--figures", type=Path, metavar="DIR", help="PNG and SVG figures")
-    output.add_argument("--log_to", metavar="[ENTITY/]PROJECT", help="log the report and the table "
-                        "of cells to W&B, as a run of type comparison (offline without a login)")
+    output.add_argument(
+        "--log_to",
+        metavar="[ENTITY/]PROJECT",
+        help="log the report and the table "
+        "of cells to W&B, as a run of type comparison (offline without a login)",
+    )
     parser.with_config()
     args = parser.parse_args(argv)
     if not args.dirs and not args.wandb:
@@ -70,7 +97,6 @@ def parse_args(argv=None):
     if args.figures and args.figures.exists() and not args.figures.is_dir():
         parser.error(f"--figures {args.figures} is a file; a folder is needed")
     return args
-# fmt: on
 
 
 def size(text):

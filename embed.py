@@ -32,90 +32,236 @@ from tune.cli.parser import (
 )
 from tune.segments.rules import parse_rule
 
-STRATEGY = ("encoder", "revision", "layer", "seg", "hop", "min_tail", "min_seg", "max_seg", "agg",
-            "tokens", "frame_rate", "aggregator_checkpoint", "readout", "n_tokens", "from_run",
-            "run_seed", "mixed_precision")  # fmt: skip
+STRATEGY = (
+    "encoder",
+    "revision",
+    "layer",
+    "seg",
+    "hop",
+    "min_tail",
+    "min_seg",
+    "max_seg",
+    "agg",
+    "tokens",
+    "frame_rate",
+    "aggregator_checkpoint",
+    "readout",
+    "n_tokens",
+    "from_run",
+    "run_seed",
+    "mixed_precision",
+)
 MANY = 20  # sources that the metadata's command names one by one
 NAMED = 20  # bad files that are named at the end
 
 
-# fmt: off
 def parse_args(argv=None):
     """Read the command line."""
     parser = Parser(prog="embed.py", description=__doc__)
-    parser.add_argument("music", nargs="*", metavar="MUSIC", help="folders (with subfolders), "
-                        "lists (.txt, .m3u: one file a line), globs, or audio files")
-    parser.add_argument("--out", metavar="FILE|DIR", help="x.parquet, x.npy (with x.csv and "
-                        "x.json), or a folder for datasets.load_from_disk")
-    parser.add_argument("--segments", metavar="FILE|DIR", help="also write one row a segment, with "
-                        "start_s and end_s, in any of the formats")
-    parser.add_argument("--overwrite", nargs="?", const=True, default=False, type=to_bool,
-                        metavar="BOOL", help="replace what embed.py didn't make")
-    parser.add_argument("--strict", nargs="?", const=True, default=False, type=to_bool,
-                        metavar="BOOL", help="end at the first bad file instead of reporting it")
-    parser.add_argument("--shard", type=to_shard, metavar="I/N", help="only the share of machine I "
-                        "of N (from 0): writes x.shard-I-of-N.parquet")
-    parser.add_argument("--merge", nargs="+", metavar="FILE", help="put the shards of one command "
-                        "together (files or globs) and write --out")
+    parser.add_argument(
+        "music",
+        nargs="*",
+        metavar="MUSIC",
+        help="folders (with subfolders), "
+        "lists (.txt, .m3u: one file a line), globs, or audio files",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FILE|DIR",
+        help="x.parquet, x.npy (with x.csv and x.json), or a folder for datasets.load_from_disk",
+    )
+    parser.add_argument(
+        "--segments",
+        metavar="FILE|DIR",
+        help="also write one row a segment, with start_s and end_s, in any of the formats",
+    )
+    parser.add_argument(
+        "--overwrite",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="replace what embed.py didn't make",
+    )
+    parser.add_argument(
+        "--strict",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="end at the first bad file instead of reporting it",
+    )
+    parser.add_argument(
+        "--shard",
+        type=to_shard,
+        metavar="I/N",
+        help="only the share of machine I of N (from 0): writes x.shard-I-of-N.parquet",
+    )
+    parser.add_argument(
+        "--merge",
+        nargs="+",
+        metavar="FILE",
+        help="put the shards of one command together (files or globs) and write --out",
+    )
     strategy = parser.add_argument_group("strategy (as in train_probe.py)")
-    strategy.add_argument("--encoder", help="muq (the default), muq-nano, mel, a folder, a "
-                          "hub id, or your own: FILE.py:NAME")
-    strategy.add_argument("--revision", metavar="COMMIT", help="branch, tag or commit of an "
-                          "encoder from the hub (default: its main branch)")
-    strategy.add_argument("--trust_remote_code", nargs="?", const=True, default=False,
-                          type=to_bool, metavar="BOOL", help="let an encoder that needs Python "
-                          "code of its own (MERT) execute it")
+    strategy.add_argument(
+        "--encoder",
+        help="muq (the default), muq-nano, mel, a folder, a hub id, or your own: FILE.py:NAME",
+    )
+    strategy.add_argument(
+        "--revision",
+        metavar="COMMIT",
+        help="branch, tag or commit of an encoder from the hub (default: its main branch)",
+    )
+    strategy.add_argument(
+        "--trust_remote_code",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="let an encoder that needs Python code of its own (MERT) execute it",
+    )
     strategy.add_argument("--layer", default="last", metavar="last|K", help="hidden layer")
-    strategy.add_argument("--seg", default="10", metavar="SECONDS|full|structure",
-                          help="segment length in seconds, full for the whole track, or structure: "
-                          "cut where the music changes")
-    strategy.add_argument("--hop", type=positive_float, metavar="SECONDS",
-                          help="distance between segment starts (default: the segment length)")
-    strategy.add_argument("--min_tail", type=float, default=1.0, metavar="SECONDS",
-                          help="a last piece shorter than this is dropped unless it's the only one")
-    strategy.add_argument("--min_seg", type=positive_float, metavar="SECONDS",
-                          help="shortest segment of --seg structure (default: 5)")
-    strategy.add_argument("--max_seg", type=positive_float, metavar="SECONDS",
-                          help="longest segment of --seg structure (default: 30)")
-    strategy.add_argument("--agg", default="mean", metavar="NAME|FILE.py:NAME", help="how the "
-                          f"segments' embeddings are joined: {CHOICES}; whitened is fitted "
-                          "on the music given; attention and hierarchical need --from_run; "
-                          "transformer:DIR names its checkpoint as well")
-    strategy.add_argument("--n_tokens", type=positive_int, metavar="N", help="tokens that --agg "
-                          "concat lays end to end; missing ones are zeros (default: the longest "
-                          "track's)")
-    strategy.add_argument("--tokens", choices=["segment", "frame"],
-                          help="what is joined: one vector a segment, or pooled frames (default: "
-                          "segment; with a Transformer's checkpoint, what it was trained on)")
-    strategy.add_argument("--frame_rate", type=positive_float, default=1.0, metavar="HZ",
-                          help="pooled frames a second with --tokens frame")
-    strategy.add_argument("--aggregator_checkpoint", metavar="DIR", help="the Transformer: what "
-                          "pretrain_aggregator.py wrote to --out, or a hub id")
-    strategy.add_argument("--readout", choices=["cls", "mean", "residual"], help="the "
-                          "Transformer's embedding (default: as the checkpoint says)")
-    strategy.add_argument("--from_run", metavar="DIR", help="take the strategy of a run of "
-                          "train_probe.py, and the attention, mix or whitening it learned")
-    strategy.add_argument("--run_seed", type=int, metavar="SEED", help="of which of the run's "
-                          "seeds (default: its first)")
+    strategy.add_argument(
+        "--seg",
+        default="10",
+        metavar="SECONDS|full|structure",
+        help="segment length in seconds, full for the whole track, or structure: "
+        "cut where the music changes",
+    )
+    strategy.add_argument(
+        "--hop",
+        type=positive_float,
+        metavar="SECONDS",
+        help="distance between segment starts (default: the segment length)",
+    )
+    strategy.add_argument(
+        "--min_tail",
+        type=float,
+        default=1.0,
+        metavar="SECONDS",
+        help="a last piece shorter than this is dropped unless it's the only one",
+    )
+    strategy.add_argument(
+        "--min_seg",
+        type=positive_float,
+        metavar="SECONDS",
+        help="shortest segment of --seg structure (default: 5)",
+    )
+    strategy.add_argument(
+        "--max_seg",
+        type=positive_float,
+        metavar="SECONDS",
+        help="longest segment of --seg structure (default: 30)",
+    )
+    strategy.add_argument(
+        "--agg",
+        default="mean",
+        metavar="NAME|FILE.py:NAME",
+        help="how the "
+        f"segments' embeddings are joined: {CHOICES}; whitened is fitted "
+        "on the music given; attention and hierarchical need --from_run; "
+        "transformer:DIR names its checkpoint as well",
+    )
+    strategy.add_argument(
+        "--n_tokens",
+        type=positive_int,
+        metavar="N",
+        help="tokens that --agg "
+        "concat lays end to end; missing ones are zeros (default: the longest "
+        "track's)",
+    )
+    strategy.add_argument(
+        "--tokens",
+        choices=["segment", "frame"],
+        help="what is joined: one vector a segment, or pooled frames (default: "
+        "segment; with a Transformer's checkpoint, what it was trained on)",
+    )
+    strategy.add_argument(
+        "--frame_rate",
+        type=positive_float,
+        default=1.0,
+        metavar="HZ",
+        help="pooled frames a second with --tokens frame",
+    )
+    strategy.add_argument(
+        "--aggregator_checkpoint",
+        metavar="DIR",
+        help="the Transformer: what pretrain_aggregator.py wrote to --out, or a hub id",
+    )
+    strategy.add_argument(
+        "--readout",
+        choices=["cls", "mean", "residual"],
+        help="the Transformer's embedding (default: as the checkpoint says)",
+    )
+    strategy.add_argument(
+        "--from_run",
+        metavar="DIR",
+        help="take the strategy of a run of "
+        "train_probe.py, and the attention, mix or whitening it learned",
+    )
+    strategy.add_argument(
+        "--run_seed",
+        type=int,
+        metavar="SEED",
+        help="of which of the run's seeds (default: its first)",
+    )
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--mixed_precision", choices=["auto", "no", "fp16", "bf16"],
-                         default="auto", help="the encoder's precision; auto: fp16 on a GPU "
-                         "below compute capability 8.0, bf16 from there, float32 on a CPU")
-    machine.add_argument("--batch_seconds", type=positive_float, default=60.0, metavar="SECONDS",
-                         help="audio seconds per encoder batch; halves itself on out-of-memory")
-    machine.add_argument("--memory_budget", default="2GB", metavar="SIZE|SHARE",
-                         help="what the encoder's weights and activations should stay within")
-    machine.add_argument("--compile", nargs="?", const=True, default=False, type=to_bool,
-                         metavar="BOOL", help="pass the encoder through torch.compile")
-    machine.add_argument("--store", type=Path, metavar="DIR", help="embedding store "
-                         "(default: $TUNE_STORE, or tune/store in the user's cache folder)")
+    machine.add_argument(
+        "--mixed_precision",
+        choices=["auto", "no", "fp16", "bf16"],
+        default="auto",
+        help="the encoder's precision; auto: fp16 on a GPU "
+        "below compute capability 8.0, bf16 from there, float32 on a CPU",
+    )
+    machine.add_argument(
+        "--batch_seconds",
+        type=positive_float,
+        default=60.0,
+        metavar="SECONDS",
+        help="audio seconds per encoder batch; halves itself on out-of-memory",
+    )
+    machine.add_argument(
+        "--memory_budget",
+        default="2GB",
+        metavar="SIZE|SHARE",
+        help="what the encoder's weights and activations should stay within",
+    )
+    machine.add_argument(
+        "--compile",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="pass the encoder through torch.compile",
+    )
+    machine.add_argument(
+        "--store",
+        type=Path,
+        metavar="DIR",
+        help="embedding store (default: $TUNE_STORE, or tune/store in the user's cache folder)",
+    )
     like = parser.add_argument_group("listening")
-    like.add_argument("--like", metavar="SONG", help="show the tracks most like a song: one of "
-                      "the tracks, or any audio file; without MUSIC, among those in --out")
+    like.add_argument(
+        "--like",
+        metavar="SONG",
+        help="show the tracks most like a song: one of "
+        "the tracks, or any audio file; without MUSIC, among those in --out",
+    )
     like.add_argument("-k", type=positive_int, default=10, metavar="N", help="this many")
-    like.add_argument("--whiten", nargs="?", const=True, default=False, type=to_bool,
-                      metavar="BOOL", help="even out the directions in which the collection "
-                      "varies before comparing")
+    like.add_argument(
+        "--whiten",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="even out the directions in which the collection varies before comparing",
+    )
     like.add_argument("--m3u", type=Path, metavar="FILE", help="write them as a playlist")
     parser.with_config()
     args = parser.parse_args(argv)
@@ -140,24 +286,29 @@ def parse_args(argv=None):
     if args.shard and (args.merge or args.like or Path(args.out).suffix != ".parquet"):
         parser.error("--shard writes a part, .parquet: --merge and --like come after all are there")
     if args.merge and (args.music or args.segments or args.like):
-        parser.error("--merge puts shards together and no more: those of --segments by another "
-                     "--merge, and --like comes after")
+        parser.error(
+            "--merge puts shards together and no more: those of --segments by another "
+            "--merge, and --like comes after"
+        )
     if changed and not args.music:
-        parser.error(f"--{changed[0]}: without MUSIC nothing is embedded, --out says how it was "
-                     "made")
-    if args.from_run and (both := set(changed) - {"encoder", "revision", "from_run", "run_seed",
-                                                  "mixed_precision"}):
+        parser.error(
+            f"--{changed[0]}: without MUSIC nothing is embedded, --out says how it was made"
+        )
+    if args.from_run and (
+        both := set(changed) - {"encoder", "revision", "from_run", "run_seed", "mixed_precision"}
+    ):
         parser.error(f"--from_run brings the whole strategy: leave out --{min(both)}")
     if args.run_seed is not None and not args.from_run:
         parser.error("--run_seed belongs to --from_run")
     if args.shard and aggregator.whitening:
-        parser.error(f"--agg {args.agg} is fitted on all tracks, which a shard isn't: run the "
-                     f"shards with --agg mean on one --store, then --agg {args.agg} without "
-                     "--shard")
+        parser.error(
+            f"--agg {args.agg} is fitted on all tracks, which a shard isn't: run the "
+            f"shards with --agg mean on one --store, then --agg {args.agg} without "
+            "--shard"
+        )
     if args.shard and aggregator.fixed_n and not args.n_tokens:
         parser.error(f"--agg {args.agg} needs the same --n_tokens for all shards")
     return args
-# fmt: on
 
 
 def to_shard(text: str) -> tuple[int, int]:
@@ -234,8 +385,9 @@ def main(args):
             log.info("the whitening is fitted on these %d tracks, without labels", len(tracks))
         table, truncated = track_rows(embedder, joiner, tracks, bad)
         if truncated:
-            log.warning("%d tracks have more than %d tokens and are cut", truncated,
-                        joiner.n_tokens)  # fmt: skip
+            log.warning(
+                "%d tracks have more than %d tokens and are cut", truncated, joiner.n_tokens
+            )
         meta = describe(embedder, joiner, args, accelerator.device, bad, table, truncated)
         made = Embeddings(table, meta, joiner.constants)
         there = write(made, out, segments, args.shard, lambda: segment_rows(embedder, tracks))
@@ -243,9 +395,18 @@ def main(args):
     if args.like and is_main:
         made = made or files.read(out)
         folders = [Path(), out.parent] if out else [Path()]
-        similar.show(made, args.like, args.k, whiten=args.whiten, m3u=args.m3u, folders=folders,
-                     embedder=embedder, store=args.store, device=accelerator.device,
-                     trust_remote_code=args.trust_remote_code)  # fmt: skip
+        similar.show(
+            made,
+            args.like,
+            args.k,
+            whiten=args.whiten,
+            m3u=args.m3u,
+            folders=folders,
+            embedder=embedder,
+            store=args.store,
+            device=accelerator.device,
+            trust_remote_code=args.trust_remote_code,
+        )
 
 
 def load(args, device) -> Embedder:
@@ -263,18 +424,28 @@ def load(args, device) -> Embedder:
         tokens, frame_rate = args.tokens, args.frame_rate
         if tokens is None:
             tokens, frame_rate = transformer.tokens_of(args.aggregator_checkpoint, frame_rate)
-        given = {field.name: getattr(args, field.name) for field in dataclasses.fields(Strategy)
-                 if field.name not in ("encoder", "seg", "frame_rate", "precision",
-                                       "agg_sha256")}  # fmt: skip
+        given = {
+            field.name: getattr(args, field.name)
+            for field in dataclasses.fields(Strategy)
+            if field.name not in ("encoder", "seg", "frame_rate", "precision", "agg_sha256")
+        }
         strategy = Strategy(
-            encoder=args.encoder or "muq", seg=(args.seg,), precision=args.mixed_precision,
-            frame_rate=frame_rate if tokens == "frame" else None, **given,
-        )  # fmt: skip
+            encoder=args.encoder or "muq",
+            seg=(args.seg,),
+            precision=args.mixed_precision,
+            frame_rate=frame_rate if tokens == "frame" else None,
+            **given,
+        )
     return Embedder(
-        strategy, learned, device=device, store=args.store, memory_budget=args.memory_budget,
-        trust_remote_code=args.trust_remote_code, compile=args.compile,
+        strategy,
+        learned,
+        device=device,
+        store=args.store,
+        memory_budget=args.memory_budget,
+        trust_remote_code=args.trust_remote_code,
+        compile=args.compile,
         batch_seconds=args.batch_seconds,
-    )  # fmt: skip
+    )
 
 
 def check_same_source(out: Path, strategy: Strategy) -> None:
@@ -331,16 +502,26 @@ def report_on(made: Embeddings, bad, report, there, n_processes) -> None:
     meta, n_segments = made.meta, sum(filter(None, made.table["n_segments"].to_pylist()))
     encoder = meta["encoder"] + (" (untrained)" if meta["encoder_untrained"] else "")
     lines = [
-        ("tracks", f"{meta['n_tracks'] - len(bad)} embedded"
-                   + (f", {len(bad)} can't be used" if bad else "")),
+        (
+            "tracks",
+            f"{meta['n_tracks'] - len(bad)} embedded"
+            + (f", {len(bad)} can't be used" if bad else ""),
+        ),
         ("segments", f"{n_segments}"),
-        ("embedding", f"{meta['embedding_dim']} values: {encoder}, layer "
-                      f"{meta['strategy']['layer']}, "
-                      f"{readable_name(meta['strategy']['agg'])}"),
-        ("encoder", f"{report.encoder_passes} passes, {report.audio_seconds:.0f} s of audio in "
-                    f"{report.encode_seconds:.1f} s" if report.encoder_passes else
-                    "0 passes: everything was in the store"),
-    ]  # fmt: skip
+        (
+            "embedding",
+            f"{meta['embedding_dim']} values: {encoder}, layer "
+            f"{meta['strategy']['layer']}, "
+            f"{readable_name(meta['strategy']['agg'])}",
+        ),
+        (
+            "encoder",
+            f"{report.encoder_passes} passes, {report.audio_seconds:.0f} s of audio in "
+            f"{report.encode_seconds:.1f} s"
+            if report.encoder_passes
+            else "0 passes: everything was in the store",
+        ),
+    ]
     if n_processes > 1:
         lines.append(("processes", f"{n_processes}"))
     lines += [("bad file", f"{path}: {reason}") for path, reason in sorted(bad.items())[:NAMED]]

@@ -29,107 +29,250 @@ from tune.cli.parser import (
 from tune.segments.rules import parse_rule
 
 
-# fmt: off
 def parse_args(argv=None):
     """Read the command line."""
     parser = Parser(prog="pretrain_aggregator.py", description=__doc__)
     data = parser.add_argument_group("data")
-    data.add_argument("--tasks", type=to_words, nargs="+", metavar="TASK",
-                      help="tasks as in train_probe.py; their train splits are learnt from, their "
-                      "val splits validated on (default: demo demo-mood demo-form, unless "
-                      "--audio_dir is given)")
+    data.add_argument(
+        "--tasks",
+        type=to_words,
+        nargs="+",
+        metavar="TASK",
+        help="tasks as in train_probe.py; their train splits are learnt from, their "
+        "val splits validated on (default: demo demo-mood demo-form, unless "
+        "--audio_dir is given)",
+    )
     data.add_argument("--audio_dir", type=Path, metavar="DIR", help="audio files, with subfolders")
-    data.add_argument("--val_share", type=share, default=0.1, metavar="SHARE",
-                      help="share of --audio_dir that is kept for validation")
-    data.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR",
-                      help="folder that holds (or gets) the hub's data sets")
-    data.add_argument("--allow_outside", nargs="?", const=True, default=False, type=to_bool,
-                      metavar="BOOL", help="let a jsonl or a data set name files outside its data "
-                      "folder (a .csv or .tsv of your own always may)")
-    data.add_argument("--strict", nargs="?", const=True, default=False, type=to_bool,
-                      metavar="BOOL", help="end at the first bad file instead of reporting it")
+    data.add_argument(
+        "--val_share",
+        type=share,
+        default=0.1,
+        metavar="SHARE",
+        help="share of --audio_dir that is kept for validation",
+    )
+    data.add_argument(
+        "--data_dir",
+        type=Path,
+        default=Path("data"),
+        metavar="DIR",
+        help="folder that holds (or gets) the hub's data sets",
+    )
+    data.add_argument(
+        "--allow_outside",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="let a jsonl or a data set name files outside its data "
+        "folder (a .csv or .tsv of your own always may)",
+    )
+    data.add_argument(
+        "--strict",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="end at the first bad file instead of reporting it",
+    )
     tokens = parser.add_argument_group("tokens")
-    tokens.add_argument("--encoder", help="as in train_probe.py (default: muq, or muq-nano when "
-                        "all tasks are demo tasks)")
-    tokens.add_argument("--trust_remote_code", nargs="?", const=True, default=False, type=to_bool,
-                        metavar="BOOL", help="let an encoder that needs Python code of its own "
-                        "(MERT) execute it")
-    tokens.add_argument("--revision", metavar="COMMIT", help="branch, tag or commit of an encoder "
-                        "from the hub (default: its main branch)")
+    tokens.add_argument(
+        "--encoder",
+        help="as in train_probe.py (default: muq, or muq-nano when all tasks are demo tasks)",
+    )
+    tokens.add_argument(
+        "--trust_remote_code",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="let an encoder that needs Python code of its own (MERT) execute it",
+    )
+    tokens.add_argument(
+        "--revision",
+        metavar="COMMIT",
+        help="branch, tag or commit of an encoder from the hub (default: its main branch)",
+    )
     tokens.add_argument("--layer", default="last", metavar="last|K", help="hidden layer")
-    tokens.add_argument("--seg", default="10", metavar="SECONDS|full|structure",
-                        help="segment length in seconds")
-    tokens.add_argument("--hop", type=positive_float, metavar="SECONDS",
-                        help="distance between segment starts (default: the segment length)")
-    tokens.add_argument("--min_tail", type=float, default=1.0, metavar="SECONDS",
-                        help="a last piece shorter than this is dropped unless it's the only one")
-    tokens.add_argument("--min_seg", type=positive_float, metavar="SECONDS",
-                        help="shortest segment of --seg structure (default: 5)")
-    tokens.add_argument("--max_seg", type=positive_float, metavar="SECONDS",
-                        help="longest segment of --seg structure (default: 30)")
+    tokens.add_argument(
+        "--seg", default="10", metavar="SECONDS|full|structure", help="segment length in seconds"
+    )
+    tokens.add_argument(
+        "--hop",
+        type=positive_float,
+        metavar="SECONDS",
+        help="distance between segment starts (default: the segment length)",
+    )
+    tokens.add_argument(
+        "--min_tail",
+        type=float,
+        default=1.0,
+        metavar="SECONDS",
+        help="a last piece shorter than this is dropped unless it's the only one",
+    )
+    tokens.add_argument(
+        "--min_seg",
+        type=positive_float,
+        metavar="SECONDS",
+        help="shortest segment of --seg structure (default: 5)",
+    )
+    tokens.add_argument(
+        "--max_seg",
+        type=positive_float,
+        metavar="SECONDS",
+        help="longest segment of --seg structure (default: 30)",
+    )
     recipe = parser.add_argument_group(
-        "recipe", "What isn't given is the recipe's. study: frames at 25 Hz, zeros for masked "
-        "ones, squared error, no [CLS], one epoch, as the original study did it. tune: ours.")
+        "recipe",
+        "What isn't given is the recipe's. study: frames at 25 Hz, zeros for masked "
+        "ones, squared error, no [CLS], one epoch, as the original study did it. tune: ours.",
+    )
     recipe.add_argument("--recipe", choices=["tune", "study"], default="tune", help="the preset")
-    recipe.add_argument("--tokens", choices=["segment", "frame"],
-                        help="one vector a segment, or pooled frames")
-    recipe.add_argument("--frame_rate", type=positive_float, metavar="HZ",
-                        help="pooled frames a second with --tokens frame")
-    recipe.add_argument("--hidden_size", type=positive_int, metavar="H",
-                        help="width (tune and study: the token's size)")
+    recipe.add_argument(
+        "--tokens", choices=["segment", "frame"], help="one vector a segment, or pooled frames"
+    )
+    recipe.add_argument(
+        "--frame_rate",
+        type=positive_float,
+        metavar="HZ",
+        help="pooled frames a second with --tokens frame",
+    )
+    recipe.add_argument(
+        "--hidden_size",
+        type=positive_int,
+        metavar="H",
+        help="width (tune and study: the token's size)",
+    )
     recipe.add_argument("--num_layers", type=positive_int, metavar="N", help="Transformer layers")
     recipe.add_argument("--num_heads", type=positive_int, metavar="N", help="attention heads")
-    recipe.add_argument("--intermediate_size", type=positive_int, metavar="F",
-                        help="width of the feed-forward blocks")
+    recipe.add_argument(
+        "--intermediate_size",
+        type=positive_int,
+        metavar="F",
+        help="width of the feed-forward blocks",
+    )
     recipe.add_argument("--dropout", type=share, metavar="P", help="dropout")
-    recipe.add_argument("--standardise", choices=["none", "dimension", "within"],
-                        help="tokens as they are, each dimension to unit variance, or whitened by "
-                        "what varies within tracks")
-    recipe.add_argument("--positions", choices=["rotary", "learned"],
-                        help="ModernBERT's relative ones, or learned ones as in BERT")
-    recipe.add_argument("--readout", choices=["cls", "mean", "residual"], help="how the embedding "
-                        "is taken when train_probe.py doesn't say")
+    recipe.add_argument(
+        "--standardise",
+        choices=["none", "dimension", "within"],
+        help="tokens as they are, each dimension to unit variance, or whitened by "
+        "what varies within tracks",
+    )
+    recipe.add_argument(
+        "--positions",
+        choices=["rotary", "learned"],
+        help="ModernBERT's relative ones, or learned ones as in BERT",
+    )
+    recipe.add_argument(
+        "--readout",
+        choices=["cls", "mean", "residual"],
+        help="how the embedding is taken when train_probe.py doesn't say",
+    )
     recipe.add_argument("--mask_prob", type=share, metavar="P", help="share of hidden tokens")
     recipe.add_argument("--span", type=positive_int, metavar="TOKENS", help="hidden in a row")
-    recipe.add_argument("--objective", choices=["mse", "cosine", "infonce"],
-                        help="squared error, cosine, or telling the hidden token from the others "
-                        "of its track and batch")
-    recipe.add_argument("--track_weight", type=float, metavar="W", help="weight of the [CLS] "
-                        "token's own objective: recognise the hidden part of its own track")
+    recipe.add_argument(
+        "--objective",
+        choices=["mse", "cosine", "infonce"],
+        help="squared error, cosine, or telling the hidden token from the others "
+        "of its track and batch",
+    )
+    recipe.add_argument(
+        "--track_weight",
+        type=float,
+        metavar="W",
+        help="weight of the [CLS] "
+        "token's own objective: recognise the hidden part of its own track",
+    )
     recipe.add_argument("--lr", type=positive_float, metavar="RATE", help="AdamW's rate")
     recipe.add_argument("--weight_decay", type=float, metavar="W", help="AdamW's decay")
     recipe.add_argument("--schedule", choices=["cosine", "constant"], help="after the warm-up")
-    recipe.add_argument("--warmup", type=float, metavar="SHARE", help="share of the steps in "
-                        "which the rate rises")
+    recipe.add_argument(
+        "--warmup", type=float, metavar="SHARE", help="share of the steps in which the rate rises"
+    )
     recipe.add_argument("--epochs", type=positive_int, help="passes over the tracks")
-    recipe.add_argument("--batch_size", type=positive_int, metavar="TRACKS",
-                        help="tracks per step, over all processes and accumulation")
-    recipe.add_argument("--patience", type=positive_int, default=10, metavar="EPOCHS",
-                        help="stop after this many without a better validation loss")
+    recipe.add_argument(
+        "--batch_size",
+        type=positive_int,
+        metavar="TRACKS",
+        help="tracks per step, over all processes and accumulation",
+    )
+    recipe.add_argument(
+        "--patience",
+        type=positive_int,
+        default=10,
+        metavar="EPOCHS",
+        help="stop after this many without a better validation loss",
+    )
     recipe.add_argument("--seed", type=int, default=1234, help="of weights, masks and order")
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--mixed_precision", choices=["auto", "no", "fp16", "bf16"],
-                         default="auto", help="precision of the encoder and of the training; auto: "
-                         "fp16 on a GPU below compute capability 8.0, bf16 from there, float32 on "
-                         "a CPU")
-    machine.add_argument("--micro_tokens", type=positive_int, default=8192, metavar="TOKENS",
-                         help="tokens that pass through the model at once; a step's tracks are "
-                         "divided accordingly and their gradients added up")
-    machine.add_argument("--gradient_checkpointing", nargs="?", const=True, default=False,
-                         type=to_bool, metavar="BOOL", help="less memory, a third more time")
-    machine.add_argument("--batch_seconds", type=positive_float, default=60.0, metavar="SECONDS",
-                         help="audio seconds per encoder batch")
-    machine.add_argument("--store", type=Path, metavar="DIR", help="embedding store "
-                         "(default: $TUNE_STORE, or tune/store in the user's cache folder)")
-    machine.add_argument("--cache_dir", type=Path, metavar="DIR", help="where composed demo "
-                         "music is kept (default: tune/demo in the user's cache folder)")
+    machine.add_argument(
+        "--mixed_precision",
+        choices=["auto", "no", "fp16", "bf16"],
+        default="auto",
+        help="precision of the encoder and of the training; auto: "
+        "fp16 on a GPU below compute capability 8.0, bf16 from there, float32 on "
+        "a CPU",
+    )
+    machine.add_argument(
+        "--micro_tokens",
+        type=positive_int,
+        default=8192,
+        metavar="TOKENS",
+        help="tokens that pass through the model at once; a step's tracks are "
+        "divided accordingly and their gradients added up",
+    )
+    machine.add_argument(
+        "--gradient_checkpointing",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="less memory, a third more time",
+    )
+    machine.add_argument(
+        "--batch_seconds",
+        type=positive_float,
+        default=60.0,
+        metavar="SECONDS",
+        help="audio seconds per encoder batch",
+    )
+    machine.add_argument(
+        "--store",
+        type=Path,
+        metavar="DIR",
+        help="embedding store (default: $TUNE_STORE, or tune/store in the user's cache folder)",
+    )
+    machine.add_argument(
+        "--cache_dir",
+        type=Path,
+        metavar="DIR",
+        help="where composed demo music is kept (default: tune/demo in the user's cache folder)",
+    )
     output = parser.add_argument_group("output")
-    output.add_argument("--out", type=Path, metavar="DIR",
-                        help="the aggregator's folder (default: aggregators/ and a name)")
-    output.add_argument("--overwrite", nargs="?", const=True, default=False, type=to_bool,
-                        metavar="BOOL", help="begin anew in --out")
-    output.add_argument("--report_to", default="wandb", metavar="TRACKER",
-                        help="wandb (offline without a login), none, tensorboard, trackio, ...")
+    output.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="the aggregator's folder (default: aggregators/ and a name)",
+    )
+    output.add_argument(
+        "--overwrite",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="begin anew in --out",
+    )
+    output.add_argument(
+        "--report_to",
+        default="wandb",
+        metavar="TRACKER",
+        help="wandb (offline without a login), none, tensorboard, trackio, ...",
+    )
     output.add_argument("--project", default="tune", help="the tracker's project")
     output.add_argument("--group", help="W&B group (default: pretraining)")
     output.add_argument("--tags", nargs="*", default=[], metavar="TAG", help="W&B tags")
@@ -139,8 +282,7 @@ def parse_args(argv=None):
     if not args.tasks and args.audio_dir is None:
         args.tasks = ["demo", "demo-mood", "demo-form"]
     if args.layer in ("all", "mix"):
-        parser.error(f"a Transformer joins one layer's tokens: --layer last or K, "
-                     f"not {args.layer}")
+        parser.error(f"a Transformer joins one layer's tokens: --layer last or K, not {args.layer}")
     if args.seed < 0:
         parser.error(f"--seed must be 0 or above, got {args.seed}")
     try:
@@ -148,7 +290,6 @@ def parse_args(argv=None):
     except ValueError as error:
         parser.error(str(error))
     return args
-# fmt: on
 
 
 args = begin(parse_args) if __name__ == "__main__" else None
@@ -194,12 +335,17 @@ FOLDER = Path("aggregators")
 def main(args):
     """Pretrain: tracks, tokens, model, epochs, the best one saved."""
     check_tracker(args.report_to)
-    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(RECIPES["tune"])
-             if getattr(args, f.name, None) is not None}  # fmt: skip
+    given = {
+        f.name: getattr(args, f.name)
+        for f in dataclasses.fields(RECIPES["tune"])
+        if getattr(args, f.name, None) is not None
+    }
     recipe = dataclasses.replace(RECIPES[args.recipe], **given)
     if recipe.track_weight and not recipe.cls_token:
-        raise ValueError(f"--track_weight {recipe.track_weight:g} needs a [CLS] token, which "
-                         f"--recipe {args.recipe} doesn't have")  # fmt: skip
+        raise ValueError(
+            f"--track_weight {recipe.track_weight:g} needs a [CLS] token, which "
+            f"--recipe {args.recipe} doesn't have"
+        )
     rule = parse_rule(args.seg, args.hop, args.min_tail, args.min_seg, args.max_seg)
     kind = "cuda" if torch.cuda.is_available() else "cpu"  # Accelerate's device isn't known yet
     precision = precision_on(kind, args.mixed_precision)
@@ -207,7 +353,7 @@ def main(args):
         mixed_precision=precision,
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=str(args.out.parent if args.out else FOLDER),
-    )  # fmt: skip
+    )
     set_up_logging(accelerator.is_main_process)
     for name in args.tasks:
         check_task(name)
@@ -227,10 +373,17 @@ def main(args):
 
     with accelerator.main_process_first():  # only one process downloads or composes
         extractor = Extractor(
-            encoder_name, [rule], args.layer, frame_rate=frame_rate, device=accelerator.device,
-            precision=precision, batch_seconds=args.batch_seconds, store=args.store,
-            trust_remote_code=args.trust_remote_code, revision=args.revision,
-        )  # fmt: skip
+            encoder_name,
+            [rule],
+            args.layer,
+            frame_rate=frame_rate,
+            device=accelerator.device,
+            precision=precision,
+            batch_seconds=args.batch_seconds,
+            store=args.store,
+            trust_remote_code=args.trust_remote_code,
+            revision=args.revision,
+        )
         cache_dir = args.cache_dir or cache_folder() / "demo"
         tasks = [
             load_task(n, args.data_dir, cache_dir=cache_dir, allow_outside=args.allow_outside)
@@ -246,19 +399,30 @@ def main(args):
     (report,) = extractor.encode(corpus.train + corpus.val, accelerator, strict=args.strict)
     tracks = {
         split: TokenTracks(
-            collection, [p for p in paths if p in report.rows], report.rows,
-            mask_prob=recipe.mask_prob, span=recipe.span, seed=args.seed,
+            collection,
+            [p for p in paths if p in report.rows],
+            report.rows,
+            mask_prob=recipe.mask_prob,
+            span=recipe.span,
+            seed=args.seed,
         )
         for split, paths in (("train", corpus.train), ("val", corpus.val))
-    }  # fmt: skip
+    }
     pretraining_state.check_tracks(tracks)
     pretraining_state.check_same_data(progress, encoder.fingerprint, tracks, out)
     corpus.skipped += report.skipped
     config = make_config(
-        recipe, encoder.embedding_dim, encoder=encoder.name, layer=layers[0], seg=rule.name,
-        encoder_fingerprint=encoder.fingerprint, tokens=collection.key["tokens"], hop=rule.hop_s,
-        min_tail=rule.min_tail_s, precision=precision,
-    )  # fmt: skip
+        recipe,
+        encoder.embedding_dim,
+        encoder=encoder.name,
+        layer=layers[0],
+        seg=rule.name,
+        encoder_fingerprint=encoder.fingerprint,
+        tokens=collection.key["tokens"],
+        hop=rule.hop_s,
+        min_tail=rule.min_tail_s,
+        precision=precision,
+    )
     longest = 2 * statistics.median(tracks["train"].lengths)
     if recipe.track_weight and longest > args.micro_tokens:
         log.warning(
@@ -277,23 +441,33 @@ def main(args):
     described = result.describe_run(vars(args), sys.argv[1:], encoder, layers, accelerator)
     command = described["command"].replace("train_probe", "pretrain_aggregator", 1)
     described |= dataclasses.asdict(recipe)
-    described |= {"recipe": dataclasses.asdict(recipe), "recipe_name": args.recipe,
-                  "tokens": collection.key["tokens"], "command": command}  # fmt: skip
+    described |= {
+        "recipe": dataclasses.asdict(recipe),
+        "recipe_name": args.recipe,
+        "tokens": collection.key["tokens"],
+        "command": command,
+    }
     tracker = Tracker(accelerator, args.report_to)
     tracker.start(
-        args.project, described, name=out.name, group=args.group or "pretraining",
-        tags=["pretraining", encoder.name, args.recipe, *args.tags], job_type="pretraining",
-    )  # fmt: skip
+        args.project,
+        described,
+        name=out.name,
+        group=args.group or "pretraining",
+        tags=["pretraining", encoder.name, args.recipe, *args.tags],
+        job_type="pretraining",
+    )
     try:
         progress = train(
             accelerator, tracker, model, tracks, token_statistics, recipe, out, progress, args
-        )  # fmt: skip
+        )
         if accelerator.is_main_process:
             pretraining_state.finish(out, progress, described, corpus, tracks)
             for line in tracker.finish_aggregator(progress, out):
                 print(line)
-            print(f"  result     {out}  (use: train_probe.py --agg transformer "
-                  f"--aggregator_checkpoint {out})")  # fmt: skip
+            print(
+                f"  result     {out}  (use: train_probe.py --agg transformer "
+                f"--aggregator_checkpoint {out})"
+            )
     except BaseException as error:
         tracker.fail(error)
         raise
@@ -304,8 +478,10 @@ def train(accelerator, tracker, model, tracks, token_statistics, recipe, out, pr
     """Train from where `progress` stands; return it with the history and the best epoch."""
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay},
-              {"params": others, "weight_decay": 0.0}]  # fmt: skip
+    groups = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
     lengths = tracks["train"].lengths
     n_steps = recipe.epochs * math.ceil(len(lengths) / recipe.batch_size)
@@ -338,9 +514,15 @@ def train(accelerator, tracker, model, tracks, token_statistics, recipe, out, pr
         steps = plan_epoch(lengths, recipe.batch_size, args.micro_tokens, args.seed, epoch)
         loader = make_loader(accelerator, tracks["train"], steps, epoch)
         total = torch.zeros(2, device=accelerator.device)
-        for batch in tqdm(loader, desc=f"epoch {epoch}", leave=False, delay=5, dynamic_ncols=True,
-                          mininterval=0.2 if sys.stderr.isatty() else 30.0,
-                          disable=not accelerator.is_main_process):  # fmt: skip
+        for batch in tqdm(
+            loader,
+            desc=f"epoch {epoch}",
+            leave=False,
+            delay=5,
+            dynamic_ncols=True,
+            mininterval=0.2 if sys.stderr.isatty() else 30.0,
+            disable=not accelerator.is_main_process,
+        ):
             held = contextlib.nullcontext() if batch["last"] else accelerator.no_sync(model)
             with held:
                 each, tokens, marks = step_losses(model, batch, recipe, accelerator.device)
@@ -348,8 +530,10 @@ def train(accelerator, tracker, model, tracks, token_statistics, recipe, out, pr
                 loss = each.sum() / batch["step_tracks"] * accelerator.num_processes
                 if not torch.isfinite(loss):
                     names = [tracks["train"].paths[i] for i in batch["tracks"]]
-                    raise ValueError(f"the loss is not finite in epoch {epoch}, at {names}: try "
-                                     f"a lower --lr or --mixed_precision no")  # fmt: skip
+                    raise ValueError(
+                        f"the loss is not finite in epoch {epoch}, at {names}: try "
+                        f"a lower --lr or --mixed_precision no"
+                    )
                 accelerator.backward(loss)
             total += torch.stack([tokens.sum(), marks.sum()]).detach()
             if batch["last"]:
@@ -361,12 +545,19 @@ def train(accelerator, tracker, model, tracks, token_statistics, recipe, out, pr
         train_loss, track_loss = (accelerator.reduce(total) / len(lengths)).tolist()
         val = measure()
         if not math.isfinite(val["loss"]):
-            raise ValueError(f"the validation loss is not finite in epoch {epoch}: try a lower "
-                             f"--lr or --mixed_precision no")  # fmt: skip
-        row = {"epoch": epoch, "train/loss": train_loss, "val/loss": val["loss"],
-               "train/track_loss": track_loss, "val/track_loss": val["track_loss"],
-               "val/track_accuracy": val["track_accuracy"],
-               "lr": scheduler.get_last_lr()[0]}  # fmt: skip
+            raise ValueError(
+                f"the validation loss is not finite in epoch {epoch}: try a lower "
+                f"--lr or --mixed_precision no"
+            )
+        row = {
+            "epoch": epoch,
+            "train/loss": train_loss,
+            "val/loss": val["loss"],
+            "train/track_loss": track_loss,
+            "val/track_loss": val["track_loss"],
+            "val/track_accuracy": val["track_accuracy"],
+            "lr": scheduler.get_last_lr()[0],
+        }
         better = pretraining_state.note(progress, row, recipe.track_weight)
         pretraining_state.save(accelerator, model, out, progress, better)
         tracker.log(row, step=epoch)
@@ -444,8 +635,10 @@ def print_epoch(row, recipe, better, seconds) -> None:
     """One line an epoch."""
     track = ""
     if recipe.track_weight:
-        track = (f"  [CLS] {row['val/track_loss']:.4f} "
-                 f"(finds its track: {row['val/track_accuracy']:.0%})")  # fmt: skip
+        track = (
+            f"  [CLS] {row['val/track_loss']:.4f} "
+            f"(finds its track: {row['val/track_accuracy']:.0%})"
+        )
     print(
         f"epoch {row['epoch']:3d}/{recipe.epochs}  train loss {row['train/loss']:.4f}  "
         f"val loss {row['val/loss']:.4f}{track}  lr {row['lr']:.1e}  {seconds:.1f} s"

@@ -33,7 +33,6 @@ if __name__ != "__main__":
 
 
 # Imports are inside the functions: imported as the standard library's module, this loads nothing.
-# fmt: off
 def parse_args(argv=None):
     """Read the command line."""
     import importlib.util
@@ -47,11 +46,13 @@ def parse_args(argv=None):
 
     def checked(read):
         """Argument type: what `read` makes of the text, its error in one line."""
+
         def check(text):
             try:
                 return read(text)
             except ValueError as error:
                 raise ArgumentTypeError(str(error)) from error
+
         return check
 
     def amount(text):
@@ -68,55 +69,145 @@ def parse_args(argv=None):
     size = checked(amount)
     parser = Parser(prog="profile.py", description=__doc__.split("\n\nThis file")[0])
     grid = parser.add_argument_group("grid (several values each)")
-    grid.add_argument("--seg", type=checked(segment), nargs="+", default=["10", "full"],
-                      metavar="SECONDS|full|structure", help="segment length in seconds, full, or "
-                      "structure: cut where the music changes, which noise doesn't, so give "
-                      "--audio (default: 10 full)")
-    grid.add_argument("--agg", nargs="+", default=["mean"], metavar="NAME",
-                      help=f"how the segments' embeddings are joined: {CHOICES}; "
-                      "hierarchical joins all --seg in one cell (default: mean)")
-    grid.add_argument("--duration", type=positive_float, nargs="+", metavar="SECONDS",
-                      help="length of the track of noise that is encoded (default: 45)")
-    grid.add_argument("--encoder", nargs="+", default=["muq"], metavar="NAME",
-                      help="as in train_probe.py; all but muq, muq-nano, mel and your own "
-                      "need --weights pretrained (default: muq)")
-    grid.add_argument("--layer", nargs="+", default=["last"], metavar="last|all|mix|K",
-                      help="hidden layer (default: last)")
-    grid.add_argument("--mixed_precision", nargs="+", default=["auto"],
-                      choices=["auto", "no", "fp16", "bf16"],
-                      help="the encoder's precision (default: auto, as in train_probe.py)")
-    grid.add_argument("--batch_seconds", type=positive_float, nargs="+", default=[60.0],
-                      metavar="SECONDS", help="audio seconds per encoder batch (default: 60)")
+    grid.add_argument(
+        "--seg",
+        type=checked(segment),
+        nargs="+",
+        default=["10", "full"],
+        metavar="SECONDS|full|structure",
+        help="segment length in seconds, full, or "
+        "structure: cut where the music changes, which noise doesn't, so give "
+        "--audio (default: 10 full)",
+    )
+    grid.add_argument(
+        "--agg",
+        nargs="+",
+        default=["mean"],
+        metavar="NAME",
+        help=f"how the segments' embeddings are joined: {CHOICES}; "
+        "hierarchical joins all --seg in one cell (default: mean)",
+    )
+    grid.add_argument(
+        "--duration",
+        type=positive_float,
+        nargs="+",
+        metavar="SECONDS",
+        help="length of the track of noise that is encoded (default: 45)",
+    )
+    grid.add_argument(
+        "--encoder",
+        nargs="+",
+        default=["muq"],
+        metavar="NAME",
+        help="as in train_probe.py; all but muq, muq-nano, mel and your own "
+        "need --weights pretrained (default: muq)",
+    )
+    grid.add_argument(
+        "--layer",
+        nargs="+",
+        default=["last"],
+        metavar="last|all|mix|K",
+        help="hidden layer (default: last)",
+    )
+    grid.add_argument(
+        "--mixed_precision",
+        nargs="+",
+        default=["auto"],
+        choices=["auto", "no", "fp16", "bf16"],
+        help="the encoder's precision (default: auto, as in train_probe.py)",
+    )
+    grid.add_argument(
+        "--batch_seconds",
+        type=positive_float,
+        nargs="+",
+        default=[60.0],
+        metavar="SECONDS",
+        help="audio seconds per encoder batch (default: 60)",
+    )
     joining = parser.add_argument_group("what is joined, and by which Transformer")
-    joining.add_argument("--tokens", choices=["segment", "frame"], default="segment",
-                         help="one vector a segment, or pooled frames as the study's Transformer")
-    joining.add_argument("--frame_rate", type=positive_float, default=1.0, metavar="HZ",
-                         help="pooled frames a second with --tokens frame")
-    joining.add_argument("--aggregator_checkpoint", metavar="DIR", help="measure this Transformer, "
-                         "a folder that pretrain_aggregator.py wrote or a hub id (default: the "
-                         "recipe tune with random weights, at the encoder's size)")
+    joining.add_argument(
+        "--tokens",
+        choices=["segment", "frame"],
+        default="segment",
+        help="one vector a segment, or pooled frames as the study's Transformer",
+    )
+    joining.add_argument(
+        "--frame_rate",
+        type=positive_float,
+        default=1.0,
+        metavar="HZ",
+        help="pooled frames a second with --tokens frame",
+    )
+    joining.add_argument(
+        "--aggregator_checkpoint",
+        metavar="DIR",
+        help="measure this Transformer, "
+        "a folder that pretrain_aggregator.py wrote or a hub id (default: the "
+        "recipe tune with random weights, at the encoder's size)",
+    )
     how = parser.add_argument_group("how it is measured")
-    how.add_argument("--weights", choices=["random", "pretrained"], default="random",
-                     help="random needs no download")
-    how.add_argument("--trust_remote_code", nargs="?", const=True, default=False, type=to_bool,
-                     metavar="BOOL", help="let an encoder that needs code of its own execute it")
+    how.add_argument(
+        "--weights",
+        choices=["random", "pretrained"],
+        default="random",
+        help="random needs no download",
+    )
+    how.add_argument(
+        "--trust_remote_code",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="let an encoder that needs code of its own execute it",
+    )
     how.add_argument("--revision", metavar="COMMIT", help="of an encoder from the hub")
-    how.add_argument("--audio", nargs="+", default=[], metavar="FILE",
-                     help="decode and encode these files instead of noise")
-    how.add_argument("--repeats", type=positive_int, default=3,
-                     help="timed runs of a cell; the median is shown")
-    how.add_argument("--memory_budget", type=size, metavar="SIZE", help="what the encoder should "
-                     "stay within, such as 2GB, or 0.5 of the device's memory (default: its own)")
-    how.add_argument("--compile", nargs="?", const=True, default=False, type=to_bool,
-                     metavar="BOOL", help="pass the encoder through torch.compile")
+    how.add_argument(
+        "--audio",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="decode and encode these files instead of noise",
+    )
+    how.add_argument(
+        "--repeats", type=positive_int, default=3, help="timed runs of a cell; the median is shown"
+    )
+    how.add_argument(
+        "--memory_budget",
+        type=size,
+        metavar="SIZE",
+        help="what the encoder should "
+        "stay within, such as 2GB, or 0.5 of the device's memory (default: its own)",
+    )
+    how.add_argument(
+        "--compile",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="pass the encoder through torch.compile",
+    )
     output = parser.add_argument_group("output")
-    output.add_argument("--budget", type=size, metavar="SIZE",
-                        help="say which cells fit into this, and the longest full track that does")
-    output.add_argument("--plot", type=Path, metavar="FILE", help="draw memory and time against "
-                        "track length (.png, .svg or .pdf; needs matplotlib)")
+    output.add_argument(
+        "--budget",
+        type=size,
+        metavar="SIZE",
+        help="say which cells fit into this, and the longest full track that does",
+    )
+    output.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw memory and time against track length (.png, .svg or .pdf; needs matplotlib)",
+    )
     output.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
-    output.add_argument("--report_to", choices=["wandb", "none"], default="none",
-                        help="log cost/... of each cell to W&B")
+    output.add_argument(
+        "--report_to",
+        choices=["wandb", "none"],
+        default="none",
+        help="log cost/... of each cell to W&B",
+    )
     parser.with_config()
     args = parser.parse_args(argv)
     if args.audio and args.duration:
@@ -147,7 +238,6 @@ def parse_args(argv=None):
         if path and path.is_dir():
             parser.error(f"--{flag} {path} is a folder; a file is needed")
     return args
-# fmt: on
 
 
 def main(args) -> None:
@@ -251,11 +341,21 @@ def grid(args, device, memory):
         wanted += [((seconds, ()), "full", (plain or ["mean"])[0]) for seconds in sorted(lengths)]
     settings = itertools.product(args.encoder, precisions, args.layer, args.batch_seconds)
     cells = [
-        Cell(seg, agg, track[0], layer, encoder, precision=precision, batch_seconds=batch_s,
-             audio=track[1], aggregator_checkpoint=checkpoint_of(args, agg), **fixed)
+        Cell(
+            seg,
+            agg,
+            track[0],
+            layer,
+            encoder,
+            precision=precision,
+            batch_seconds=batch_s,
+            audio=track[1],
+            aggregator_checkpoint=checkpoint_of(args, agg),
+            **fixed,
+        )
         for encoder, precision, layer, batch_s in settings
         for track, seg, agg in wanted
-    ]  # fmt: skip
+    ]
     return dict.fromkeys(cells)
 
 
@@ -276,9 +376,15 @@ def describe(cell) -> dict:
     checkpoint = cell.aggregator_checkpoint
     if checkpoint and Path(checkpoint).is_dir():
         checkpoint = Path(checkpoint).resolve().name
-    return asdict(cell) | {"audio": [Path(path).name for path in cell.audio],
-                           "aggregator_checkpoint": checkpoint,
-                           "agg": readable_name(cell.agg)} | find_row(cell.agg).record  # fmt: skip
+    return (
+        asdict(cell)
+        | {
+            "audio": [Path(path).name for path in cell.audio],
+            "aggregator_checkpoint": checkpoint,
+            "agg": readable_name(cell.agg),
+        }
+        | find_row(cell.agg).record
+    )
 
 
 def numbers(row) -> dict:
@@ -299,9 +405,12 @@ def start_wandb(record):
 
     config = {key: record[key] for key in ("machine", "versions", "git_sha", "command")}
     return wandb.init(
-        project=os.environ.get("WANDB_PROJECT", "tune"), job_type="profile", mode=wandb_mode(),
-        config=config, settings=wandb.Settings(silent=True),
-    )  # fmt: skip
+        project=os.environ.get("WANDB_PROJECT", "tune"),
+        job_type="profile",
+        mode=wandb_mode(),
+        config=config,
+        settings=wandb.Settings(silent=True),
+    )
 
 
 def write_json(path, record) -> None:

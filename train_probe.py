@@ -43,124 +43,295 @@ def to_agg(text):
     return text
 
 
-# fmt: off
 def parse_args(argv=None):
     """Read the command line."""
     parser = Parser(prog="train_probe.py", description=__doc__)
     data = parser.add_argument_group("data")
-    data.add_argument("--task", default="demo", help=f"{', '.join(TASKS)}; PATH: a folder or "
-                      ".jsonl in MARBLE's layout, or a .csv/.tsv with the columns "
-                      "path,label[,split]; or hub:NAME, a data set with a column of audio "
-                      "(python -m tune.tasks tells of them and checks them)")
-    data.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR",
-                      help="folder that holds (or gets) the data sets, such as EMO/ and GTZAN/")
-    data.add_argument("--kind", choices=["auto", *KINDS], default="auto",
-                      help="what the labels of a PATH or hub:NAME are: one of several classes, one "
-                      "of the 24 keys, numbers, or tags (lists, or names between semicolons); auto "
-                      "reads it off them, but for keys")
-    data.add_argument("--label_column", metavar="NAME",
-                      help="the labels' column in a .csv, .tsv or hub:NAME (default: label)")
-    data.add_argument("--audio_column", metavar="NAME", help="the audio's (default: path, or the "
-                      "only column of audio of hub:NAME)")
-    data.add_argument("--allow_outside", nargs="?", const=True, default=False, type=to_bool,
-                      metavar="BOOL", help="let a jsonl or a data set name files outside its data "
-                      "folder (a .csv or .tsv of your own always may)")
-    data.add_argument("--strict", nargs="?", const=True, default=False, type=to_bool,
-                      metavar="BOOL", help="end at the first bad file instead of reporting it")
+    data.add_argument(
+        "--task",
+        default="demo",
+        help=f"{', '.join(TASKS)}; PATH: a folder or "
+        ".jsonl in MARBLE's layout, or a .csv/.tsv with the columns "
+        "path,label[,split]; or hub:NAME, a data set with a column of audio "
+        "(python -m tune.tasks tells of them and checks them)",
+    )
+    data.add_argument(
+        "--data_dir",
+        type=Path,
+        default=Path("data"),
+        metavar="DIR",
+        help="folder that holds (or gets) the data sets, such as EMO/ and GTZAN/",
+    )
+    data.add_argument(
+        "--kind",
+        choices=["auto", *KINDS],
+        default="auto",
+        help="what the labels of a PATH or hub:NAME are: one of several classes, one "
+        "of the 24 keys, numbers, or tags (lists, or names between semicolons); auto "
+        "reads it off them, but for keys",
+    )
+    data.add_argument(
+        "--label_column",
+        metavar="NAME",
+        help="the labels' column in a .csv, .tsv or hub:NAME (default: label)",
+    )
+    data.add_argument(
+        "--audio_column",
+        metavar="NAME",
+        help="the audio's (default: path, or the only column of audio of hub:NAME)",
+    )
+    data.add_argument(
+        "--allow_outside",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="let a jsonl or a data set name files outside its data "
+        "folder (a .csv or .tsv of your own always may)",
+    )
+    data.add_argument(
+        "--strict",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="end at the first bad file instead of reporting it",
+    )
     strategy = parser.add_argument_group("strategy")
-    strategy.add_argument("--encoder", help="muq (the default), muq-nano (the demo tasks' "
-                          "default), mel, a folder with a model's config.json and "
-                          "model.safetensors, a hub id: MuQ, MuQ-MuLan or any transformers "
-                          "audio model (python -m tune.encoders list), or your own: FILE.py:NAME")
-    strategy.add_argument("--trust_remote_code", nargs="?", const=True, default=False,
-                          type=to_bool, metavar="BOOL", help="let an encoder that needs Python "
-                          "code of its own (MERT) execute it")
-    strategy.add_argument("--revision", metavar="COMMIT", help="branch, tag or commit of an "
-                          "encoder from the hub (default: its main branch)")
-    strategy.add_argument("--layer", metavar="last|all|mix|K",
-                          help="hidden layer: the last, number K (0 is the front end), all: one "
-                          "probe a layer, the best chosen on validation, or mix: all layers, "
-                          "averaged by weights that the probe learns (default: last; mix for "
-                          f"{', '.join(n for n, row in TASKS.items() if row.layer == 'mix')}, but "
-                          "with --agg transformer)")
-    strategy.add_argument("--seg", type=to_words, nargs="+", default=[["10"]],
-                          metavar="SECONDS|full|structure", help="segment length in seconds, full "
-                          "for the whole track, or structure: cut where the music changes; several "
-                          "with --agg hierarchical (default: 10)")
-    strategy.add_argument("--hop", type=positive_float, metavar="SECONDS",
-                          help="distance between segment starts (default: the segment length)")
-    strategy.add_argument("--min_tail", type=float, default=1.0, metavar="SECONDS",
-                          help="a last piece shorter than this is dropped unless it's the only one")
-    strategy.add_argument("--min_seg", type=positive_float, metavar="SECONDS",
-                          help="shortest segment of --seg structure (default: 5)")
-    strategy.add_argument("--max_seg", type=positive_float, metavar="SECONDS",
-                          help="longest segment of --seg structure (default: 30)")
-    strategy.add_argument("--agg", type=to_agg, default="mean",
-                          metavar="NAME|FILE.py:NAME", help="how the segments' "
-                          f"embeddings are joined: {CHOICES}; whitened, attention and "
-                          "hierarchical (several --seg) learn with the probe, transformer is "
-                          "pretrained by pretrain_aggregator.py (transformer:DIR names its "
-                          "checkpoint as well)")
-    strategy.add_argument("--tokens", choices=["segment", "frame"],
-                          help="what is joined: one vector a segment, or pooled frames (default: "
-                          "segment; with a Transformer's checkpoint, what it was trained on)")
-    strategy.add_argument("--frame_rate", type=positive_float, default=1.0, metavar="HZ",
-                          help="pooled frames a second with --tokens frame")
-    strategy.add_argument("--skip_degenerate", nargs="?", const=True, default=False, type=to_bool,
-                          metavar="BOOL", help="end early, marked, where no track is cut: such a "
-                          "cell is that of the full track (or not defined), as sweeps ask for")
+    strategy.add_argument(
+        "--encoder",
+        help="muq (the default), muq-nano (the demo tasks' "
+        "default), mel, a folder with a model's config.json and "
+        "model.safetensors, a hub id: MuQ, MuQ-MuLan or any transformers "
+        "audio model (python -m tune.encoders list), or your own: FILE.py:NAME",
+    )
+    strategy.add_argument(
+        "--trust_remote_code",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="let an encoder that needs Python code of its own (MERT) execute it",
+    )
+    strategy.add_argument(
+        "--revision",
+        metavar="COMMIT",
+        help="branch, tag or commit of an encoder from the hub (default: its main branch)",
+    )
+    strategy.add_argument(
+        "--layer",
+        metavar="last|all|mix|K",
+        help="hidden layer: the last, number K (0 is the front end), all: one "
+        "probe a layer, the best chosen on validation, or mix: all layers, "
+        "averaged by weights that the probe learns (default: last; mix for "
+        f"{', '.join(n for n, row in TASKS.items() if row.layer == 'mix')}, but "
+        "with --agg transformer)",
+    )
+    strategy.add_argument(
+        "--seg",
+        type=to_words,
+        nargs="+",
+        default=[["10"]],
+        metavar="SECONDS|full|structure",
+        help="segment length in seconds, full "
+        "for the whole track, or structure: cut where the music changes; several "
+        "with --agg hierarchical (default: 10)",
+    )
+    strategy.add_argument(
+        "--hop",
+        type=positive_float,
+        metavar="SECONDS",
+        help="distance between segment starts (default: the segment length)",
+    )
+    strategy.add_argument(
+        "--min_tail",
+        type=float,
+        default=1.0,
+        metavar="SECONDS",
+        help="a last piece shorter than this is dropped unless it's the only one",
+    )
+    strategy.add_argument(
+        "--min_seg",
+        type=positive_float,
+        metavar="SECONDS",
+        help="shortest segment of --seg structure (default: 5)",
+    )
+    strategy.add_argument(
+        "--max_seg",
+        type=positive_float,
+        metavar="SECONDS",
+        help="longest segment of --seg structure (default: 30)",
+    )
+    strategy.add_argument(
+        "--agg",
+        type=to_agg,
+        default="mean",
+        metavar="NAME|FILE.py:NAME",
+        help="how the segments' "
+        f"embeddings are joined: {CHOICES}; whitened, attention and "
+        "hierarchical (several --seg) learn with the probe, transformer is "
+        "pretrained by pretrain_aggregator.py (transformer:DIR names its "
+        "checkpoint as well)",
+    )
+    strategy.add_argument(
+        "--tokens",
+        choices=["segment", "frame"],
+        help="what is joined: one vector a segment, or pooled frames (default: "
+        "segment; with a Transformer's checkpoint, what it was trained on)",
+    )
+    strategy.add_argument(
+        "--frame_rate",
+        type=positive_float,
+        default=1.0,
+        metavar="HZ",
+        help="pooled frames a second with --tokens frame",
+    )
+    strategy.add_argument(
+        "--skip_degenerate",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="end early, marked, where no track is cut: such a "
+        "cell is that of the full track (or not defined), as sweeps ask for",
+    )
     trainable = parser.add_argument_group("aggregators that learn")
-    trainable.add_argument("--aggregator_checkpoint", metavar="DIR", help="the Transformer: what "
-                         "pretrain_aggregator.py wrote to --out, or a hub id; frozen")
-    trainable.add_argument("--readout", choices=["cls", "mean", "residual"],
-                         help="the Transformer's embedding: its [CLS] state, the mean of the token "
-                         "states, or the tokens' own mean with [CLS] beside it (default: as the "
-                         "checkpoint says)")
-    trainable.add_argument("--tune_aggregator", nargs="?", const=True, default=False, type=to_bool,
-                         metavar="BOOL", help="train the Transformer with the probe, one copy a "
-                         "seed; without a checkpoint it starts from scratch")
-    trainable.add_argument("--aggregator_lr", type=positive_float, metavar="RATE",
-                         help="Adam's rate for what learns in front of the probe (default: the "
-                         "probe's for attention, ten times that for the weights of hierarchical, "
-                         "whitened and --layer mix, 1e-4 for the Transformer)")
+    trainable.add_argument(
+        "--aggregator_checkpoint",
+        metavar="DIR",
+        help="the Transformer: what pretrain_aggregator.py wrote to --out, or a hub id; frozen",
+    )
+    trainable.add_argument(
+        "--readout",
+        choices=["cls", "mean", "residual"],
+        help="the Transformer's embedding: its [CLS] state, the mean of the token "
+        "states, or the tokens' own mean with [CLS] beside it (default: as the "
+        "checkpoint says)",
+    )
+    trainable.add_argument(
+        "--tune_aggregator",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="train the Transformer with the probe, one copy a "
+        "seed; without a checkpoint it starts from scratch",
+    )
+    trainable.add_argument(
+        "--aggregator_lr",
+        type=positive_float,
+        metavar="RATE",
+        help="Adam's rate for what learns in front of the probe (default: the "
+        "probe's for attention, ten times that for the weights of hierarchical, "
+        "whitened and --layer mix, 1e-4 for the Transformer)",
+    )
     probe = parser.add_argument_group("probe (MARBLE's protocol)")
-    probe.add_argument("--seeds", type=to_ints, nargs="+", default=[[1234]], metavar="SEED",
-                       help="one probe a seed, trained side by side (default: 1234)")
+    probe.add_argument(
+        "--seeds",
+        type=to_ints,
+        nargs="+",
+        default=[[1234]],
+        metavar="SEED",
+        help="one probe a seed, trained side by side (default: 1234)",
+    )
     probe.add_argument("--epochs", type=positive_int, default=50, help="at most this many")
-    probe.add_argument("--patience", type=positive_int, default=20, metavar="EPOCHS",
-                       help="stop after this many without a better validation score")
-    probe.add_argument("--batch_size", type=positive_int, default=64, metavar="TRACKS",
-                       help="effective batch, over all processes")
-    probe.add_argument("--lr", type=positive_float, metavar="RATE",
-                       help="Adam's rate (default: the task's, by python -m tune.tasks list; "
-                       "5e-3 for classes of your own, else 1e-3)")
+    probe.add_argument(
+        "--patience",
+        type=positive_int,
+        default=20,
+        metavar="EPOCHS",
+        help="stop after this many without a better validation score",
+    )
+    probe.add_argument(
+        "--batch_size",
+        type=positive_int,
+        default=64,
+        metavar="TRACKS",
+        help="effective batch, over all processes",
+    )
+    probe.add_argument(
+        "--lr",
+        type=positive_float,
+        metavar="RATE",
+        help="Adam's rate (default: the task's, by python -m tune.tasks list; "
+        "5e-3 for classes of your own, else 1e-3)",
+    )
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--mixed_precision", choices=["auto", "no", "fp16", "bf16"],
-                         default="auto", help="the encoder's precision; auto: fp16 on a GPU "
-                         "below compute capability 8.0, bf16 from there, float32 on a CPU")
-    machine.add_argument("--batch_seconds", type=positive_float, default=60.0, metavar="SECONDS",
-                         help="audio seconds per encoder batch; halves itself on out-of-memory")
-    machine.add_argument("--memory_budget", default="2GB", metavar="SIZE|SHARE",
-                         help="what the encoder's weights and activations should stay within: a "
-                         "size such as 2GB, or a share of the device's memory such as 0.5; it sets "
-                         "the chunks of MuQ's front end and changes no result")
-    machine.add_argument("--compile", nargs="?", const=True, default=False, type=to_bool,
-                         metavar="BOOL", help="pass the encoder through torch.compile")
-    machine.add_argument("--store", type=Path, metavar="DIR", help="embedding store "
-                         "(default: $TUNE_STORE, or tune/store in the user's cache folder)")
-    machine.add_argument("--cache_dir", type=Path, metavar="DIR", help="where composed demo "
-                         "music is kept (default: tune/demo in the user's cache folder)")
+    machine.add_argument(
+        "--mixed_precision",
+        choices=["auto", "no", "fp16", "bf16"],
+        default="auto",
+        help="the encoder's precision; auto: fp16 on a GPU "
+        "below compute capability 8.0, bf16 from there, float32 on a CPU",
+    )
+    machine.add_argument(
+        "--batch_seconds",
+        type=positive_float,
+        default=60.0,
+        metavar="SECONDS",
+        help="audio seconds per encoder batch; halves itself on out-of-memory",
+    )
+    machine.add_argument(
+        "--memory_budget",
+        default="2GB",
+        metavar="SIZE|SHARE",
+        help="what the encoder's weights and activations should stay within: a "
+        "size such as 2GB, or a share of the device's memory such as 0.5; it sets "
+        "the chunks of MuQ's front end and changes no result",
+    )
+    machine.add_argument(
+        "--compile",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="pass the encoder through torch.compile",
+    )
+    machine.add_argument(
+        "--store",
+        type=Path,
+        metavar="DIR",
+        help="embedding store (default: $TUNE_STORE, or tune/store in the user's cache folder)",
+    )
+    machine.add_argument(
+        "--cache_dir",
+        type=Path,
+        metavar="DIR",
+        help="where composed demo music is kept (default: tune/demo in the user's cache folder)",
+    )
     output = parser.add_argument_group("output")
-    output.add_argument("--output_dir", type=Path, default=Path("runs"), metavar="DIR",
-                        help="the run goes to DIR/NAME")
-    output.add_argument("--report_to", default="wandb", metavar="TRACKER",
-                        help="wandb (offline without a login), none, tensorboard, trackio, ...")
+    output.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="the run goes to DIR/NAME",
+    )
+    output.add_argument(
+        "--report_to",
+        default="wandb",
+        metavar="TRACKER",
+        help="wandb (offline without a login), none, tensorboard, trackio, ...",
+    )
     output.add_argument("--project", default="tune", help="the tracker's project")
     output.add_argument("--group", help="W&B group (default: task-encoder)")
     output.add_argument("--name", help="the run's name (default: made of the strategy)")
     output.add_argument("--tags", nargs="*", default=[], metavar="TAG", help="W&B tags")
-    output.add_argument("--overwrite", nargs="?", const=True, default=False, type=to_bool,
-                        metavar="BOOL", help="replace the run called --name")
+    output.add_argument(
+        "--overwrite",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="replace the run called --name",
+    )
     parser.with_config()
     args = parser.parse_args(argv)
     args.seeds = list(dict.fromkeys(s for part in args.seeds for s in part))
@@ -177,9 +348,11 @@ def parse_args(argv=None):
     args.agg, checkpoint = split_name(args.agg)
     aggregator = find_row(args.agg)
     if (len(args.seg) > 1) != aggregator.several_segs:
-        parser.error(f"--agg {args.agg} needs several --seg, such as 10 30 full"
-                     if aggregator.several_segs else
-                     f"several --seg need --agg hierarchical, got --agg {args.agg}")
+        parser.error(
+            f"--agg {args.agg} needs several --seg, such as 10 30 full"
+            if aggregator.several_segs
+            else f"several --seg need --agg hierarchical, got --agg {args.agg}"
+        )
     if checkpoint and args.aggregator_checkpoint:
         parser.error("the checkpoint is given twice: in --agg and as --aggregator_checkpoint")
     args.aggregator_checkpoint = checkpoint or args.aggregator_checkpoint
@@ -190,11 +363,12 @@ def parse_args(argv=None):
             if getattr(args, flag):
                 parser.error(f"--{flag} belongs to --agg transformer, got --agg {args.agg}")
     elif not args.aggregator_checkpoint and not args.tune_aggregator:
-        parser.error(f"--agg {args.agg} needs --aggregator_checkpoint (pretrain_aggregator.py "
-                     "makes one) or --tune_aggregator, which trains it from scratch with the probe")
+        parser.error(
+            f"--agg {args.agg} needs --aggregator_checkpoint (pretrain_aggregator.py "
+            "makes one) or --tune_aggregator, which trains it from scratch with the probe"
+        )
     elif args.layer in ("all", "mix"):
-        parser.error(f"a Transformer joins one layer's tokens: --layer last or K, "
-                     f"not {args.layer}")
+        parser.error(f"a Transformer joins one layer's tokens: --layer last or K, not {args.layer}")
     if args.aggregator_lr and not (aggregator.learns or args.layer == "mix"):
         parser.error(f"--aggregator_lr: nothing learns in front of the probe with --agg {args.agg}")
     return args
@@ -210,7 +384,6 @@ def read_rules(args):
         limits = (None, None) if several and seg != "structure" else (args.min_seg, args.max_seg)
         rules.append(parse_rule(seg, hop, args.min_tail, *limits))
     return rules
-# fmt: on
 
 
 args = begin(parse_args) if __name__ == "__main__" else None
@@ -280,16 +453,29 @@ def main(args):
     check_task(args.task)
     with accelerator.main_process_first():  # only one process downloads or composes
         extractor = Extractor(
-            encoder_name, rules, args.layer, frame_rate=frame_rate, device=device,
-            precision=args.mixed_precision, memory_budget=args.memory_budget,
-            batch_seconds=args.batch_seconds, store=args.store, compile=args.compile,
-            trust_remote_code=args.trust_remote_code, revision=args.revision,
-        )  # fmt: skip
+            encoder_name,
+            rules,
+            args.layer,
+            frame_rate=frame_rate,
+            device=device,
+            precision=args.mixed_precision,
+            memory_budget=args.memory_budget,
+            batch_seconds=args.batch_seconds,
+            store=args.store,
+            compile=args.compile,
+            trust_remote_code=args.trust_remote_code,
+            revision=args.revision,
+        )
         task = load_task(
-            args.task, args.data_dir, cache_dir=args.cache_dir or cache_folder() / "demo",
-            kind=args.kind, label_column=args.label_column, audio_column=args.audio_column,
-            progress=accelerator.is_main_process, allow_outside=args.allow_outside,
-        )  # fmt: skip
+            args.task,
+            args.data_dir,
+            cache_dir=args.cache_dir or cache_folder() / "demo",
+            kind=args.kind,
+            label_column=args.label_column,
+            audio_column=args.audio_column,
+            progress=accelerator.is_main_process,
+            allow_outside=args.allow_outside,
+        )
     if task.skipped and args.strict:
         raise ValueError("{where}: {reason}".format(**task.skipped[0]))
     for item in task.skipped:
@@ -300,17 +486,26 @@ def main(args):
         model = transformer.load_for(args.aggregator_checkpoint, encoder, layers, collection, rules)
 
     aggregator = TrackAggregator(
-        args.agg, args.seg, sample_rate=encoder.sample_rate, window_s=collection.window_s,
-        mix=args.layer == "mix", model=model, readout=args.readout, tune=args.tune_aggregator,
-    )  # fmt: skip
+        args.agg,
+        args.seg,
+        sample_rate=encoder.sample_rate,
+        window_s=collection.window_s,
+        mix=args.layer == "mix",
+        model=model,
+        readout=args.readout,
+        tune=args.tune_aggregator,
+    )
 
     given = vars(args) | {"seg": results.joined_name(rules)} | aggregator.settings
     config = results.describe_run(given, sys.argv[1:], encoder, layers, accelerator)
     tracker = Tracker(accelerator, args.report_to)
     tracker.start(
-        args.project, config, name=run_name, group=args.group or f"{task.name}-{encoder.name}",
+        args.project,
+        config,
+        name=run_name,
+        group=args.group or f"{task.name}-{encoder.name}",
         tags=[task.name, encoder.name, f"seg {given['seg']}", agg, *args.tags],
-    )  # fmt: skip
+    )
     try:
         paths = [path for split in SPLITS for path in task.splits[split]["path"]]
         reports = extractor.encode(paths, accelerator, strict=args.strict)
@@ -329,9 +524,14 @@ def main(args):
         scales = [report.rows for report in reports]
         features, tokens, truncated = aggregator.load(task.splits, collection, scales, device)
         data = ProbeData(
-            task, features, device, n_scales=len(aggregator.scales), mix=aggregator.mix,
-            tokens=tokens, raw=aggregator.tune,
-        )  # fmt: skip
+            task,
+            features,
+            device,
+            n_scales=len(aggregator.scales),
+            mix=aggregator.mix,
+            tokens=tokens,
+            raw=aggregator.tune,
+        )
 
         started = time.perf_counter()
         seeds = args.seeds * data.n_layers
@@ -340,15 +540,31 @@ def main(args):
         outcome = evaluate(accelerator, bank, selection, task, data, layers, aggregator, args)
         if accelerator.is_main_process:
             result = results.assemble(
-                task, encoder, rules, collection, reports, outcome, config, device,
-                layer_asked=args.layer, agg=agg, seeds=args.seeds, truncated=truncated,
+                task,
+                encoder,
+                rules,
+                collection,
+                reports,
+                outcome,
+                config,
+                device,
+                layer_asked=args.layer,
+                agg=agg,
+                seeds=args.seeds,
+                truncated=truncated,
                 probe_seconds=time.perf_counter() - started,
-            )  # fmt: skip
+            )
             folder = results.write_run(
-                args.output_dir, run_name, result=result, config=config, outcome=outcome,
-                history=history, split_made=task.split_made,
-                overwrite=args.overwrite, rename=args.name is None,
-            )  # fmt: skip
+                args.output_dir,
+                run_name,
+                result=result,
+                config=config,
+                outcome=outcome,
+                history=history,
+                split_made=task.split_made,
+                overwrite=args.overwrite,
+                rename=args.name is None,
+            )
             results.print_result(result, folder)
             for line in tracker.finish(result, outcome["predictions"], folder):
                 print(line)
@@ -378,7 +594,7 @@ def train(accelerator, tracker, task, data, joiners, args):
             optimizer, "max", factor=recipe.plateau_factor, patience=recipe.plateau_patience
         )
         for optimizer in optimizers
-    ]  # fmt: skip
+    ]
     model, loader, *optimizers = accelerator.prepare(bank, loader, *optimizers)
     selection, history = EarlyStopping(bank, args.patience), []
     train_losses, val_losses, scores = (np.full(len(seeds), np.nan) for _ in range(3))
@@ -496,18 +712,28 @@ def evaluate(accelerator, bank, selection, task, data, layers, aggregator, args)
         "layer_scores": dict(zip(map(str, names), by_layer.tolist(), strict=True)),
         "best_epochs": selection.best_epoch[mine].tolist(),
         "aggregator": trainable.describe(
-            probes, seeds, views=data.view_names(aggregator.scales, layers),
-            checkpoint=args.aggregator_checkpoint, tuned=args.tune_aggregator,
+            probes,
+            seeds,
+            views=data.view_names(aggregator.scales, layers),
+            checkpoint=args.aggregator_checkpoint,
+            tuned=args.tune_aggregator,
             readout=aggregator.readout_used,
-        ) | aggregator.row.record,
+        )
+        | aggregator.row.record,
         "attention": trainable.attention_columns(probes, seeds, data, chosen, task.splits["test"]),
         "embedding_dim": bank.n_in,
         "probe": weights | data.constants(chosen, inputs=not args.tune_aggregator),
         "predictions": results.prediction_columns(
-            task.kind, ids, seeds, truth, guesses,
-            out.softmax(-1).cpu().numpy(), task.classes, task.targets,
+            task.kind,
+            ids,
+            seeds,
+            truth,
+            guesses,
+            out.softmax(-1).cpu().numpy(),
+            task.classes,
+            task.targets,
         ),
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

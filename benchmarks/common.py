@@ -74,8 +74,11 @@ def begin(args) -> torch.device:
         fail("--device cuda: there is no CUDA device")
     args.load_at_start = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     if args.load_at_start and args.load_at_start > os.cpu_count() / 2:
-        print(f"warning: the machine is busy (load {args.load_at_start:.1f} on {os.cpu_count()} "
-              "cores), which shows in the times", file=sys.stderr)  # fmt: skip
+        print(
+            f"warning: the machine is busy (load {args.load_at_start:.1f} on {os.cpu_count()} "
+            "cores), which shows in the times",
+            file=sys.stderr,
+        )
     return torch.device(name)
 
 
@@ -344,8 +347,13 @@ def describe_machine(device: torch.device) -> dict:
     }
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]],
-                notes: Sequence[str], left: int = 1) -> None:  # fmt: skip
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    notes: Sequence[str],
+    left: int = 1,
+) -> None:
     """Print a table, its first columns to the left, and notes below it."""
     console = Console(width=None if sys.stdout.isatty() else 140)
     table = Table()

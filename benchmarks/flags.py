@@ -7,20 +7,35 @@ from tune.cli.parser import Parser
 from tune.segments.rules import parse_rule
 
 
-# fmt: off
 def add_common(parser: Parser) -> None:
     """Add --encoder, --weights, --device and --out."""
-    parser.add_argument("--encoder", choices=["muq", "muq-nano"], default="muq",
-                        help="muq is MuQ-large; muq-nano is for a smoke test, not for a result")
-    parser.add_argument("--weights", choices=["random", "pretrained"], default="random",
-                        help="MuQ-large with weights from a fixed seed (no download; the cost "
-                        "doesn't depend on them) or the hub's")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto",
-                        help="auto: the GPU where there is one")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where the JSON goes (default: "
-                        "benchmarks/results/NAME-DEVICE.json, and NAME-DEVICE-nano.json with "
-                        "muq-nano)")
-# fmt: on
+    parser.add_argument(
+        "--encoder",
+        choices=["muq", "muq-nano"],
+        default="muq",
+        help="muq is MuQ-large; muq-nano is for a smoke test, not for a result",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=["random", "pretrained"],
+        default="random",
+        help="MuQ-large with weights from a fixed seed (no download; the cost "
+        "doesn't depend on them) or the hub's",
+    )
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="auto: the GPU where there is one",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="where the JSON goes (default: "
+        "benchmarks/results/NAME-DEVICE.json, and NAME-DEVICE-nano.json with "
+        "muq-nano)",
+    )
 
 
 def check_common(parser: Parser, args, segs: list[str]) -> None:

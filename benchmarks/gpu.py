@@ -112,8 +112,9 @@ def main(args) -> None:
     import torch
 
     if not args.rehearse and not torch.cuda.is_available():
-        print("error: there is no CUDA device: --rehearse walks the steps on a CPU",
-              file=sys.stderr)  # fmt: skip
+        print(
+            "error: there is no CUDA device: --rehearse walks the steps on a CPU", file=sys.stderr
+        )
         sys.exit(2)
     import gpu_report
 
@@ -137,8 +138,9 @@ def main(args) -> None:
         report["steps"].setdefault(name, part)
     gpu_report.write(out, report)
     gpu_report.show(report, out)
-    wrong = [name for name in args.steps
-             if name in todo or not gpu_report.passed(report["steps"][name])]  # fmt: skip
+    wrong = [
+        name for name in args.steps if name in todo or not gpu_report.passed(report["steps"][name])
+    ]
     if wrong:
         print(f"error: not as expected: {', '.join(wrong)}", file=sys.stderr)
         sys.exit(1)
@@ -173,8 +175,11 @@ def run_worker(args, todo: list[str], parts: Path, until: float):
                 if part["state"] == "running":
                     took = time.monotonic() - begun
                     why = f"process ended with code {process.returncode}"
-                    part |= {"state": "stopped", "seconds": took,
-                             "error": f"stopped after {took:.0f} s ({why})"}  # fmt: skip
+                    part |= {
+                        "state": "stopped",
+                        "seconds": took,
+                        "error": f"stopped after {took:.0f} s ({why})",
+                    }
                     path.write_text(json.dumps(part), encoding="utf-8")
                 seen.add(name)
                 yield part

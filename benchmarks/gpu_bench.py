@@ -97,14 +97,24 @@ def segments(n: int, duration_s: float) -> np.ndarray:
 
 def at_most(what: str, value: float, limit: float, **more) -> dict:
     """A check's finding: a value that may not exceed a limit."""
-    return {"what": what, "value": float(value), "at_most": limit,
-            "ok": bool(value <= limit), **more}  # fmt: skip
+    return {
+        "what": what,
+        "value": float(value),
+        "at_most": limit,
+        "ok": bool(value <= limit),
+        **more,
+    }
 
 
 def at_least(what: str, value: float, limit: float, **more) -> dict:
     """A check's finding: a value that may not fall below a limit."""
-    return {"what": what, "value": float(value), "at_least": limit,
-            "ok": bool(value >= limit), **more}  # fmt: skip
+    return {
+        "what": what,
+        "value": float(value),
+        "at_least": limit,
+        "ok": bool(value >= limit),
+        **more,
+    }
 
 
 def difference(got: np.ndarray, expected: np.ndarray) -> float:

@@ -45,8 +45,11 @@ def tests(bench: Bench, record) -> None:
         "-m", "pytest", "-m", "gpu", "-n", "0", "-q", "-p", "no:cacheprovider", *marked
     )
     last = done.stdout.strip().splitlines()[-1]
-    record(summary=last, output=done.stdout[-8000:],
-           checks=[at_most("exit code of pytest -m gpu", done.returncode, 0)])  # fmt: skip
+    record(
+        summary=last,
+        output=done.stdout[-8000:],
+        checks=[at_most("exit code of pytest -m gpu", done.returncode, 0)],
+    )
 
 
 def golden(bench: Bench, record) -> None:
@@ -59,20 +62,25 @@ def golden(bench: Bench, record) -> None:
             audio = torch.from_numpy(states[f"{case}_audio"]).to(bench.device)
             with torch.inference_mode():
                 found = list(encoder.states(audio, range(5), torch.float32))
-            off = [difference(x.cpu().numpy(), states[f"{case}_hidden_{k}"])
-                   for k, x in enumerate(found)]  # fmt: skip
+            off = [
+                difference(x.cpu().numpy(), states[f"{case}_hidden_{k}"])
+                for k, x in enumerate(found)
+            ]
             checks.append(at_most(f"golden states, case {case}", max(off), EXACT, by_layer=off))
     else:
-        print("no reference model beside the checkout: its golden states are left out",
-              file=sys.stderr)  # fmt: skip
+        print(
+            "no reference model beside the checkout: its golden states are left out",
+            file=sys.stderr,
+        )
     audio = segments(2, bench.seconds(10, 2))
     for name in dict.fromkeys(("muq-nano", bench.large, "mel")):
         ours, theirs = (bench.encoder(name, "no", device) for device in (bench.device, "cpu"))
         layers = range(ours.n_layers + 1)
         got, expected = ours.embed(audio, layers)[:, 0], theirs.embed(audio, layers)[:, 0]
         off = [difference(got[:, k], expected[:, k]) for k in layers]
-        checks.append(at_most(f"{name}: {bench.device.type} against cpu", max(off), EXACT,
-                              by_layer=off))  # fmt: skip
+        checks.append(
+            at_most(f"{name}: {bench.device.type} against cpu", max(off), EXACT, by_layer=off)
+        )
         record(checks=checks)
 
 

@@ -32,8 +32,15 @@ def small_card(bench: Bench, record) -> None:
                     spans = [(0, len(track))]
                     return encode_segments(track, spans, encoder, [encoder.n_layers])[0]
 
-                rows.append({"cap_gb": cap_gb, "side": "ours", "precision": p,
-                             "length_s": length_s, **attempt(bench, work)})  # fmt: skip
+                rows.append(
+                    {
+                        "cap_gb": cap_gb,
+                        "side": "ours",
+                        "precision": p,
+                        "length_s": length_s,
+                        **attempt(bench, work),
+                    }
+                )
                 record(rows=rows)
         del encoder, work
         forget_encoders()
@@ -51,8 +58,16 @@ def small_card(bench: Bench, record) -> None:
         def work(track=track, spans=spans):
             return common.study_encode(model, track, spans, layers, bench.device)
 
-        rows.append({"cap_gb": CAPS_GB[0], "side": "study", "precision": "no", "segment_s": seg_s,
-                     "length_s": length_s, **attempt(bench, work)})  # fmt: skip
+        rows.append(
+            {
+                "cap_gb": CAPS_GB[0],
+                "side": "study",
+                "precision": "no",
+                "segment_s": seg_s,
+                "length_s": length_s,
+                **attempt(bench, work),
+            }
+        )
         record(rows=rows)
     if total:
         torch.cuda.set_per_process_memory_fraction(1.0)
@@ -69,5 +84,10 @@ def attempt(bench: Bench, work) -> dict:
         if not is_out_of_memory(error.__cause__ or error):
             raise
         return {"fits": False}
-    return {"fits": True, "seconds": seconds, "rest_bytes": memory.rest_bytes,
-            "peak_bytes": memory.peak_bytes, "reserved_bytes": reserved}  # fmt: skip
+    return {
+        "fits": True,
+        "seconds": seconds,
+        "rest_bytes": memory.rest_bytes,
+        "peak_bytes": memory.peak_bytes,
+        "reserved_bytes": reserved,
+    }

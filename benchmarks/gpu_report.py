@@ -128,7 +128,7 @@ def _rates(result):
     ) + (
         f"; copy {result['copy_bytes_per_s'] / 1e9:.0f} GB/s, "
         f"a launch {result['launch_s'] * 1e6:.1f} us"
-    )  # fmt: skip
+    )
 
 
 def _sizes(result):
@@ -146,8 +146,9 @@ def _study(result):
     return "\n".join(
         f"{name}, {c['seg']}: {c['study']['median_s']:.3g} s / {c['ours']['median_s']:.3g} s = "
         f"{c['ratio']:.1f}x"
-        for name, report in result.items() for c in report["cells"]
-    )  # fmt: skip
+        for name, report in result.items()
+        for c in report["cells"]
+    )
 
 
 def _small(result):
@@ -156,8 +157,9 @@ def _small(result):
         length = f"{r['length_s']:g} s" + (f" in {r['segment_s']:g} s" if "segment_s" in r else "")
         groups.setdefault(f"{r['side']}, {r['precision']}, {r['cap_gb']:g} GB", []).append(
             f"{length}: {r['peak_bytes'] / 1e9:.2f} GB, {r['seconds']:.2g} s"
-            if r["fits"] else f"{length}: doesn't fit"
-        )  # fmt: skip
+            if r["fits"]
+            else f"{length}: doesn't fit"
+        )
     return "\n".join(f"{name}: {', '.join(cells)}" for name, cells in groups.items())
 
 
@@ -210,13 +212,22 @@ def _pretraining(result):
 def _costs(result):
     return "; ".join(
         f"{r['seg']}: {r['peak_memory_bytes'] / 1e9:.2f} GB, {r['seconds_per_track'] * 1e3:.3g} ms"
-        if "peak_memory_bytes" in r else f"{r['seg']}: {r.get('failed')}"
+        if "peak_memory_bytes" in r
+        else f"{r['seg']}: {r.get('failed')}"
         for r in result["rows"]
-    )  # fmt: skip
+    )
 
 
 SUMMARIES = {
-    "rates": _rates, "sizes": _sizes, "study": _study, "small_card": _small, "where": _where,
-    "variants": _variants, "compiled": _compiled, "pipeline": _pipeline, "probe": _probe,
-    "pretraining": _pretraining, "costs": _costs,
-}  # fmt: skip
+    "rates": _rates,
+    "sizes": _sizes,
+    "study": _study,
+    "small_card": _small,
+    "where": _where,
+    "variants": _variants,
+    "compiled": _compiled,
+    "pipeline": _pipeline,
+    "probe": _probe,
+    "pretraining": _pretraining,
+    "costs": _costs,
+}

@@ -9,16 +9,38 @@ from gpu_bench import ROOT, Bench, at_most, music, run_benchmark, run_for_json, 
 
 from tune.encoders.base import SAMPLE_RATE
 
-LAUNCH = ("-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1",
-          "--mixed_precision", "no", "--dynamo_backend", "no")  # fmt: skip
+LAUNCH = (
+    "-m",
+    "accelerate.commands.launch",
+    "--num_processes",
+    "1",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+)
 WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def pipeline(bench: Bench, record) -> None:
     """100 files of 30 s from disk to rows, against the encoder alone on the same segments."""
     n, duration = (4, 3) if bench.rehearse else (100, 30)
-    given = ["--encoder", bench.large, "--device", bench.device.type, "--rounds", 2,
-             "--tracks", n, "--duration", duration, "--precision", bench.halves[-1]]  # fmt: skip
+    given = [
+        "--encoder",
+        bench.large,
+        "--device",
+        bench.device.type,
+        "--rounds",
+        2,
+        "--tracks",
+        n,
+        "--duration",
+        duration,
+        "--precision",
+        bench.halves[-1],
+    ]
     record(**run_benchmark("pipeline", *given))
 
 
@@ -40,11 +62,28 @@ def probe(bench: Bench, record) -> None:
         )[: 2 if bench.rehearse else 3]:
             out = folder / run.replace(",", "").replace(" ", "-")
             done = run_script(
-                *LAUNCH, ROOT / "train_probe.py", "--task", task, *encoder, "--seg", "10",
-                "--agg", "mean", "--seeds", *seeds, "--mixed_precision", precision,
-                "--report_to", "none", "--output_dir", out, "--store", folder / "store",
-                *more, env=env,
-            )  # fmt: skip
+                *LAUNCH,
+                ROOT / "train_probe.py",
+                "--task",
+                task,
+                *encoder,
+                "--seg",
+                "10",
+                "--agg",
+                "mean",
+                "--seeds",
+                *seeds,
+                "--mixed_precision",
+                precision,
+                "--report_to",
+                "none",
+                "--output_dir",
+                out,
+                "--store",
+                folder / "store",
+                *more,
+                env=env,
+            )
             results = list(out.glob("*/result.json"))
             if not results:
                 raise RuntimeError(f"train_probe.py ended with code {done.returncode}, see above")
@@ -74,10 +113,24 @@ def pretraining(bench: Bench, record) -> None:
         out = Path(name) / "aggregator"
         task, encoder = made_up_task(Path(name), *((24, 4) if bench.rehearse else (100, 10)))
         done = run_script(
-            *LAUNCH, ROOT / "pretrain_aggregator.py", "--tasks", task, *encoder, "--seg", 1,
-            "--epochs", 1 if bench.rehearse else 5, "--batch_size", 12, "--out", out,
-            "--store", Path(name) / "store", "--report_to", "none",
-        )  # fmt: skip
+            *LAUNCH,
+            ROOT / "pretrain_aggregator.py",
+            "--tasks",
+            task,
+            *encoder,
+            "--seg",
+            1,
+            "--epochs",
+            1 if bench.rehearse else 5,
+            "--batch_size",
+            12,
+            "--out",
+            out,
+            "--store",
+            Path(name) / "store",
+            "--report_to",
+            "none",
+        )
         history = out / "history.csv"
         record(
             checks=[at_most("exit code", done.returncode, 0)],

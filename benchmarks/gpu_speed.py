@@ -32,8 +32,9 @@ def rates(bench: Bench, record) -> None:
     target = torch.empty_like(source)
     seconds = min(common.clock(bench.device, lambda: target.copy_(source))[1] for _ in range(5))
     small, n = torch.zeros(8, device=bench.device), 2000
-    launching = [common.clock(bench.device, lambda: [small.add_(1) for _ in range(n)])[1]
-                 for _ in range(3)]  # fmt: skip
+    launching = [
+        common.clock(bench.device, lambda: [small.add_(1) for _ in range(n)])[1] for _ in range(3)
+    ]
     record(copy_bytes_per_s=2 * n_bytes / seconds, launch_s=min(launching) / n)
 
 
@@ -54,10 +55,15 @@ def sizes(bench: Bench, record) -> None:
             per_second = encoder.model.frontend.bytes_per_second(DTYPES[p])
             encoder.chunk_s = LARGE_BUDGET / 2 / per_second
         try:
-            rows.append({
-                "budget": budget, "precision": p, "segment_s": length_s, "batch": n,
-                **measure(bench, encoder, segments(n, bench.seconds(length_s, 1)), best[p]),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "budget": budget,
+                    "precision": p,
+                    "segment_s": length_s,
+                    "batch": n,
+                    **measure(bench, encoder, segments(n, bench.seconds(length_s, 1)), best[p]),
+                }
+            )
         finally:
             encoder.chunk_s = kept
         record(rows=rows)
@@ -80,11 +86,15 @@ def measure(bench: Bench, encoder, audio: np.ndarray, rate: float, embed=None) -
     median = statistics.median(took)
     flop = len(audio) * muq_flops(encoder, audio.shape[1], layer)
     return {
-        "median_s": median, "min_s": min(took), "max_s": max(took),
+        "median_s": median,
+        "min_s": min(took),
+        "max_s": max(took),
         "audio_s_per_s": audio.size / SAMPLE_RATE / median,
-        "flop_per_s": flop / median, "share_of_matmul": flop / median / rate,
-        "rest_bytes": memory.rest_bytes, "peak_bytes": memory.peak_bytes,
-    }  # fmt: skip
+        "flop_per_s": flop / median,
+        "share_of_matmul": flop / median / rate,
+        "rest_bytes": memory.rest_bytes,
+        "peak_bytes": memory.peak_bytes,
+    }
 
 
 def study(bench: Bench, record) -> None:
@@ -134,9 +144,13 @@ def profile(bench: Bench, run) -> dict:
     busy = sum(map(sum, by_name.values()))
     ranked = sorted(by_name.items(), key=lambda item: -sum(item[1]))
     copies = [item for item in ranked if item[0].startswith(("Memcpy", "Memset"))]
-    first, last = (f(values) for f, values in (
-        (min, [e.time_range.start for e in events]), (max, [e.time_range.end for e in events])
-    ))  # fmt: skip
+    first, last = (
+        f(values)
+        for f, values in (
+            (min, [e.time_range.start for e in events]),
+            (max, [e.time_range.end for e in events]),
+        )
+    )
     return {
         "profiled_s": seconds / runs,
         "busy_s": busy / runs,
@@ -144,11 +158,15 @@ def profile(bench: Bench, run) -> dict:
         "launches": len(events) / runs,
         "copies_s": sum(sum(times) for _, times in copies) / runs,
         "kernels": [
-            {"name": name[:160], "s": sum(times) / runs, "launches": len(times) / runs,
-             "share": sum(times) / busy}
+            {
+                "name": name[:160],
+                "s": sum(times) / runs,
+                "launches": len(times) / runs,
+                "share": sum(times) / busy,
+            }
             for name, times in ranked[:TOP_KERNELS]
         ],
-    }  # fmt: skip
+    }
 
 
 def variants(bench: Bench, record) -> None:

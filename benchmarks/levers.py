@@ -27,23 +27,37 @@ CHUNKS_S = (2.0, 5.0, 10.0)
 FRONT_END_PIECES = 3  # the chunks are tried on a piece this many times as long
 
 
-# fmt: off
 def parse_args(argv=None):
     """Read the command line."""
     parser = Parser(prog=f"{NAME}.py", description=__doc__)
-    parser.add_argument("--rounds", type=positive_int, default=3,
-                        help="times that everything runs, in turn; the median counts")
-    parser.add_argument("--duration", type=positive_float, default=10.0, metavar="SECONDS",
-                        help="length of the segment")
-    parser.add_argument("--compile", nargs="?", const=True, default=False, type=to_bool,
-                        metavar="BOOL", help="try torch.compile too, which takes minutes")
+    parser.add_argument(
+        "--rounds",
+        type=positive_int,
+        default=3,
+        help="times that everything runs, in turn; the median counts",
+    )
+    parser.add_argument(
+        "--duration",
+        type=positive_float,
+        default=10.0,
+        metavar="SECONDS",
+        help="length of the segment",
+    )
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="try torch.compile too, which takes minutes",
+    )
     add_common(parser)
     args = parser.parse_args(argv)
     check_common(parser, args, [])
     if args.duration < 1:
         parser.error(f"--duration must be 1 or more, got {args.duration:g}")
     return args
-# fmt: on
 
 
 args = begin(parse_args) if __name__ == "__main__" else None
@@ -113,14 +127,24 @@ def main(args):
     rows = [describe(lever, times, embeddings) for lever in levers]
     agree = all(row["agrees"] for row in rows)
     at_once = side_by_side(ours, args.duration)
-    path = common.write_report(NAME, args, device, {
-        "duration_s": args.duration, "rounds": args.rounds,
-        "front_end_alone_duration_s": FRONT_END_PIECES * args.duration,
-        "front_end_chunk_of_ours_s": ours.chunk_s, "batch_segments": BATCH,
-        "batch_segments_at_once_in_front_end": at_once,
-        "rates_flop_per_s": rates, "compile": compiled, "agree": agree, "runs": times,
-        "levers": rows,
-    })  # fmt: skip
+    path = common.write_report(
+        NAME,
+        args,
+        device,
+        {
+            "duration_s": args.duration,
+            "rounds": args.rounds,
+            "front_end_alone_duration_s": FRONT_END_PIECES * args.duration,
+            "front_end_chunk_of_ours_s": ours.chunk_s,
+            "batch_segments": BATCH,
+            "batch_segments_at_once_in_front_end": at_once,
+            "rates_flop_per_s": rates,
+            "compile": compiled,
+            "agree": agree,
+            "runs": times,
+            "levers": rows,
+        },
+    )
     show(args, rows, rates, at_once, compiled, path)
     if not agree:
         wrong = ", ".join(row["lever"] for row in rows if not row["agrees"])
@@ -152,8 +176,11 @@ def ladder(study, ours, track, device, rates) -> tuple[dict, list]:
         with torch.no_grad():  # what `embed` runs in inference mode
             return type(ours).embed.__wrapped__(ours, track[None], [last]).ravel()
 
-    runs = {"study": lambda: common.study_encode(
-        study, track, [(0, len(track))], [middle, last], device).ravel()}  # fmt: skip
+    runs = {
+        "study": lambda: common.study_encode(
+            study, track, [(0, len(track))], [middle, last], device
+        ).ravel()
+    }
     levers, models = [], {"plain": study}
     models["sdpa"] = with_sdpa(study)
     models["folded"] = with_folding(models["sdpa"])
@@ -225,9 +252,11 @@ def batches(runs, levers, ours, duration_s) -> None:
     spans = [(i * n_samples, (i + 1) * n_samples) for i in range(BATCH)]
     for name, size in (("batch", BATCH), ("one by one", 1)):
         batch_s = (size + 0.5) * duration_s
-        runs[name] = lambda batch_s=batch_s: encode_segments(
-            track, spans, ours, [ours.n_layers], batch_seconds=batch_s
-        )[0].mean(0).ravel()  # fmt: skip
+        runs[name] = lambda batch_s=batch_s: (
+            encode_segments(track, spans, ours, [ours.n_layers], batch_seconds=batch_s)[0]
+            .mean(0)
+            .ravel()
+        )
     predicted = 1.0 if ours.device.type == "cpu" else None
     levers.append(Lever(f"batch of {BATCH}", "batch", "one by one", predicted))
 
@@ -311,10 +340,7 @@ def side_by_side(ours, duration_s) -> int:
 
 def measure_rates(device) -> dict:
     """This machine's rates in FLOP/s: in float32 and in half precision."""
-    full = {
-        "matmul": common.matmul_rate(device),
-        "convolution": common.convolution_rate(device),
-    }
+    full = {"matmul": common.matmul_rate(device), "convolution": common.convolution_rate(device)}
     full["linear"] = linear_rate(device) if device.type == "cpu" else full["matmul"]
     half = {
         p: {
@@ -343,28 +369,36 @@ def describe(lever: Lever, times, embeddings) -> dict:
     cosine = float(got @ expected / np.linalg.norm(got) / np.linalg.norm(expected))
     difference, exact = float(np.abs(got - expected).max()), lever.precision == "no"
     return {
-        "lever": lever.name, "run": lever.run, "without": lever.without,
+        "lever": lever.name,
+        "run": lever.run,
+        "without": lever.without,
         "compared_with": lever.same or lever.without,
-        "with_s": times[lever.run], "without_s": times[lever.without],
+        "with_s": times[lever.run],
+        "without_s": times[lever.without],
         "predicted_ratio": lever.predicted,
         "ratio": times[lever.without]["median_s"] / times[lever.run]["median_s"],
-        "precision": lever.precision, "max_abs_difference": difference, "cosine": cosine,
+        "precision": lever.precision,
+        "max_abs_difference": difference,
+        "cosine": cosine,
         "agrees": difference < TOLERANCE if exact else cosine >= MIN_COSINE,
-    }  # fmt: skip
+    }
 
 
 def show(args, rows, rates, at_once, compiled, path) -> None:
     """Print the table."""
     shown = [
         [
-            row["lever"], common.show_spread(row["without_s"]), common.show_spread(row["with_s"]),
+            row["lever"],
+            common.show_spread(row["without_s"]),
+            common.show_spread(row["with_s"]),
             "-" if row["predicted_ratio"] is None else f"{row['predicted_ratio']:.2f}x",
             f"{row['ratio']:.2f}x",
-            f"{row['max_abs_difference']:.1e}" if row["precision"] == "no"
+            f"{row['max_abs_difference']:.1e}"
+            if row["precision"] == "no"
             else f"cosine {row['cosine']:.6f}",
         ]
         for row in rows
-    ]  # fmt: skip
+    ]
     notes = [
         f"chunks: the front end alone, {FRONT_END_PIECES * args.duration:g} s, against the whole; "
         f"batch: {at_once} of {BATCH} segments at once in the front end",

@@ -22,25 +22,38 @@ from tune.segments.rules import parse_rule
 NAME = "per_epoch"
 
 
-# fmt: off
 def parse_args(argv=None):
     """Read the command line."""
     parser = Parser(prog=f"{NAME}.py", description=__doc__)
-    parser.add_argument("--tracks", type=positive_int, default=9, metavar="N",
-                        help="tracks of train and val together (a third is val), at least 6")
-    parser.add_argument("--duration", type=positive_float, default=20.0, metavar="SECONDS",
-                        help="length of each track")
-    parser.add_argument("--seg", default="10", metavar="SECONDS|full|structure",
-                        help="segment length")
-    parser.add_argument("--epochs", type=positive_int, default=50,
-                        help="of the probe; all are trained, without an early stop")
+    parser.add_argument(
+        "--tracks",
+        type=positive_int,
+        default=9,
+        metavar="N",
+        help="tracks of train and val together (a third is val), at least 6",
+    )
+    parser.add_argument(
+        "--duration",
+        type=positive_float,
+        default=20.0,
+        metavar="SECONDS",
+        help="length of each track",
+    )
+    parser.add_argument(
+        "--seg", default="10", metavar="SECONDS|full|structure", help="segment length"
+    )
+    parser.add_argument(
+        "--epochs",
+        type=positive_int,
+        default=50,
+        help="of the probe; all are trained, without an early stop",
+    )
     add_common(parser)
     args = parser.parse_args(argv)
     check_common(parser, args, [args.seg])
     if args.tracks < 6:
         parser.error(f"--tracks must be 6 or more, got {args.tracks}")
     return args
-# fmt: on
 
 
 args = begin(parse_args) if __name__ == "__main__" else None
@@ -101,9 +114,13 @@ def main(args):
             features, _ = load_task_features(splits, collection, [report.rows], "mean")
             data = ProbeData(task, features, device)
             recipe = SimpleNamespace(
-                seeds=[1234], batch_size=64, lr=None, aggregator_lr=None, epochs=args.epochs,
+                seeds=[1234],
+                batch_size=64,
+                lr=None,
+                aggregator_lr=None,
+                epochs=args.epochs,
                 patience=args.epochs + 1,
-            )  # fmt: skip
+            )
             silent = SimpleNamespace(log=lambda *args, **kwargs: None)
             with contextlib.redirect_stdout(io.StringIO()):
                 return train(accelerator, silent, task, data, None, recipe)[2]
@@ -129,11 +146,20 @@ def main(args):
         "audio already in memory, and our probe's seconds added",
     }
     ratio = every["total_s"] / ours["total_s"]
-    path = common.write_report(NAME, args, device, {
-        "tracks": {split: len(data) for split, data in splits.items()},
-        "duration_s": args.duration, "seg": args.seg, "epochs": args.epochs,
-        "encode_once": ours, "encode_every_epoch": every, "ratio": ratio,
-    })  # fmt: skip
+    path = common.write_report(
+        NAME,
+        args,
+        device,
+        {
+            "tracks": {split: len(data) for split, data in splits.items()},
+            "duration_s": args.duration,
+            "seg": args.seg,
+            "epochs": args.epochs,
+            "encode_once": ours,
+            "encode_every_epoch": every,
+            "ratio": ratio,
+        },
+    )
     show(args, ours, every, ratio, path)
 
 
@@ -161,13 +187,18 @@ def import_train_probe():
 def show(args, ours, every, ratio, path) -> None:
     """Print the table."""
     rows = [
-        [name, f"{encode:.2f}", f"{side['probe_s']:.2f}", f"{side['total_s']:.2f}",
-         str(side["encoder_passes"])]
+        [
+            name,
+            f"{encode:.2f}",
+            f"{side['probe_s']:.2f}",
+            f"{side['total_s']:.2f}",
+            str(side["encoder_passes"]),
+        ]
         for name, encode, side in (
             ("encode once (ours)", ours["encode_and_store_s"], ours),
             ("encode in every epoch", every["encode_s"], every),
         )
-    ]  # fmt: skip
+    ]
     common.print_table(
         f"{args.encoder}, {args.tracks} tracks of {args.duration:g} s, {args.epochs} epochs: "
         "seconds",

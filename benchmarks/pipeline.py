@@ -22,24 +22,36 @@ NAME = "pipeline"
 FILE_RATE = 44_100  # Hz
 
 
-# fmt: off
 def parse_args(argv=None):
     """Read the command line."""
     parser = Parser(prog=f"{NAME}.py", description=__doc__)
-    parser.add_argument("--rounds", type=positive_int, default=3,
-                        help="times that each side runs, in turn; the median counts")
+    parser.add_argument(
+        "--rounds",
+        type=positive_int,
+        default=3,
+        help="times that each side runs, in turn; the median counts",
+    )
     parser.add_argument("--tracks", type=positive_int, default=4, metavar="N", help="files")
-    parser.add_argument("--duration", type=positive_float, default=30.0, metavar="SECONDS",
-                        help="length of each file")
-    parser.add_argument("--seg", default="10", metavar="SECONDS|full|structure",
-                        help="segment length")
-    parser.add_argument("--precision", choices=["no", "fp16", "bf16"], default="no",
-                        help="the encoder's; no is float32")
+    parser.add_argument(
+        "--duration",
+        type=positive_float,
+        default=30.0,
+        metavar="SECONDS",
+        help="length of each file",
+    )
+    parser.add_argument(
+        "--seg", default="10", metavar="SECONDS|full|structure", help="segment length"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["no", "fp16", "bf16"],
+        default="no",
+        help="the encoder's; no is float32",
+    )
     add_common(parser)
     args = parser.parse_args(argv)
     check_common(parser, args, [args.seg])
     return args
-# fmt: on
 
 
 args = begin(parse_args) if __name__ == "__main__" else None
@@ -99,15 +111,30 @@ def main(args):
     times = {name: common.summarise(each) for name, each in seconds.items()}
     ratio = times["pipeline"]["median_s"] / times["encoder"]["median_s"]
     audio_s = sum(map(len, tracks)) / SAMPLE_RATE
-    path = common.write_report(NAME, args, device, {
-        "tracks": args.tracks, "duration_s": args.duration, "seg": args.seg,
-        "precision": args.precision, "rounds": args.rounds, "audio_s": audio_s,
-        "file_bytes": file_bytes, "file_format": f"ogg vorbis, {FILE_RATE} Hz, 2 channels",
-        "pipeline": times["pipeline"], "encoder_alone": times["encoder"],
-        "decode_and_resample_alone": times["decode"], "ratio": ratio,
-    })  # fmt: skip
-    shown = {"encoder": "encoder alone, segments in memory", "pipeline": "files to store",
-             "decode": "decode and resample alone"}  # fmt: skip
+    path = common.write_report(
+        NAME,
+        args,
+        device,
+        {
+            "tracks": args.tracks,
+            "duration_s": args.duration,
+            "seg": args.seg,
+            "precision": args.precision,
+            "rounds": args.rounds,
+            "audio_s": audio_s,
+            "file_bytes": file_bytes,
+            "file_format": f"ogg vorbis, {FILE_RATE} Hz, 2 channels",
+            "pipeline": times["pipeline"],
+            "encoder_alone": times["encoder"],
+            "decode_and_resample_alone": times["decode"],
+            "ratio": ratio,
+        },
+    )
+    shown = {
+        "encoder": "encoder alone, segments in memory",
+        "pipeline": "files to store",
+        "decode": "decode and resample alone",
+    }
     common.print_table(
         f"{args.encoder}, {args.tracks} ogg files of {args.duration:g} s: seconds, median of "
         f"{args.rounds} rounds",

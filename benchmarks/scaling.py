@@ -29,20 +29,42 @@ NAME = "scaling"
 SLOPE_FROM_S = 60.0
 
 
-# fmt: off
 def parse_args(argv=None):
     """Read the command line."""
     parser = Parser(prog=f"{NAME}.py", description=__doc__)
-    parser.add_argument("--durations", type=positive_float, nargs="*", metavar="SECONDS",
-                        default=[10, 30, 60, 120, 300, 600, 1200], help="lengths of the track")
-    parser.add_argument("--segs", nargs="+", default=["full", "10"],
-                        metavar="SECONDS|full|structure", help="segment lengths")
-    parser.add_argument("--original", action="store_true",
-                        help="measure muq's own unfolded parts too")
-    parser.add_argument("--max_memory", type=to_bytes, default="16GB", metavar="SIZE",
-                        help="skip unchunked cells predicted to need more, such as 16GB or 800MB")
-    parser.add_argument("--tracks", type=positive_int, nargs="*", metavar="N",
-                        default=[10, 100, 1000, 10000], help="numbers of tracks")
+    parser.add_argument(
+        "--durations",
+        type=positive_float,
+        nargs="*",
+        metavar="SECONDS",
+        default=[10, 30, 60, 120, 300, 600, 1200],
+        help="lengths of the track",
+    )
+    parser.add_argument(
+        "--segs",
+        nargs="+",
+        default=["full", "10"],
+        metavar="SECONDS|full|structure",
+        help="segment lengths",
+    )
+    parser.add_argument(
+        "--original", action="store_true", help="measure muq's own unfolded parts too"
+    )
+    parser.add_argument(
+        "--max_memory",
+        type=to_bytes,
+        default="16GB",
+        metavar="SIZE",
+        help="skip unchunked cells predicted to need more, such as 16GB or 800MB",
+    )
+    parser.add_argument(
+        "--tracks",
+        type=positive_int,
+        nargs="*",
+        metavar="N",
+        default=[10, 100, 1000, 10000],
+        help="numbers of tracks",
+    )
     parser.add_argument("--cell", type=json.loads, help=argparse.SUPPRESS)  # of a child process
     add_common(parser)
     args = parser.parse_args(argv)
@@ -52,7 +74,6 @@ def parse_args(argv=None):
     if not (args.durations or args.tracks or args.cell):
         parser.error("nothing to do: give --durations or --tracks")
     return args
-# fmt: on
 
 
 args = begin(parse_args) if __name__ == "__main__" else None
@@ -89,21 +110,35 @@ def main(args):
     counts = scale_tracks(args.tracks)
     slopes = [
         {"mode": mode, "seg": seg, "mb_per_audio_s": slope(cells, mode, seg)}
-        for seg in args.segs for mode in modes if cells
-    ]  # fmt: skip
+        for seg in args.segs
+        for mode in modes
+        if cells
+    ]
     ratios = [
         compare(cells, cell, mode)
-        for mode in modes[1:] for cell in cells if cell["mode"] == "chunked"
-    ]  # fmt: skip
+        for mode in modes[1:]
+        for cell in cells
+        if cell["mode"] == "chunked"
+    ]
     track_growth = growth(counts)
-    path = common.write_report(NAME, args, device, {
-        "max_memory_bytes": args.max_memory, "precision": "no",
-        "memory_kind": "allocated on the GPU" if device.type == "cuda" else "resident",
-        "chunk_memory_budget_bytes": muq.MEMORY_BUDGET, "batch_s": BATCH_S,
-        "cells": cells, "slopes": slopes, "ratios_to_chunked": ratios,
-        "slope_over": f"durations from {SLOPE_FROM_S:g} s up",
-        "tracks": counts, "tracks_growth": track_growth,
-    })  # fmt: skip
+    path = common.write_report(
+        NAME,
+        args,
+        device,
+        {
+            "max_memory_bytes": args.max_memory,
+            "precision": "no",
+            "memory_kind": "allocated on the GPU" if device.type == "cuda" else "resident",
+            "chunk_memory_budget_bytes": muq.MEMORY_BUDGET,
+            "batch_s": BATCH_S,
+            "cells": cells,
+            "slopes": slopes,
+            "ratios_to_chunked": ratios,
+            "slope_over": f"durations from {SLOPE_FROM_S:g} s up",
+            "tracks": counts,
+            "tracks_growth": track_growth,
+        },
+    )
     show(args, cells, slopes, counts, track_growth, path)
 
 
@@ -216,12 +251,10 @@ def measure_tracks(tracks: int) -> dict:
         collection = store.collection(encoder, [0], None)
         with common.PeakMemory(torch.device("cpu")) as memory:
             report, encode_s = common.clock(
-                encoder.device,
-                lambda: encode_tracks(paths, encoder, rule, store, collection),
+                encoder.device, lambda: encode_tracks(paths, encoder, rule, store, collection)
             )
             features, load_s = common.clock(
-                encoder.device,
-                lambda: load_features(collection, paths, report.rows, "mean", None),
+                encoder.device, lambda: load_features(collection, paths, report.rows, "mean", None)
             )
     assert report.encoded_tracks == tracks == features.values.shape[1]
     return {
@@ -238,9 +271,11 @@ def slope(cells: list[dict], mode: str, seg: str) -> float | None:
     points = [
         (c["duration_s"], c["peak_above_bytes"] / 1e6)
         for c in cells
-        if c["mode"] == mode and c["seg"] == seg and c["duration_s"] >= SLOPE_FROM_S
+        if c["mode"] == mode
+        and c["seg"] == seg
+        and c["duration_s"] >= SLOPE_FROM_S
         and "peak_above_bytes" in c
-    ]  # fmt: skip
+    ]
     if len(points) < 2:
         return None
     return float(np.polyfit(*zip(*points, strict=True), 1)[0])
@@ -249,9 +284,10 @@ def slope(cells: list[dict], mode: str, seg: str) -> float | None:
 def compare(cells: list[dict], ours: dict, mode: str) -> dict:
     """Another mode's peak and seconds as multiples of the chunked cell's; None where unmeasured."""
     other = next(
-        c for c in cells
+        c
+        for c in cells
         if (c["mode"], c["seg"], c["duration_s"]) == (mode, ours["seg"], ours["duration_s"])
-    )  # fmt: skip
+    )
     measured = "seconds" in ours and "seconds" in other
     peak = ours.get("peak_above_bytes")
     return {
@@ -300,9 +336,9 @@ def show(args, cells, slopes, counts, track_growth, path) -> None:
             for d in args.durations
         ]
         per_s = {(s["mode"], s["seg"]): s["mb_per_audio_s"] for s in slopes}
-        rows.append(["slope", *(
-            "-" if per_s[c] is None else f"{per_s[c]:.2f} MB/s" for c in columns
-        )])  # fmt: skip
+        rows.append(
+            ["slope", *("-" if per_s[c] is None else f"{per_s[c]:.2f} MB/s" for c in columns)]
+        )
         common.print_table(
             f"{args.encoder}: peak memory above rest (MB), and seconds",
             ["track", *(f"{mode}, {seg}" for mode, seg in columns)],
@@ -312,19 +348,28 @@ def show(args, cells, slopes, counts, track_growth, path) -> None:
     if counts:
         notes = [str(path)]
         if track_growth:
-            notes.insert(0, "{to_tracks} tracks need {0:.1f} MB more than {from_tracks}".format(
-                track_growth["bytes"] / 1e6, **track_growth))  # fmt: skip
+            notes.insert(
+                0,
+                "{to_tracks} tracks need {0:.1f} MB more than {from_tracks}".format(
+                    track_growth["bytes"] / 1e6, **track_growth
+                ),
+            )
         common.print_table(
             "mel, files of 0.5 s: resident memory against the number of tracks",
             ["tracks", "peak", "encode", "load"],
             [
-                [str(c["tracks"]), f"{c['peak_bytes'] / 1e6:.0f} MB", f"{c['encode_s']:.1f} s",
-                 f"{c['load_s']:.1f} s"]
-                if "peak_bytes" in c else [str(c["tracks"]), "failed", "-", "-"]
+                [
+                    str(c["tracks"]),
+                    f"{c['peak_bytes'] / 1e6:.0f} MB",
+                    f"{c['encode_s']:.1f} s",
+                    f"{c['load_s']:.1f} s",
+                ]
+                if "peak_bytes" in c
+                else [str(c["tracks"]), "failed", "-", "-"]
                 for c in counts
             ],
             notes,
-        )  # fmt: skip
+        )
 
 
 def _short(cell: dict) -> str:

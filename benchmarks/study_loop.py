@@ -23,31 +23,60 @@ TOLERANCE = 1e-4  # of a track's embedding, where both sides compute in float32
 MIN_COSINE = 0.99  # where one side rounds
 
 
-# fmt: off
 def parse_args(argv=None):
     """Read the command line."""
     parser = Parser(prog=f"{NAME}.py", description=__doc__)
-    parser.add_argument("--rounds", type=positive_int, default=3,
-                        help="times that each side runs, in turn; the median counts")
-    parser.add_argument("--duration", type=positive_float, default=45.0, metavar="SECONDS",
-                        help="length of the track")
-    parser.add_argument("--layers", type=int, nargs="+", metavar="K", help="layers at which ours "
-                        "stops; the study computes all (default: the last and the middle one, "
-                        "12 6 for MuQ-large)")
-    parser.add_argument("--segs", nargs="+", default=["10", "full"],
-                        metavar="SECONDS|full|structure", help="segment lengths")
-    parser.add_argument("--precision", choices=["no", "fp16", "bf16"], default="no",
-                        help="ours; no is float32. With another one the embeddings must agree to "
-                        f"a cosine of {MIN_COSINE}")
-    parser.add_argument("--tf32", nargs="?", const=True, default=False, type=to_bool,
-                        metavar="BOOL", help="let the study's convolutions round to TF32, which "
-                        "is PyTorch's default from Ampere on (the study's GPU has no TF32)")
+    parser.add_argument(
+        "--rounds",
+        type=positive_int,
+        default=3,
+        help="times that each side runs, in turn; the median counts",
+    )
+    parser.add_argument(
+        "--duration",
+        type=positive_float,
+        default=45.0,
+        metavar="SECONDS",
+        help="length of the track",
+    )
+    parser.add_argument(
+        "--layers",
+        type=int,
+        nargs="+",
+        metavar="K",
+        help="layers at which ours "
+        "stops; the study computes all (default: the last and the middle one, "
+        "12 6 for MuQ-large)",
+    )
+    parser.add_argument(
+        "--segs",
+        nargs="+",
+        default=["10", "full"],
+        metavar="SECONDS|full|structure",
+        help="segment lengths",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["no", "fp16", "bf16"],
+        default="no",
+        help="ours; no is float32. With another one the embeddings must agree to "
+        f"a cosine of {MIN_COSINE}",
+    )
+    parser.add_argument(
+        "--tf32",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="let the study's convolutions round to TF32, which "
+        "is PyTorch's default from Ampere on (the study's GPU has no TF32)",
+    )
     add_common(parser)
     args = parser.parse_args(argv)
     check_common(parser, args, args.segs)
     args.segs = list(dict.fromkeys(args.segs))
     return args
-# fmt: on
 
 
 args = begin(parse_args) if __name__ == "__main__" else None
@@ -120,31 +149,48 @@ def main(args):
                 "ours": flops[layer] * audio_s / FLOP_S / times[layer]["median_s"],
                 "study": flops[-1] * audio_s / FLOP_S / times["study"]["median_s"],
             }
-            cells.append({
-                "seg": seg, "layer": layer, "segments": len(spans[seg]), "audio_s": audio_s,
-                "study": times["study"], "ours": times[layer],
-                "ratio": times["study"]["median_s"] / times[layer]["median_s"],
-                "max_abs_difference": float(np.abs(expected - got).max()),
-                "cosine": float(cosine),
-                "ours_flop_per_s": speed["ours"], "study_flop_per_s": speed["study"],
-                "ours_share_of_matmul": speed["ours"] / rates[args.precision]["matmul"],
-                "study_share_of_matmul": speed["study"] / rates["no"]["matmul"],
-                "ours_share_of_best": speed["ours"] / max(rates[args.precision].values()),
-                "study_share_of_best": speed["study"] / max(rates["no"].values()),
-            })  # fmt: skip
+            cells.append(
+                {
+                    "seg": seg,
+                    "layer": layer,
+                    "segments": len(spans[seg]),
+                    "audio_s": audio_s,
+                    "study": times["study"],
+                    "ours": times[layer],
+                    "ratio": times["study"]["median_s"] / times[layer]["median_s"],
+                    "max_abs_difference": float(np.abs(expected - got).max()),
+                    "cosine": float(cosine),
+                    "ours_flop_per_s": speed["ours"],
+                    "study_flop_per_s": speed["study"],
+                    "ours_share_of_matmul": speed["ours"] / rates[args.precision]["matmul"],
+                    "study_share_of_matmul": speed["study"] / rates["no"]["matmul"],
+                    "ours_share_of_best": speed["ours"] / max(rates[args.precision].values()),
+                    "study_share_of_best": speed["study"] / max(rates["no"].values()),
+                }
+            )
     agree = all(
         c["max_abs_difference"] < TOLERANCE if exact else c["cosine"] > MIN_COSINE for c in cells
     )
-    path = common.write_report(NAME, args, device, {
-        "duration_s": args.duration, "rounds": args.rounds, "precision": args.precision,
-        "study_tf32": args.tf32, "rates_flop_per_s": rates,
-        "arithmetic": {
-            "of": f"the study's forward for {FLOP_S} s of audio, up to each layer, counted by "
-            "torch.utils.flop_counter (matrix products and convolutions)",
-            "flop_by_layer": flops[:-1], "flop_with_logits": flops[-1],
+    path = common.write_report(
+        NAME,
+        args,
+        device,
+        {
+            "duration_s": args.duration,
+            "rounds": args.rounds,
+            "precision": args.precision,
+            "study_tf32": args.tf32,
+            "rates_flop_per_s": rates,
+            "arithmetic": {
+                "of": f"the study's forward for {FLOP_S} s of audio, up to each layer, counted by "
+                "torch.utils.flop_counter (matrix products and convolutions)",
+                "flop_by_layer": flops[:-1],
+                "flop_with_logits": flops[-1],
+            },
+            "agree": agree,
+            "cells": cells,
         },
-        "agree": agree, "cells": cells,
-    })  # fmt: skip
+    )
     show(args, cells, flops, rates, exact, path)
     if not agree:
         worst = max(c["max_abs_difference"] for c in cells)
@@ -175,13 +221,16 @@ def show(args, cells, flops, rates, exact, path) -> None:
     """Print the table."""
     rows = [
         [
-            f"{c['seg']}, layer {c['layer']}", common.show_spread(c["study"]),
-            common.show_spread(c["ours"]), f"{c['ratio']:.2f}x",
+            f"{c['seg']}, layer {c['layer']}",
+            common.show_spread(c["study"]),
+            common.show_spread(c["ours"]),
+            f"{c['ratio']:.2f}x",
             f"{c['max_abs_difference']:.1e}" if exact else f"cosine {c['cosine']:.5f}",
-            f"{c['ours_share_of_matmul']:.0%}", f"{c['ours_share_of_best']:.0%}",
+            f"{c['ours_share_of_matmul']:.0%}",
+            f"{c['ours_share_of_best']:.0%}",
         ]
         for c in cells
-    ]  # fmt: skip
+    ]
     rate = rates[args.precision]
     common.print_table(
         f"{args.encoder}, a track of {args.duration:g} s: seconds, median of {args.rounds} rounds",

@@ -60,8 +60,10 @@ for i, name in enumerate(names):
     hits.append(styles[nearest] == styles[i])
     table.add_row(name, names[nearest], f"{away[nearest]:.3f}", "yes" if hits[-1] else "no")
 Console().print(table)
-print(f"{sum(hits)} of {len(hits)} have a piece of their own style nearest; by chance "
-      f"{len(hits) * 2 / 8:.1f} would")  # fmt: skip
+print(
+    f"{sum(hits)} of {len(hits)} have a piece of their own style nearest; by chance "
+    f"{len(hits) * 2 / 8:.1f} would"
+)
 
 # %% [markdown]
 # Every segment that was encoded, as a `datasets.Dataset`:

@@ -99,9 +99,17 @@ def make_task(folder: Path, *, seconds=2.2, n=(8, 4, 6), numbers=False) -> Path:
             wave = tone(length, hz, seed=index) * loudness
             soundfile.write(folder / "audio" / f"{index:03d}.wav", wave, 24_000)
             label = [np.log(hz) - 5.5, loudness - 0.6] if numbers else ("low", "high")[high]
-            rows.append({"audio_path": f"audio/{index:03d}.wav", "label": label,
-                         "duration": len(wave) / 24_000, "sample_rate": 24_000,
-                         "num_samples": len(wave), "bit_depth": 16, "channels": 1})  # fmt: skip
+            rows.append(
+                {
+                    "audio_path": f"audio/{index:03d}.wav",
+                    "label": label,
+                    "duration": len(wave) / 24_000,
+                    "sample_rate": 24_000,
+                    "num_samples": len(wave),
+                    "bit_depth": 16,
+                    "channels": 1,
+                }
+            )
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"tones.{split}.jsonl").write_text(text)
     return folder
@@ -116,9 +124,13 @@ def task_folder(tmp_path):
 def run(*args, cwd: Path, env: dict | None = None, timeout: float = 300):
     """Run a Python program from the repository in a folder of its own, with text output."""
     return subprocess.run(
-        [sys.executable, *map(str, args)], cwd=cwd, env={**os.environ, **(env or {})},
-        capture_output=True, text=True, timeout=timeout,
-    )  # fmt: skip
+        [sys.executable, *map(str, args)],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
 
 
 def run_probe(*args, cwd: Path, **kwargs):

@@ -33,9 +33,14 @@ class TinyEncoder(Encoder):
 
     def __init__(self):
         super().__init__(
-            "tiny", frame_rate=100.0, n_layers=1, embedding_dim=64, precision="no", device="cpu",
+            "tiny",
+            frame_rate=100.0,
+            n_layers=1,
+            embedding_dim=64,
+            precision="no",
+            device="cpu",
             fingerprint=hashlib.sha256(b"tiny 1").hexdigest(),
-        )  # fmt: skip
+        )
         generator = torch.Generator().manual_seed(5)
         self.weights = torch.randn(2, 240, 64, generator=generator)
 
@@ -56,9 +61,14 @@ def encode(order: dict, log: int) -> None:
         os.write(log, json.dumps(what).encode() + b"\n")
 
     report = encode_tracks(
-        order["paths"], encoder, RULE, store, collection,
-        on_track=lambda path: note(done=path), batch_seconds=order.get("batch_seconds", 60.0),
-    )  # fmt: skip
+        order["paths"],
+        encoder,
+        RULE,
+        store,
+        collection,
+        on_track=lambda path: note(done=path),
+        batch_seconds=order.get("batch_seconds", 60.0),
+    )
     note(encoded=report.encoded_tracks, damaged=report.damaged, skipped=report.skipped)
 
 

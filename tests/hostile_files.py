@@ -13,8 +13,18 @@ import soundfile
 
 GOOD, BAD, EITHER = "good", "bad", "either"
 RATES = (4_000, 8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 96_000, 192_000)
-ENDINGS = {"AIFF": "aiff", "OGG": "ogg", "MPC2K": "snd", "MAT4": "mat", "MAT5": "mat",
-           "WAVEX": "wav", "RF64": "wav", "IRCAM": "sf", "NIST": "sph", "SVX": "iff"}  # fmt: skip
+ENDINGS = {
+    "AIFF": "aiff",
+    "OGG": "ogg",
+    "MPC2K": "snd",
+    "MAT4": "mat",
+    "MAT5": "mat",
+    "WAVEX": "wav",
+    "RF64": "wav",
+    "IRCAM": "sf",
+    "NIST": "sph",
+    "SVX": "iff",
+}
 # Cut into pieces and flipped.
 DAMAGED = ("WAV", "AIFF", "FLAC", "OGG", "MP3", "CAF", "W64", "AU")
 
@@ -87,10 +97,15 @@ def _containers(corpus: Corpus) -> None:
             ending = ENDINGS.get(format, format.lower())
             for rate in (16_000, 8_000, 48_000):
                 name = f"container-{format}-{subtype}.{ending}".lower()
-                if corpus.write(name, wave(0.7, rate, seed=len(corpus.expected))[:, 0], rate,
-                                # libsndfile writes AIFF's DWVW and can't read it.
-                                EITHER if "DWVW" in subtype else GOOD,
-                                format=format, subtype=subtype):  # fmt: skip
+                if corpus.write(
+                    name,
+                    wave(0.7, rate, seed=len(corpus.expected))[:, 0],
+                    rate,
+                    # libsndfile writes AIFF's DWVW and can't read it.
+                    EITHER if "DWVW" in subtype else GOOD,
+                    format=format,
+                    subtype=subtype,
+                ):
                     break
 
 
@@ -99,12 +114,18 @@ def _shapes(corpus: Corpus) -> None:
     for rate in RATES:
         for format in ("WAV", "FLAC"):
             channels = 1 + len(corpus.expected) % 8
-            corpus.write(f"rate-{rate}-{channels}.{format.lower()}",
-                         wave(0.4, rate, channels, len(corpus.expected)), rate)  # fmt: skip
+            corpus.write(
+                f"rate-{rate}-{channels}.{format.lower()}",
+                wave(0.4, rate, channels, len(corpus.expected)),
+                rate,
+            )
     for channels in range(1, 9):
         for format in ("wav", "flac", "ogg"):
-            corpus.write(f"channels-{channels}.{format}",
-                         wave(0.4, 24_000, channels, len(corpus.expected)), 24_000)  # fmt: skip
+            corpus.write(
+                f"channels-{channels}.{format}",
+                wave(0.4, 24_000, channels, len(corpus.expected)),
+                24_000,
+            )
     for rate, expect in ((1, BAD), (999, BAD), (2_000_000_000, BAD), (1_000, GOOD)):
         corpus.write(f"odd-rate-{rate}.wav", wave(0.4, 24_000, seed=rate % 97), rate, expect)
     corpus.write("channels-1024.wav", wave(0.2, 24_000, 1024, 5), 24_000)
@@ -115,13 +136,19 @@ def _signals(corpus: Corpus) -> None:
     rate, n = 24_000, 9_600
     base = wave(0.4, rate, seed=77)[:, 0].astype(np.float64)
     signals = {
-        "dc": (np.full(n, 0.5), GOOD), "clipped": (np.clip(base * 50, -1, 1), GOOD),
-        "denormal": (base * 1e-40, GOOD), "least": (np.full(n, 5e-324), GOOD),
-        "int16-scale": (base * 32_768, GOOD), "int32-scale": (base * 2.0**31, GOOD),
-        "too-loud": (base * 1e30, BAD), "loudest": (np.where(base > 0, 3.4e38, -3.4e38), BAD),
-        "beyond-float32": (base * 1e300, BAD), "silence": (np.zeros(n), GOOD),
-        "nan-all": (np.full(n, np.nan), BAD), "impulse": (np.eye(1, n, 99)[0], GOOD),
-    }  # fmt: skip
+        "dc": (np.full(n, 0.5), GOOD),
+        "clipped": (np.clip(base * 50, -1, 1), GOOD),
+        "denormal": (base * 1e-40, GOOD),
+        "least": (np.full(n, 5e-324), GOOD),
+        "int16-scale": (base * 32_768, GOOD),
+        "int32-scale": (base * 2.0**31, GOOD),
+        "too-loud": (base * 1e30, BAD),
+        "loudest": (np.where(base > 0, 3.4e38, -3.4e38), BAD),
+        "beyond-float32": (base * 1e300, BAD),
+        "silence": (np.zeros(n), GOOD),
+        "nan-all": (np.full(n, np.nan), BAD),
+        "impulse": (np.eye(1, n, 99)[0], GOOD),
+    }
     for where in (0, n // 2, n - 1):
         for word, value in (("nan", np.nan), ("inf", np.inf), ("minus-inf", -np.inf)):
             bad = base.copy()
@@ -210,11 +237,30 @@ def _names(corpus: Corpus) -> None:
     for ending, format in (("flac", "WAV"), ("wav", "MP3"), ("ogg", "FLAC"), ("aiff", "OGG")):
         corpus.data(f"{format}-called.{ending}".lower(), sound[format], GOOD)
     corpus.data("wav-called.mp3", sound["WAV"], EITHER)
-    for name in ("a b  c.wav", "new\nline.wav", "ret\rurn.wav", "tab\t.wav", "\U0001f3b5.wav",
-                 "Björk \u2013 Jóga.wav", "quote'\".wav", "-rf.wav", "$(touch owned).wav",
-                 "a;b|c&d.wav", "\u202egnp.wav", "esc\x1b[31mred.wav", "%s%n{0}.wav",
-                 "<script>.wav", ".wav.wav", "[bold]x[red].wav", "[1-3]*.wav", "x" * 240 + ".wav",
-                 "~.wav", "#.wav", b"caf\xe9.wav", b"\xff\xfe.wav"):  # fmt: skip
+    for name in (
+        "a b  c.wav",
+        "new\nline.wav",
+        "ret\rurn.wav",
+        "tab\t.wav",
+        "\U0001f3b5.wav",
+        "Björk \u2013 Jóga.wav",
+        "quote'\".wav",
+        "-rf.wav",
+        "$(touch owned).wav",
+        "a;b|c&d.wav",
+        "\u202egnp.wav",
+        "esc\x1b[31mred.wav",
+        "%s%n{0}.wav",
+        "<script>.wav",
+        ".wav.wav",
+        "[bold]x[red].wav",
+        "[1-3]*.wav",
+        "x" * 240 + ".wav",
+        "~.wav",
+        "#.wav",
+        b"caf\xe9.wav",
+        b"\xff\xfe.wav",
+    ):
         own = struct.pack("<H", len(corpus.expected))  # each is a track of its own
         corpus.data(name, sound["WAV"][:50] + own + sound["WAV"][52:], GOOD)
     for name in ("bad \n name.wav", b"bad\xe9.wav", "bad [red]name.wav"):

@@ -31,9 +31,11 @@ def call(name: str, *argv, cwd: Path, env: dict | None = None):
     sys.argv = [name, *map(str, argv)]
     try:
         with (
-            contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
+            contextlib.chdir(cwd),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
             warnings.catch_warnings(),
-        ):  # fmt: skip
+        ):
             warnings.filterwarnings("ignore", message=".*found in sys.modules")
             if name.endswith(".py"):
                 runpy.run_path(str(ROOT / name), run_name="__main__")

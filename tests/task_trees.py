@@ -28,8 +28,13 @@ def write_tone(path: Path, hz: float, seconds: float, rate: int, seed: int, **kw
     path.parent.mkdir(parents=True, exist_ok=True)
     wave = tone(seconds, hz, rate, seed=seed)
     soundfile.write(path, wave, rate, **kwargs)
-    return {"duration": len(wave) / rate, "sample_rate": rate, "num_samples": len(wave),
-            "bit_depth": 16, "channels": 1}  # fmt: skip
+    return {
+        "duration": len(wave) / rate,
+        "sample_rate": rate,
+        "num_samples": len(wave),
+        "bit_depth": 16,
+        "channels": 1,
+    }
 
 
 def write_rows(file: Path, rows: list[dict]) -> None:
@@ -121,12 +126,20 @@ def nsynth(data: Path) -> None:
             hz = 440 * 2 ** ((pitch - 69) / 12)
             write_tone(data / f"NSynth/nsynth-{part}/audio/{name}.wav", hz, 0.5, 16_000, instrument)
             notes[name] = {
-                "note": instrument, "sample_rate": 16000, "instrument_family": 3 * family,
-                "qualities": [0] * 10, "instrument_source_str": "acoustic", "note_str": name,
-                "instrument_family_str": families[family], "instrument": instrument,
+                "note": instrument,
+                "sample_rate": 16000,
+                "instrument_family": 3 * family,
+                "qualities": [0] * 10,
+                "instrument_source_str": "acoustic",
+                "note_str": name,
+                "instrument_family_str": families[family],
+                "instrument": instrument,
                 "instrument_str": f"{families[family]}_acoustic_{instrument:03d}",
-                "pitch": pitch, "qualities_str": [], "velocity": 100, "instrument_source": 0,
-            }  # fmt: skip
+                "pitch": pitch,
+                "qualities_str": [],
+                "velocity": 100,
+                "instrument_source": 0,
+            }
         (data / f"NSynth/nsynth-{part}/examples.json").write_text(json.dumps(notes))
 
 
@@ -159,14 +172,19 @@ def vocalset_archive(data: Path) -> None:
 
 
 TREES = {
-    "emo": emo, "gtzan": gtzan, "gs": gs, "mtt": mtt,
+    "emo": emo,
+    "gtzan": gtzan,
+    "gs": gs,
+    "mtt": mtt,
     "mtg-genre": lambda data: mtg(data, "MTGGenre"),
     "mtg-instrument": lambda data: mtg(data, "MTGInstrument"),
     "mtg-moodtheme": lambda data: mtg(data, "MTGMood"),
     "mtg-top50": lambda data: mtg(data, "MTGTop50"),
-    "nsynth-pitch": nsynth, "nsynth-instrument": nsynth,
-    "vocalset-singer": vocalset, "vocalset-technique": vocalset,
-}  # fmt: skip
+    "nsynth-pitch": nsynth,
+    "nsynth-instrument": nsynth,
+    "vocalset-singer": vocalset,
+    "vocalset-technique": vocalset,
+}
 
 
 def write_trees(data: Path) -> Path:

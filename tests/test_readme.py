@@ -42,18 +42,46 @@ def test_the_embedding_shown_is_what_comes_out(tmp_path, monkeypatch):
 
 
 def test_every_flag_named_exists():
-    scripts = ("train_probe.py", "pretrain_aggregator.py", "embed.py", "profile.py", "compare.py",
-               "benchmarks/study_loop.py", "tools/licences.py")  # fmt: skip
-    commands = ("sweep", "embeddings similar", "embeddings agreement", "tasks", "runs card",
-                "store", "demo", "comparison attention")  # fmt: skip
+    scripts = (
+        "train_probe.py",
+        "pretrain_aggregator.py",
+        "embed.py",
+        "profile.py",
+        "compare.py",
+        "benchmarks/study_loop.py",
+        "tools/licences.py",
+    )
+    commands = (
+        "sweep",
+        "embeddings similar",
+        "embeddings agreement",
+        "tasks",
+        "runs card",
+        "store",
+        "demo",
+        "comparison attention",
+    )
     calls = [[ROOT / name] for name in scripts] + [
         ["-m", *f"tune.{command}".split()] for command in commands
     ]
     known = "".join(run(*call, "--help", cwd=ROOT).stdout for call in calls)
-    others = {"--multi_gpu", "--quiet", "--cpu", "--num_processes", "--num_machines",
-              "--machine_rank", "--main_process_ip", "--main_process_port",  # accelerate
-              "--nproc_per_node", "--nnodes", "--node_rank", "--master_addr", "--master_port",
-              "--flag", "--style"}  # fmt: skip
+    others = {
+        "--multi_gpu",
+        "--quiet",
+        "--cpu",
+        "--num_processes",
+        "--num_machines",
+        "--machine_rank",
+        "--main_process_ip",
+        "--main_process_port",  # accelerate
+        "--nproc_per_node",
+        "--nnodes",
+        "--node_rank",
+        "--master_addr",
+        "--master_port",
+        "--flag",
+        "--style",
+    }
     for page, text in PAGES.items():
         named = set(re.findall(r"--[a-z][a-z0-9_]*", text)) - others
         assert "--seg" in named or page != "README.md"

@@ -7,8 +7,23 @@ import pytest
 from conftest import ROOT
 
 # Each room imports only from those above it (and itself).
-ROOMS = ("system", "cli", "audio", "segments", "encoders", "store", "demo", "tasks", "aggregators",
-         "probing", "runs", "embeddings", "profiling", "comparison", "sweep")  # fmt: skip
+ROOMS = (
+    "system",
+    "cli",
+    "audio",
+    "segments",
+    "encoders",
+    "store",
+    "demo",
+    "tasks",
+    "aggregators",
+    "probing",
+    "runs",
+    "embeddings",
+    "profiling",
+    "comparison",
+    "sweep",
+)
 
 
 def imports_of(path) -> set[str]:
@@ -24,8 +39,10 @@ def imports_of(path) -> set[str]:
 
 def modules() -> dict[str, set[str]]:
     """Module -> modules that it imports, names cut down to files that exist."""
-    files = {".".join(p.relative_to(ROOT).with_suffix("").parts): p
-             for p in (ROOT / "tune").rglob("*.py")}  # fmt: skip
+    files = {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts): p
+        for p in (ROOT / "tune").rglob("*.py")
+    }
     files = {name.removesuffix(".__init__"): path for name, path in files.items()}
 
     def file_of(name):
@@ -51,8 +68,11 @@ def test_no_import_leads_back_to_a_later_room():
         room = name.split(".")[1] if "." in name else None
         if room not in ROOMS:
             continue  # the package itself opens its doors when they are used
-        wrong += [f"{name} -> {other}" for other in imported
-                  if ROOMS.index(other.split(".")[1]) > ROOMS.index(room)]  # fmt: skip
+        wrong += [
+            f"{name} -> {other}"
+            for other in imported
+            if ROOMS.index(other.split(".")[1]) > ROOMS.index(room)
+        ]
     assert wrong == []
 
 

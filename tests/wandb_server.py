@@ -88,8 +88,12 @@ class WandbServer:
 
     def env(self) -> dict[str, str]:
         """Environment of a W&B client of this server."""
-        return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": "x" * 40, "WANDB_MODE": "online",
-                "WANDB_ENTITY": ENTITY}  # fmt: skip
+        return {
+            "WANDB_BASE_URL": self.url,
+            "WANDB_API_KEY": "x" * 40,
+            "WANDB_MODE": "online",
+            "WANDB_ENTITY": ENTITY,
+        }
 
     def answer(self, name: str, v: dict) -> dict:
         """Answer a GraphQL operation: its `data`."""
@@ -100,9 +104,19 @@ class WandbServer:
     def on_Viewer(self, v):  # noqa: N802 - the operations' own names
         """Who is logged in."""
         nothing = {"edges": []}
-        return {"viewer": {"id": "user", "entity": ENTITY, "username": ENTITY, "name": ENTITY,
-                           "email": "tester@localhost", "flags": "{}", "admin": False,
-                           "teams": nothing, "apiKeys": nothing}}  # fmt: skip
+        return {
+            "viewer": {
+                "id": "user",
+                "entity": ENTITY,
+                "username": ENTITY,
+                "name": ENTITY,
+                "email": "tester@localhost",
+                "flags": "{}",
+                "admin": False,
+                "teams": nothing,
+                "apiKeys": nothing,
+            }
+        }
 
     on_GetViewer = on_GetDefaultEntity = on_Viewer  # noqa: N815
 
@@ -120,20 +134,41 @@ class WandbServer:
         config = yaml.safe_load(v["config"])
         project = v.get("projectName") or config.get("project") or "uncategorized"
         self.sweeps[name] = {"config": config, "project": project, "given": []}
-        return {"upsertSweep": {"sweep": {"name": name, "project": _project(project)},
-                                "configValidationWarnings": []}}  # fmt: skip
+        return {
+            "upsertSweep": {
+                "sweep": {"name": name, "project": _project(project)},
+                "configValidationWarnings": [],
+            }
+        }
 
     def on_SweepWithRuns(self, v):  # noqa: N802
         """A sweep's configuration, for an agent that begins."""
         if v["sweep"] not in self.sweeps:
             return {"project": None}
         config = yaml.safe_dump(self.sweeps[v["sweep"]]["config"])
-        keys = ("description", "createdAt", "heartbeatAt", "updatedAt", "earlyStopJobRunning",
-                "bestLoss", "controller", "scheduler")  # fmt: skip
-        return {"project": {"sweep": {
-            **dict.fromkeys(keys), "id": v["sweep"], "name": v["sweep"], "method": "grid",
-            "state": "RUNNING", "config": config, "runs": {"edges": []},
-        }}}  # fmt: skip
+        keys = (
+            "description",
+            "createdAt",
+            "heartbeatAt",
+            "updatedAt",
+            "earlyStopJobRunning",
+            "bestLoss",
+            "controller",
+            "scheduler",
+        )
+        return {
+            "project": {
+                "sweep": {
+                    **dict.fromkeys(keys),
+                    "id": v["sweep"],
+                    "name": v["sweep"],
+                    "method": "grid",
+                    "state": "RUNNING",
+                    "config": config,
+                    "runs": {"edges": []},
+                }
+            }
+        }
 
     def on_CreateAgent(self, v):  # noqa: N802
         """Register an agent."""
@@ -153,8 +188,9 @@ class WandbServer:
                 agent.run = run.name
                 run.agents.append(agent.name)
                 program = self.sweeps[agent.sweep]["config"]["program"]
-                commands = [{"type": "run", "run_id": run.name, "program": program,
-                             "args": run.args}]  # fmt: skip
+                commands = [
+                    {"type": "run", "run_id": run.name, "program": program, "args": run.args}
+                ]
             elif not self.unfinished(agent.sweep):
                 commands = [{"type": "exit"}]
         return {"agentHeartbeat": {"agent": {"id": agent.name}, "commands": json.dumps(commands)}}
@@ -197,9 +233,16 @@ class WandbServer:
         run.tags = v.get("tags") or run.tags
         if v.get("summaryMetrics"):
             run.summary.update(json.loads(v["summaryMetrics"]))
-        bucket = {"id": run.name, "name": run.name, "displayName": run.display_name or run.name,
-                  "description": None, "config": None, "sweepName": run.sweep,
-                  "project": _project(v.get("project")), "historyLineCount": 0}  # fmt: skip
+        bucket = {
+            "id": run.name,
+            "name": run.name,
+            "displayName": run.display_name or run.name,
+            "description": None,
+            "config": None,
+            "sweepName": run.sweep,
+            "project": _project(v.get("project")),
+            "historyLineCount": 0,
+        }
         return {"upsertBucket": {"bucket": bucket, "inserted": new}}
 
     def on_ProjectInternalId(self, v):  # noqa: N802
@@ -209,9 +252,15 @@ class WandbServer:
     def on_GetProjects(self, v):  # noqa: N802
         """The projects there are."""
         user = self.on_Viewer(v)["viewer"] | {"deletedAt": None}
-        node = {"__typename": "Project", "id": "project", "name": "tune", "entityName": ENTITY,
-                "createdAt": "2026-01-01T00:00:00Z", "isBenchmark": False,
-                "user": user}  # fmt: skip
+        node = {
+            "__typename": "Project",
+            "id": "project",
+            "name": "tune",
+            "entityName": ENTITY,
+            "createdAt": "2026-01-01T00:00:00Z",
+            "isBenchmark": False,
+            "user": user,
+        }
         page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
         return {"models": {"edges": [{"node": node, "cursor": "a"}], "pageInfo": page}}
 
@@ -219,18 +268,36 @@ class WandbServer:
         """A report is saved."""
         self.reports.append(v)
         user = {"id": "user", "username": ENTITY, "name": ENTITY, "photoUrl": None, "admin": False}
-        view = {"id": "Vmlldzox", "name": v["name"], "displayName": v["displayName"],
-                "type": v["type"], "description": v["description"], "spec": v["spec"],
-                "project": {"id": "project", "name": v["projectName"], "entityName": ENTITY},
-                "createdAt": "2026-01-01T00:00:00Z", "updatedAt": "2026-01-01T00:00:00Z",
-                "user": user, "coverUrl": None, "previewUrl": None, "locked": False,
-                "viewCount": 0, "starCount": 0, "alertSubscription": None}  # fmt: skip
+        view = {
+            "id": "Vmlldzox",
+            "name": v["name"],
+            "displayName": v["displayName"],
+            "type": v["type"],
+            "description": v["description"],
+            "spec": v["spec"],
+            "project": {"id": "project", "name": v["projectName"], "entityName": ENTITY},
+            "createdAt": "2026-01-01T00:00:00Z",
+            "updatedAt": "2026-01-01T00:00:00Z",
+            "user": user,
+            "coverUrl": None,
+            "previewUrl": None,
+            "locked": False,
+            "viewCount": 0,
+            "starCount": 0,
+            "alertSubscription": None,
+        }
         return {"upsertView": {"view": view, "inserted": True}}
 
     def on_RunResumeStatus(self, v):  # noqa: N802
         """Nothing is resumed: a run that is given out again begins anew."""
-        return {"model": {"id": "project", "name": v["project"],
-                          "entity": {"id": ENTITY, "name": ENTITY}, "bucket": None}}  # fmt: skip
+        return {
+            "model": {
+                "id": "project",
+                "name": v["project"],
+                "entity": {"id": ENTITY, "name": ENTITY},
+                "bucket": None,
+            }
+        }
 
     def on_RunState(self, v):  # noqa: N802
         """A run is running until it has said how it ended."""
@@ -247,8 +314,11 @@ class WandbServer:
     def on_CreateArtifact(self, v):  # noqa: N802
         """An artifact that is there already, so that nothing of it is uploaded."""
         sequence = {"latestArtifact": {"id": "artifact"}}
-        return {"createArtifact": {"artifact": {"id": "artifact", "state": "COMMITTED",
-                                                "artifactSequence": sequence}}}  # fmt: skip
+        return {
+            "createArtifact": {
+                "artifact": {"id": "artifact", "state": "COMMITTED", "artifactSequence": sequence}
+            }
+        }
 
     def on_ArtifactType(self, v):  # noqa: N802
         """No artifact has a type yet."""

@@ -27,7 +27,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tune.cli.parser import Parser, begin, positive_int, run_script
 
 
-# fmt: off
 def parse_args(argv=None):
     """Read the command line."""
     parser = Parser(prog="folds.py", description=__doc__)
@@ -39,13 +38,17 @@ def parse_args(argv=None):
     make.add_argument("--seed", type=int, default=0, help="of the shuffle")
     compare = commands.add_parser("compare", help="compare encoders over all folds")
     compare.add_argument("runs", type=Path, nargs="+", help="folders of runs")
-    compare.add_argument("--only", type=Path, nargs="+", metavar="LIST",
-                         help="jsonl lists of tracks: only these count (default: all)")
+    compare.add_argument(
+        "--only",
+        type=Path,
+        nargs="+",
+        metavar="LIST",
+        help="jsonl lists of tracks: only these count (default: all)",
+    )
     args = parser.parse_args(argv)
     if args.command == "make" and args.folds < 3:
         parser.error("--folds must be at least 3: to train, to validate and to test")
     return args
-# fmt: on
 
 
 args = begin(parse_args) if __name__ == "__main__" else None
@@ -110,8 +113,9 @@ def make(task: Path, out: Path, folds: int, seed: int) -> None:
                     shutil.copyfile(task / row["audio_path"], to)
         role = {k: "test", (k + 1) % folds: "val"}
         for split in SPLITS:
-            chosen = [r for r, f in zip(rows, fold_of, strict=True)
-                      if role.get(f, "train") == split]  # fmt: skip
+            chosen = [
+                r for r, f in zip(rows, fold_of, strict=True) if role.get(f, "train") == split
+            ]
             text = "".join(json.dumps(row) + "\n" for row in chosen)
             (folder / f"{name}-{k}.{split}.jsonl").write_text(text, encoding="utf-8")
         print(f"{folder}: {int((fold_of == k).sum())} test tracks of {len(rows)}")
@@ -135,8 +139,10 @@ def read_lists(lists: list[Path], known: set[str]) -> list[str]:
         raise ValueError(f"--only {where}: no tracks are listed")
     unknown = sorted(wanted - known)
     if unknown:
-        raise ValueError(f"--only {where}: {len(unknown)} of {len(wanted)} tracks, such as "
-                         f"{unknown[0]}, are in no fold")  # fmt: skip
+        raise ValueError(
+            f"--only {where}: {len(unknown)} of {len(wanted)} tracks, such as "
+            f"{unknown[0]}, are in no fold"
+        )
     return sorted(wanted)
 
 
@@ -168,8 +174,11 @@ def compare(folders: list[Path], lists: list[Path] | None = None) -> list[str]:
         )
     encoders = sorted({key[0] for key in cells})
     folds = sorted({key[2] for key in cells})
-    common = sorted(s for s in {key[1] for key in cells}
-                    if all((e, s, k) in cells for e in encoders for k in folds))  # fmt: skip
+    common = sorted(
+        s
+        for s in {key[1] for key in cells}
+        if all((e, s, k) in cells for e in encoders for k in folds)
+    )
     if len(encoders) < 2 or len(folds) < 2 or not common:
         raise ValueError(
             f"{', '.join(map(str, folders))}: {len(encoders)} encoders and {len(folds)} folds with "

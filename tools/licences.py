@@ -33,8 +33,10 @@ def main() -> None:
     parser = Parser(prog="tools/licences.py", description=__doc__)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write it there")
     args = parser.parse_args()
-    lines = [f"| {name} | {version} | {licence} | {'direct' if direct else ''} |"
-             for name, version, licence, direct in table()]  # fmt: skip
+    lines = [
+        f"| {name} | {version} | {licence} | {'direct' if direct else ''} |"
+        for name, version, licence, direct in table()
+    ]
     text = HEAD + "\n".join(lines) + "\n"
     if args.out:
         args.out.write_text(text, encoding="utf-8")
@@ -82,8 +84,11 @@ def licence(metadata) -> str:
     """The licence that a package states: its SPDX expression, its classifiers, or its own words."""
     if expression := metadata.get("License-Expression"):
         return expression
-    classified = [c.split(" :: ")[-1] for c in metadata.get_all("Classifier") or ()
-                  if c.startswith("License ::") and c != "License :: OSI Approved"]  # fmt: skip
+    classified = [
+        c.split(" :: ")[-1]
+        for c in metadata.get_all("Classifier") or ()
+        if c.startswith("License ::") and c != "License :: OSI Approved"
+    ]
     if classified:
         return ", ".join(classified)
     words = (metadata.get("License") or "").strip().splitlines()

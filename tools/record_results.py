@@ -77,8 +77,18 @@ def run_all(work: Path, tasks: list[str], gamemusic: Path | None) -> None:
         task = ["--task", task]
         transformer = ["--agg", "transformer", "--aggregator_checkpoint", aggregator]
         run(*probe, *task, *transformer, "--name", f"{Path(task[1]).name}-transformer")
-        run(*probe, *task, *transformer, "--tune_aggregator", "--epochs", "2", "--seeds", "1",
-            "--name", f"{Path(task[1]).name}-tuned")  # fmt: skip
+        run(
+            *probe,
+            *task,
+            *transformer,
+            "--tune_aggregator",
+            "--epochs",
+            "2",
+            "--seeds",
+            "1",
+            "--name",
+            f"{Path(task[1]).name}-tuned",
+        )
         run(*probe, *task, "--agg", "hierarchical", "--seg", "10", "30", "full")
         run(*probe, *task, "--layer", "mix", "--agg", "whitened")
         run(*probe, *task, "--layer", "all", "--tokens", "frame", "--agg", "stats")

@@ -195,8 +195,15 @@ def test_a_folder_of_one_sound_is_no_corpus(folder, store, tmp_path):
 
 def test_a_folder_without_sounds_is_named(folder, tmp_path):
     assert [p.name for p in audio_files(folder)] == [
-        "0.wav", "2.wav", "4.wav", "6.wav", "1.wav", "3.wav", "5.wav", "7.wav"
-    ]  # fmt: skip
+        "0.wav",
+        "2.wav",
+        "4.wav",
+        "6.wav",
+        "1.wav",
+        "3.wav",
+        "5.wav",
+        "7.wav",
+    ]
     with pytest.raises(ValueError, match="is not a folder"):
         audio_files(folder / "0.wav")
     (tmp_path / "none").mkdir()

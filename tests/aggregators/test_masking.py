@@ -129,8 +129,10 @@ def test_infonce_against_a_double_loop(batch):
         for n in np.flatnonzero(h[b]):
             scores = {
                 (c, k): unit(p[b, n]) @ unit(t[c, k]) / 0.3
-                for c in range(3) for k in range(7) if m[c, k]
-            }  # fmt: skip
+                for c in range(3)
+                for k in range(7)
+                if m[c, k]
+            }
             assert len(scores) == 14  # all real tokens, hidden or not, of the batch
             each.append(np.log(sum(np.exp(s) for s in scores.values())) - scores[b, n])
         expected.append(np.mean(each))
@@ -231,10 +233,14 @@ def test_copying_against_a_loop():
     for _ in range(20):
         tokens = torch.randn(2, 9, 3, generator=g)
         mask = torch.arange(9) < torch.tensor([9, 6])[:, None]
-        hidden = torch.stack([
-            torch.cat([draw_hidden(int(m.sum()), 0.5, 2, g), torch.zeros(9, dtype=torch.bool)])[:9]
-            for m in mask
-        ])  # fmt: skip
+        hidden = torch.stack(
+            [
+                torch.cat([draw_hidden(int(m.sum()), 0.5, 2, g), torch.zeros(9, dtype=torch.bool)])[
+                    :9
+                ]
+                for m in mask
+            ]
+        )
         copied = copy_nearest(tokens, hidden, mask)
         for b in range(2):
             seen = [k for k in range(9) if mask[b, k] and not hidden[b, k]]

@@ -87,9 +87,17 @@ def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     make_task(folder / "tones")
     shutil.copy(ROOT / "examples" / "own_aggregator.py", folder / "mine.py")
-    done = run(ROOT / "train_probe.py", "--task=tones", "--encoder=mel", "--seg=1", "--epochs=2",
-               "--agg=mine.py:median_range", "--report_to=none", "--store=store",
-               cwd=folder)  # fmt: skip
+    done = run(
+        ROOT / "train_probe.py",
+        "--task=tones",
+        "--encoder=mel",
+        "--seg=1",
+        "--epochs=2",
+        "--agg=mine.py:median_range",
+        "--report_to=none",
+        "--store=store",
+        cwd=folder,
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -128,12 +136,18 @@ def test_the_example_makes_embeddings_and_a_changed_file_is_refused(study, tmp_p
     assert strategy["agg"].endswith("/copy/mine.py:median_range")
     assert strategy["agg_sha256"] == hashlib.sha256((folder / "mine.py").read_bytes()).hexdigest()
     assert embed(*from_run, out="r.parquet").returncode == 0
-    plain, like_run = (pq.read_table(folder / n)["embedding"].to_pylist()
-                       for n in ("e.parquet", "r.parquet"))  # fmt: skip
+    plain, like_run = (
+        pq.read_table(folder / n)["embedding"].to_pylist() for n in ("e.parquet", "r.parquet")
+    )
     assert plain == like_run
     first = sorted((folder / "tones" / "audio").glob("*.wav"))[0]
-    alone = tune.embed(first, encoder="mel", seg=1, agg=f"{folder / 'mine.py'}:median_range",
-                       store=folder / "store")  # fmt: skip
+    alone = tune.embed(
+        first,
+        encoder="mel",
+        seg=1,
+        agg=f"{folder / 'mine.py'}:median_range",
+        store=folder / "store",
+    )
     np.testing.assert_array_equal(alone, np.float32(plain[0]))
 
     with open(folder / "mine.py", "a") as file:
@@ -149,24 +163,39 @@ def test_the_example_makes_embeddings_and_a_changed_file_is_refused(study, tmp_p
 
 def test_the_example_runs_in_a_sweep(study):
     sweep = {
-        "program": "train_probe.py", "name": "own", "method": "grid",
+        "program": "train_probe.py",
+        "name": "own",
+        "method": "grid",
         "parameters": {
-            "task": {"value": "tones"}, "encoder": {"value": "mel"}, "epochs": {"value": 2},
-            "seg": {"value": "1"}, "agg": {"values": ["mean", "mine.py:median_range"]},
+            "task": {"value": "tones"},
+            "encoder": {"value": "mel"},
+            "epochs": {"value": 2},
+            "seg": {"value": "1"},
+            "agg": {"values": ["mean", "mine.py:median_range"]},
         },
-    }  # fmt: skip
+    }
     (study / "s.yaml").write_text(yaml.safe_dump(sweep))
     done = run("-m", "tune.sweep", "s.yaml", "--report_to=none", "--store=store", cwd=study)
     assert done.returncode == 0, done.stderr
     names = sorted(p.parent.name for p in (study / "runs").glob("own-*/result.json"))
     assert [name.rpartition("-")[0] for name in names] == [
-        "own-agg-mean", "own-agg-mine-median_range"
-    ]  # fmt: skip
+        "own-agg-mean",
+        "own-agg-mine-median_range",
+    ]
 
 
 def test_costs_are_measured_of_it(study):
-    done = call("profile.py", "--agg", "mine.py:median_range", "--encoder=mel", "--seg=1",
-                "--duration=2", "--repeats=1", "--out=costs.json", cwd=study)  # fmt: skip
+    done = call(
+        "profile.py",
+        "--agg",
+        "mine.py:median_range",
+        "--encoder=mel",
+        "--seg=1",
+        "--duration=2",
+        "--repeats=1",
+        "--out=costs.json",
+        cwd=study,
+    )
     assert done.returncode == 0, done.stderr
     (row,) = json.loads((study / "costs.json").read_text())["rows"]
     assert (row["agg"], row["embedding_dim"]) == ("mine-median_range", 512)

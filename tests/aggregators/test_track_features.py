@@ -127,9 +127,13 @@ def test_a_model_gives_its_views_of_one_layer(stored, tmp_path):
     splits, collection, (rows, _) = stored
     last = Store(tmp_path / "store").collection(ENCODER, [1], None)
     got = load_features(
-        last, splits["train"]["path"], rows, "transformer", None,
+        last,
+        splits["train"]["path"],
+        rows,
+        "transformer",
+        None,
         embed=lambda tokens: torch.stack([tokens.sum(0), tokens[0], tokens[-1]]),
-    )  # fmt: skip
+    )
     assert got.values.shape == (3, 3, 4)  # views, tracks, dimensions
     assert got.values.dtype == torch.float64
     for i, path in enumerate(splits["train"]["path"]):
@@ -143,8 +147,10 @@ def test_whitened_is_the_mean_beside_the_mean_of_whitened_tokens(stored):
     features, _ = load_task_features(splits, collection, [rows], "whitened")
     plain, _ = load_task_features(splits, collection, [rows], "mean")
     for layer in range(2):
-        tracks = [tokens_of(collection, rows, path)[:, layer].astype(np.float64)
-                  for path in splits["train"]["path"]]  # fmt: skip
+        tracks = [
+            tokens_of(collection, rows, path)[:, layer].astype(np.float64)
+            for path in splits["train"]["path"]
+        ]
         scatter = sum((t - t.mean(0)).T @ (t - t.mean(0)) for t in tracks)
         covariance = scatter / sum(len(t) - 1 for t in tracks)
         ridge = 0.01 * np.trace(covariance) / 4 * np.eye(4)
@@ -195,8 +201,10 @@ def test_tokens_are_padded_to_the_longest_track_of_a_split(stored):
     splits, collection, (rows, _) = stored
     got = load_tokens(splits, collection, rows)
     assert {s: tuple(t.values.shape) for s, t in got.items()} == {
-        "train": (2, 3, 3, 4), "val": (2, 1, 2, 4), "test": (2, 2, 3, 4)
-    }  # fmt: skip
+        "train": (2, 3, 3, 4),
+        "val": (2, 1, 2, 4),
+        "test": (2, 2, 3, 4),
+    }
     for split, tokens in got.items():
         assert tokens.values.dtype == torch.float32
         for i, path in enumerate(splits[split]["path"]):

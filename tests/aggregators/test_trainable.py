@@ -182,8 +182,9 @@ def make_task(rng, n_scales=1, n_layers=1, size=8, plant=None, **kwargs) -> Prob
         times = [np.stack([np.arange(k), np.arange(k) + 1.0], 1) for k in lengths]
         tokens[split] = Tokens(values, mask, times)
         task.splits[split] = {"label": labels.tolist(), "id": [f"{split}{i}" for i in range(n)]}
-    return ProbeData(task, features, CPU, n_scales=n_scales,
-                     tokens=tokens if joined or raw else None, **kwargs)  # fmt: skip
+    return ProbeData(
+        task, features, CPU, n_scales=n_scales, tokens=tokens if joined or raw else None, **kwargs
+    )
 
 
 def joiners_for(kind: str, data: ProbeData, seeds):
@@ -239,8 +240,9 @@ JOINED = {
 def test_joiner_does_not_depend_on_which_seeds_train_together(rng, kind):
     data, kind = make_task(rng, **JOINED[kind]), kind.split()[0]
     seeds = [3, 4, 5]
-    before = predict(train(data, seeds, joiners_for(kind, data, seeds * data.n_layers), epochs=0),
-                     data, 3)  # fmt: skip
+    before = predict(
+        train(data, seeds, joiners_for(kind, data, seeds * data.n_layers), epochs=0), data, 3
+    )
     bank = train(data, seeds, joiners_for(kind, data, seeds * data.n_layers))
     together = predict(bank, data, 3)
     assert (together - before).abs().max() > 0.1
@@ -331,9 +333,13 @@ def test_columns_of_attention_are_what_the_probe_used(rng):
 
 KINDS = pytest.mark.parametrize(
     ("positions", "cls_token", "readout"),
-    [("rotary", True, "residual"), ("rotary", True, "mean"), ("learned", True, "cls"),
-     ("learned", False, "mean")],
-)  # fmt: skip
+    [
+        ("rotary", True, "residual"),
+        ("rotary", True, "mean"),
+        ("learned", True, "cls"),
+        ("learned", False, "mean"),
+    ],
+)
 
 
 def small_model(seed=0, size=8, **kwargs):
@@ -382,9 +388,11 @@ def test_what_only_pretraining_uses_is_left_alone(rng, positions, cls_token, rea
     before = {k: v.clone() for k, v in model.state_dict().items()}
     start = checkpoint.make_initial_model(model, data.tokens["train"])
     bank = train(data, [1], trainable.make_transformers(data, [1], start, readout, CPU), epochs=2)
-    unused = [n for n, p in model.named_parameters()
-              if n.startswith(("predict", "summarise", "hole")) or "word_emb" in n
-              or "tok_emb" in n]  # fmt: skip
+    unused = [
+        n
+        for n, p in model.named_parameters()
+        if n.startswith(("predict", "summarise", "hole")) or "word_emb" in n or "tok_emb" in n
+    ]
     assert len(unused) >= 4
     for name, parameter in bank.probes[0].joiner.model.named_parameters():
         if name in unused:

@@ -29,14 +29,30 @@ from tune.aggregators.transformer.pretraining_state import save_model
 from tune.aggregators.transformer.recipes import standardisation
 
 SIZE, WIDTH = 12, 16
-TRAINED_ON = {"encoder": "muq", "encoder_fingerprint": "a" * 64, "layer": 6, "tokens": "segment",
-              "seg": "10", "hop": None, "min_tail": 1.0, "precision": "no"}  # fmt: skip
+TRAINED_ON = {
+    "encoder": "muq",
+    "encoder_fingerprint": "a" * 64,
+    "layer": 6,
+    "tokens": "segment",
+    "seg": "10",
+    "hop": None,
+    "min_tail": 1.0,
+    "precision": "no",
+}
 
 
 def make(positions="rotary", size=SIZE, width=WIDTH, seed=0, **kwargs):
     """A small aggregator with weights far from their start, in evaluation mode."""
-    settings = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24,
-                "max_tokens": 64} | TRAINED_ON | kwargs  # fmt: skip
+    settings = (
+        {
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 24,
+            "max_tokens": 64,
+        }
+        | TRAINED_ON
+        | kwargs
+    )
     torch.manual_seed(seed)
     model = AggregatorModel(
         AggregatorConfig(input_size=size, hidden_size=width, positions=positions, **settings)
@@ -180,7 +196,7 @@ def test_whitened_tokens_have_a_mean_variance_of_1(rng):
         torch.from_numpy(rng.normal(size=(20, SIZE)) * np.arange(1, SIZE + 1)).float() @ mixed
         + torch.from_numpy(rng.normal(size=SIZE)).float() * 3
         for _ in range(30)
-    ]  # fmt: skip
+    ]
     model = make(standardise="within")
     model.standardise_by(*standardisation(each, "within"))
     every = torch.cat(each)
@@ -434,10 +450,14 @@ def test_the_tokens_it_was_trained_on_fit():
         ({}, [5, 6], "segment", r"layer 6 \(here \[5, 6\]\)$"),
         ({}, [6], "frame at 5 Hz", r"tokens segment \(here frame at 5 Hz\)$"),
         ({"embedding_dim": 9}, [6], "segment", rf"token size {SIZE} \(here 9\)$"),
-        ({"fingerprint": "b" * 64, "embedding_dim": 9}, [0], "frame at 1 Hz",
-         "trained on muq, encoder weights .*, layer .*, tokens .*, token size "),
+        (
+            {"fingerprint": "b" * 64, "embedding_dim": 9},
+            [0],
+            "frame at 1 Hz",
+            "trained on muq, encoder weights .*, layer .*, tokens .*, token size ",
+        ),
     ],
-)  # fmt: skip
+)
 def test_each_difference_is_named(encoder, layers, tokens, message):
     with pytest.raises(AggregatorError, match=message):
         check_fits(

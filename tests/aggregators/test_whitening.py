@@ -32,9 +32,11 @@ def test_whitened_tokens_vary_alike_in_all_directions_within_tracks(tracks):
     around = torch.cat([(t - t.mean(0)) @ matrix for t in tracks])
     covariance = around.T @ around / (sum(map(len, tracks)) - len(tracks))
     torch.testing.assert_close(
-        covariance / covariance.diagonal().mean(), torch.eye(4, dtype=torch.float64),
-        rtol=0, atol=1e-6,
-    )  # fmt: skip
+        covariance / covariance.diagonal().mean(),
+        torch.eye(4, dtype=torch.float64),
+        rtol=0,
+        atol=1e-6,
+    )
     torch.testing.assert_close(mean, torch.cat(tracks).mean(0))
 
 

@@ -34,13 +34,23 @@ VORBIS = Kind("ogg", "OGG", "VORBIS", 0.02)
 OPUS = Kind("opus", "OGG", "OPUS", 0.1)
 MP3 = Kind("mp3", "MP3", "MPEG_LAYER_III", 0.02)
 LOSSLESS = [
-    WAV, FLOAT, FLAC, AIFF, Kind("wav", "WAV", "PCM_U8", 0.01), Kind("wav", "WAV", "PCM_24", 1e-5),
-    Kind("wav", "WAV", "PCM_32", 1e-5), Kind("wav", "WAV", "DOUBLE", 1e-5),
-    Kind("wav", "WAVEX", "PCM_24", 1e-5), Kind("wav", "RF64", "PCM_16", 1e-4),
-    Kind("w64", "W64", "PCM_16", 1e-4), Kind("flac", "FLAC", "PCM_S8", 0.01),
-    Kind("flac", "FLAC", "PCM_24", 1e-5), Kind("aiff", "AIFF", "PCM_S8", 0.01),
-    Kind("aiff", "AIFF", "PCM_24", 1e-5), Kind("aiff", "AIFF", "FLOAT", 1e-5),
-]  # fmt: skip
+    WAV,
+    FLOAT,
+    FLAC,
+    AIFF,
+    Kind("wav", "WAV", "PCM_U8", 0.01),
+    Kind("wav", "WAV", "PCM_24", 1e-5),
+    Kind("wav", "WAV", "PCM_32", 1e-5),
+    Kind("wav", "WAV", "DOUBLE", 1e-5),
+    Kind("wav", "WAVEX", "PCM_24", 1e-5),
+    Kind("wav", "RF64", "PCM_16", 1e-4),
+    Kind("w64", "W64", "PCM_16", 1e-4),
+    Kind("flac", "FLAC", "PCM_S8", 0.01),
+    Kind("flac", "FLAC", "PCM_24", 1e-5),
+    Kind("aiff", "AIFF", "PCM_S8", 0.01),
+    Kind("aiff", "AIFF", "PCM_24", 1e-5),
+    Kind("aiff", "AIFF", "FLOAT", 1e-5),
+]
 LOSSLESS_RATES = [8_000, 11_025, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000, 192_000]
 DECODABLE = [
     *((WAV, rate) for rate in LOSSLESS_RATES),

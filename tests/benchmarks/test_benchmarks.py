@@ -151,8 +151,7 @@ def test_pipeline_compares_files_with_the_encoder_alone(tmp_path):
 
 @pytest.mark.slow
 def test_scaling_measures_skips_and_counts(tmp_path):
-    args = ("--durations", "1", "60", "--segs", "full", "--tracks", "5",
-            "--max_memory", "40MB")  # fmt: skip
+    args = ("--durations", "1", "60", "--segs", "full", "--tracks", "5", "--max_memory", "40MB")
     report, done = bench("scaling", *args, cwd=tmp_path)
     cells = {(c["mode"], c["duration_s"]): c for c in report["cells"]}
     for key in (("chunked", 1), ("chunked", 60), ("unchunked", 1)):

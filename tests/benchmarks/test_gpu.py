@@ -53,8 +53,10 @@ def driver(monkeypatch):
     """gpu.py as a module, with three made-up steps in tests/gpu_steps.py."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     gpu = importlib.import_module("gpu")
-    steps = [gpu.Step(name, "gpu_steps", 1.0 if name == "hangs" else 60.0)
-             for name in ("fails", "hangs", "works")]  # fmt: skip
+    steps = [
+        gpu.Step(name, "gpu_steps", 1.0 if name == "hangs" else 60.0)
+        for name in ("fails", "hangs", "works")
+    ]
     monkeypatch.setattr(gpu, "BY_NAME", {step.name: step for step in steps})
     program = (
         f"import sys; sys.path += {[str(BENCHMARKS), str(ROOT / 'tests'), str(ROOT)]!r}\n"

@@ -57,6 +57,9 @@ def test_every_script_takes_a_file_of_flags(script, tmp_path):
 
 def test_a_flag_and_its_value_become_one_word():
     assert joined(["--store", "rows", "--seg=10", "--strict", "--n", "1"]) == [
-        "--store=rows", "--seg=10", "--strict", "--n=1",
-    ]  # fmt: skip
+        "--store=rows",
+        "--seg=10",
+        "--strict",
+        "--n=1",
+    ]
     assert joined(["seg"]) == ["seg"]

@@ -119,9 +119,12 @@ def test_many_tokens_are_shown_in_groups(capsys):
 
 @pytest.mark.parametrize(
     ("times", "expected"),
-    [([[0, 10], [10, 19.6]], "0:10 - 0:20"), ([[0, 1], [1, 1.55]], "0:01.0 - 0:01.6"),
-     ([[59.96, 60], [60, 60.04]], "1:00.00 - 1:00.04")],
-)  # fmt: skip
+    [
+        ([[0, 10], [10, 19.6]], "0:10 - 0:20"),
+        ([[0, 1], [1, 1.55]], "0:01.0 - 0:01.6"),
+        ([[59.96, 60], [60, 60.04]], "1:00.00 - 1:00.04"),
+    ],
+)
 def test_times_are_as_exact_as_tokens_are_short(times, expected):
     assert attention_weights.span(np.array(times), 1) == expected
 
@@ -151,19 +154,22 @@ def test_where_segments_overlap_the_picture_has_their_average(tmp_path, monkeypa
     plain = Axes.imshow
     monkeypatch.setattr(Axes, "imshow", lambda *a, **k: drawn.append(a[1]) or plain(*a, **k))
     times = np.array([[0.0, 10], [5, 15], [20, 30]])
-    attention_weights.draw([attention_weights.Track("x", times, np.array([[0.5, 0.2, 0.3]]))], "r",
-                   tmp_path / "a.svg")  # fmt: skip
+    attention_weights.draw(
+        [attention_weights.Track("x", times, np.array([[0.5, 0.2, 0.3]]))], "r", tmp_path / "a.svg"
+    )
     at = (np.array([2, 7, 12, 17, 25]) / 30 * drawn[0].shape[1]).astype(int)
     np.testing.assert_allclose(drawn[0][0, at], [1.5, 1.05, 0.6, np.nan, 0.9])
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
-    [(["nowhere"], "nowhere: no such folder"),
-     (["empty"], "empty holds no attention.parquet: only --agg attention writes one"),
-     (["broken"], "attention.parquet can't be read: "),
-     (["other"], "attention.parquet can't be read: ")],
-)  # fmt: skip
+    [
+        (["nowhere"], "nowhere: no such folder"),
+        (["empty"], "empty holds no attention.parquet: only --agg attention writes one"),
+        (["broken"], "attention.parquet can't be read: "),
+        (["other"], "attention.parquet can't be read: "),
+    ],
+)
 def test_run_without_weights_says_why(tmp_path, monkeypatch, args, message):
     monkeypatch.chdir(tmp_path)
     for name in ("empty", "broken", "other"):
@@ -176,10 +182,12 @@ def test_run_without_weights_says_why(tmp_path, monkeypatch, args, message):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--plot", "a.jpg"], "--plot must end in .png, .svg or .pdf, got 'a.jpg'"),
-     (["--plot", "no/a.png"], "--plot no/a.png: a file in a folder that exists is needed"),
-     (["--top", "0"], "expected a whole number above 0")],
-)  # fmt: skip
+    [
+        (["--plot", "a.jpg"], "--plot must end in .png, .svg or .pdf, got 'a.jpg'"),
+        (["--plot", "no/a.png"], "--plot no/a.png: a file in a folder that exists is needed"),
+        (["--top", "0"], "expected a whole number above 0"),
+    ],
+)
 def test_wrong_flag_ends_in_one_line(folder, capsys, flags, message):
     with pytest.raises(SystemExit) as stopped:
         main([str(folder), *flags])

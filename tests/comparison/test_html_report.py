@@ -25,8 +25,15 @@ from tune.comparison.recommend import Limits
 from tune.runs.load import SkippedRun, read_folders
 
 EVIL = '<script>document.title="owned"</script>'
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome",
-                                                "google-chrome-stable"))), None)  # fmt: skip
+CHROMIUM = next(
+    filter(
+        None,
+        map(
+            shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+        ),
+    ),
+    None,
+)
 
 
 class Tags(HTMLParser):
@@ -66,17 +73,46 @@ def page(tmp_path_factory):
     classes = [EVIL, "b$x$", "c&d"]
     ids = [f"{EVIL}{i:02d}" for i in range(40)]
     labels, _ = write_grid(tmp_path / "runs", rng, task=f"t{EVIL}", classes=classes, ids=ids)
-    write_run(tmp_path / "runs", "60", labels, guesses(rng, labels, 0.5), seg="60", task=f"t{EVIL}",
-              degenerate="equals full", classes=classes, ids=ids)  # fmt: skip
-    write_run(tmp_path / "runs", "mel", labels, guesses(rng, labels, 0.5), encoder=EVIL,
-              task=f"t{EVIL}", classes=classes, ids=ids)  # fmt: skip
+    write_run(
+        tmp_path / "runs",
+        "60",
+        labels,
+        guesses(rng, labels, 0.5),
+        seg="60",
+        task=f"t{EVIL}",
+        degenerate="equals full",
+        classes=classes,
+        ids=ids,
+    )
+    write_run(
+        tmp_path / "runs",
+        "mel",
+        labels,
+        guesses(rng, labels, 0.5),
+        encoder=EVIL,
+        task=f"t{EVIL}",
+        classes=classes,
+        ids=ids,
+    )
     numbers = rng.normal(0, 1, (30, 2))
     for agg in ("mean", "attention"):
-        folder = write_run(tmp_path / "runs", f"emo-{agg}", numbers,
-                           numbers + rng.normal(0, 0.6, (3, 30, 2)), task="emo", agg=agg,
-                           targets=("arousal", "valence"))  # fmt: skip
-    columns = {"seed": [0, 0], "id": [EVIL] * 2, "token": [0, 1], "start_s": [0.0, 10.0],
-               "end_s": [10.0, 15.0], "weight": [0.8, 0.2]}  # fmt: skip
+        folder = write_run(
+            tmp_path / "runs",
+            f"emo-{agg}",
+            numbers,
+            numbers + rng.normal(0, 0.6, (3, 30, 2)),
+            task="emo",
+            agg=agg,
+            targets=("arousal", "valence"),
+        )
+    columns = {
+        "seed": [0, 0],
+        "id": [EVIL] * 2,
+        "token": [0, 1],
+        "start_s": [0.0, 10.0],
+        "end_s": [10.0, 15.0],
+        "weight": [0.8, 0.2],
+    }
     pq.write_table(pa.table(columns), folder / "attention.parquet")
     views = analyse(merge(read_folders([tmp_path / "runs"])[0])[0], limits=Limits(2 * 10**9, 1.0))
     return render(views, [SkippedRun(EVIL, f"because {EVIL}")], correction="holm", command=EVIL)
@@ -104,8 +140,12 @@ def test_ids_are_unique_and_links_lead_somewhere(page):
     tags = parse(page)
     ids = Counter(attrs["id"] for _, attrs in tags if "id" in attrs)
     assert max(ids.values()) == 1
-    links = [attrs[n][1:] for _, attrs in tags for n in ("href", "xlink:href")
-             if attrs.get(n, "").startswith("#")]  # fmt: skip
+    links = [
+        attrs[n][1:]
+        for _, attrs in tags
+        for n in ("href", "xlink:href")
+        if attrs.get(n, "").startswith("#")
+    ]
     assert links
     assert set(links) <= set(ids)
 
@@ -119,9 +159,19 @@ def test_only_our_script_may_run(page):
 
 def test_what_the_page_says(page):
     text = re.sub(r"<[^>]+>", " ", page)
-    for part in ("best balance", "Effect of segments", "Effect of aggregator", "Left out",
-                 "Beside the original", "What attention listens to", "disagree most", "MuQ iter",
-                 "= full mean", "within 2 GB and 1 s a track", "R² valence"):  # fmt: skip
+    for part in (
+        "best balance",
+        "Effect of segments",
+        "Effect of aggregator",
+        "Left out",
+        "Beside the original",
+        "What attention listens to",
+        "disagree most",
+        "MuQ iter",
+        "= full mean",
+        "within 2 GB and 1 s a track",
+        "R² valence",
+    ):
         assert part in text, part
 
 
@@ -134,10 +184,20 @@ def chromium(*args, timeout=120):
     if CHROMIUM is None:
         pytest.skip("Chromium isn't installed")
     return subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-         "--enable-logging=stderr", "--hide-scrollbars", *args],
-        capture_output=True, text=True, timeout=timeout,
-    )  # fmt: skip
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--enable-logging=stderr",
+            "--hide-scrollbars",
+            *args,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
 
 
 # Runs in the page after its own script: sorts, points at a dot, and leaves what it saw.
@@ -182,8 +242,12 @@ def test_no_error_on_the_console(page, tmp_path):
     path = tmp_path / "r.html"
     path.write_text(page, "utf-8")
     shot = tmp_path / "shot.png"
-    done = chromium("--window-size=1280,2000", f"--user-data-dir={tmp_path / 'profile'}",
-                    f"--screenshot={shot}", path.as_uri())  # fmt: skip
+    done = chromium(
+        "--window-size=1280,2000",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--screenshot={shot}",
+        path.as_uri(),
+    )
     assert shot.stat().st_size > 20_000
     assert "CONSOLE" not in done.stderr, done.stderr
 
@@ -191,11 +255,20 @@ def test_no_error_on_the_console(page, tmp_path):
 def test_points_in_one_place_are_named_together_and_decades_are_plain_numbers():
     def row(label, dim, mean, front):
         cell = SimpleNamespace(label=label, dim=dim, memory_bytes=None, seconds_per_track=None)
-        return SimpleNamespace(cell=cell, mean=mean, encoder="mel", fronts={"dim": front},
-                               metrics={"accuracy": (mean, mean - 0.1, mean + 0.1)})  # fmt: skip
+        return SimpleNamespace(
+            cell=cell,
+            mean=mean,
+            encoder="mel",
+            fronts={"dim": front},
+            metrics={"accuracy": (mean, mean - 0.1, mean + 0.1)},
+        )
 
-    rows = [row("5 s stats", 512, 0.63, True), row("10 s stats", 512, 0.63, True),
-            row("5 s mean", 256, 0.50, True), row("5 s concat", 3084, 0.51, False)]  # fmt: skip
+    rows = [
+        row("5 s stats", 512, 0.63, True),
+        row("10 s stats", 512, 0.63, True),
+        row("5 s mean", 256, 0.50, True),
+        row("5 s concat", 3084, 0.51, False),
+    ]
     view = SimpleNamespace(rows=rows, encoders=[SimpleNamespace(name="mel")], metric="accuracy")
     figure, tips = front_figure(view, "dim")
     (axes,) = figure.axes

@@ -37,8 +37,13 @@ def write_run(folder, predictions, labels, *, task="t", kind="classes", ids=None
     if shuffle is not None:
         table = table.take(shuffle.permutation(len(table)))
     pq.write_table(table, folder / "predictions.parquet")
-    result = {"task": task, "kind": kind, "classes": CLASSES, "targets": ["x"],
-              "metrics": {name: {"mean": float(np.mean(values))}}}  # fmt: skip
+    result = {
+        "task": task,
+        "kind": kind,
+        "classes": CLASSES,
+        "targets": ["x"],
+        "metrics": {name: {"mean": float(np.mean(values))}},
+    }
     (folder / "result.json").write_text(json.dumps(result))
     return folder
 
@@ -138,9 +143,15 @@ def test_pairing_narrows_the_interval(rng, labels):
 
 
 @pytest.mark.parametrize(
-    ("interval", "word"), [((0.1, 0.2), "better"), ((-0.2, -0.1), "worse"), ((-0.1, 0.1), "tie"),
-                           ((0.0, 0.1), "tie"), ((float("nan"), float("nan")), "tie")]
-)  # fmt: skip
+    ("interval", "word"),
+    [
+        ((0.1, 0.2), "better"),
+        ((-0.2, -0.1), "worse"),
+        ((-0.1, 0.1), "tie"),
+        ((0.0, 0.1), "tie"),
+        ((float("nan"), float("nan")), "tie"),
+    ],
+)
 def test_verdict(interval, word):
     assert verdict(*interval) == word
 
@@ -186,8 +197,10 @@ def test_command(tmp_path, rng, labels, capsys):
 def test_command_on_what_is_no_run_ends_in_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "tune.comparison", "paired", tmp_path, tmp_path],
-        capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "is no run of train_probe.py" in done.stderr

@@ -80,9 +80,15 @@ def test_mel_is_mean_and_deviation_of_the_decibel_spectrogram(segments):
 
     out = load_encoder("mel").embed(segments[:1], [0])[0, 0, 0]
     power = librosa.feature.melspectrogram(
-        y=segments[0], sr=24_000, n_fft=2048, hop_length=240, n_mels=128, htk=True, norm=None,
+        y=segments[0],
+        sr=24_000,
+        n_fft=2048,
+        hop_length=240,
+        n_mels=128,
+        htk=True,
+        norm=None,
         pad_mode="reflect",
-    )  # fmt: skip
+    )
     decibel = 10 * np.log10(np.maximum(power, 1e-10))[:, :-1]
     np.testing.assert_allclose(out[:128], decibel.mean(1), atol=1e-3)
     np.testing.assert_allclose(out[128:], decibel.std(1), atol=1e-3)
@@ -170,12 +176,16 @@ def test_states_that_are_not_finite_in_float32_are_an_error(segments):
 @pytest.mark.parametrize(
     ("requested", "device", "capability", "expected"),
     [
-        ("auto", "cpu", None, "no"), ("auto", "mps", None, "no"),
-        ("auto", "cuda", (7, 5), "fp16"), ("auto", "cuda", (8, 0), "bf16"),
-        ("auto", "cuda", (9, 0), "bf16"), ("no", "cuda", (9, 0), "no"),
-        ("fp16", "cuda", (9, 0), "fp16"), ("bf16", "cpu", None, "bf16"),
+        ("auto", "cpu", None, "no"),
+        ("auto", "mps", None, "no"),
+        ("auto", "cuda", (7, 5), "fp16"),
+        ("auto", "cuda", (8, 0), "bf16"),
+        ("auto", "cuda", (9, 0), "bf16"),
+        ("no", "cuda", (9, 0), "no"),
+        ("fp16", "cuda", (9, 0), "fp16"),
+        ("bf16", "cpu", None, "bf16"),
     ],
-)  # fmt: skip
+)
 def test_precision_follows_the_device(requested, device, capability, expected):
     assert resolve_precision(requested, device, capability) == expected
 
@@ -248,8 +258,10 @@ def test_folders_that_are_no_muq_are_refused_with_the_reason(tmp_path):
     with pytest.raises(EncoderError, match=r"1 names differ.*conv\.linear\.weight"):
         load_encoder(str(tmp_path / "partial"))
     (folder / "model.safetensors").write_bytes(whole)
-    for config, message in (({}, "neither MuQ's .* nor MuQ-MuLan's, nor a transformers model's"),
-                            ({"model_type": "bert"}, "no preprocessor_config")):  # fmt: skip
+    for config, message in (
+        ({}, "neither MuQ's .* nor MuQ-MuLan's, nor a transformers model's"),
+        ({"model_type": "bert"}, "no preprocessor_config"),
+    ):
         (folder / "config.json").write_text(json.dumps(config))
         with pytest.raises(EncoderError, match=message):
             load_encoder(str(folder))

@@ -14,8 +14,15 @@ from tune.encoders.base import EncoderError
 from tune.encoders.muq import NANO_FOLDER
 from tune.encoders.registry import load_encoder
 
-TOWER = {"dim": 48, "tf_depth": 2, "heads": 2, "dim_head": 16, "attn_dropout": 0.0,
-         "ff_dropout": 0.0, "ff_mult": 4}  # fmt: skip
+TOWER = {
+    "dim": 48,
+    "tf_depth": 2,
+    "heads": 2,
+    "dim_head": 16,
+    "attn_dropout": 0.0,
+    "ff_dropout": 0.0,
+    "ff_mult": 4,
+}
 
 
 class Tower(nn.Module):
@@ -53,8 +60,9 @@ def saved(tmp_path_factory):
         "mulan": {"sr": 24_000, "clip_secs": 10, "dim_latent": 24},
         "audio_model": {"name": "inner", "model_dim": 192, "use_layer_idx": -2},
         "text_model": {"name": "someone/text", "model_dim": 8},
-        "audio_transformer": TOWER, "text_transformer": {"tf_depth": 1},
-    }  # fmt: skip
+        "audio_transformer": TOWER,
+        "text_transformer": {"tf_depth": 1},
+    }
     (folder / "config.json").write_text(json.dumps(config))
     return folder, tower
 

@@ -83,7 +83,9 @@ def test_half_precision_casts_parameters_and_keeps_the_direction(tmp_path, rng):
 
 
 def test_a_callable_runs_in_float32_and_pooled_states_have_no_frames(tmp_path, rng):
-    path = save(tmp_path, """
+    path = save(
+        tmp_path,
+        """
         def loud(audio):
             return audio.unfold(1, 800, 800).square().mean(2, keepdim=True)
         loud.sample_rate = 16_000
@@ -93,7 +95,8 @@ def test_a_callable_runs_in_float32_and_pooled_states_have_no_frames(tmp_path, r
             max_seconds = 3.0
             def __call__(self, audio):
                 return audio.std(1, keepdim=True)
-    """)  # fmt: skip
+    """,
+    )
     loud = load_encoder(f"{path}:loud", precision="bf16")
     assert (loud.precision, loud.frame_rate, loud.embedding_dim) == ("no", 20.0, 1)
     audio = noise(rng)
@@ -106,20 +109,24 @@ def test_a_callable_runs_in_float32_and_pooled_states_have_no_frames(tmp_path, r
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("missing", "mine.py has no 'missing'"),
-     ("no_rate", "must state its sample_rate, a whole number of Hz"),
-     ("float_rate", r"must state its sample_rate, .* got 16000\.0"),
-     ("flat", r"must return \(B, T, D\), or \(B, D\) for pooled states: got \(2,\)"),
-     ("other_batch", r"must return .*: got \(1, 7\) for audio \(2, "),
-     ("words", "must return a tensor .* got str"),
-     ("empty", "returns an empty list of layers"),
-     ("nan", "gives NaN or infinite states for noise"),
-     ("grows", "gives layers of .* values for 4 s of noise, but of"),
-     ("NUMBER", "is neither a subclass of .* but int"),
-     ("Needs", "is a class that can't be called without arguments .*size")],
-)  # fmt: skip
+    [
+        ("missing", "mine.py has no 'missing'"),
+        ("no_rate", "must state its sample_rate, a whole number of Hz"),
+        ("float_rate", r"must state its sample_rate, .* got 16000\.0"),
+        ("flat", r"must return \(B, T, D\), or \(B, D\) for pooled states: got \(2,\)"),
+        ("other_batch", r"must return .*: got \(1, 7\) for audio \(2, "),
+        ("words", "must return a tensor .* got str"),
+        ("empty", "returns an empty list of layers"),
+        ("nan", "gives NaN or infinite states for noise"),
+        ("grows", "gives layers of .* values for 4 s of noise, but of"),
+        ("NUMBER", "is neither a subclass of .* but int"),
+        ("Needs", "is a class that can't be called without arguments .*size"),
+    ],
+)
 def test_what_is_no_encoder_is_said_in_one_line(tmp_path, name, message):
-    path = save(tmp_path, """
+    path = save(
+        tmp_path,
+        """
         import torch
         NUMBER = 3
         def no_rate(audio): return audio
@@ -136,7 +143,8 @@ def test_what_is_no_encoder_is_said_in_one_line(tmp_path, name, message):
         class Needs(torch.nn.Module):
             sample_rate = 16_000
             def __init__(self, size): super().__init__()
-    """)  # fmt: skip
+    """,
+    )
     with pytest.raises(EncoderError, match=message) as caught:
         load_encoder(f"{path}:{name}")
     assert "\n" not in str(caught.value)
@@ -152,11 +160,14 @@ def test_no_such_file_or_module(tmp_path):
 
 
 def test_states_that_change_their_shape_later_are_an_error(tmp_path, rng):
-    path = save(tmp_path, """
+    path = save(
+        tmp_path,
+        """
         def fickle(audio):
             return audio.unfold(1, 800, 800) if audio.shape[1] > 15_000 else audio[:, None, :800]
         fickle.sample_rate = 16_000
-    """)  # fmt: skip
+    """,
+    )
     encoder = load_encoder(f"{path}:fickle")
     encoder.embed(noise(rng, 1, 40_000), [0])
     with pytest.raises(EncoderError, match=r"gives 1 states for 0\.75 s, about 15 were expected"):
@@ -252,7 +263,9 @@ def test_a_changed_module_never_meets_its_old_rows(tmp_path):
 
 
 def test_a_subclass_that_takes_a_precision_has_one_fingerprint(tmp_path):
-    path = save(tmp_path, """
+    path = save(
+        tmp_path,
+        """
         from tune.encoders import Encoder
         import torch
 
@@ -265,7 +278,8 @@ def test_a_subclass_that_takes_a_precision_has_one_fingerprint(tmp_path):
 
             def states(self, audio, layers, dtype):
                 yield self.model(audio.unfold(1, 800, 800).to(self.model.weight.dtype))
-    """)  # fmt: skip
+    """,
+    )
     full, half = (load_encoder(f"{path}:Half", precision=p) for p in ("no", "bf16"))
     assert half.precision == "bf16"
     assert half.model.weight.dtype == torch.bfloat16

@@ -327,9 +327,10 @@ def own_code(folders, tmp_path, monkeypatch):
     marker = tmp_path / "executed"
     (folder / "modeling_own.py").write_text(MODEL_CODE.format(marker=str(marker)))
     config = json.loads((folder / "config.json").read_text()) | {
-        "model_type": "own", "architectures": ["OwnModel"],
+        "model_type": "own",
+        "architectures": ["OwnModel"],
         "auto_map": {"AutoConfig": "modeling_own.OwnConfig", "AutoModel": "modeling_own.OwnModel"},
-    }  # fmt: skip
+    }
     (folder / "config.json").write_text(json.dumps(config))
     return SimpleNamespace(folder=folder, marker=marker, config=config)
 
@@ -385,7 +386,7 @@ def test_models_that_cannot_be_used_are_refused_with_the_reason(folders, tmp_pat
             path = folder / "config.json"
             path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
-        return change  # fmt: skip
+        return change
 
     def drop(key):
         def change(folder):
@@ -393,7 +394,7 @@ def test_models_that_cannot_be_used_are_refused_with_the_reason(folders, tmp_pat
             del weights[key]
             save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
-        return change  # fmt: skip
+        return change
 
     key = "encoder.layers.1.feed_forward.output_dense.weight"
     for name, change, message in (
@@ -403,16 +404,28 @@ def test_models_that_cannot_be_used_are_refused_with_the_reason(folders, tmp_pat
         ("hubert", config(model_type="nonsense"), "can't be loaded: ValueError: .*nonsense"),
         ("hubert", lambda f: (f / "model.safetensors").write_bytes(b"x" * 100), "can't be loaded"),
         ("hubert", lambda f: (f / "config.json").write_text("{"), "damaged: config.json"),
-        ("whisper", lambda f: save_tiny(f, "whisper", chunk_length=3),
-         "extractor makes 48000 samples and 16 bands, the model takes 32000 and 16"),
+        (
+            "whisper",
+            lambda f: save_tiny(f, "whisper", chunk_length=3),
+            "extractor makes 48000 samples and 16 bands, the model takes 32000 and 16",
+        ),
         ("whisper", lambda f: save_tiny(f, "whisper", dither=1e-4), "adds noise .dither 0.0001"),
-        ("ast", lambda f: save_tiny(f, "ast", max_length=64),
-         "extractor makes 64 frames of 32 bands, the model takes 128 of 32"),
-        ("whisper", lambda f: shutil.copy(folders["hubert"] / "preprocessor_config.json", f),
-         "a whisper model names no conv_stride and conv_kernel"),
-        ("wav2vec2", lambda f: shutil.copy(folders["whisper"] / "preprocessor_config.json", f),
-         "is a wav2vec2 model with a WhisperFeatureExtractor, which is none of those known"),
-    ):  # fmt: skip
+        (
+            "ast",
+            lambda f: save_tiny(f, "ast", max_length=64),
+            "extractor makes 64 frames of 32 bands, the model takes 128 of 32",
+        ),
+        (
+            "whisper",
+            lambda f: shutil.copy(folders["hubert"] / "preprocessor_config.json", f),
+            "a whisper model names no conv_stride and conv_kernel",
+        ),
+        (
+            "wav2vec2",
+            lambda f: shutil.copy(folders["whisper"] / "preprocessor_config.json", f),
+            "is a wav2vec2 model with a WhisperFeatureExtractor, which is none of those known",
+        ),
+    ):
         with pytest.raises(EncoderError, match=message):
             load_encoder(broken(name, change))
     with pytest.raises(EncoderError, match="--compile is made for MuQ"):
@@ -494,8 +507,9 @@ FLAGS = ["--seg=1", "--min_tail=0.5", "--epochs=2", "--report_to=none", "--name=
 @pytest.mark.parametrize("name", ["wav2vec2", "whisper"])
 def test_train_probe_takes_a_models_folder(name, folders, tmp_path):
     task = make_task(tmp_path / "tones", n=(4, 2, 4))
-    done = run_probe("--task", task, "--encoder", folders[name], *FLAGS, "--layer=all",
-                     cwd=tmp_path)  # fmt: skip
+    done = run_probe(
+        "--task", task, "--encoder", folders[name], *FLAGS, "--layer=all", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "runs" / "r" / "result.json").read_text())
     assert (result["encoder"], result["encoder_untrained"]) == (name, False)
@@ -522,8 +536,16 @@ def test_train_probe_refuses_what_the_model_cannot_take_before_it_begins(folders
         (["--encoder", str(folders["clap"]), "--seg=1", "--layer=all"], "layers of one size"),
         (["--encoder", str(folders["clap"]), "--seg=1", "--tokens=frame"], "don't follow time"),
     ):
-        args = train_probe.parse_args([*flags, "--task", str(tmp_path), "--report_to=none",
-                                       "--output_dir", str(tmp_path / "runs")])  # fmt: skip
+        args = train_probe.parse_args(
+            [
+                *flags,
+                "--task",
+                str(tmp_path),
+                "--report_to=none",
+                "--output_dir",
+                str(tmp_path / "runs"),
+            ]
+        )
         with pytest.raises(ValueError, match=message):
             train_probe.main(args)
     assert not (tmp_path / "runs").exists()
@@ -533,8 +555,15 @@ def test_the_check_passes_a_good_encoder_and_prints_what_it_found(folders, capsy
     main(["check", str(folders["wavlm"])])
     out = capsys.readouterr().out
     assert "wavlm: layers 0 to 3 of 32 values, 50 states a second, 16000 Hz" in out
-    for line in ("shapes (B, T, D)", "4 x (3, 99, 32)", "finite values", "batch = single",
-                 "the same twice", "bf16 = float32", "cost of 10 s"):  # fmt: skip
+    for line in (
+        "shapes (B, T, D)",
+        "4 x (3, 99, 32)",
+        "finite values",
+        "batch = single",
+        "the same twice",
+        "bf16 = float32",
+        "cost of 10 s",
+    ):
         assert line in out
     assert "FAILS" not in out
     assert out.rstrip().endswith("fit for use")
@@ -558,11 +587,13 @@ def test_the_check_fails_a_broken_encoder_with_code_1(folders, tmp_path, capsys)
 
 @pytest.mark.parametrize(
     ("spoil", "failed"),
-    [(lambda s: s + 1e-3 * torch.rand_like(s), {"batch = single", "the same twice"}),
-     (lambda s: s - s.mean(0, keepdim=True), {"batch = single"}),
-     (lambda s: s[:, :5], {"shapes (B, T, D)"}),
-     (lambda s: s.mean(1), {"shapes (B, T, D)"})],
-)  # fmt: skip
+    [
+        (lambda s: s + 1e-3 * torch.rand_like(s), {"batch = single", "the same twice"}),
+        (lambda s: s - s.mean(0, keepdim=True), {"batch = single"}),
+        (lambda s: s[:, :5], {"shapes (B, T, D)"}),
+        (lambda s: s.mean(1), {"shapes (B, T, D)"}),
+    ],
+)
 def test_the_check_names_what_is_wrong(folders, spoil, failed):
     encoder = load_encoder(str(folders["hubert"]))
     states = encoder.states

@@ -201,9 +201,14 @@ def test_intervals_agree_with_scipys_bootstrap(classes, numbers):
 
     def scipys(data, statistic):
         interval = stats.bootstrap(
-            data, statistic, paired=True, vectorized=True, method="percentile",
-            n_resamples=5000, rng=np.random.default_rng(99),
-        ).confidence_interval  # fmt: skip
+            data,
+            statistic,
+            paired=True,
+            vectorized=True,
+            method="percentile",
+            n_resamples=5000,
+            rng=np.random.default_rng(99),
+        ).confidence_interval
         return interval.low, interval.high
 
     labels, guesses = classes

@@ -126,8 +126,10 @@ def test_sizes_are_read_off_the_data(rng, kind, n_out):
     data, _, _ = make_data(rng, kind)
     assert (data.n_train, data.n_in, data.n_out) == (10, 6, n_out)
     assert {s: tuple(x.shape) for s, x in data.inputs.items()} == {
-        "train": (2, 10, 6), "val": (2, 4, 6), "test": (2, 3, 6)
-    }  # fmt: skip
+        "train": (2, 10, 6),
+        "val": (2, 4, 6),
+        "test": (2, 3, 6),
+    }
     assert all(x.dtype == torch.float64 for x in data.inputs.values())
 
 
@@ -368,14 +370,13 @@ def sequential(probe: Probe, dropout: float = DROPOUT) -> nn.Sequential:
     """Plain PyTorch with a probe's weights; trains with dropout of its own."""
     n_in, hidden = probe.w1.shape
     model = nn.Sequential(
-        nn.Linear(n_in, hidden), nn.ReLU(), nn.Dropout(dropout),
+        nn.Linear(n_in, hidden),
+        nn.ReLU(),
+        nn.Dropout(dropout),
         nn.Linear(hidden, probe.w2.shape[1]),
-    ).to(probe.w1.dtype)  # fmt: skip
+    ).to(probe.w1.dtype)
     with torch.no_grad():
-        for layer, weight, bias in (
-            (model[0], probe.w1, probe.b1),
-            (model[3], probe.w2, probe.b2),
-        ):
+        for layer, weight, bias in ((model[0], probe.w1, probe.b1), (model[3], probe.w2, probe.b2)):
             layer.weight.copy_(weight.T)
             layer.bias.copy_(bias[0])
     return model
@@ -412,8 +413,11 @@ def xy(rng):
 def test_probe_is_marbles():
     probe = ProbeBank([0], 7, 3).probes[0]
     assert {name: tuple(p.shape) for name, p in probe.named_parameters()} == {
-        "w1": (7, 512), "b1": (1, 512), "w2": (512, 3), "b2": (1, 3)
-    }  # fmt: skip
+        "w1": (7, 512),
+        "b1": (1, 512),
+        "w2": (512, 3),
+        "b2": (1, 3),
+    }
     assert (HIDDEN, DROPOUT) == (512, 0.2)
 
 

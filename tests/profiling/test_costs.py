@@ -88,9 +88,18 @@ def test_matrix_rate_is_a_rate(dtype, monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "n_bytes"),
-    [("2GB", 2 * GB), ("800MB", 800 * 10**6), (" 1.5 gb", 1_500_000_000), ("1GiB", 2**30),
-     ("64kB", 64_000), ("12b", 12), ("0.5", 4 * GB), (".25", 2 * GB), ("1", 8 * GB)],
-)  # fmt: skip
+    [
+        ("2GB", 2 * GB),
+        ("800MB", 800 * 10**6),
+        (" 1.5 gb", 1_500_000_000),
+        ("1GiB", 2**30),
+        ("64kB", 64_000),
+        ("12b", 12),
+        ("0.5", 4 * GB),
+        (".25", 2 * GB),
+        ("1", 8 * GB),
+    ],
+)
 def test_budget_is_a_size_or_a_fraction(text, n_bytes):
     assert memory.parse_budget(text, 8 * GB) == n_bytes
 
@@ -156,8 +165,14 @@ def test_where_the_study_is_silent_there_is_nothing(seconds, seg, agg):
 
 def test_the_studys_table_is_complete():
     cells = {(task, seg, agg) for task, seg, agg in arithmetic.STUDY}
-    strategies = {("full", "any"), ("10", "concat"), ("10", "mean"), ("10", "transformer"),
-                  ("30", "mean"), ("60", "transformer")}  # fmt: skip
+    strategies = {
+        ("full", "any"),
+        ("10", "concat"),
+        ("10", "mean"),
+        ("10", "transformer"),
+        ("30", "mean"),
+        ("60", "transformer"),
+    }
     assert cells == {(task, *each) for task in ("EMO", "GTZAN") for each in strategies}
     assert arithmetic.study_cost(45.0, "60", "transformer")["peak_memory_bytes"] == 4_132_000_000
     assert arithmetic.study_cost(30.0, "10", "transformer")["seconds_per_track"] == 80.7 / 290
@@ -184,9 +199,13 @@ def test_a_cell_in_this_process_counts_passes_values_and_arithmetic(nano):
 
 @pytest.mark.parametrize(
     ("agg", "size", "parameters"),
-    [("duration_mean", 256, 0), ("stats", 512, 0), ("max", 256, 0),
-     ("attention", 256, 2 * 256 * 32 + 32 * 4)],
-)  # fmt: skip
+    [
+        ("duration_mean", 256, 0),
+        ("stats", 512, 0),
+        ("max", 256, 0),
+        ("attention", 256, 2 * 256 * 32 + 32 * 4),
+    ],
+)
 def test_a_cell_joins_as_the_aggregator_does(agg, size, parameters):
     found = measuring.run_cell(measuring.Cell("1", agg, 2.5, encoder="mel"), 1)
     assert (found["embedding_dim"], found["aggregator_parameters"]) == (size, parameters)
@@ -255,8 +274,9 @@ def checkpoint(tmp_path_factory):
 
 
 def test_a_checkpoint_is_measured_instead(checkpoint):
-    cell = measuring.Cell("1", "transformer", 2.5, encoder="muq-nano",
-                          aggregator_checkpoint=checkpoint)  # fmt: skip
+    cell = measuring.Cell(
+        "1", "transformer", 2.5, encoder="muq-nano", aggregator_checkpoint=checkpoint
+    )
     found = measuring.run_cell(cell, 1)
     assert found["embedding_dim"] == 192
     cell = replace(cell, aggregator_checkpoint=None)
@@ -393,19 +413,45 @@ def test_a_gpu_reports_what_pytorch_allocated():
 
 def settings(**changes):
     """A cell's settings."""
-    return {"seg": "10", "agg": "mean", "duration_s": 45.0, "layer": "last", "encoder": "muq",
-            "precision": "fp16", "batch_seconds": 60.0, "frame_rate": None, **changes}  # fmt: skip
+    return {
+        "seg": "10",
+        "agg": "mean",
+        "duration_s": 45.0,
+        "layer": "last",
+        "encoder": "muq",
+        "precision": "fp16",
+        "batch_seconds": 60.0,
+        "frame_rate": None,
+        **changes,
+    }
 
 
 def found(**changes):
     """What measuring such a cell gives."""
-    return {"duration_s": 45.0, "peak_memory_bytes": 1_776_000_000, "peak_memory_kind": "allocated",
-            "weights_bytes": 670_000_000, "seconds_per_track": 0.2, "seconds_per_track_min": 0.1,
-            "seconds_per_track_max": 0.3, "decode_seconds": 0.0, "audio_seconds_per_second": 225.0,
-            "flops": 2e12, "flops_per_second": 1e13, "embedding_dim": 1024, "store_bytes": 20_000,
-            "encoder_passes": 5.0, "degenerate": None, "redone_in_float32": 0.0, "muq_large": True,
-            "encoder_untrained": True, "cut_seconds": 0.0, "join_seconds": 1e-5,
-            "aggregator_parameters": 0, **changes}  # fmt: skip
+    return {
+        "duration_s": 45.0,
+        "peak_memory_bytes": 1_776_000_000,
+        "peak_memory_kind": "allocated",
+        "weights_bytes": 670_000_000,
+        "seconds_per_track": 0.2,
+        "seconds_per_track_min": 0.1,
+        "seconds_per_track_max": 0.3,
+        "decode_seconds": 0.0,
+        "audio_seconds_per_second": 225.0,
+        "flops": 2e12,
+        "flops_per_second": 1e13,
+        "embedding_dim": 1024,
+        "store_bytes": 20_000,
+        "encoder_passes": 5.0,
+        "degenerate": None,
+        "redone_in_float32": 0.0,
+        "muq_large": True,
+        "encoder_untrained": True,
+        "cut_seconds": 0.0,
+        "join_seconds": 1e-5,
+        "aggregator_parameters": 0,
+        **changes,
+    }
 
 
 def printed(function, *args):
@@ -436,8 +482,17 @@ def test_the_table_says_whose_seconds_these_are():
         report.complete_row(settings(), found(flops_per_second=None), 4e13),
     ]
     text = printed(report.print_costs, rows, "this GPU")
-    for part in ("RTX 2080 Ti, we on this GPU", "125 tracks", "290 tracks", "3.552", "0.50",
-                 "25%", "5 = full", "out of memory", "muq (random weights), fp16"):  # fmt: skip
+    for part in (
+        "RTX 2080 Ti, we on this GPU",
+        "125 tracks",
+        "290 tracks",
+        "3.552",
+        "0.50",
+        "25%",
+        "5 = full",
+        "out of memory",
+        "muq (random weights), fp16",
+    ):
         assert part in text
     assert "│ layer" in text.replace("┃", "│")  # it differs, so it has a column
 
@@ -446,8 +501,13 @@ def test_the_table_says_what_cutting_and_learning_add():
     joined = found(cut_seconds=0.05, join_seconds=0.004, aggregator_parameters=3_025_536)
     rows = [report.complete_row(settings(agg="transformer"), joined, 4e13)]
     text = printed(report.print_costs, rows, "this GPU")
-    for part in ("up to 0.050 s a track", "transformer: up to 3,025,536 parameters",
-                 "0.0040 s", "4.095", "joins frames at 25 Hz"):  # fmt: skip
+    for part in (
+        "up to 0.050 s a track",
+        "transformer: up to 3,025,536 parameters",
+        "0.0040 s",
+        "4.095",
+        "joins frames at 25 Hz",
+    ):
         assert part in text
     rows[0]["frame_rate"] = 25.0
     assert "joins frames" not in printed(report.print_costs, rows, "this GPU")
@@ -467,10 +527,11 @@ def test_budget_names_what_does_not_fit_and_the_longest_track():
         report.complete_row(settings(seg="full"), found(), 4e13),
         report.complete_row(
             settings(seg="full", duration_s=90.0),
-            found(duration_s=90.0, peak_memory_bytes=2_776_000_000), 4e13,
+            found(duration_s=90.0, peak_memory_bytes=2_776_000_000),
+            4e13,
         ),
         report.complete_row(settings(seg="30"), {"failed": "out of memory"}, 4e13),
-    ]  # fmt: skip
+    ]
     answer = report.budget_answer(rows, 2 * GB)
     assert answer["fits"] == [True, False, False]
     (line,) = answer["longest_full_track"]
@@ -484,8 +545,9 @@ def test_budget_names_what_does_not_fit_and_the_longest_track():
 def test_curves_hold_one_strategy_in_order_of_length():
     rows = [
         report.complete_row(settings(seg=seg), found(duration_s=s), 4e13)
-        for seg in ("10", "full") for s in (60.0, 30.0)
-    ]  # fmt: skip
+        for seg in ("10", "full")
+        for s in (60.0, 30.0)
+    ]
     rows.append(report.complete_row(settings(), {"failed": "out of memory"}, 4e13))
     lines = report.curves(rows)
     assert list(lines) == ["10 mean", "full mean"]

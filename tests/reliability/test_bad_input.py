@@ -30,9 +30,10 @@ QUICK = ("--encoder", "mel", "--report_to", "none", "--epochs", "2")
 def append(file: Path, *lines) -> int:
     """Add rows or lines to a jsonl; return the number of the first one."""
     text = file.read_text()
-    file.write_text(text + "".join(
-        (line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines
-    ))  # fmt: skip
+    file.write_text(
+        text
+        + "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    )
     return len(text.splitlines()) + 1
 
 
@@ -52,8 +53,9 @@ def plant(folder: Path) -> dict[str, str]:
     (audio / "bare.raw").write_bytes(whole[44:])
     names = {
         "train": ["zero.wav", "cut.wav", "folder.wav", "silent.wav"],
-        "val": ["text.wav", "nan.wav", "bare.raw"], "test": ["one.wav", "missing.wav"],
-    }  # fmt: skip
+        "val": ["text.wav", "nan.wav", "bare.raw"],
+        "test": ["one.wav", "missing.wav"],
+    }
     for split, files in names.items():
         rows = [{"audio_path": f"audio/{name}", "label": "low"} for name in files]
         append(folder / f"tones.{split}.jsonl", *rows)
@@ -81,13 +83,15 @@ def bad(tmp_path_factory):
     root = tmp_path_factory.mktemp("bad")
     folder = make_task(root / "tones")
     planted = plant(folder)
-    done = run_probe("--task", folder, *QUICK, "--store", root / "store", "--name", "bad",
-                     cwd=root)  # fmt: skip
+    done = run_probe("--task", folder, *QUICK, "--store", root / "store", "--name", "bad", cwd=root)
     result = root / "runs/bad/result.json"
     return SimpleNamespace(
-        root=root, folder=folder, planted=planted, done=done,
+        root=root,
+        folder=folder,
+        planted=planted,
+        done=done,
         result=json.loads(result.read_text()) if result.exists() else {},
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +105,17 @@ def good(bad, tmp_path_factory):
     shutil.copy(bad.folder / "audio/silent.wav", root / "Stille [b].wav")
     lines.insert(5, "Stille [b].wav,low\n")
     (root / "lieder.csv").write_text("path,label\n" + "".join(lines), encoding="utf-8")
-    done = run_probe("--task", "lieder.csv", *QUICK, "--store", root / "store", "--seeds=[1, 2]",
-                     "--strict", "--name=good", cwd=root)  # fmt: skip
+    done = run_probe(
+        "--task",
+        "lieder.csv",
+        *QUICK,
+        "--store",
+        root / "store",
+        "--seeds=[1, 2]",
+        "--strict",
+        "--name=good",
+        cwd=root,
+    )
     return SimpleNamespace(root=root, done=done, run=root / "runs/good")
 
 
@@ -196,8 +209,9 @@ def test_a_split_made_for_a_run_is_written_beside_its_result(good):
 
 
 def test_a_bad_file_ends_a_strict_run_in_one_line(bad, tmp_path):
-    done = run_probe("--task", bad.folder, *QUICK, "--strict=true", "--store", tmp_path / "store",
-                     cwd=tmp_path)  # fmt: skip
+    done = run_probe(
+        "--task", bad.folder, *QUICK, "--strict=true", "--store", tmp_path / "store", cwd=tmp_path
+    )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     lines = [line for line in re.split(r"[\r\n]+", done.stderr) if line.strip()]
@@ -272,8 +286,11 @@ REFUSED = [
     (["--layer", "99"], r"--layer must be last, all, mix or a number from 0 to 0, got 99"),
     (["--layer", "-1"], r"--layer must be last, all, mix or a number from 0 to 0, got -1"),
     (["--layer", "first"], r"--layer must be last, all, mix or a number from 0 to 0, got first"),
-    (["--tokens", "frame", "--frame_rate", "101"], r"--frame_rate must be above 0 and at most 100"
-     r" Hz \(the rate of mel\), got 101"),
+    (
+        ["--tokens", "frame", "--frame_rate", "101"],
+        r"--frame_rate must be above 0 and at most 100"
+        r" Hz \(the rate of mel\), got 101",
+    ),
     (["--report_to", "nonsense"], r"--report_to must be none or one of wandb, .*'nonsense'"),
     (["--name", "a/b"], r"--name must be a plain folder name, got 'a/b'"),
     (["--name", ".."], r"--name must be a plain folder name, got '\.\.'"),
@@ -281,7 +298,7 @@ REFUSED = [
     (["--task", "nonsense"], r"unknown task 'nonsense': it is none of emo, gtzan, gs.*"),
     (["--task", "emo"], r"data/EMO/EMO\.train\.jsonl is missing and the data set m-a-p/EMO .*"),
     (["--encoder", "nonsense"], r"unknown encoder 'nonsense': it is none of muq, .*"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("argv", "message"), REFUSED, ids=show)
@@ -339,7 +356,7 @@ UNREADABLE = [
     (["--mixed_precision", "fp64"], r"argument --mixed_precision: invalid choice: 'fp64' .*"),
     (["--kind", "words"], r"argument --kind: invalid choice: 'words' .*"),
     (["--tokens", "word"], r"argument --tokens: invalid choice: 'word' .*"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("argv", "message"), UNREADABLE, ids=show)
@@ -355,11 +372,19 @@ def test_a_flag_that_can_not_be_read_is_one_line_and_code_2(train_probe, capsys,
 
 @pytest.mark.parametrize(
     ("argv", "seeds"),
-    [([], [1234]), (["--seeds=1234"], [1234]), (["--seeds=[1, 2]"], [1, 2]),
-     (["--seeds=[1,2]"], [1, 2]), (["--seeds=1,2"], [1, 2]), (["--seeds=1 2"], [1, 2]),
-     (["--seeds", "1", "2"], [1, 2]), (["--seeds", "2", "[1,", "0]"], [2, 1, 0]),
-     (["--seeds", "3", "1", "3"], [3, 1]), (["--seeds=0"], [0])],
-)  # fmt: skip
+    [
+        ([], [1234]),
+        (["--seeds=1234"], [1234]),
+        (["--seeds=[1, 2]"], [1, 2]),
+        (["--seeds=[1,2]"], [1, 2]),
+        (["--seeds=1,2"], [1, 2]),
+        (["--seeds=1 2"], [1, 2]),
+        (["--seeds", "1", "2"], [1, 2]),
+        (["--seeds", "2", "[1,", "0]"], [2, 1, 0]),
+        (["--seeds", "3", "1", "3"], [3, 1]),
+        (["--seeds=0"], [0]),
+    ],
+)
 def test_seeds_are_read_in_every_form_that_a_sweep_writes(train_probe, argv, seeds):
     assert train_probe.parse_args(argv).seeds == seeds
 
@@ -380,17 +405,48 @@ def test_booleans_take_a_value_or_none(train_probe, flag):
 
 def test_flags_take_their_values_after_an_equals_sign(train_probe):
     given = {
-        "task": "emo", "encoder": "mel", "layer": "all", "seg": ["30"], "hop": 5.5, "min_tail": 0.5,
-        "agg": "concat", "tokens": "frame", "frame_rate": 2.5, "epochs": 7, "patience": 3,
-        "batch_size": 16, "lr": 0.001, "mixed_precision": "bf16", "batch_seconds": 90.0,
-        "report_to": "none", "project": "p", "group": "g", "name": "n", "kind": "numbers",
-        "data_dir": Path("d"), "store": Path("s"), "cache_dir": Path("c"), "output_dir": Path("o"),
-        "tags": ["a"], "strict": True, "overwrite": True, "memory_budget": "1GB",
-        "compile": True, "min_seg": None, "max_seg": None, "aggregator_checkpoint": None,
-        "readout": None, "tune_aggregator": False, "aggregator_lr": None,
-        "skip_degenerate": True, "trust_remote_code": True, "revision": "v1",
-        "label_column": "genre", "audio_column": "song", "allow_outside": True,
-    }  # fmt: skip
+        "task": "emo",
+        "encoder": "mel",
+        "layer": "all",
+        "seg": ["30"],
+        "hop": 5.5,
+        "min_tail": 0.5,
+        "agg": "concat",
+        "tokens": "frame",
+        "frame_rate": 2.5,
+        "epochs": 7,
+        "patience": 3,
+        "batch_size": 16,
+        "lr": 0.001,
+        "mixed_precision": "bf16",
+        "batch_seconds": 90.0,
+        "report_to": "none",
+        "project": "p",
+        "group": "g",
+        "name": "n",
+        "kind": "numbers",
+        "data_dir": Path("d"),
+        "store": Path("s"),
+        "cache_dir": Path("c"),
+        "output_dir": Path("o"),
+        "tags": ["a"],
+        "strict": True,
+        "overwrite": True,
+        "memory_budget": "1GB",
+        "compile": True,
+        "min_seg": None,
+        "max_seg": None,
+        "aggregator_checkpoint": None,
+        "readout": None,
+        "tune_aggregator": False,
+        "aggregator_lr": None,
+        "skip_degenerate": True,
+        "trust_remote_code": True,
+        "revision": "v1",
+        "label_column": "genre",
+        "audio_column": "song",
+        "allow_outside": True,
+    }
     argv = [
         f"--{flag}={value[0] if isinstance(value, list) else value}"
         for flag, value in given.items()
@@ -407,7 +463,7 @@ def test_a_task_with_a_long_path_can_be_tracked():
     )
     Tracker(accelerator, "wandb").start(
         "tune", {}, name="n", group="g", tags=["mel", "/music/" * 20]
-    )  # fmt: skip
+    )
     assert wandb.Settings(run_tags=started["tags"]).run_tags == ("mel", ("/music/" * 20)[:64])
 
 

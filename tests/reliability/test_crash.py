@@ -42,9 +42,12 @@ class Arena:
         self.folder, self.n = folder, 0
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, ROOT / "tests" / "crash_worker.py"], env=env, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
+            [sys.executable, ROOT / "tests" / "crash_worker.py"],
+            env=env,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
 
     def ask(self, **order) -> int:
         self.process.stdin.write(json.dumps(order, default=str) + "\n")
@@ -198,7 +201,7 @@ def test_killed_at_random_moments_often(arena, music, clean, tmp_path, n_writers
     """The figure of docs/reliability.md."""
     kills, stores = random_kills(
         arena, music, clean, tmp_path, n_kills=150, n_writers=n_writers, seed=n_writers
-    )  # fmt: skip
+    )
     print(f"\n{kills} kills, {n_writers} writers at once, {stores} stores: all equal the clean one")
 
 

@@ -31,8 +31,13 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def answers(place):
     """What every wrong command line is answered by: command -> (code, lines on stderr, stdout)."""
-    env = {"TUNE_STORE": str(place / "store"), "XDG_CACHE_HOME": str(place / "cache"),
-           "NETRC": str(place / "netrc"), "WANDB_DIR": str(place), "COLUMNS": "200"}  # fmt: skip
+    env = {
+        "TUNE_STORE": str(place / "store"),
+        "XDG_CACHE_HOME": str(place / "cache"),
+        "NETRC": str(place / "netrc"),
+        "WANDB_DIR": str(place),
+        "COLUMNS": "200",
+    }
     found = {}
     for name, *argv in error_cases.CASES:
         done = call(name, *argv, cwd=place, env=env)
@@ -76,8 +81,10 @@ def test_every_mistake_is_one_line_and_code_2_and_leaves_nothing(answers, place)
 
 
 def test_the_messages_are_the_approved_ones(answers, place):
-    parts = [f"$ {steady(command, place)}\n{steady(lines[-1], place)}\n"
-             for command, (_, lines, _) in answers.items()]  # fmt: skip
+    parts = [
+        f"$ {steady(command, place)}\n{steady(lines[-1], place)}\n"
+        for command, (_, lines, _) in answers.items()
+    ]
     text = "\n".join(parts)
     if os.environ.get("TUNE_APPROVE"):
         APPROVED.parent.mkdir(exist_ok=True)
@@ -93,7 +100,7 @@ def test_debug_shows_where_and_ends_in_the_same_line(place, how):
     plain = call("tune.tasks", *argv, cwd=place)
     given = SimpleNamespace(
         flag=((*argv, "--debug"), {}), variable=(argv, {"TUNE_DEBUG": "1"})
-    ).__dict__[how]  # fmt: skip
+    ).__dict__[how]
     done = call("tune.tasks", *given[0], cwd=place, env=given[1])
     assert done.returncode == plain.returncode == 2
     assert done.stderr.startswith("Traceback (most recent call last)")
@@ -105,9 +112,14 @@ def test_debug_shows_where_and_ends_in_the_same_line(place, how):
 
 @pytest.mark.slow
 def test_processes_answer_as_the_approved_text_says(answers, place):
-    wanted = {"python train_probe.py --agg=transformer:nowhere", "python embed.py",
-              "python compare.py runs", "python -m tune.tasks check nowhere",
-              "python -m tune.sweep bad.yaml", "python profile.py --seg=long"}  # fmt: skip
+    wanted = {
+        "python train_probe.py --agg=transformer:nowhere",
+        "python embed.py",
+        "python compare.py runs",
+        "python -m tune.tasks check nowhere",
+        "python -m tune.sweep bad.yaml",
+        "python profile.py --seg=long",
+    }
     cases = [case for case in error_cases.CASES if shown(case[0], case[1:]) in wanted]
     assert len(cases) == len(wanted)
     for name, *argv in cases:

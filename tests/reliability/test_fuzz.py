@@ -26,27 +26,72 @@ from tune.tasks.readers import TaskError, read_path
 SECONDS = float(os.environ.get("TUNE_FUZZ_SECONDS", 60))
 MEMORY = 6 << 30  # bytes of address space that a decoding process may take
 FILE_S = 10.0
-FORMATS = ("WAV", "AIFF", "FLAC", "OGG", "MP3", "CAF", "W64", "AU", "RF64", "NIST", "VOC", "SVX",
-           "IRCAM", "PAF", "MAT4", "MAT5", "AVR", "SDS", "XI", "HTK", "PVF", "MPC2K")  # fmt: skip
+FORMATS = (
+    "WAV",
+    "AIFF",
+    "FLAC",
+    "OGG",
+    "MP3",
+    "CAF",
+    "W64",
+    "AU",
+    "RF64",
+    "NIST",
+    "VOC",
+    "SVX",
+    "IRCAM",
+    "PAF",
+    "MAT4",
+    "MAT5",
+    "AVR",
+    "SDS",
+    "XI",
+    "HTK",
+    "PVF",
+    "MPC2K",
+)
 JSONL = [
     b'{"audio_path": "a/1.wav", "label": "low", "split": "train", "ori_uid": "x"}',
     b'{"audio_path": "data/E/2.wav", "label": [0.1, -0.2], "split": "val"}',
     b'{"audio_path": "3.wav", "label": ["a", "b"], "split": "test"}',
-    b'{"audio_path": 7, "label": null}', b"[1, 2]", b"null", b'"text"', b"{}", b"[" * 3_000,
-    b'{"audio_path": "\\ud800", "label": NaN}', b'{"audio_path": {"a": []}, "label": {"b": 1}}',
-    b'{"audio_path": "x", "label": 1e999, "split": 3}', b'{"audio_path": "x", "label": true}',
-    b'{"audio_path": "x", "label": 123456789012345678901234567890}', b"\xff\xfe\x00",
-    b'{"audio_path": "a\\u0000b", "label": "low"}', b'{"audio_path": "' + b"x" * 5_000 + b'"}',
+    b'{"audio_path": 7, "label": null}',
+    b"[1, 2]",
+    b"null",
+    b'"text"',
+    b"{}",
+    b"[" * 3_000,
+    b'{"audio_path": "\\ud800", "label": NaN}',
+    b'{"audio_path": {"a": []}, "label": {"b": 1}}',
+    b'{"audio_path": "x", "label": 1e999, "split": 3}',
+    b'{"audio_path": "x", "label": true}',
+    b'{"audio_path": "x", "label": 123456789012345678901234567890}',
+    b"\xff\xfe\x00",
+    b'{"audio_path": "a\\u0000b", "label": "low"}',
+    b'{"audio_path": "' + b"x" * 5_000 + b'"}',
     b'{"audio_path": "x", "label": "low", "split": ["train"]}',
-    b'{"audio_path": "x", "label": [[1], "a", null]}', b'{"audio_path": "", "label": ""}',
-]  # fmt: skip
+    b'{"audio_path": "x", "label": [[1], "a", null]}',
+    b'{"audio_path": "", "label": ""}',
+]
 TABLE = [
-    b"path,label,split", b"1.wav,low,train", b'"2, a.wav",high,test', b'"open quote,low',
-    b"3.wav", b"4.wav,low,val,more", b",,", b"\xef\xbb\xbfpath,label", b"\xff,low",
+    b"path,label,split",
+    b"1.wav,low,train",
+    b'"2, a.wav",high,test',
+    b'"open quote,low',
+    b"3.wav",
+    b"4.wav,low,val,more",
+    b",,",
+    b"\xef\xbb\xbfpath,label",
+    b"\xff,low",
     b"a\0b,low,train",
-    b"label\tpath", b"5.wav,1.5,train", b"6.wav,nan,val", b"7.wav,-inf,test", b"x" * 140_000,
-    b"8.wav,a;b;;c,train", b"path,path,label,label", b"9.wav,low,polka",
-]  # fmt: skip
+    b"label\tpath",
+    b"5.wav,1.5,train",
+    b"6.wav,nan,val",
+    b"7.wav,-inf,test",
+    b"x" * 140_000,
+    b"8.wav,a;b;;c,train",
+    b"path,path,label,label",
+    b"9.wav,low,polka",
+]
 # Runs in a process of its own: a crash of the decoder or a bite of memory would be the end of it.
 DECODER = """
 import sys, time
@@ -91,8 +136,17 @@ def mutate(data: bytes, rng, others: list[bytes]) -> bytes:
     return bytes(out)
 
 
-EXTREMES = np.array([b"\0\0\0\1", b"\xff" * 4, b"\x7f" + b"\xff" * 3, b"\xff\xff\xff\x7f",
-                     b"\x80\0\0\1", b"\1\0\0\1"], dtype="S4")  # fmt: skip
+EXTREMES = np.array(
+    [
+        b"\0\0\0\1",
+        b"\xff" * 4,
+        b"\x7f" + b"\xff" * 3,
+        b"\xff\xff\xff\x7f",
+        b"\x80\0\0\1",
+        b"\1\0\0\1",
+    ],
+    dtype="S4",
+)
 
 
 @pytest.mark.slow
@@ -113,10 +167,14 @@ def test_no_bytes_crash_hang_or_swell_the_decoder(tmp_path):
     assert len(seeds) > 80
     with open(tmp_path / "err", "w") as err:
         worker = subprocess.Popen(
-            [sys.executable, "-c", DECODER, str(MEMORY)], cwd=ROOT, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err,
+            [sys.executable, "-c", DECODER, str(MEMORY)],
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=err,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        )
     n = decoded = 0
     slowest, end = 0.0, time.monotonic() + SECONDS
     while time.monotonic() < end:
@@ -195,10 +253,18 @@ def check_lines(folder: Path, suffix: str, n: int) -> int:
     """Try n files; return how many were read or refused."""
     path, outcomes = folder / f"task{suffix}", []
 
-    @settings(max_examples=n, deadline=None, database=None, phases=[Phase.generate],
-              suppress_health_check=list(HealthCheck))  # fmt: skip
-    @given(st.one_of(some_bytes(suffix), some_bytes(suffix).map(
-        lambda data: LINES[suffix][0] + b"\n" + data)))  # fmt: skip
+    @settings(
+        max_examples=n,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(
+        st.one_of(
+            some_bytes(suffix), some_bytes(suffix).map(lambda data: LINES[suffix][0] + b"\n" + data)
+        )
+    )
     def check(data):
         path.write_bytes(data)
         outcomes.append(read_any(path, folder))

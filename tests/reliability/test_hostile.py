@@ -38,8 +38,7 @@ CALLS = {"in_process": call, "processes": call_process}
 
 
 @pytest.fixture(
-    scope="module",
-    params=["in_process", pytest.param("processes", marks=pytest.mark.slow)],
+    scope="module", params=["in_process", pytest.param("processes", marks=pytest.mark.slow)]
 )
 def hostile(request, tmp_path_factory):
     """Every script over the whole corpus, and embed.py over the good files alone."""
@@ -50,27 +49,55 @@ def hostile(request, tmp_path_factory):
     # Folders show only what has an audio ending; a list can't name a file with a line break.
     lines = [os.fsencode(p) for p in corpus.expected if not {"\n", "\r"} & set(p)]
     (root / "all.txt").write_bytes(b"\n".join(lines))
-    everything = call("embed.py", corpus.folder, "all.txt", "--encoder=mel", "--out=all.parquet",
-                      cwd=root, env=bare)  # fmt: skip
+    everything = call(
+        "embed.py",
+        corpus.folder,
+        "all.txt",
+        "--encoder=mel",
+        "--out=all.parquet",
+        cwd=root,
+        env=bare,
+    )
     table = pq.read_table(root / "all.parquet").to_pylist()
     rows = {row["path"]: row for row in table}
     assert len(rows) == len(table)
     usable = [path for path in corpus.expected if rows[listed(path)]["reason"] is None]
     other = {**bare, "TUNE_STORE": str(root / "other")}
-    alone = call("embed.py", *reversed(usable), "--encoder=mel", "--out=good.parquet",
-                 cwd=root, env=other)  # fmt: skip
+    alone = call(
+        "embed.py", *reversed(usable), "--encoder=mel", "--out=good.parquet", cwd=root, env=other
+    )
     for i, split in enumerate(("train", "val", "test")):
         mine = list(corpus.expected)[i::3]
-        rows_of = [{"audio_path": p, "label": ("low", "high")[k // 2 % 2]}
-                   for k, p in enumerate(mine)]  # fmt: skip
+        rows_of = [
+            {"audio_path": p, "label": ("low", "high")[k // 2 % 2]} for k, p in enumerate(mine)
+        ]
         text = "".join(json.dumps(row) + "\n" for row in rows_of)
         (root / f"files.{split}.jsonl").write_text(text)
-    probe = call("train_probe.py", "--task", root, "--encoder=mel", "--report_to=none",
-                 "--epochs=1", "--name=run", "--allow_outside", cwd=root, env=bare)  # fmt: skip
-    check = call("tune.tasks", "check", root, "--json=check.json", "--allow_outside", cwd=root,
-                 env=bare)  # fmt: skip
-    yield SimpleNamespace(root=root, corpus=corpus, everything=everything, alone=alone,
-                          rows=rows, usable=usable, probe=probe, check=check)  # fmt: skip
+    probe = call(
+        "train_probe.py",
+        "--task",
+        root,
+        "--encoder=mel",
+        "--report_to=none",
+        "--epochs=1",
+        "--name=run",
+        "--allow_outside",
+        cwd=root,
+        env=bare,
+    )
+    check = call(
+        "tune.tasks", "check", root, "--json=check.json", "--allow_outside", cwd=root, env=bare
+    )
+    yield SimpleNamespace(
+        root=root,
+        corpus=corpus,
+        everything=everything,
+        alone=alone,
+        rows=rows,
+        usable=usable,
+        probe=probe,
+        check=check,
+    )
     (corpus.folder / "huge-5-hours.wav").unlink()
 
 
@@ -94,8 +121,12 @@ def test_the_corpus_is_what_it_says(hostile):
 
 
 def test_nothing_crashes_or_writes_a_traceback(hostile):
-    for done, code in ((hostile.everything, 0), (hostile.alone, 0), (hostile.probe, 0),
-                       (hostile.check, 1)):  # fmt: skip
+    for done, code in (
+        (hostile.everything, 0),
+        (hostile.alone, 0),
+        (hostile.probe, 0),
+        (hostile.check, 1),
+    ):
         assert done.returncode == code, done.stderr[-3000:]
         assert "Traceback" not in done.stderr
     assert not (hostile.root / "owned").exists()  # what a name holds was run by no shell
@@ -184,9 +215,15 @@ def test_a_length_that_no_header_tells_is_bounded_too(tmp_path, monkeypatch):
         read_audio(path, 24_000)
 
 
-@pytest.mark.parametrize(("name", "shown"), [
-    ("plain Björk \U0001f3b5", "plain Björk \U0001f3b5"), ("a\nb\tc", r"a\nb\tc"),
-    ("\x1b[31m", r"\x1b[31m"), ("\u202egnp", r"\u202egnp"), ("caf\udce9", r"caf\xe9"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("plain Björk \U0001f3b5", "plain Björk \U0001f3b5"),
+        ("a\nb\tc", r"a\nb\tc"),
+        ("\x1b[31m", r"\x1b[31m"),
+        ("\u202egnp", r"\u202egnp"),
+        ("caf\udce9", r"caf\xe9"),
+    ],
+)
 def test_names_are_shown_in_one_line_that_changes_no_terminal(name, shown):
     assert one_line(name) == shown

@@ -106,7 +106,7 @@ ERRORS = [
     MemoryError(),
     RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__ + str(e)[:8])

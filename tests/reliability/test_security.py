@@ -51,10 +51,17 @@ def outside(place: Path) -> list[str]:
     link = place / "music/data/E/audio/link.wav"
     link.symlink_to(place / "secret.wav")
     (place / "music/data/E/up").symlink_to(place)
-    return [str(place / "secret.wav"), "../../../secret.wav", "audio/../../../../secret.wav",
-            "data/../../../secret.wav", "audio/link.wav", "up/secret.wav",
-            "../../../nothing-there.wav", "/etc/hostname",
-            "data/E/../../../../secret.wav"]  # fmt: skip
+    return [
+        str(place / "secret.wav"),
+        "../../../secret.wav",
+        "audio/../../../../secret.wav",
+        "data/../../../secret.wav",
+        "audio/link.wav",
+        "up/secret.wav",
+        "../../../nothing-there.wav",
+        "/etc/hostname",
+        "data/E/../../../../secret.wav",
+    ]
 
 
 def test_a_jsonl_reads_nothing_outside_its_data_folder(place):
@@ -77,8 +84,17 @@ def test_a_run_and_a_check_refuse_them_unless_allowed(place):
     text = "../../../secret.wav is outside its data folder"
     assert text in done.stdout
     assert text not in call("tune.tasks", "check", folder, "--allow_outside", cwd=place).stdout
-    given = ("--task", folder, "--encoder=mel", "--report_to=none", "--epochs=1", "--seg=1",
-             "--overwrite", "--name=r", "--min_tail=0.5")  # fmt: skip
+    given = (
+        "--task",
+        folder,
+        "--encoder=mel",
+        "--report_to=none",
+        "--epochs=1",
+        "--seg=1",
+        "--overwrite",
+        "--name=r",
+        "--min_tail=0.5",
+    )
     done = call("train_probe.py", *given, cwd=place)
     assert done.returncode == 0, done.stderr
     result = json.loads((place / "runs/r/result.json").read_text())
@@ -96,15 +112,18 @@ def test_links_to_whole_data_folders_and_other_sets_of_the_folder_still_work(pla
     folder.rename(place / "elsewhere/E2")
     folder.symlink_to(place / "elsewhere/E2")
     (place / "linked").symlink_to(place / "music/data")
-    rows = [{"audio_path": f"data/E/audio/{i:03d}.wav", "label": ("low", "high")[i % 2]}
-            for i in range(1, 5)]  # fmt: skip
+    rows = [
+        {"audio_path": f"data/E/audio/{i:03d}.wav", "label": ("low", "high")[i % 2]}
+        for i in range(1, 5)
+    ]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (place / "elsewhere/E2/tones.train.jsonl").write_text(text)
     for path in (folder, place / "linked/E"):
         task = load(path, usable=False)
         assert (len(task.splits["train"]), task.splits["train"]["path"][0]) == (
-            4, str(path / "audio/001.wav")
-        )  # fmt: skip
+            4,
+            str(path / "audio/001.wav"),
+        )
 
 
 def test_a_downloaded_task_is_confined_to_data_dir(place):
@@ -131,10 +150,14 @@ def test_a_table_of_ones_own_may_name_any_file(place):
 
 def test_the_home_folder_and_the_root_are_no_data_folders(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    told = {"/home/me/music/E": ["/home/me/music/E", "/home/me/music"], "/music/E":
-            ["/music/E", "/music"], "/a/b/c/d/e": ["/a/b/c/d/e", "/a/b/c/d", "/a/b/c", "/a/b"],
-            "/srv/data/E": ["/srv/data/E", "/srv/data"], "/srv/data": ["/srv/data"],
-            "/home/me": ["/home/me"]}  # fmt: skip
+    told = {
+        "/home/me/music/E": ["/home/me/music/E", "/home/me/music"],
+        "/music/E": ["/music/E", "/music"],
+        "/a/b/c/d/e": ["/a/b/c/d/e", "/a/b/c/d", "/a/b/c", "/a/b"],
+        "/srv/data/E": ["/srv/data/E", "/srv/data"],
+        "/srv/data": ["/srv/data"],
+        "/home/me": ["/home/me"],
+    }
     assert {k: list(map(str, data_folders(Path(k)))) for k in told} == told
 
 
@@ -247,15 +270,33 @@ def test_pickles_are_executed_nowhere(tmp_path, place):
             assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
-FORBIDDEN = {"os.system", "os.popen", "eval", "exec", "pickle.load", "pickle.loads", "torch.load",
-             "yaml.load", "yaml.unsafe_load", "joblib.load", "subprocess.getoutput",
-             "marshal.loads", "subprocess.getstatusoutput", "shelve.open", "pandas.read_pickle",
-             "pd.read_pickle"}  # fmt: skip
+FORBIDDEN = {
+    "os.system",
+    "os.popen",
+    "eval",
+    "exec",
+    "pickle.load",
+    "pickle.loads",
+    "torch.load",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "joblib.load",
+    "subprocess.getoutput",
+    "marshal.loads",
+    "subprocess.getstatusoutput",
+    "shelve.open",
+    "pandas.read_pickle",
+    "pd.read_pickle",
+}
 
 
 def test_no_shell_no_eval_and_no_pickle_is_anywhere_in_the_code():
-    files = [*ROOT.glob("*.py"), *(ROOT / "tune").rglob("*.py"), *(ROOT / "tools").rglob("*.py"),
-             *(ROOT / "examples").rglob("*.py")]  # fmt: skip
+    files = [
+        *ROOT.glob("*.py"),
+        *(ROOT / "tune").rglob("*.py"),
+        *(ROOT / "tools").rglob("*.py"),
+        *(ROOT / "examples").rglob("*.py"),
+    ]
     assert len(files) > 80
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

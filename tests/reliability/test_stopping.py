@@ -66,19 +66,30 @@ run_script(main)
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
     """Scripts that were sent signals, all at once: (way, signal) -> code, stdout, stderr, s."""
-    ways = [("dropped", "SIGINT"), ("dropped", "SIGTERM"), ("swallowed", "SIGINT"),
-            ("converted", "SIGTERM"), ("plain", "SIGINT"), ("copied", "SIGINT"),
-            ("copied", "SIGTERM"), ("twice", "SIGINT"), ("exec", "SIGINT")]  # fmt: skip
+    ways = [
+        ("dropped", "SIGINT"),
+        ("dropped", "SIGTERM"),
+        ("swallowed", "SIGINT"),
+        ("converted", "SIGTERM"),
+        ("plain", "SIGINT"),
+        ("copied", "SIGINT"),
+        ("copied", "SIGTERM"),
+        ("twice", "SIGINT"),
+        ("exec", "SIGINT"),
+    ]
     folder = tmp_path_factory.mktemp("script")
     (folder / "script.py").write_text(SCRIPT)
     started = time.monotonic()
     running = {
         way: subprocess.Popen(
-            [sys.executable, "-m", "script", *way], cwd=folder, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, "-m", "script", *way],
+            cwd=folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         for way in ways
-    }  # fmt: skip
+    }
     out = {}
     for way, process in running.items():
         stdout, stderr = process.communicate(timeout=50)
@@ -88,11 +99,17 @@ def ended(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("way", "number", "code", "printed"),
-    [("dropped", "SIGINT", 130, "dropped\n"), ("dropped", "SIGTERM", 143, "dropped\n"),
-     ("swallowed", "SIGINT", 130, ""), ("converted", "SIGTERM", 143, ""),
-     ("plain", "SIGINT", 130, "closed\n"), ("copied", "SIGINT", 130, "closed\n"),
-     ("copied", "SIGTERM", 143, "closed\n"), ("exec", "SIGINT", 130, "")],
-)  # fmt: skip
+    [
+        ("dropped", "SIGINT", 130, "dropped\n"),
+        ("dropped", "SIGTERM", 143, "dropped\n"),
+        ("swallowed", "SIGINT", 130, ""),
+        ("converted", "SIGTERM", 143, ""),
+        ("plain", "SIGINT", 130, "closed\n"),
+        ("copied", "SIGINT", 130, "closed\n"),
+        ("copied", "SIGTERM", 143, "closed\n"),
+        ("exec", "SIGINT", 130, ""),
+    ],
+)
 def test_a_signal_is_never_lost_and_what_closes_the_run_is_left_to_do_so(
     ended, way, number, code, printed
 ):
@@ -111,9 +128,13 @@ def test_a_second_ctrl_c_ends_at_once(ended):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     ("argv", "library"),
-    [(["compare.py", "."], "pandas"), (["tools/folds.py", "make", "t", "--out=f"], "numpy"),
-     (["-m", "tune.sweep", "s.yaml"], "tqdm"), (["-m", "tune.tasks", "list"], "rich")],
-)  # fmt: skip
+    [
+        (["compare.py", "."], "pandas"),
+        (["tools/folds.py", "make", "t", "--out=f"], "numpy"),
+        (["-m", "tune.sweep", "s.yaml"], "tqdm"),
+        (["-m", "tune.tasks", "list"], "rich"),
+    ],
+)
 def test_a_signal_while_libraries_are_imported_ends_in_one_line(tmp_path, argv, library, number):
     """A library that sends it in the moment in which it's imported, in front of the real one."""
     press = f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(9)\n"
@@ -140,24 +161,38 @@ STARTING = {  # what starts processes of its own, and how their command line is 
     "sweep": (["-m", "tune.sweep", "s.yaml", "--workers=2"], "spawn_main"),
     "demo": ([ROOT / "train_probe.py", "--encoder=mel"], "spawn_main"),
     "profile": ([ROOT / "profile.py", "--encoder=mel", "--seg=1"], "tune.profiling.measure"),
-    "corpus": ([ROOT / "tools/muq_nano/pretrain_nano.py", "--songs=160", "--out=nano"],
-               "spawn_main"),
-}  # fmt: skip
+    "corpus": (
+        [ROOT / "tools/muq_nano/pretrain_nano.py", "--songs=160", "--out=nano"],
+        "spawn_main",
+    ),
+}
 
 
 @pytest.mark.parametrize("what", STARTING)
 def test_ctrl_c_while_processes_start_ends_in_one_line(tones, tmp_path, what):
     """They get it, too, while they are still importing."""
     argv, known_by = STARTING[what]
-    sweep = {"program": "train_probe.py", "method": "grid", "name": "s", "parameters": {
-        "task": {"value": str(tones)}, "encoder": {"value": "mel"},
-        "seg": {"values": ["1", "2"]}}}  # fmt: skip
+    sweep = {
+        "program": "train_probe.py",
+        "method": "grid",
+        "name": "s",
+        "parameters": {
+            "task": {"value": str(tones)},
+            "encoder": {"value": "mel"},
+            "seg": {"values": ["1", "2"]},
+        },
+    }
     (tmp_path / "s.yaml").write_text(json.dumps(sweep))
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     process = subprocess.Popen(
-        [sys.executable, *map(str, argv)], cwd=tmp_path, env=env, text=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, *map(str, argv)],
+        cwd=tmp_path,
+        env=env,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
     children = []
     while not children:
         assert process.poll() is None, process.stderr.read()
@@ -176,9 +211,19 @@ def test_ctrl_c_while_processes_start_ends_in_one_line(tones, tmp_path, what):
 
 
 MEL = ["--encoder=mel", "--seg=0.5", "--min_tail=0.2"]
-PRETRAIN = [*MEL, "--hidden_size=32", "--num_layers=1", "--num_heads=2", "--intermediate_size=32",
-            "--batch_size=4", "--lr=1e-2", "--dropout=0.1", "--epochs=60", "--patience=60",
-            "--report_to=none"]  # fmt: skip
+PRETRAIN = [
+    *MEL,
+    "--hidden_size=32",
+    "--num_layers=1",
+    "--num_heads=2",
+    "--intermediate_size=32",
+    "--batch_size=4",
+    "--lr=1e-2",
+    "--dropout=0.1",
+    "--epochs=60",
+    "--patience=60",
+    "--report_to=none",
+]
 
 
 def life(folder, argv, number, rng, is_begun, within_s) -> tuple[int, str, float]:
@@ -246,9 +291,13 @@ def test_pretraining_interrupted_anywhere_ends_as_if_it_had_not_been(tones, tmp_
     done = run(*flags, "calm", cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     hit, slowest = interrupted_often(
-        tmp_path, [*flags, "cut"], random.Random(1), 15,
-        lambda log: "\nepoch" in log.read_text(), 0.4,
-    )  # fmt: skip
+        tmp_path,
+        [*flags, "cut"],
+        random.Random(1),
+        15,
+        lambda log: "\nepoch" in log.read_text(),
+        0.4,
+    )
     print(f"\npretraining: {hit} interruptions, the slowest end after {slowest:.1f} s")
     assert hit >= 6
     assert slowest < 20
@@ -277,8 +326,10 @@ def test_probes_and_embeddings_interrupted_anywhere_end_as_if_they_had_not_been(
         sizes[store] = n
         return n > seen or (n % 2 == 1 and rng.random() < 0.01)
 
-    for store, argv in (("p", [*probe, "--store=p", "--name=cut"]),
-                        ("e", [*table, "--store=e", "--out=b.npy"])):  # fmt: skip
+    for store, argv in (
+        ("p", [*probe, "--store=p", "--name=cut"]),
+        ("e", [*table, "--store=e", "--out=b.npy"]),
+    ):
         some, seconds = interrupted_often(
             tmp_path, argv, rng, 9, lambda log, s=store: grown(tmp_path / s), 1.0
         )
@@ -286,8 +337,10 @@ def test_probes_and_embeddings_interrupted_anywhere_end_as_if_they_had_not_been(
     print(f"\nprobes and embeddings: {hit} interruptions, the slowest end after {slowest:.1f} s")
     assert hit >= 6
     assert slowest < 20
-    metrics = [json.loads((tmp_path / "runs" / name / "result.json").read_text())["metrics"]
-               for name in ("calm", "cut")]  # fmt: skip
+    metrics = [
+        json.loads((tmp_path / "runs" / name / "result.json").read_text())["metrics"]
+        for name in ("calm", "cut")
+    ]
     assert metrics[0] == metrics[1]
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
     rows = [

@@ -15,10 +15,15 @@ def runs(tmp_path, rng):
     labels = rng.integers(0, 3, 30)
     for name, task, value in (("a", "gtzan", 0.81237), ("b", "mine", 0.5)):
         metrics = {
-            "accuracy": {"mean": value, "std": 0.01, "ci_low": value - 0.1, "ci_high": value + 0.1,
-                         "per_seed": [value]},
+            "accuracy": {
+                "mean": value,
+                "std": 0.01,
+                "ci_low": value - 0.1,
+                "ci_high": value + 0.1,
+                "per_seed": [value],
+            },
             "r2": {"mean": None, "std": 0.0, "ci_low": None, "ci_high": None, "per_seed": [None]},
-        }  # fmt: skip
+        }
         write_run(tmp_path, name, labels, np.stack([labels]), task=task, metrics=metrics)
     return tmp_path
 

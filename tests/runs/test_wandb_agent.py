@@ -28,8 +28,10 @@ def server():
 @pytest.fixture
 def env(server, tmp_path):
     """The environment of W&B's programs: our server, and nothing of the user's."""
-    places = {name: str(tmp_path / name.lower()) for name in (
-        "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR")}  # fmt: skip
+    places = {
+        name: str(tmp_path / name.lower())
+        for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR")
+    }
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # the command begins with `accelerate`
     return {**os.environ, **places, **server.env(), "PATH": path, "NETRC": str(tmp_path / "netrc")}
 
@@ -39,18 +41,28 @@ def small(task: Path, **parameters) -> dict:
     config = yaml.safe_load((ROOT / "sweeps" / "demo.yaml").read_text())
     config["program"] = str(ROOT / "train_probe.py")  # the agents run in a folder of their own
     config["parameters"] |= {
-        "task": {"value": str(task)}, "encoder": {"value": "mel"}, "epochs": {"value": EPOCHS},
-        "store": {"value": str(task.parent / "store")}, "seeds": {"value": [1, 2]},
-        "min_tail": {"value": 0.5}, **parameters,
-    }  # fmt: skip
+        "task": {"value": str(task)},
+        "encoder": {"value": "mel"},
+        "epochs": {"value": EPOCHS},
+        "store": {"value": str(task.parent / "store")},
+        "seeds": {"value": [1, 2]},
+        "min_tail": {"value": 0.5},
+        **parameters,
+    }
     return config
 
 
 def create(config: dict, env: dict, folder: Path) -> str:
     """Run `wandb sweep`; return the path for the agents."""
     (folder / "sweep.yaml").write_text(yaml.safe_dump(config))
-    done = subprocess.run([BIN / "wandb", "sweep", "sweep.yaml"], cwd=folder, env=env,
-                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    done = subprocess.run(
+        [BIN / "wandb", "sweep", "sweep.yaml"],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stderr.splitlines() if "wandb agent" in line)
     return line.split("wandb agent")[1].strip()
@@ -59,8 +71,9 @@ def create(config: dict, env: dict, folder: Path) -> str:
 def start_agent(sweep: str, env: dict, folder: Path, name: str) -> subprocess.Popen:
     """Start `wandb agent`, with what it prints in a file."""
     with open(folder / f"{name}.log", "w") as log:
-        return subprocess.Popen([BIN / "wandb", "agent", sweep], cwd=folder, env=env, stdout=log,
-                                stderr=log)  # fmt: skip
+        return subprocess.Popen(
+            [BIN / "wandb", "agent", sweep], cwd=folder, env=env, stdout=log, stderr=log
+        )
 
 
 def wait_for(condition, folder: Path, seconds: float = 240):
@@ -82,8 +95,9 @@ def run_below(agent: subprocess.Popen) -> str | None:
 
 
 def test_two_agents_share_a_sweep_and_one_finishes_what_a_killed_one_began(server, env, tmp_path):
-    config = small(make_task(tmp_path / "tones"), seg={"value": "1"},
-                   agg={"values": ["mean", "max"]})  # fmt: skip
+    config = small(
+        make_task(tmp_path / "tones"), seg={"value": "1"}, agg={"values": ["mean", "max"]}
+    )
     sweep = create(config, env, tmp_path)
     assert sweep == f"{ENTITY}/tune/sweep1"
     told = server.sweeps["sweep1"]["config"]
@@ -105,8 +119,10 @@ def test_two_agents_share_a_sweep_and_one_finishes_what_a_killed_one_began(serve
 
     runs = server.runs
     assert sorted(run.config["agg"] for run in runs.values()) == ["max", "mean"]
-    finished = {path.parent.name: json.loads(path.read_text())
-                for path in (tmp_path / "runs").glob("*/result.json")}  # fmt: skip
+    finished = {
+        path.parent.name: json.loads(path.read_text())
+        for path in (tmp_path / "runs").glob("*/result.json")
+    }
     assert sorted(r["agg"] for r in finished.values()) == ["max", "mean"]  # once each
     # 18 tracks of 2.57, 2.94 and 2.2 s; what the killed one encoded is in the store as well.
     passes = 6 * 3 + 6 * 3 + 6 * 2
@@ -141,21 +157,40 @@ def test_two_agents_share_a_sweep_and_one_finishes_what_a_killed_one_began(serve
 
 def test_a_report_of_the_project_is_saved_where_wandb_shows_it(server, env, tmp_path):
     command = [sys.executable, "-m", "tune.runs", "wandb_report"]
-    done = subprocess.run([*command, f"{ENTITY}/tune", "--group=paper"], cwd=tmp_path, env=env,
-                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    done = subprocess.run(
+        [*command, f"{ENTITY}/tune", "--group=paper"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert f"/{ENTITY}/tune/reports/" in done.stdout
     assert server.unknown == []
     (saved,) = server.reports
     assert (saved["entityName"], saved["projectName"]) == (ENTITY, "tune")
     text = saved["spec"]
-    for name in ("test/score", "cost/encode_peak_memory_bytes", "cost/encode_seconds_per_track",
-                 "cost/embedding_dim", "val/best_score", "summary:failed", "paper",
-                 "weighted_score for keys"):  # fmt: skip
+    for name in (
+        "test/score",
+        "cost/encode_peak_memory_bytes",
+        "cost/encode_seconds_per_track",
+        "cost/embedding_dim",
+        "val/best_score",
+        "summary:failed",
+        "paper",
+        "weighted_score for keys",
+    ):
         assert name in text, name
     lost = {**env, "WANDB_MODE": "offline"}
-    done = subprocess.run([*command, f"{ENTITY}/tune"], cwd=tmp_path, env=lost,
-                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    done = subprocess.run(
+        [*command, f"{ENTITY}/tune"],
+        cwd=tmp_path,
+        env=lost,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 2
     assert done.stderr.strip() == (
         "error: a W&B report lives on W&B's server: run `wandb login` first"

@@ -77,12 +77,32 @@ def probe(root: Path, url: str, **env):
         with open(task / "tones.train.jsonl", "a") as file:
             file.write(json.dumps({"audio_path": str(task / "audio/zero.wav"), "label": "low"}))
     places = {f"WANDB_{name}_DIR": str(root / name) for name in ("CACHE", "CONFIG", "DATA")}
-    env = {**places, "WANDB_DIR": str(root), "NETRC": str(root / "netrc"), "HOME": str(home),
-           "WANDB_BASE_URL": url, "WANDB_API_KEY": "secret" * 7, "WANDB_MODE": "online",
-           "TUNE_STORE": str(root / "store"), "ACCELERATE_USE_CPU": "true", **env}  # fmt: skip
+    env = {
+        **places,
+        "WANDB_DIR": str(root),
+        "NETRC": str(root / "netrc"),
+        "HOME": str(home),
+        "WANDB_BASE_URL": url,
+        "WANDB_API_KEY": "secret" * 7,
+        "WANDB_MODE": "online",
+        "TUNE_STORE": str(root / "store"),
+        "ACCELERATE_USE_CPU": "true",
+        **env,
+    }
     started = time.monotonic()
-    done = run_probe("--task", task, "--encoder=mel", "--epochs=2", "--name=run", "--seg=1",
-                     "--overwrite", "--tags", str(home / "tag"), cwd=root, env=env)  # fmt: skip
+    done = run_probe(
+        "--task",
+        task,
+        "--encoder=mel",
+        "--epochs=2",
+        "--name=run",
+        "--seg=1",
+        "--overwrite",
+        "--tags",
+        str(home / "tag"),
+        cwd=root,
+        env=env,
+    )
     return done, time.monotonic() - started
 
 
@@ -118,8 +138,9 @@ def test_a_run_without_its_server_is_whole_offline_and_tells_nothing(tmp_path, h
     assert re.search(reason, warning), warning
     assert seconds < 90
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
-    assert re.search(rf"^ +upload: +wandb login && wandb sync wandb/{folder.name}$", done.stdout,
-                     re.M)  # fmt: skip
+    assert re.search(
+        rf"^ +upload: +wandb login && wandb sync wandb/{folder.name}$", done.stdout, re.M
+    )
     sent = read_run(folder)
     assert sent["config"]["wandb_fallback"] == "offline"
     assert [row["epoch"] for row in sent["history"] if "train/loss" in row] == [1, 2]
@@ -154,13 +175,20 @@ def check_private(root: Path, folder: Path) -> dict[str, str]:
 
 def test_home_is_hidden_wherever_it_stands(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    value = {"a": ["/home/me/x", Path("/home/me"), 3, None, True, 1.5],
-             "b": "see '/home/me/y' and file:///home/me", "c": "/home/me2", "d": "/mnt/home/me/z",
-             "e": ("/home/me",)}  # fmt: skip
+    value = {
+        "a": ["/home/me/x", Path("/home/me"), 3, None, True, 1.5],
+        "b": "see '/home/me/y' and file:///home/me",
+        "c": "/home/me2",
+        "d": "/mnt/home/me/z",
+        "e": ("/home/me",),
+    }
     assert tracking.hide_home(value) == {
-        "a": ["~/x", "~", 3, None, True, 1.5], "b": "see '~/y' and file://~", "c": "/home/me2",
-        "d": "/mnt/home/me/z", "e": ["~"],
-    }  # fmt: skip
+        "a": ["~/x", "~", 3, None, True, 1.5],
+        "b": "see '~/y' and file://~",
+        "c": "/home/me2",
+        "d": "/mnt/home/me/z",
+        "e": ["~"],
+    }
     monkeypatch.setenv("HOME", "/")
     assert tracking.hide_home(["/x"]) == ["/x"]
 
@@ -212,8 +240,9 @@ def test_a_server_that_dies_on_the_way_leaves_a_run_to_sync(tmp_path, monkeypatc
     (folder,) = (tmp_path / "wandb").glob("run-*")
     # Either the end finds out, or a call on the way.
     assert re.search(r"not all of it has arrived \(|is not complete \(", done.stdout)
-    assert re.search(rf"upload( what there is)?:  wandb sync wandb/{folder.name}$", done.stdout,
-                     re.M)  # fmt: skip
+    assert re.search(
+        rf"upload( what there is)?:  wandb sync wandb/{folder.name}$", done.stdout, re.M
+    )
     assert [row["epoch"] for row in read_run(folder)["history"] if "train/loss" in row] == [1, 2]
 
 
@@ -222,8 +251,11 @@ def small_disk(tmp_path):
     """A file system of a few hundred KB."""
     folder = tmp_path / "small"
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", folder],
-                          capture_output=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", folder],
+        capture_output=True,
+        check=False,
+    )
     if done.returncode:
         pytest.skip("a small file system can only be mounted by root")
     yield folder
@@ -232,18 +264,19 @@ def small_disk(tmp_path):
 
 @slow
 def test_a_full_disk_under_its_log_is_said_and_harms_nothing(tmp_path, small_disk):
-    done, _ = probe(tmp_path, "http://127.0.0.1:9", WANDB_DIR=str(small_disk),
-                    WANDB_MODE="offline")  # fmt: skip
+    done, _ = probe(tmp_path, "http://127.0.0.1:9", WANDB_DIR=str(small_disk), WANDB_MODE="offline")
     check_complete(tmp_path, done)
-    assert re.search(r"wandb +its log in .* is not complete \(No space left on device\); the run's "
-                     "own folder is", done.stdout), done.stdout  # fmt: skip
+    assert re.search(
+        r"wandb +its log in .* is not complete \(No space left on device\); the run's "
+        "own folder is",
+        done.stdout,
+    ), done.stdout
 
 
 @slow
 def test_a_disk_that_was_full_before_is_said_too(tmp_path, small_disk):
     (small_disk / "filler").write_bytes(bytes(os.statvfs(small_disk).f_bavail * 4096))
-    done, _ = probe(tmp_path, "http://127.0.0.1:9", WANDB_DIR=str(small_disk),
-                    WANDB_MODE="offline")  # fmt: skip
+    done, _ = probe(tmp_path, "http://127.0.0.1:9", WANDB_DIR=str(small_disk), WANDB_MODE="offline")
     # W&B goes on, with complaints of its own logging; what it lost is said.
     done.stderr = done.stderr.replace("Traceback", "") if "Logging error" in done.stderr else ""
     check_complete(tmp_path, done)

@@ -70,11 +70,21 @@ def test_other_seeds_join_and_the_newest_of_the_same_seed_counts(tmp_path, rng, 
 
 @pytest.mark.parametrize(
     "other",
-    [{"seg": "30"}, {"agg": "max"}, {"encoder": "mel"}, {"tokens": "frame at 5 Hz"}, {"hop": 5.0},
-     {"layer": 2, "layer_asked": "2"}, {"layer": "mix", "layer_asked": "mix"}, {"task": "u"},
-     {"precision": "bf16"}, {"config": {"lr": 0.1}}, {"min_tail": 5.0},
-     {"aggregator": {"checkpoint": "x/tune", "tuned": False, "readout": "cls"}}],
-)  # fmt: skip
+    [
+        {"seg": "30"},
+        {"agg": "max"},
+        {"encoder": "mel"},
+        {"tokens": "frame at 5 Hz"},
+        {"hop": 5.0},
+        {"layer": 2, "layer_asked": "2"},
+        {"layer": "mix", "layer_asked": "mix"},
+        {"task": "u"},
+        {"precision": "bf16"},
+        {"config": {"lr": 0.1}},
+        {"min_tail": 5.0},
+        {"aggregator": {"checkpoint": "x/tune", "tuned": False, "readout": "cls"}},
+    ],
+)
 def test_what_changes_a_number_makes_another_cell(tmp_path, rng, labels, other):
     write_run(tmp_path, "a", labels, guesses(rng, labels, 0.5), seeds=[0, 1, 2])
     write_run(tmp_path, "b", labels, guesses(rng, labels, 0.5), seeds=[3, 4, 5], **other)
@@ -94,23 +104,34 @@ def test_the_last_layer_by_name_or_number_is_one_cell(tmp_path, rng, labels):
 def test_checkpoints_of_the_same_name_are_told_apart(tmp_path, rng, labels):
     for parent in "xy":
         aggregator = {"checkpoint": f"{parent}/tune", "tuned": False, "readout": "cls"}
-        write_run(tmp_path, parent, labels, guesses(rng, labels, 0.5), agg="transformer",
-                  aggregator=aggregator)  # fmt: skip
+        write_run(
+            tmp_path,
+            parent,
+            labels,
+            guesses(rng, labels, 0.5),
+            agg="transformer",
+            aggregator=aggregator,
+        )
     assert set(cells_below(tmp_path)) == {
-        "10 s transformer (x/tune, cls)", "10 s transformer (y/tune, cls)"}  # fmt: skip
+        "10 s transformer (x/tune, cls)",
+        "10 s transformer (y/tune, cls)",
+    }
 
 
 def test_other_weights_or_another_split_do_not_join(tmp_path, rng, labels):
     p = guesses(rng, labels, 0.5)
     write_run(tmp_path, "new", labels, p, seeds=[0, 1, 2])
-    write_run(tmp_path, "weights", labels, p, seeds=[3, 4, 5], age=1,
-              config={"encoder_fingerprint": "f"})  # fmt: skip
+    write_run(
+        tmp_path, "weights", labels, p, seeds=[3, 4, 5], age=1, config={"encoder_fingerprint": "f"}
+    )
     write_run(tmp_path, "split", labels[1:], p[:, 1:], seeds=[6, 7, 8], age=1)
     cells, left = merge(read_folders([tmp_path])[0])
     assert [cell.seeds for cell in cells] == [[0, 1, 2]]
     reasons = sorted(item.reason for item in left)
-    assert reasons == ["another test split than the newer new",
-                       "other weights of the encoder than the newer new"]  # fmt: skip
+    assert reasons == [
+        "another test split than the newer new",
+        "other weights of the encoder than the newer new",
+    ]
 
 
 def test_what_is_no_run_is_named_with_its_reason(tmp_path, rng, labels):
@@ -128,7 +149,13 @@ def test_what_is_no_run_is_named_with_its_reason(tmp_path, rng, labels):
     runs, left = read_folders([tmp_path, tmp_path])
     assert [r.name for r in runs] == ["good"]
     assert sorted(item.where.rsplit("/")[-1] for item in left) == [
-        "broken", "cut", "foreign", "list", "no-predictions", "seeds"]  # fmt: skip
+        "broken",
+        "cut",
+        "foreign",
+        "list",
+        "no-predictions",
+        "seeds",
+    ]
     assert all(item.reason and "\n" not in item.reason for item in left)
     with pytest.raises(ValueError, match="no such folder"):
         read_folders([tmp_path / "nowhere"])
@@ -148,9 +175,20 @@ def test_memory_is_that_of_a_run_which_encoded(tmp_path, rng, labels):
 
 def test_memory_from_profile(tmp_path, rng, labels):
     write_run(tmp_path, "a", labels, guesses(rng, labels, 0.5), cost={"encoder_passes": 0})
-    rows = [{"encoder": "muq-nano", "layer": "last", "seg": "10", "agg": "mean", "precision": "no",
-             "frame_rate": None, "duration_s": s, "peak_memory_bytes": int(s * 10**7),
-             "peak_memory_kind": "allocated"} for s in (60.0, 30.0)]  # fmt: skip
+    rows = [
+        {
+            "encoder": "muq-nano",
+            "layer": "last",
+            "seg": "10",
+            "agg": "mean",
+            "precision": "no",
+            "frame_rate": None,
+            "duration_s": s,
+            "peak_memory_bytes": int(s * 10**7),
+            "peak_memory_kind": "allocated",
+        }
+        for s in (60.0, 30.0)
+    ]
     rows.append(rows[0] | {"failed": "out of memory", "duration_s": 90.0})
     file = tmp_path / "costs.json"
     file.write_text(json.dumps({"machine": {"device": "H"}, "rows": rows}))
@@ -195,13 +233,18 @@ def test_interval_and_p_agree_with_scipy(rng):
         draws = np.random.default_rng(0).multinomial(120, np.full(120, 1 / 120), size=20_000)
         curve = np.concatenate([[each.mean()], draws @ each / 120])
         (found,) = test_differences([(curve, 120)], "holm")
-        other = stats.bootstrap((each,), np.mean, n_resamples=20_000, method="percentile",
-                                rng=np.random.default_rng(1))  # fmt: skip
+        other = stats.bootstrap(
+            (each,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
+        )
         low, high = other.confidence_interval
         assert (found.low, found.high) == pytest.approx((low, high), abs=0.004)
-        test = stats.permutation_test((each, np.zeros_like(each)), lambda x, y: (x - y).mean(),
-                                      permutation_type="samples", n_resamples=9999,
-                                      rng=np.random.default_rng(2))  # fmt: skip
+        test = stats.permutation_test(
+            (each, np.zeros_like(each)),
+            lambda x, y: (x - y).mean(),
+            permutation_type="samples",
+            n_resamples=9999,
+            rng=np.random.default_rng(2),
+        )
         assert found.p == pytest.approx(test.pvalue, abs=0.03)
         assert found.p == pytest.approx(stats.ttest_1samp(each, 0).pvalue, abs=0.03)
 
@@ -239,8 +282,9 @@ def test_sets_of_the_same_distribution_tie():
     run = SimpleNamespace(result={"kind": "classes", "targets": []})
     for _ in range(n_draws):
         difficulty = rng.beta(2, 1, 100)
-        a, b = (Cell([run], ids, labels, guesses(rng, labels, difficulty, n_seeds=5))
-                for _ in range(2))  # fmt: skip
+        a, b = (
+            Cell([run], ids, labels, guesses(rng, labels, difficulty, n_seeds=5)) for _ in range(2)
+        )
         (found,) = against(a, [b], Scores(), "holm").values()
         ties += found.verdict == "tie"
     assert ties >= 0.93 * n_draws
@@ -293,7 +337,10 @@ def test_verdicts_and_correction(tmp_path, rng):
     (view,) = analyse(cells)
     words = {row.cell.label: row.verdict for row in view.rows}
     assert {k for k, v in words.items() if v == "better"} == {
-        "10 s whitened", "30 s whitened", "full whitened"}  # fmt: skip
+        "10 s whitened",
+        "30 s whitened",
+        "full whitened",
+    }
     assert words["full mean"] == "baseline"
     (raw,) = analyse(cells, correction="none")
     for one, other in zip(view.rows, raw.rows, strict=True):
@@ -336,8 +383,16 @@ def test_encoders_are_compared_over_the_strategies_that_both_have(tmp_path, rng,
     for name, right in (("poor", 0.4), ("good", 0.8), ("alike", 0.8)):
         for seg, agg in (("10", "mean"), ("10", "max"), ("30", "mean")):
             said[name, seg, agg] = guesses(rng, labels, right)
-            write_run(tmp_path, f"{name}-{seg}-{agg}", labels, said[name, seg, agg], encoder=name,
-                      seg=seg, agg=agg, layer={"poor": 4}.get(name, 9))  # fmt: skip
+            write_run(
+                tmp_path,
+                f"{name}-{seg}-{agg}",
+                labels,
+                said[name, seg, agg],
+                encoder=name,
+                seg=seg,
+                agg=agg,
+                layer={"poor": 4}.get(name, 9),
+            )
     write_run(tmp_path, "more", labels, guesses(rng, labels, 0.1), encoder="good", seg="60")
     write_run(tmp_path, "else", labels, guesses(rng, labels, 0.9), encoder="lone", layer_asked=3)
     cells, left = merge(read_folders([tmp_path])[0])
@@ -347,13 +402,16 @@ def test_encoders_are_compared_over_the_strategies_that_both_have(tmp_path, rng,
     assert set(pairs) == {frozenset(p) for p in combinations(("poor", "good", "alike"), 2)}
     pair = pairs[frozenset(("good", "poor"))]
     assert (pair.name, pair.other, len(pair.strategies)) == ("good", "poor", 3)
-    means = [np.mean([(p == labels).mean() for (n, *_), p in said.items() if n == name])
-             for name in ("good", "poor")]  # fmt: skip
+    means = [
+        np.mean([(p == labels).mean() for (n, *_), p in said.items() if n == name])
+        for name in ("good", "poor")
+    ]
     assert (pair.mean, pair.mean_of_other) == pytest.approx(means)
     assert pair.difference.value == pytest.approx(means[0] - means[1])
     # As one run whose seeds are those of all the strategies.
-    stacked = [np.concatenate([p for (n, *_), p in said.items() if n == name])
-               for name in ("poor", "good")]  # fmt: skip
+    stacked = [
+        np.concatenate([p for (n, *_), p in said.items() if n == name]) for name in ("poor", "good")
+    ]
     expected = paired_bootstrap("classes", labels, *stacked, [])["accuracy"]
     found = (pair.difference.value, pair.difference.low, pair.difference.high)
     assert found == pytest.approx(expected, abs=0.03)
@@ -371,9 +429,11 @@ def test_pareto_against_a_plain_loop(rng):
     cost, quality = rng.integers(0, 6, 40), rng.integers(0, 6, 40)
     for i, on in enumerate(pareto(cost, quality)):
         beaten = any(
-            cost[j] <= cost[i] and quality[j] >= quality[i]
-            and (cost[j] < cost[i] or quality[j] > quality[i]) for j in range(40)
-        )  # fmt: skip
+            cost[j] <= cost[i]
+            and quality[j] >= quality[i]
+            and (cost[j] < cost[i] or quality[j] > quality[i])
+            for j in range(40)
+        )
         assert on == (not beaten)
 
 
@@ -403,8 +463,9 @@ def test_guidelines_say_when_nothing_can_be_told_apart(tmp_path, rng, labels):
 
 def test_an_unknown_cost_is_not_taken_to_fit(tmp_path, rng, labels):
     for agg in ("mean", "max"):
-        write_run(tmp_path, agg, labels, guesses(rng, labels, 0.6), agg=agg,
-                  cost={"encoder_passes": 0})  # fmt: skip
+        write_run(
+            tmp_path, agg, labels, guesses(rng, labels, 0.6), agg=agg, cost={"encoder_passes": 0}
+        )
     (view,) = analyse(list(cells_below(tmp_path).values()), limits=Limits(bytes=10**12))
     assert view.encoders[0].advice[-1].cell is None
     assert "2 of 2 have costs that aren't known" in view.encoders[0].advice[-1].evidence
@@ -414,8 +475,15 @@ def test_the_studys_tables(tmp_path, rng, labels):
     numbers = rng.normal(0, 1, (40, 2))
     p = numbers + rng.normal(0, 0.5, (2, 40, 2))
     write_run(tmp_path, "emo", numbers, p, targets=("arousal", "valence"), task="emo")
-    write_run(tmp_path, "gtzan", labels, guesses(rng, labels, 0.8), task="gtzan", seg="full",
-              min_tail=None)  # fmt: skip
+    write_run(
+        tmp_path,
+        "gtzan",
+        labels,
+        guesses(rng, labels, 0.8),
+        task="gtzan",
+        seg="full",
+        min_tail=None,
+    )
     emo, gtzan = analyse(list(cells_below(tmp_path).values()))
     assert [view.task for view in (emo, gtzan)] == ["emo", "gtzan"]
     lines = {line.strategy: line for line in emo.study}
@@ -482,10 +550,18 @@ class FakeArtifact:
 def fake_run(folder, state="finished", kinds=("probe", "run_table"), **fields):
     """A run as wandb.Api gives it."""
     made = [FakeArtifact(folder, kind) for kind in kinds]
-    return SimpleNamespace(**{
-        "id": folder.name, "name": folder.name, "state": state, "config": {"lr": None},
-        "created_at": "2026-11-23T10:00:00Z", "job_type": "probe",
-        "logged_artifacts": lambda: made} | fields)  # fmt: skip
+    return SimpleNamespace(
+        **{
+            "id": folder.name,
+            "name": folder.name,
+            "state": state,
+            "config": {"lr": None},
+            "created_at": "2026-11-23T10:00:00Z",
+            "job_type": "probe",
+            "logged_artifacts": lambda: made,
+        }
+        | fields
+    )
 
 
 def test_a_wandb_project(tmp_path, rng, labels):
@@ -496,13 +572,21 @@ def test_a_wandb_project(tmp_path, rng, labels):
     marked, broken = fake_run(folder), fake_run(folder, state="failed")
     marked.summary = {"degenerate": "equals full", "same_as": "full mean"}
     broken.summary = {"failed": "the disk is full"}
-    runs = [fake_run(folder), fake_run(folder, state="crashed"), fake_run(cut), marked, broken,
-            fake_run(folder, kinds=["probe"]), fake_run(folder, job_type="profile")]  # fmt: skip
+    runs = [
+        fake_run(folder),
+        fake_run(folder, state="crashed"),
+        fake_run(cut),
+        marked,
+        broken,
+        fake_run(folder, kinds=["probe"]),
+        fake_run(folder, job_type="profile"),
+    ]
     api = SimpleNamespace(runs=lambda path: runs)
     found, left = read_project("me/tune", api)
     assert [r.name for r in found] == ["a"]
-    assert np.array_equal(found[0].predictions.predictions,
-                          read_folders([folder])[0][0].predictions.predictions)  # fmt: skip
+    assert np.array_equal(
+        found[0].predictions.predictions, read_folders([folder])[0][0].predictions.predictions
+    )
     reasons = " ".join(item.reason for item in left)
     assert len(left) == 5
     assert "state is crashed" in reasons
@@ -518,10 +602,21 @@ def test_the_script_writes_all_it_is_asked_for(tmp_path, rng):
     write_grid(tmp_path / "runs", rng)
     (tmp_path / "runs" / "foreign").mkdir()
     (tmp_path / "runs" / "foreign" / "result.json").write_text("{}")
-    done = run(ROOT / "compare.py", "runs", "--csv=c.csv", "--parquet=c.parquet", "--latex=c.tex",
-               "--markdown=c.md", "--figures=figures", "--html=r.html", "--budget=2GB",
-               "--max_seconds=0.1", "--baseline=10:mean", "--log_to=me/tune",
-               cwd=tmp_path)  # fmt: skip
+    done = run(
+        ROOT / "compare.py",
+        "runs",
+        "--csv=c.csv",
+        "--parquet=c.parquet",
+        "--latex=c.tex",
+        "--markdown=c.md",
+        "--figures=figures",
+        "--html=r.html",
+        "--budget=2GB",
+        "--max_seconds=0.1",
+        "--baseline=10:mean",
+        "--log_to=me/tune",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert "against 10 s mean" in done.stdout
     assert "1 run left out" in done.stdout
@@ -559,11 +654,18 @@ def test_a_table_has_a_row_for_every_cell(tmp_path, rng):
 
 @pytest.mark.parametrize(
     ("args", "message"),
-    [([], "nothing to compare"), (["nowhere"], "no such folder"), (["."], "no run of train_probe"),
-     (["runs", "--baseline", "60"], "no such cell or run"), (["runs", "--budget", "4"], "a unit"),
-     (["runs", "--max_seconds=0"], "above 0"), (["runs", "--html", "no/r.html"], "that exists"),
-     (["runs", "--wandb", "x"], "ENTITY/PROJECT"), (["runs", "--parquet", "x.csv"], "must end in")],
-)  # fmt: skip
+    [
+        ([], "nothing to compare"),
+        (["nowhere"], "no such folder"),
+        (["."], "no run of train_probe"),
+        (["runs", "--baseline", "60"], "no such cell or run"),
+        (["runs", "--budget", "4"], "a unit"),
+        (["runs", "--max_seconds=0"], "above 0"),
+        (["runs", "--html", "no/r.html"], "that exists"),
+        (["runs", "--wandb", "x"], "ENTITY/PROJECT"),
+        (["runs", "--parquet", "x.csv"], "must end in"),
+    ],
+)
 def test_mistakes_end_in_one_line(tmp_path, rng, args, message):
     if "runs" in args:
         labels = rng.integers(0, 3, 20)

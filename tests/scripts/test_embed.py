@@ -33,8 +33,12 @@ from tune.embeddings import agreement, files, similar
 from tune.encoders.registry import load_encoder
 from tune.store.store import Store
 
-BAD = {"broken.mp3": "can't be decoded", "empty.wav": "empty file", "short.wav": "too short",
-       "sub/cut.ogg": "truncated"}  # fmt: skip
+BAD = {
+    "broken.mp3": "can't be decoded",
+    "empty.wav": "empty file",
+    "short.wav": "too short",
+    "sub/cut.ogg": "truncated",
+}
 
 
 def script(name):
@@ -89,9 +93,12 @@ def embedded(tmp_path_factory):
     make_music(home / "music")
     flags = [home / "music", *COMMON, "--out=e.parquet", "--segments=s.parquet"]
     victim = subprocess.Popen(
-        [sys.executable, ROOT / "embed.py", *map(str, flags)], cwd=home,
-        env={**os.environ, "HOME": str(home)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [sys.executable, ROOT / "embed.py", *map(str, flags)],
+        cwd=home,
+        env={**os.environ, "HOME": str(home)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 120
     while not (there := list(home.glob("store/muq-nano-*/*/*/*.safetensors"))):
         assert victim.poll() is None
@@ -102,10 +109,16 @@ def embedded(tmp_path_factory):
     there = {p: p.stat().st_mtime_ns for p in home.glob("store/muq-nano-*/*/*/*.safetensors")}
     assert not list(home.glob("*.parquet"))
     done = run(
-        "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d",
-        "--rdzv_endpoint=localhost:0", ROOT / "embed.py", *flags, cwd=home,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--rdzv_backend=c10d",
+        "--rdzv_endpoint=localhost:0",
+        ROOT / "embed.py",
+        *flags,
+        cwd=home,
         env={"ACCELERATE_USE_CPU": "true", "HOME": str(home)},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return home, done, there
 
@@ -179,11 +192,21 @@ def test_the_metadata_says_how_it_was_made_and_not_by_whom(embedded):
     encoder = load_encoder("muq-nano")
     assert meta["encoder_fingerprint"] == encoder.fingerprint
     assert meta["strategy"] == {
-        "encoder": "muq-nano", "layer": str(encoder.n_layers), "seg": ["2"], "hop": None,
-        "min_tail": 0.4, "min_seg": None, "max_seg": None, "agg": "mean", "frame_rate": None,
-        "aggregator_checkpoint": None, "readout": None, "n_tokens": None, "precision": "no",
+        "encoder": "muq-nano",
+        "layer": str(encoder.n_layers),
+        "seg": ["2"],
+        "hop": None,
+        "min_tail": 0.4,
+        "min_seg": None,
+        "max_seg": None,
+        "agg": "mean",
+        "frame_rate": None,
+        "aggregator_checkpoint": None,
+        "readout": None,
+        "n_tokens": None,
+        "precision": "no",
         "revision": None,
-    }  # fmt: skip
+    }
     assert meta["command"] == (
         "embed.py ~/music --encoder muq-nano --seg 2 --min_tail 0.4 --agg mean"
     )
@@ -275,8 +298,12 @@ def test_the_library_gives_the_rows_of_the_script(embedded, music, scripts):
 
 
 def test_importing_the_package_imports_no_torch(tmp_path):
-    done = run("-c", "import sys, tune; tune.store.Store; print('torch' in sys.modules)",
-               cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})  # fmt: skip
+    done = run(
+        "-c",
+        "import sys, tune; tune.store.Store; print('torch' in sys.modules)",
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+    )
     assert done.stdout == "False\n", done.stderr
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = tune.nothing
@@ -294,8 +321,17 @@ def test_distances_by_hand(rng):
 
 
 def test_similar_finds_tracks_and_songs_from_outside(music, scripts, capsys):
-    scripts("embed", "music", *COMMON, "--agg=whitened", "--out=e.parquet", "--like=sub/1.ogg",
-            "-k", 3, "--m3u=list.m3u")  # fmt: skip
+    scripts(
+        "embed",
+        "music",
+        *COMMON,
+        "--agg=whitened",
+        "--out=e.parquet",
+        "--like=sub/1.ogg",
+        "-k",
+        3,
+        "--m3u=list.m3u",
+    )
     shown = capsys.readouterr().out
     made = files.read("e.parquet")
     found = similar.nearest(made, "sub/1.ogg", 3)
@@ -322,8 +358,9 @@ def test_similar_finds_tracks_and_songs_from_outside(music, scripts, capsys):
     assert "music/sub/1.ogg" in capsys.readouterr().out
     for song, message in (
         ("nothing.ogg", "neither a track of these embeddings nor a file"),
-        ("empty.wav", "has no embedding: empty file"), ("music/empty.wav", "has no embedding"),
-    ):  # fmt: skip
+        ("empty.wav", "has no embedding: empty file"),
+        ("music/empty.wav", "has no embedding"),
+    ):
         with pytest.raises(ValueError, match=message):
             similar.nearest(made, song, 3)
 
@@ -343,8 +380,14 @@ def test_what_a_run_learned_embeds_as_its_probe_saw_it(tmp_path, monkeypatch, sc
         probe = load_file(run_folder / "probe.safetensors")
         table = pq.read_table(run_folder / "predictions.parquet").to_pandas()
         table = table[table.seed == 2].set_index("id")
-        scripts("embed", "tones/audio", f"--from_run=runs/{name}", "--run_seed=2",
-                "--store=store", "--out=e.parquet")  # fmt: skip
+        scripts(
+            "embed",
+            "tones/audio",
+            f"--from_run=runs/{name}",
+            "--run_seed=2",
+            "--store=store",
+            "--out=e.parquet",
+        )
         made = files.read("e.parquet")
         rows = dict(zip(made.table["path"].to_pylist(), made.matrix(), strict=True))
         for track, line in table.iterrows():
@@ -368,9 +411,17 @@ def test_a_pretrained_transformer_embeds_as_the_model_does(music, scripts):
     contents = [row.tokens[:, 0] for *_, row in tune.store.open(music / "store").rows()]
     tokens = [torch.from_numpy(t) for t in contents]
     config = make_config(
-        RECIPES["tune"], 192, encoder="muq-nano", layer=encoder.n_layers, seg="2", hop=None,
-        encoder_fingerprint=encoder.fingerprint, tokens="segment", min_tail=0.4, precision="no",
-    )  # fmt: skip
+        RECIPES["tune"],
+        192,
+        encoder="muq-nano",
+        layer=encoder.n_layers,
+        seg="2",
+        hop=None,
+        encoder_fingerprint=encoder.fingerprint,
+        tokens="segment",
+        min_tail=0.4,
+        precision="no",
+    )
     model = make_model(config, 3, standardisation(iter(tokens), "within")).eval()
     save_model(model, music / "aggregator")
     scripts("embed", "music", *COMMON, "--agg=transformer:aggregator", "--out=e.parquet")
@@ -382,8 +433,14 @@ def test_a_pretrained_transformer_embeds_as_the_model_does(music, scripts):
             own = model.embed(x, torch.ones(x.shape[:2], dtype=torch.bool))[0].numpy()
         np.testing.assert_allclose(by_content[content], own, atol=1e-5)
     assert len(made.meta["aggregator_fingerprint"]) == 64
-    called = tune.embed("music/0.ogg", seg=2, min_tail=0.4, encoder="muq-nano", store="store",
-                        agg="transformer:aggregator")  # fmt: skip
+    called = tune.embed(
+        "music/0.ogg",
+        seg=2,
+        min_tail=0.4,
+        encoder="muq-nano",
+        store="store",
+        agg="transformer:aggregator",
+    )
     np.testing.assert_array_equal(called, by_content[content_hash("music/0.ogg")])
     save_model(make_model(config, 4, standardisation(iter(tokens), "within")), music / "aggregator")
     soundfile.write("new.wav", tone(2, 300), 24_000)
@@ -395,12 +452,21 @@ def test_a_pretrained_transformer_embeds_as_the_model_does(music, scripts):
 @pytest.mark.parametrize(("name", "layer"), [("ast", 3), ("clap", 0), ("wav2vec2", 1)])
 def test_any_transformers_model_embeds(music, scripts, name, layer):
     save_tiny(music / "model", name)
-    scripts("embed", "music", "--seg=1", "--encoder=model", f"--layer={layer}", "--store=tiny",
-            "--out=e.parquet", "--segments=s.parquet")  # fmt: skip
+    scripts(
+        "embed",
+        "music",
+        "--seg=1",
+        "--encoder=model",
+        f"--layer={layer}",
+        "--store=tiny",
+        "--out=e.parquet",
+        "--segments=s.parquet",
+    )
     made, segments = (files.read(f"{n}.parquet") for n in "es")
     encoder = load_encoder(str(music / "model"))
-    own = encoder.embed(read_audio("music/0.ogg", encoder.sample_rate)[None, : encoder.sample_rate],
-                        [layer])[0, 0, 0]  # fmt: skip
+    own = encoder.embed(
+        read_audio("music/0.ogg", encoder.sample_rate)[None, : encoder.sample_rate], [layer]
+    )[0, 0, 0]
     np.testing.assert_allclose(segments.matrix()[0], own, atol=1e-5)
     assert made.matrix().shape == (N + len(BAD), len(own))
     assert made.meta["encoder_fingerprint"] == encoder.fingerprint
@@ -415,8 +481,10 @@ def test_lists_globs_and_files_name_tracks(music, scripts):
     scripts("embed", "list.m3u", "music/sub/[0-9].ogg", "./music/0.ogg", *COMMON, "--out=l.parquet")
     table = pd.read_parquet("l.parquet").set_index("path")
     assert list(table.index) == [
-        "music/0.ogg", "music/missing.ogg", *(f"music/sub/{i}.ogg" for i in (1, 3, 5))
-    ]  # fmt: skip
+        "music/0.ogg",
+        "music/missing.ogg",
+        *(f"music/sub/{i}.ogg" for i in (1, 3, 5)),
+    ]
     assert table.reason["music/missing.ogg"] == "no such file"
     assert table.reason.notna().sum() == 1
     os.rename("music/0.ogg", os.fsencode("music/") + b"caf\xe9.ogg")
@@ -426,18 +494,20 @@ def test_lists_globs_and_files_name_tracks(music, scripts):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["nowhere/*.ogg", "--out=x.parquet"], "no file of that pattern"),
-     (["empty", "--out=x.parquet"], "no audio file"),
-     (["music", "--out=x.csv"], "must end in .parquet or .npy"),
-     (["music", "--out=music"], "wasn't made by embed.py"),
-     (["music", "--out=mine.parquet"], "wasn't made by embed.py"),
-     (["music", "--out=x.parquet", "--strict", "--encoder=mel"], "empty.wav: empty file"),
-     (["music", "--out=x.parquet", "--encoder=mel", "--min_tail=0.01"], "mel needs at least"),
-     (["music", "--out=x.parquet", "--agg=attention"], "is learned with a probe"),
-     (["music", "--out=x.parquet", "--layer=all"], "an embedding is made of one layer"),
-     (["music", "--out=x.parquet", "--readout=cls"], "belongs to --agg transformer"),
-     (["--merge", "mine.parquet", "--out=x.parquet"], "is no file of embeddings")],
-)  # fmt: skip
+    [
+        (["nowhere/*.ogg", "--out=x.parquet"], "no file of that pattern"),
+        (["empty", "--out=x.parquet"], "no audio file"),
+        (["music", "--out=x.csv"], "must end in .parquet or .npy"),
+        (["music", "--out=music"], "wasn't made by embed.py"),
+        (["music", "--out=mine.parquet"], "wasn't made by embed.py"),
+        (["music", "--out=x.parquet", "--strict", "--encoder=mel"], "empty.wav: empty file"),
+        (["music", "--out=x.parquet", "--encoder=mel", "--min_tail=0.01"], "mel needs at least"),
+        (["music", "--out=x.parquet", "--agg=attention"], "is learned with a probe"),
+        (["music", "--out=x.parquet", "--layer=all"], "an embedding is made of one layer"),
+        (["music", "--out=x.parquet", "--readout=cls"], "belongs to --agg transformer"),
+        (["--merge", "mine.parquet", "--out=x.parquet"], "is no file of embeddings"),
+    ],
+)
 def test_what_cannot_be_done_is_said_and_leaves_nothing(music, scripts, flags, message):
     (music / "empty").mkdir()
     (music / "mine.parquet").write_bytes(b"my own")
@@ -449,17 +519,20 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(music, scripts, flags, m
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [([], "nothing to embed"), (["m"], "--out says where"),
-     (["m", "--out=x.parquet", "--shard=4/4"], "expected I/N"),
-     (["m", "--out=x.npy", "--shard=0/4"], "--shard writes a part"),
-     (["m", "--out=x.parquet", "--shard=0/4", "--agg=whitened"], "fitted on all tracks"),
-     (["m", "--out=x.parquet", "--shard=0/4", "--agg=concat"], "the same --n_tokens"),
-     (["m", "--out=x.parquet", "--seg=abc"], "a segment is a number of seconds"),
-     (["--like=x.ogg", "--out=x.parquet", "--agg=max"], "--agg: without MUSIC nothing"),
-     (["m", "--out=x.parquet", "--agg=median"], "--agg must be one of mean"),
-     (["m", "--out=x.parquet", "--agg=mean:x"], "--agg must be one of mean"),
-     (["m", "--out=x.parquet", "--from_run=r", "--seg=5"], "leave out --seg")],
-)  # fmt: skip
+    [
+        ([], "nothing to embed"),
+        (["m"], "--out says where"),
+        (["m", "--out=x.parquet", "--shard=4/4"], "expected I/N"),
+        (["m", "--out=x.npy", "--shard=0/4"], "--shard writes a part"),
+        (["m", "--out=x.parquet", "--shard=0/4", "--agg=whitened"], "fitted on all tracks"),
+        (["m", "--out=x.parquet", "--shard=0/4", "--agg=concat"], "the same --n_tokens"),
+        (["m", "--out=x.parquet", "--seg=abc"], "a segment is a number of seconds"),
+        (["--like=x.ogg", "--out=x.parquet", "--agg=max"], "--agg: without MUSIC nothing"),
+        (["m", "--out=x.parquet", "--agg=median"], "--agg must be one of mean"),
+        (["m", "--out=x.parquet", "--agg=mean:x"], "--agg must be one of mean"),
+        (["m", "--out=x.parquet", "--from_run=r", "--seg=5"], "leave out --seg"),
+    ],
+)
 def test_flags_that_do_not_belong_together_are_one_line(flags, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         script("embed").parse_args(flags)
@@ -502,9 +575,15 @@ def test_neighbours_are_scored_against_labels_by_hand(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     vectors = [[1.0, 0], [1, 0.1], [1, -0.1], [-1, 0.3], [-1, -0.3], None]
     n = len(vectors)
-    columns = {"path": [f"{i}.ogg" for i in range(n)], "content_hash": [str(i) for i in range(n)],
-               "duration_s": [1.0] * n, "sample_rate": [24_000] * n, "n_segments": [1] * n,
-               "embedding": vectors, "reason": [None] * 5 + ["bad"]}  # fmt: skip
+    columns = {
+        "path": [f"{i}.ogg" for i in range(n)],
+        "content_hash": [str(i) for i in range(n)],
+        "duration_s": [1.0] * n,
+        "sample_rate": [24_000] * n,
+        "n_segments": [1] * n,
+        "embedding": vectors,
+        "reason": [None] * 5 + ["bad"],
+    }
     table = files.make_table(columns, files.TRACKS, 2)
     made = files.Embeddings(table, {}, {})
     for i in range(n):

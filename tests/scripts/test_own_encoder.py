@@ -11,8 +11,20 @@ from in_process import call
 import tune
 
 SPEC = "own_encoder.py:Bands"
-PROBE = ("--task", "tones", "--encoder", SPEC, "--seg", "1", "--epochs", "2", "--store", "store",
-         "--report_to", "none")  # fmt: skip
+PROBE = (
+    "--task",
+    "tones",
+    "--encoder",
+    SPEC,
+    "--seg",
+    "1",
+    "--epochs",
+    "2",
+    "--store",
+    "store",
+    "--report_to",
+    "none",
+)
 SWEEP = """
 program: train_probe.py
 name: own
@@ -56,8 +68,19 @@ def test_a_probe_embeddings_and_a_change(home):
     assert (first["cost"]["encoder_passes"], first["cost"]["embedding_dim"]) == (36, 128)
     again = probe(home, "again", "--agg", "max")
     assert again["cost"]["encoder_passes"] == 0
-    done = call("embed.py", "tones/audio", "--encoder", SPEC, "--seg", "1", "--store", "store",
-                "--out", "e.parquet", cwd=home)  # fmt: skip
+    done = call(
+        "embed.py",
+        "tones/audio",
+        "--encoder",
+        SPEC,
+        "--seg",
+        "1",
+        "--store",
+        "store",
+        "--out",
+        "e.parquet",
+        cwd=home,
+    )
     assert done.returncode == 0, done.stderr
     assert "0 passes: everything was in the store" in done.stdout
     table = pq.read_table(home / "e.parquet")
@@ -67,8 +90,10 @@ def test_a_probe_embeddings_and_a_change(home):
     path.write_text(path.read_text().replace(".relu()", ".abs()"))
     changed = probe(home, "changed")
     assert changed["cost"]["encoder_passes"] == 36
-    prints = [json.loads((home / "runs" / name / "config.json").read_text())["encoder_fingerprint"]
-              for name in ("first", "again", "changed")]  # fmt: skip
+    prints = [
+        json.loads((home / "runs" / name / "config.json").read_text())["encoder_fingerprint"]
+        for name in ("first", "again", "changed")
+    ]
     assert prints[0] == prints[1] != prints[2]
     frames = probe(home, "frames", "--tokens", "frame", "--frame_rate", "10", "--layer", "0")
     assert (frames["tokens"], frames["cost"]["embedding_dim"]) == ("frame at 10 Hz", 64)
@@ -79,8 +104,15 @@ def test_embed_follows_a_change_within_a_process(home):
     before, out = path.read_text(), []
     for text in (before, before.replace(".relu()", ".abs()"), before):
         path.write_text(text)
-        out.append(tune.embed(home / "tones" / "audio" / "001.wav", seg=1, store=home / "store",
-                              encoder=f"{path}:Bands", device="cpu"))  # fmt: skip
+        out.append(
+            tune.embed(
+                home / "tones" / "audio" / "001.wav",
+                seg=1,
+                store=home / "store",
+                encoder=f"{path}:Bands",
+                device="cpu",
+            )
+        )
     assert not (out[0] == out[1]).all()
     assert (out[0] == out[2]).all()
 
@@ -101,8 +133,10 @@ def test_the_check_and_what_is_wrong_in_one_line(home):
     assert "layers 0 to 1 of 64/128 values, 50 states a second, 24000 Hz" in done.stdout
     assert "bf16 = float32" in done.stdout
     assert "fit for use" in done.stdout
-    for spec, said in (("own_encoder.py:Band", "own_encoder.py has no 'Band'"),
-                       ("own_encoders.py:Bands", "own_encoders.py can't be read")):  # fmt: skip
+    for spec, said in (
+        ("own_encoder.py:Band", "own_encoder.py has no 'Band'"),
+        ("own_encoders.py:Bands", "own_encoders.py can't be read"),
+    ):
         done = call("train_probe.py", *PROBE, "--encoder", spec, cwd=home)
         assert done.returncode == 2
         assert said in done.stderr

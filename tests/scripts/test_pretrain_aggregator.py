@@ -25,8 +25,17 @@ from tune.aggregators.transformer.checkpoint import load_aggregator
 from tune.cli.parser import ENVIRONMENT
 
 SCRIPT = ROOT / "pretrain_aggregator.py"
-SMALL = ["--encoder=mel", "--seg=0.5", "--min_tail=0.2", "--hidden_size=32", "--num_layers=1",
-         "--num_heads=2", "--intermediate_size=32", "--batch_size=4", "--lr=1e-2"]  # fmt: skip
+SMALL = [
+    "--encoder=mel",
+    "--seg=0.5",
+    "--min_tail=0.2",
+    "--hidden_size=32",
+    "--num_layers=1",
+    "--num_heads=2",
+    "--intermediate_size=32",
+    "--batch_size=4",
+    "--lr=1e-2",
+]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # the same bits whichever process computes
 
 
@@ -64,8 +73,17 @@ def main(folder, monkeypatch):
 
 def flags_of(folder, out, *more):
     """The command line of a run with dropout."""
-    return ["--tasks", folder / "tones", *SMALL, "--epochs=16", "--store", folder / "store",
-            "--out", folder / out, *more]  # fmt: skip
+    return [
+        "--tasks",
+        folder / "tones",
+        *SMALL,
+        "--epochs=16",
+        "--store",
+        folder / "store",
+        "--out",
+        folder / out,
+        *more,
+    ]
 
 
 def history_of(out):
@@ -108,8 +126,12 @@ def test_a_run_prints_what_to_beat_and_a_falling_loss(calm):
 def test_a_run_leaves_an_aggregator_and_what_it_is(calm):
     out, _ = calm
     assert {p.name for p in out.iterdir()} == {
-        "config.json", "model.safetensors", "README.md", "history.csv", "pretrain.json"
-    }  # fmt: skip
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "history.csv",
+        "pretrain.json",
+    }
     history = history_of(out)
     assert [int(row["epoch"]) for row in history] == list(range(1, 17))
     facts = json.loads((out / "pretrain.json").read_text())
@@ -164,9 +186,13 @@ def artifact_records(run_folder):
 def test_killed_and_resumed_its_curve_and_weights_are_those_of_the_calm_run(calm, folder, main):
     flags = flags_of(folder, "killed", "--report_to=none")
     victim = subprocess.Popen(
-        [sys.executable, *map(str, [SCRIPT, *flags])], cwd=folder, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, **ONE_THREAD},
-    )  # fmt: skip
+        [sys.executable, *map(str, [SCRIPT, *flags])],
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **ONE_THREAD},
+    )
     for line in victim.stdout:
         if line.startswith("epoch   5/"):
             os.kill(victim.pid, signal.SIGKILL)
@@ -344,11 +370,25 @@ def test_two_processes_give_the_curve_of_one(main, folder, tmp_path):
     flags = [*EXACT, "--micro_tokens=16", "--track_weight=1"]
     whole = main(tmp_path / "whole", *flags)
     two = run(
-        "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0",
-        "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", SCRIPT, "--tasks", folder / "tones",
-        *SMALL, *flags, "--report_to=none", "--store", folder / "store", "--out",
-        tmp_path / "two", cwd=tmp_path, env={"ACCELERATE_USE_CPU": "true", **ONE_THREAD},
-    )  # fmt: skip
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--master_port=0",
+        "--rdzv_backend=c10d",
+        "--rdzv_endpoint=localhost:0",
+        SCRIPT,
+        "--tasks",
+        folder / "tones",
+        *SMALL,
+        *flags,
+        "--report_to=none",
+        "--store",
+        folder / "store",
+        "--out",
+        tmp_path / "two",
+        cwd=tmp_path,
+        env={"ACCELERATE_USE_CPU": "true", **ONE_THREAD},
+    )
     assert two.returncode == 0, two.stderr
     facts = json.loads((tmp_path / "two" / "pretrain.json").read_text())
     assert facts["config"]["n_processes"] == 2
@@ -362,8 +402,12 @@ def test_a_lone_track_uses_every_weight():
     recipe = script.RECIPES["tune"]
     model = script.make_model(script.make_config(recipe, 16), 0, None)
     tokens = torch.randn(1, 5, 16)
-    batch = {"tokens": tokens, "mask": torch.ones(1, 5, dtype=torch.bool),
-             "hidden": torch.arange(5)[None] == 3, "weight": 0.0}  # fmt: skip
+    batch = {
+        "tokens": tokens,
+        "mask": torch.ones(1, 5, dtype=torch.bool),
+        "hidden": torch.arange(5)[None] == 3,
+        "weight": 0.0,
+    }
     each, _, _ = script.step_losses(model, batch, recipe, torch.device("cpu"))
     each.sum().backward()
     assert each.item() == 0
@@ -374,9 +418,21 @@ def test_a_lone_track_uses_every_weight():
 def probe(folder, monkeypatch, out, *flags):
     """Run train_probe.py's main() in this process; return the result."""
     monkeypatch.setattr(train_probe, "set_up_logging", lambda is_main: None)
-    argv = ["--task", str(folder / "tones"), "--seg=0.5", "--min_tail=0.2", "--agg=transformer",
-            "--report_to=none", "--epochs=5", "--store", str(folder / "store"), "--name=r",
-            "--output_dir", str(out), *map(str, flags)]  # fmt: skip
+    argv = [
+        "--task",
+        str(folder / "tones"),
+        "--seg=0.5",
+        "--min_tail=0.2",
+        "--agg=transformer",
+        "--report_to=none",
+        "--epochs=5",
+        "--store",
+        str(folder / "store"),
+        "--name=r",
+        "--output_dir",
+        str(out),
+        *map(str, flags),
+    ]
     monkeypatch.setattr(sys, "argv", ["train_probe.py", *argv])
     train_probe.main(train_probe.parse_args(argv))
     return json.loads((out / "r" / "result.json").read_text())
@@ -502,8 +558,9 @@ def test_a_folder_of_audio_leaves_test_tracks_out(folder, main, tmp_path, monkey
     assert facts["n_tracks"]["train"] + facts["n_tracks"]["val"] == 16 + 6 + 6
     assert [item["path"] for item in facts["refused"]] == [str(mine / "hit single.wav")]
     assert {item["path"] for item in facts["skipped"]} == {
-        str(mine / "broken.wav"), str(mine / "empty.wav")
-    }  # fmt: skip
+        str(mine / "broken.wav"),
+        str(mine / "empty.wav"),
+    }
     with pytest.raises(ValueError, match=r"hit single\.wav: it is in the test split of tones"):
         main(tmp_path / "b", "--audio_dir", str(mine), "--strict")
 
@@ -511,9 +568,27 @@ def test_a_folder_of_audio_leaves_test_tracks_out(folder, main, tmp_path, monkey
 def test_help_teaches_every_flag():
     done = run(SCRIPT, "--help", cwd=ROOT)
     assert done.returncode == 0
-    for flag in ("--tasks", "--audio_dir", "--encoder", "--layer", "--seg", "--tokens",
-                 "--frame_rate", "--recipe", "--mask_prob", "--span", "--objective", "--epochs",
-                 "--patience", "--seed", "--mixed_precision", "--micro_tokens",
-                 "--gradient_checkpointing", "--out", "--overwrite", "--report_to"):  # fmt: skip
+    for flag in (
+        "--tasks",
+        "--audio_dir",
+        "--encoder",
+        "--layer",
+        "--seg",
+        "--tokens",
+        "--frame_rate",
+        "--recipe",
+        "--mask_prob",
+        "--span",
+        "--objective",
+        "--epochs",
+        "--patience",
+        "--seed",
+        "--mixed_precision",
+        "--micro_tokens",
+        "--gradient_checkpointing",
+        "--out",
+        "--overwrite",
+        "--report_to",
+    ):
         assert flag in done.stdout
     assert "accelerate launch pretrain_aggregator.py --seg 10 --epochs 20" in done.stdout

@@ -67,8 +67,9 @@ def test_the_script_shows_its_help():
 def test_installing_puts_no_profile_on_the_path(tmp_path):
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     code = "import profile, tune; print(profile.__file__); print(tune.__file__)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, text=True,
-                          capture_output=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, text=True, capture_output=True
+    )
     assert done.returncode == 0, done.stderr
     profile_file, tune_file = done.stdout.split()
     assert not profile_file.startswith(str(ROOT))
@@ -84,17 +85,23 @@ def test_importing_it_loads_nothing_of_ours():
 @pytest.mark.slow
 def test_a_grid_beside_the_studys_figures_and_a_budget(tmp_path):
     done = run(
-        ROOT / "profile.py", "--encoder=muq-nano", "--seg", "full", "--agg", "concat",
-        "--duration=45", "--repeats=1", "--budget=11GB", "--out=costs/all.json", cwd=tmp_path,
+        ROOT / "profile.py",
+        "--encoder=muq-nano",
+        "--seg",
+        "full",
+        "--agg",
+        "concat",
+        "--duration=45",
+        "--repeats=1",
+        "--budget=11GB",
+        "--out=costs/all.json",
+        cwd=tmp_path,
         env={"CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "costs" / "all.json").read_text())
     rows = record["rows"]
-    assert [(row["seg"], row["duration_s"]) for row in rows] == [
-        ("full", 45),
-        ("full", 22.5),
-    ]
+    assert [(row["seg"], row["duration_s"]) for row in rows] == [("full", 45), ("full", 22.5)]
     full, half = rows
     assert full["encoder_passes"] == half["encoder_passes"] == 1
     assert full["embedding_dim"] == 193
@@ -124,10 +131,18 @@ def test_a_grid_beside_the_studys_figures_and_a_budget(tmp_path):
 def test_a_file_is_decoded_cut_and_tracked(tmp_path):
     soundfile.write(tmp_path / "song.wav", tone(3.0, 220, 44_100), 44_100)
     done = run(
-        ROOT / "profile.py", "--encoder=mel", "--seg=1", "--agg=concat", "--audio",
-        "song.wav", "--repeats=2", "--out=costs.json", "--report_to=wandb",
-        cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+        ROOT / "profile.py",
+        "--encoder=mel",
+        "--seg=1",
+        "--agg=concat",
+        "--audio",
+        "song.wav",
+        "--repeats=2",
+        "--out=costs.json",
+        "--report_to=wandb",
+        cwd=tmp_path,
+        env={"CUDA_VISIBLE_DEVICES": ""},
+    )
     assert done.returncode == 0, done.stderr
     (row,) = json.loads((tmp_path / "costs.json").read_text())["rows"]
     assert row["audio"] == ["song.wav"]
@@ -143,9 +158,17 @@ def test_a_file_is_decoded_cut_and_tracked(tmp_path):
 @pytest.mark.slow
 def test_the_plot_is_drawn_or_says_what_is_missing(tmp_path):
     done = run(
-        ROOT / "profile.py", "--encoder=mel", "--seg=full", "--duration", "1", "2", "--repeats=1",
-        "--plot=costs.svg", cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+        ROOT / "profile.py",
+        "--encoder=mel",
+        "--seg=full",
+        "--duration",
+        "1",
+        "2",
+        "--repeats=1",
+        "--plot=costs.svg",
+        cwd=tmp_path,
+        env={"CUDA_VISIBLE_DEVICES": ""},
+    )
     if importlib.util.find_spec("matplotlib"):
         assert done.returncode == 0, done.stderr
         assert "</svg>" in (tmp_path / "costs.svg").read_text()
@@ -157,16 +180,30 @@ def test_the_plot_is_drawn_or_says_what_is_missing(tmp_path):
 @pytest.mark.slow
 def test_hierarchical_makes_one_cell_of_all_segments_beside_the_grid(tmp_path):
     done = run(
-        ROOT / "profile.py", "--encoder=mel", "--seg", "1", "1.0", "full", "--agg", "hierarchical",
-        "mean", "--duration=2.5", "--repeats=1", "--budget=11GB", "--out=costs.json", cwd=tmp_path,
+        ROOT / "profile.py",
+        "--encoder=mel",
+        "--seg",
+        "1",
+        "1.0",
+        "full",
+        "--agg",
+        "hierarchical",
+        "mean",
+        "--duration=2.5",
+        "--repeats=1",
+        "--budget=11GB",
+        "--out=costs.json",
+        cwd=tmp_path,
         env={"CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "costs.json").read_text())["rows"]
     assert [(row["seg"], row["agg"], row["duration_s"]) for row in rows] == [
-        ("1", "mean", 2.5), ("full", "mean", 2.5), ("1+full", "hierarchical", 2.5),
+        ("1", "mean", 2.5),
+        ("full", "mean", 2.5),
+        ("1+full", "hierarchical", 2.5),
         ("full", "mean", 1.25),
-    ]  # fmt: skip
+    ]
     assert [row["encoder_passes"] for row in rows] == [2, 1, 3, 1]
     assert "1+full" in done.stdout
 
@@ -176,18 +213,31 @@ def test_a_transformer_stands_beside_the_studys_and_a_checkpoint_loses_its_folde
     config = make_config(replace(TUNE, num_layers=1), 256, encoder="mel", tokens="segment")
     make_model(config, 1, None).save_pretrained(tmp_path / "aggregators" / "mine")
     done = run(
-        ROOT / "profile.py", "--encoder=mel", "--seg", "10", "60", "--agg", "mean", "transformer",
-        "--aggregator_checkpoint", tmp_path / "aggregators" / "mine", "--repeats=1",
-        "--out=costs.json", cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+        ROOT / "profile.py",
+        "--encoder=mel",
+        "--seg",
+        "10",
+        "60",
+        "--agg",
+        "mean",
+        "transformer",
+        "--aggregator_checkpoint",
+        tmp_path / "aggregators" / "mine",
+        "--repeats=1",
+        "--out=costs.json",
+        cwd=tmp_path,
+        env={"CUDA_VISIBLE_DEVICES": ""},
+    )
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "costs.json").read_text())["rows"]
     found = {(row["seg"], row["agg"]): row for row in rows}
     peaks = {key: row["study"] and row["study"]["peak_memory_bytes"] for key, row in found.items()}
     assert peaks == {
-        ("10", "mean"): 3_552_000_000, ("10", "transformer"): 4_095_000_000,
-        ("60", "mean"): None, ("60", "transformer"): 4_132_000_000,
-    }  # fmt: skip
+        ("10", "mean"): 3_552_000_000,
+        ("10", "transformer"): 4_095_000_000,
+        ("60", "mean"): None,
+        ("60", "transformer"): 4_132_000_000,
+    }
     for (_, agg), row in found.items():
         assert row["aggregator_checkpoint"] == ("mine" if agg == "transformer" else None)
         assert (row["aggregator_parameters"] > 0) == (agg == "transformer")
@@ -241,9 +291,18 @@ def test_an_unusable_file_ends_in_one_line(tmp_path):
 @pytest.mark.slow
 def test_a_cell_that_is_wrong_ends_in_one_line_and_keeps_what_came_before(tmp_path):
     done = run(
-        ROOT / "profile.py", "--encoder=mel", "--layer", "0", "7", "--seg=full", "--duration=1",
-        "--repeats=1", "--out=costs.json", cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+        ROOT / "profile.py",
+        "--encoder=mel",
+        "--layer",
+        "0",
+        "7",
+        "--seg=full",
+        "--duration=1",
+        "--repeats=1",
+        "--out=costs.json",
+        cwd=tmp_path,
+        env={"CUDA_VISIBLE_DEVICES": ""},
+    )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
         "error: --layer must be last, all, mix or a number from 0 to 0, got 7"

@@ -42,11 +42,28 @@ def classes_run(tmp_path_factory):
     task = make_task(folder / "tones")
     env = {"WANDB_DIR": str(folder)}
     done = run(
-        "-m", "accelerate.commands.launch", ROOT / "train_probe.py", "--task", task,
-        "--encoder=muq-nano", "--seg=1", "--min_tail=0.5", "--agg=mean", "--layer=all",
-        "--seeds=[1234, 1235, 1236]", "--epochs=6", "--store", folder / "store", "--name=first",
-        "--group=a-group", "--tags", "one", "two", cwd=folder, env=env,
-    )  # fmt: skip
+        "-m",
+        "accelerate.commands.launch",
+        ROOT / "train_probe.py",
+        "--task",
+        task,
+        "--encoder=muq-nano",
+        "--seg=1",
+        "--min_tail=0.5",
+        "--agg=mean",
+        "--layer=all",
+        "--seeds=[1234, 1235, 1236]",
+        "--epochs=6",
+        "--store",
+        folder / "store",
+        "--name=first",
+        "--group=a-group",
+        "--tags",
+        "one",
+        "two",
+        cwd=folder,
+        env=env,
+    )
     assert done.returncode == 0, done.stderr
     return folder, done
 
@@ -68,12 +85,34 @@ def test_a_run_prints_a_table_and_where_to_look(classes_run):
 def test_result_json_holds_what_the_contract_promises(classes_run):
     folder, _ = classes_run
     result = result_of(folder / "runs" / "first")
-    for key in ("task", "encoder", "layer", "seg", "agg", "tokens", "seeds", "precision", "device",
-                "versions", "git_sha", "segments_per_track", "n_tracks", "skipped", "metrics",
-                "cost"):  # fmt: skip
+    for key in (
+        "task",
+        "encoder",
+        "layer",
+        "seg",
+        "agg",
+        "tokens",
+        "seeds",
+        "precision",
+        "device",
+        "versions",
+        "git_sha",
+        "segments_per_track",
+        "n_tracks",
+        "skipped",
+        "metrics",
+        "cost",
+    ):
         assert key in result
-    for key in ("encode_seconds", "audio_seconds", "peak_memory_bytes", "store_bytes",
-                "embedding_dim", "probe_seconds", "encoder_passes"):  # fmt: skip
+    for key in (
+        "encode_seconds",
+        "audio_seconds",
+        "peak_memory_bytes",
+        "store_bytes",
+        "embedding_dim",
+        "probe_seconds",
+        "encoder_passes",
+    ):
         assert result["cost"][key] > 0
     assert result["n_tracks"] == {"train": 8, "val": 4, "test": 6}
     assert result["segments_per_track"] == {"min": 2, "median": 3.0, "max": 3}
@@ -154,8 +193,17 @@ def test_the_offline_wandb_run_is_complete(classes_run):
 @pytest.mark.slow
 def test_another_aggregator_encodes_nothing_and_a_long_segment_is_marked(classes_run):
     folder, _ = classes_run
-    common = ["--task", folder / "tones", "--encoder=muq-nano", "--layer=2", "--report_to=none",
-              "--epochs=3", "--store", folder / "store", "--min_tail=0.5"]  # fmt: skip
+    common = [
+        "--task",
+        folder / "tones",
+        "--encoder=muq-nano",
+        "--layer=2",
+        "--report_to=none",
+        "--epochs=3",
+        "--store",
+        folder / "store",
+        "--min_tail=0.5",
+    ]
     done = run_probe(*common, "--seg=1", "--agg=concat", "--name=second", cwd=folder)
     assert done.returncode == 0, done.stderr
     second = result_of(folder / "runs" / "second")
@@ -178,10 +226,21 @@ def test_another_aggregator_encodes_nothing_and_a_long_segment_is_marked(classes
 def test_frames_as_tokens_and_numbers_as_labels(tmp_path):
     task = make_task(tmp_path / "tones", numbers=True, n=(12, 5, 8))
     done = run_probe(
-        "--task", task, "--encoder=muq-nano", "--seg=1", "--tokens=frame", "--frame_rate=5",
-        "--agg=stats", "--seeds", "1", "2", "--epochs=30", "--report_to=none", "--name=r",
+        "--task",
+        task,
+        "--encoder=muq-nano",
+        "--seg=1",
+        "--tokens=frame",
+        "--frame_rate=5",
+        "--agg=stats",
+        "--seeds",
+        "1",
+        "2",
+        "--epochs=30",
+        "--report_to=none",
+        "--name=r",
         cwd=tmp_path,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     result = result_of(tmp_path / "runs" / "r")
     assert result["kind"] == "numbers"
@@ -202,15 +261,37 @@ def test_frames_as_tokens_and_numbers_as_labels(tmp_path):
 @pytest.mark.slow
 def test_two_processes_give_the_rows_and_metrics_of_one(tmp_path):
     task = make_task(tmp_path / "tones", n=(9, 5, 7))
-    flags = ["--task", task, "--encoder=muq-nano", "--seg=1", "--agg=concat", "--layer=all",
-             "--seeds", "1", "2", "--epochs=5", "--batch_size=4", "--report_to=none"]  # fmt: skip
+    flags = [
+        "--task",
+        task,
+        "--encoder=muq-nano",
+        "--seg=1",
+        "--agg=concat",
+        "--layer=all",
+        "--seeds",
+        "1",
+        "2",
+        "--epochs=5",
+        "--batch_size=4",
+        "--report_to=none",
+    ]
     one = run_probe(*flags, "--name=one", "--store", tmp_path / "s1", cwd=tmp_path)
     assert one.returncode == 0, one.stderr
     two = run(
-        "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0",
-        "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", ROOT / "train_probe.py", *flags,
-        "--name=two", "--store", tmp_path / "s2", cwd=tmp_path, env={"ACCELERATE_USE_CPU": "true"},
-    )  # fmt: skip
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--master_port=0",
+        "--rdzv_backend=c10d",
+        "--rdzv_endpoint=localhost:0",
+        ROOT / "train_probe.py",
+        *flags,
+        "--name=two",
+        "--store",
+        tmp_path / "s2",
+        cwd=tmp_path,
+        env={"ACCELERATE_USE_CPU": "true"},
+    )
     assert two.returncode == 0, two.stderr
     config = json.loads((tmp_path / "runs" / "two" / "config.json").read_text())
     assert config["n_processes"] == 2
@@ -236,9 +317,22 @@ def attention_run(tmp_path_factory):
     """One run with attention over segments and tails; its task, flags and folder."""
     folder = tmp_path_factory.mktemp("attention")
     task = make_task(folder / "tones", n=(9, 5, 7))
-    flags = ["--task", task, "--encoder=mel", "--seg=1", "--min_tail=0.5", "--agg=attention",
-             "--seeds", "1", "2", "--epochs=6", "--batch_size=4", "--report_to=none",
-             "--store", folder / "store"]  # fmt: skip
+    flags = [
+        "--task",
+        task,
+        "--encoder=mel",
+        "--seg=1",
+        "--min_tail=0.5",
+        "--agg=attention",
+        "--seeds",
+        "1",
+        "2",
+        "--epochs=6",
+        "--batch_size=4",
+        "--report_to=none",
+        "--store",
+        folder / "store",
+    ]
     done = run_probe(*flags, "--name=one", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder, flags, done
@@ -276,13 +370,28 @@ def test_two_machines_learn_the_attention_of_one(attention_run):
     machines = []
     for rank in (0, 1):
         (folder / f"machine{rank}").mkdir()
-        machines.append(subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={rank}",
-             "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}",
-             ROOT / "train_probe.py", *map(str, flags), "--name=two"],
-            cwd=folder / f"machine{rank}", env={**os.environ, "ACCELERATE_USE_CPU": "true"},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        ))  # fmt: skip
+        machines.append(
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "torch.distributed.run",
+                    "--nnodes=2",
+                    f"--node_rank={rank}",
+                    "--nproc_per_node=1",
+                    "--master_addr=127.0.0.1",
+                    f"--master_port={port}",
+                    ROOT / "train_probe.py",
+                    *map(str, flags),
+                    "--name=two",
+                ],
+                cwd=folder / f"machine{rank}",
+                env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
     said = [machine.communicate(timeout=300) for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], said
     assert not (folder / "machine1" / "runs").exists()  # the first one writes the result
@@ -292,8 +401,10 @@ def test_two_machines_learn_the_attention_of_one(attention_run):
     config = json.loads((folder / "runs" / "two" / "config.json").read_text())
     assert config["n_processes"] == 2
     for name in ("attention", "predictions"):
-        a, b = (pq.read_table(folder / "runs" / n / f"{name}.parquet").to_pandas()
-                for n in ("one", "two"))  # fmt: skip
+        a, b = (
+            pq.read_table(folder / "runs" / n / f"{name}.parquet").to_pandas()
+            for n in ("one", "two")
+        )
         assert a.columns.tolist() == b.columns.tolist()
         for column in a:
             if a[column].dtype == float:
@@ -306,10 +417,22 @@ def test_two_machines_learn_the_attention_of_one(attention_run):
 def test_hierarchical_mixes_all_scales_and_layers_and_costs_their_sum(tmp_path):
     task = make_task(tmp_path / "tones")
     done = run_probe(
-        "--task", task, "--encoder=muq-nano", "--seg=[1,2,full]", "--agg=hierarchical",
-        "--layer=mix", "--min_tail=0.5", "--seeds", "5", "6", "--epochs=6", "--report_to=none",
-        "--store", tmp_path / "store", cwd=tmp_path,
-    )  # fmt: skip
+        "--task",
+        task,
+        "--encoder=muq-nano",
+        "--seg=[1,2,full]",
+        "--agg=hierarchical",
+        "--layer=mix",
+        "--min_tail=0.5",
+        "--seeds",
+        "5",
+        "6",
+        "--epochs=6",
+        "--report_to=none",
+        "--store",
+        tmp_path / "store",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name == "tones-muq-nano-layer-mix-seg-1+2+full-hierarchical"
@@ -340,21 +463,32 @@ def test_hierarchical_mixes_all_scales_and_layers_and_costs_their_sum(tmp_path):
 
 @pytest.mark.parametrize(
     ("segs", "degenerate"),
-    [(["20", "full"], "equals full"), (["20", "30"], "equals full"), (["1", "full"], None),
-     (["20"], "equals full"), (["full"], None), (["1", "20", "full"], None)],
-)  # fmt: skip
+    [
+        (["20", "full"], "equals full"),
+        (["20", "30"], "equals full"),
+        (["1", "full"], None),
+        (["20"], "equals full"),
+        (["full"], None),
+        (["1", "20", "full"], None),
+    ],
+)
 def test_scales_that_are_all_the_full_track_are_marked(segs, degenerate):
     rules = [parse_rule(seg) for seg in segs]
     splits = {s: {"path": [f"{s}{i}" for i in range(2)]} for s in ("train", "val", "test")}
     paths = [path for split in splits.values() for path in split["path"]]
     reports = [
         EncodeReport(
-            rows={path: (path, rule.spans(250, 100)) for path in paths}, encoder_passes=i + 1,
-            encoded_tracks=6, encode_seconds=0.5, audio_seconds=15.0, stored_seconds=2.0,
-            silent=["val0"], skipped=[{"path": "gone", "reason": "empty"}],
+            rows={path: (path, rule.spans(250, 100)) for path in paths},
+            encoder_passes=i + 1,
+            encoded_tracks=6,
+            encode_seconds=0.5,
+            audio_seconds=15.0,
+            stored_seconds=2.0,
+            silent=["val0"],
+            skipped=[{"path": "gone", "reason": "empty"}],
         )
         for i, rule in enumerate(rules)
-    ]  # fmt: skip
+    ]
     config = dict.fromkeys(("precision", "device", "versions", "git_sha", "command"))
     outcome = dict.fromkeys(
         (
@@ -371,13 +505,22 @@ def test_scales_that_are_all_the_full_track_are_marked(segs, degenerate):
         )
     )
     got = results.assemble(
-        SimpleNamespace(name="t", kind="classes", classes=[], targets=[], splits=splits,
-                        skipped=[]),
-        SimpleNamespace(name="mel", untrained=False), rules,
+        SimpleNamespace(
+            name="t", kind="classes", classes=[], targets=[], splits=splits, skipped=[]
+        ),
+        SimpleNamespace(name="mel", untrained=False),
+        rules,
         SimpleNamespace(key={"tokens": "segment"}, bytes_of=lambda content, spans: len(spans)),
-        reports, outcome, config, torch.device("cpu"), layer_asked="last", agg="hierarchical",
-        seeds=[1], truncated=0, probe_seconds=0.1,
-    )  # fmt: skip
+        reports,
+        outcome,
+        config,
+        torch.device("cpu"),
+        layer_asked="last",
+        agg="hierarchical",
+        seeds=[1],
+        truncated=0,
+        probe_seconds=0.1,
+    )
     assert (got["seg"], got["degenerate"]) == ("+".join(segs), degenerate)
     pieces = sum(len(rule.spans(250, 100)) for rule in rules)
     assert got["segments_per_track"] == {"min": pieces, "median": pieces, "max": pieces}
@@ -396,10 +539,23 @@ def test_scales_that_are_all_the_full_track_are_marked(segs, degenerate):
 def test_the_saved_mix_and_probe_give_the_saved_predictions(classes_run):
     folder, _ = classes_run
     done = run_probe(
-        "--task", folder / "tones", "--encoder=muq-nano", "--seg=1", "--min_tail=0.5",
-        "--layer=mix", "--agg=duration_mean", "--seeds", "7", "8", "--epochs=6",
-        "--report_to=none", "--store", folder / "store", "--name=mix", cwd=folder,
-    )  # fmt: skip
+        "--task",
+        folder / "tones",
+        "--encoder=muq-nano",
+        "--seg=1",
+        "--min_tail=0.5",
+        "--layer=mix",
+        "--agg=duration_mean",
+        "--seeds",
+        "7",
+        "8",
+        "--epochs=6",
+        "--report_to=none",
+        "--store",
+        folder / "store",
+        "--name=mix",
+        cwd=folder,
+    )
     assert done.returncode == 0, done.stderr
     result = result_of(folder / "runs" / "mix")
     assert result["cost"]["encoder_passes"] == 0  # a mix needs what --layer all has stored
@@ -433,9 +589,20 @@ def test_the_saved_mix_and_probe_give_the_saved_predictions(classes_run):
 def test_transformer_from_scratch_is_trained_with_the_probe(tmp_path):
     task = make_task(tmp_path / "tones")
     done = run_probe(
-        "--task", task, "--encoder=muq-nano", "--seg=1", "--agg=transformer", "--tune_aggregator",
-        "--readout=cls", "--epochs=2", "--seeds", "1", "2", "--report_to=none", cwd=tmp_path,
-    )  # fmt: skip
+        "--task",
+        task,
+        "--encoder=muq-nano",
+        "--seg=1",
+        "--agg=transformer",
+        "--tune_aggregator",
+        "--readout=cls",
+        "--epochs=2",
+        "--seeds",
+        "1",
+        "2",
+        "--report_to=none",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.endswith("-transformer-tuned")
@@ -452,18 +619,26 @@ def test_transformer_from_scratch_is_trained_with_the_probe(tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--agg=hierarchical"], "--agg hierarchical needs several --seg, such as 10 30 full"),
-     (["--agg=hierarchical", "--seg", "10", "10"], "--agg hierarchical needs several --seg"),
-     (["--agg=mean", "--seg", "10", "full"], "several --seg need --agg hierarchical, got"),
-     (["--agg=attention", "--seg=[10,full]"], "several --seg need --agg hierarchical, got"),
-     (["--agg=hierarchical", "--seg", "10", "ten"], "a segment is a number of seconds"),
-     (["--readout=cls"], "--readout belongs to --agg transformer, got --agg mean"),
-     (["--agg=attention", "--tune_aggregator"], "--tune_aggregator belongs to --agg transformer"),
-     (["--agg=max", "--aggregator_checkpoint=x"], "--aggregator_checkpoint belongs to --agg tr"),
-     (["--agg=transformer"], "--agg transformer needs --aggregator_checkpoint (pretrain_aggreg"),
-     (["--agg=transformer", "--tune_aggregator", "--layer=mix"], "a Transformer joins one layer"),
-     (["--agg=attention", "--aggregator_lr=0"], "expected a number above 0")],
-)  # fmt: skip
+    [
+        (["--agg=hierarchical"], "--agg hierarchical needs several --seg, such as 10 30 full"),
+        (["--agg=hierarchical", "--seg", "10", "10"], "--agg hierarchical needs several --seg"),
+        (["--agg=mean", "--seg", "10", "full"], "several --seg need --agg hierarchical, got"),
+        (["--agg=attention", "--seg=[10,full]"], "several --seg need --agg hierarchical, got"),
+        (["--agg=hierarchical", "--seg", "10", "ten"], "a segment is a number of seconds"),
+        (["--readout=cls"], "--readout belongs to --agg transformer, got --agg mean"),
+        (
+            ["--agg=attention", "--tune_aggregator"],
+            "--tune_aggregator belongs to --agg transformer",
+        ),
+        (["--agg=max", "--aggregator_checkpoint=x"], "--aggregator_checkpoint belongs to --agg tr"),
+        (["--agg=transformer"], "--agg transformer needs --aggregator_checkpoint (pretrain_aggreg"),
+        (
+            ["--agg=transformer", "--tune_aggregator", "--layer=mix"],
+            "a Transformer joins one layer",
+        ),
+        (["--agg=attention", "--aggregator_lr=0"], "expected a number above 0"),
+    ],
+)
 def test_flags_that_do_not_belong_together_end_in_one_line(tmp_path, flags, message):
     done = run_probe(*flags, cwd=tmp_path)
     assert done.returncode == 2
@@ -479,8 +654,10 @@ def test_killed_while_encoding_it_goes_on_and_the_result_is_that_of_an_undisturb
     store = tmp_path / "killed"
     victim = subprocess.Popen(
         [sys.executable, ROOT / "train_probe.py", *flags, "--store", store, "--name=killed"],
-        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 120
     while len(list(store.glob("muq-nano-*/*/*/*.safetensors"))) < 3:
         assert victim.poll() is None
@@ -510,13 +687,27 @@ def test_two_agents_on_one_store_encode_each_segment_once(tmp_path):
     task = make_task(tmp_path / "tones", seconds=30, n=(8, 4, 5))
     agents = [
         subprocess.Popen(
-            [sys.executable, ROOT / "train_probe.py", "--task", task, "--encoder=muq-nano",
-             "--seg=10", f"--agg={agg}", "--epochs=2", "--report_to=none", f"--name={agg}",
-             "--store", tmp_path / "store"],
-            cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            [
+                sys.executable,
+                ROOT / "train_probe.py",
+                "--task",
+                task,
+                "--encoder=muq-nano",
+                "--seg=10",
+                f"--agg={agg}",
+                "--epochs=2",
+                "--report_to=none",
+                f"--name={agg}",
+                "--store",
+                tmp_path / "store",
+            ],
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for agg in ("mean", "max")
-    ]  # fmt: skip
+    ]
     for agent in agents:
         _, stderr = agent.communicate(timeout=300)
         assert agent.returncode == 0, stderr
@@ -536,9 +727,20 @@ def test_real_music_is_told_apart_by_its_log_mel(gamemusic, tmp_path):
         text = "".join(json.dumps(row) + "\n" for row in rows[split])
         (tmp_path / f"some.{split}.jsonl").write_text(text)
     done = run_probe(
-        "--task", tmp_path, "--encoder=mel", "--seg=30", "--agg=stats", "--seeds", "1", "2", "3",
-        "--report_to=none", "--name=r", "--allow_outside", cwd=tmp_path,
-    )  # fmt: skip
+        "--task",
+        tmp_path,
+        "--encoder=mel",
+        "--seg=30",
+        "--agg=stats",
+        "--seeds",
+        "1",
+        "2",
+        "3",
+        "--report_to=none",
+        "--name=r",
+        "--allow_outside",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     result = result_of(tmp_path / "runs" / "r")
     assert result["skipped"] == []
@@ -549,11 +751,34 @@ def test_real_music_is_told_apart_by_its_log_mel(gamemusic, tmp_path):
 def test_help_teaches_every_flag():
     done = run(ROOT / "train_probe.py", "--help", cwd=ROOT)
     assert done.returncode == 0
-    for flag in ("--task", "--data_dir", "--encoder", "--layer", "--seg", "--hop", "--min_tail",
-                 "--agg", "--aggregator_checkpoint", "--readout", "--tune_aggregator",
-                 "--aggregator_lr", "--tokens", "--seeds", "--mixed_precision", "--batch_seconds",
-                 "--report_to", "--project", "--group", "--name", "--tags", "--output_dir",
-                 "--store", "--strict", "--trust_remote_code", "--revision"):  # fmt: skip
+    for flag in (
+        "--task",
+        "--data_dir",
+        "--encoder",
+        "--layer",
+        "--seg",
+        "--hop",
+        "--min_tail",
+        "--agg",
+        "--aggregator_checkpoint",
+        "--readout",
+        "--tune_aggregator",
+        "--aggregator_lr",
+        "--tokens",
+        "--seeds",
+        "--mixed_precision",
+        "--batch_seconds",
+        "--report_to",
+        "--project",
+        "--group",
+        "--name",
+        "--tags",
+        "--output_dir",
+        "--store",
+        "--strict",
+        "--trust_remote_code",
+        "--revision",
+    ):
         assert flag in done.stdout
     assert "accelerate launch train_probe.py --seg 10 --agg mean" in done.stdout
 
@@ -568,20 +793,33 @@ def test_emo_and_gtzan_run_from_the_hubs_layout(tmp_path):
                 (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
                 wave = tone(1.5, 200 + 300 * (i % 2), 44_100, seed=100 * len(split) + i)
                 soundfile.write(tmp_path / path, wave, 44_100, subtype="PCM_16")
-                lines.append({"audio_path": path, "label": labels(split, i), "duration": 1.5,
-                              "sample_rate": 44_100, "num_samples": 66_150, "bit_depth": 16,
-                              "channels": 1})  # fmt: skip
+                lines.append(
+                    {
+                        "audio_path": path,
+                        "label": labels(split, i),
+                        "duration": 1.5,
+                        "sample_rate": 44_100,
+                        "num_samples": 66_150,
+                        "bit_depth": 16,
+                        "channels": 1,
+                    }
+                )
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (tmp_path / "data" / folder[0] / f"{folder[1]}.{split}.jsonl").write_text(text)
 
     (tmp_path / "data" / "EMO").mkdir(parents=True)
     (tmp_path / "data" / "GTZAN").mkdir()
     offset = {"train": 0, "val": 10, "test": 20}
-    rows(("EMO", "EMO"), lambda s, i: f"data/EMO/emomusic/wav/{offset[s] + i:04d}.wav",
-         lambda s, i: [0.1 * i - 0.2, (-1.0) ** i])  # fmt: skip
-    rows(("GTZAN", "GTZANGenre"),
-         lambda s, i: f"data/GTZAN/genres/{('blues', 'rock')[i % 2]}/{s}.{i}.wav",
-         lambda s, i: ("blues", "rock")[i % 2])  # fmt: skip
+    rows(
+        ("EMO", "EMO"),
+        lambda s, i: f"data/EMO/emomusic/wav/{offset[s] + i:04d}.wav",
+        lambda s, i: [0.1 * i - 0.2, (-1.0) ** i],
+    )
+    rows(
+        ("GTZAN", "GTZANGenre"),
+        lambda s, i: f"data/GTZAN/genres/{('blues', 'rock')[i % 2]}/{s}.{i}.wav",
+        lambda s, i: ("blues", "rock")[i % 2],
+    )
     common = ["--data_dir=data", "--encoder=mel", "--seg=1", "--epochs=30", "--report_to=none"]
     done = run_probe("--task=emo", *common, "--name=emo", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -622,12 +860,28 @@ def test_a_cell_that_is_the_full_tracks_ends_early_and_marked(tmp_path):
 @pytest.mark.slow
 def test_a_run_that_fails_tells_wandb_why_and_a_launchers_death_ends_it(tmp_path):
     task = make_task(tmp_path / "tones", n=(40, 4, 6))
-    flags = ["--task", task, "--encoder=mel", "--store", tmp_path / "store", "--epochs=100000",
-             "--patience=100000"]  # fmt: skip
+    flags = [
+        "--task",
+        task,
+        "--encoder=mel",
+        "--store",
+        tmp_path / "store",
+        "--epochs=100000",
+        "--patience=100000",
+    ]
     launcher = subprocess.Popen(
-        [sys.executable, "-m", "accelerate.commands.launch", "--quiet", ROOT / "train_probe.py",
-         *map(str, flags)], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--quiet",
+            ROOT / "train_probe.py",
+            *map(str, flags),
+        ],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     while "epoch   1" not in launcher.stdout.readline():
         assert launcher.poll() is None
     (child,) = psutil.Process(launcher.pid).children()

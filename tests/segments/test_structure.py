@@ -68,9 +68,15 @@ def click(seconds, rate=LOW):
 
 
 SIGNALS = {
-    "music": melody, "speech": speech, "noise": noise, "silence": constant(0.0),
-    "DC": constant(0.5), "loud DC": constant(40.0), "tone": sine, "click": click,
-}  # fmt: skip
+    "music": melody,
+    "speech": speech,
+    "noise": noise,
+    "silence": constant(0.0),
+    "DC": constant(0.5),
+    "loud DC": constant(40.0),
+    "tone": sine,
+    "click": click,
+}
 
 
 def lengths(spans, rate=LOW):
@@ -141,10 +147,13 @@ def test_the_samples_are_left_as_they_were():
     assert samples.tobytes() == before.tobytes()
 
 
-@pytest.mark.parametrize(("samples", "rate", "message"), [
-    (np.zeros(0, np.float32), RATE, "at least 1 sample, got 0"),
-    (np.zeros(99_999, np.float32), 4000, "8000 Hz or more, got 4000"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("samples", "rate", "message"),
+    [
+        (np.zeros(0, np.float32), RATE, "at least 1 sample, got 0"),
+        (np.zeros(99_999, np.float32), 4000, "8000 Hz or more, got 4000"),
+    ],
+)
 def test_what_can_not_be_cut_is_refused(samples, rate, message):
     with pytest.raises(ValueError, match=message):
         StructureRule().cut(samples, rate)
@@ -202,16 +211,19 @@ def test_the_rule_is_read_from_the_command_line():
     assert parse_rule("structure").name == "structure"
 
 
-@pytest.mark.parametrize(("args", "message"), [
-    (("structure", 5.0), "a hop needs a segment length"),
-    (("structure", None, 1.0, 0.0, 10.0), "shortest piece must be .* above 0, got 0$"),
-    (("structure", None, 1.0, float("nan")), "shortest piece must be .* above 0, got nan$"),
-    (("structure", None, 1.0, 5.0, float("inf")), "longest piece must be .* above 0, got inf$"),
-    (("structure", None, 1.0, 20.0), "at least twice the shortest.* 20 s and 30 s$"),
-    (("10", None, 1.0, 5.0), "belongs to 'structure', but the segments are '10'"),
-    (("full", None, 1.0, None, 5.0), "belongs to 'structure', but the segments are 'full'"),
-    (("Structure",), "a number of seconds, 'full' or 'structure', got 'Structure'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("structure", 5.0), "a hop needs a segment length"),
+        (("structure", None, 1.0, 0.0, 10.0), "shortest piece must be .* above 0, got 0$"),
+        (("structure", None, 1.0, float("nan")), "shortest piece must be .* above 0, got nan$"),
+        (("structure", None, 1.0, 5.0, float("inf")), "longest piece must be .* above 0, got inf$"),
+        (("structure", None, 1.0, 20.0), "at least twice the shortest.* 20 s and 30 s$"),
+        (("10", None, 1.0, 5.0), "belongs to 'structure', but the segments are '10'"),
+        (("full", None, 1.0, None, 5.0), "belongs to 'structure', but the segments are 'full'"),
+        (("Structure",), "a number of seconds, 'full' or 'structure', got 'Structure'"),
+    ],
+)
 def test_rules_that_can_not_be_are_refused(args, message):
     with pytest.raises(ValueError, match=message):
         parse_rule(*args)
@@ -418,10 +430,13 @@ def test_the_plot_command_answers_a_bad_file_in_one_line_with_code_2(tmp_path):
     assert done.stderr == "error: none.wav: no such file\n"
 
 
-@pytest.mark.parametrize(("flag", "message"), [
-    ("--out=a.doc", "--out must end in .png, .svg or .pdf, got 'a.doc'"),
-    ("--out=none/a.png", "a file in a folder that exists is needed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--out=a.doc", "--out must end in .png, .svg or .pdf, got 'a.doc'"),
+        ("--out=none/a.png", "a file in a folder that exists is needed"),
+    ],
+)
 def test_a_picture_that_can_not_be_written_is_refused_before_anything_is_read(
     flag, message, capsys
 ):

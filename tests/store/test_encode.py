@@ -29,8 +29,9 @@ def nano():
 def files(tmp_path):
     """Five tracks of different lengths, pitches and sample rates."""
     paths = []
-    for i, (seconds, rate) in enumerate([(2.5, 24_000), (3.1, 44_100), (1.0, 8_000), (0.4, 24_000),
-                                         (2.5, 48_000)]):  # fmt: skip
+    for i, (seconds, rate) in enumerate(
+        [(2.5, 24_000), (3.1, 44_100), (1.0, 8_000), (0.4, 24_000), (2.5, 48_000)]
+    ):
         path = tmp_path / f"{i}.wav"
         soundfile.write(path, tone(seconds, 110 * (i + 1), rate, seed=i), rate)
         paths.append(str(path))

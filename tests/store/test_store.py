@@ -28,9 +28,15 @@ SPANS = [(0, 100), (100, 200), (200, 250)]
 
 def encoder(**changes):
     """What a store wants to know of an encoder."""
-    values = {"name": "muq", "fingerprint": "f" * 64, "precision": "no", "sample_rate": RATE,
-              "n_layers": 3, "frame_rate": 25.0,
-              "pool_width": lambda rate: round(25 / rate)}  # fmt: skip
+    values = {
+        "name": "muq",
+        "fingerprint": "f" * 64,
+        "precision": "no",
+        "sample_rate": RATE,
+        "n_layers": 3,
+        "frame_rate": 25.0,
+        "pool_width": lambda rate: round(25 / rate),
+    }
     return SimpleNamespace(**(values | changes))
 
 
@@ -380,10 +386,14 @@ def test_a_damaged_cache_of_hashes_is_as_good_as_none(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("none.wav", "no such file"), ("empty.wav", r"empty file \(0 bytes\)"),
-     ("folder", "not a regular file"), ("a\0b.wav", "unreadable: embedded null byte"),
-     ("a" * 300, "unreadable: File name too long")],
-)  # fmt: skip
+    [
+        ("none.wav", "no such file"),
+        ("empty.wav", r"empty file \(0 bytes\)"),
+        ("folder", "not a regular file"),
+        ("a\0b.wav", "unreadable: embedded null byte"),
+        ("a" * 300, "unreadable: File name too long"),
+    ],
+)
 def test_files_without_content_are_refused_with_the_reason(store, tmp_path, name, reason):
     (tmp_path / "folder").mkdir()
     (tmp_path / "empty.wav").touch()
@@ -403,9 +413,12 @@ time.sleep(60)
 def start(code: str, *args) -> subprocess.Popen:
     """Start another process that can import the library."""
     return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, args)], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, "-c", code, *map(str, args)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def test_a_claim_keeps_other_processes_out_until_its_process_is_killed(store):
@@ -460,11 +473,15 @@ for _ in range(int(n)):
 def test_processes_that_write_the_same_row_at_once_leave_one_good_row(store, last, caplog):
     writers = [
         subprocess.Popen(
-            [sys.executable, "-c", WRITE, str(store.root), CONTENT, str(seconds), "80"], cwd=ROOT,
-            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, "-c", WRITE, str(store.root), CONTENT, str(seconds), "80"],
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         for seconds in (1.0, 2.0)
-    ]  # fmt: skip
+    ]
     for writer in writers:
         assert writer.stdout.readline() == "ready\n"
     for writer in writers:
@@ -526,8 +543,11 @@ MEL, FRAMES = ("mel", "all", "segment"), ("muq", "3", "frame at 2 Hz")
 def test_describe_counts_tracks_rows_and_bytes(filled):
     items = {(i["encoder"], i["layers"], i["tokens"]): i for i in describe(filled.root)}
     assert {key: (i["tracks"], i["rows"], i["precision"]) for key, i in items.items()} == {
-        MUQ: (2, 3, "no"), EVERY: (1, 1, "no"), MEL: (1, 1, "no"), FRAMES: (1, 1, "fp16")
-    }  # fmt: skip
+        MUQ: (2, 3, "no"),
+        EVERY: (1, 1, "no"),
+        MEL: (1, 1, "no"),
+        FRAMES: (1, 1, "fp16"),
+    }
     assert sum(i["bytes"] for i in items.values()) == sum(
         file.stat().st_size for file in rows_in(filled)
     )
@@ -545,10 +565,16 @@ def test_describe_passes_over_a_collection_that_is_unreadable(filled, caplog, te
 
 @pytest.mark.parametrize(
     ("conditions", "gone"),
-    [({}, set()), ({"encoder": "mel"}, {MEL}), ({"encoder": "muq"}, {MUQ, EVERY, FRAMES}),
-     ({"older_than_days": 30}, {MUQ}), ({"older_than_days": 5}, {MUQ, FRAMES}),
-     ({"encoder": "mel", "older_than_days": 5}, set()), ({"encoder": "mu"}, set())],
-)  # fmt: skip
+    [
+        ({}, set()),
+        ({"encoder": "mel"}, {MEL}),
+        ({"encoder": "muq"}, {MUQ, EVERY, FRAMES}),
+        ({"older_than_days": 30}, {MUQ}),
+        ({"older_than_days": 5}, {MUQ, FRAMES}),
+        ({"encoder": "mel", "older_than_days": 5}, set()),
+        ({"encoder": "mu"}, set()),
+    ],
+)
 def test_prune_deletes_what_fits_every_condition(filled, conditions, gone):
     everything = files(filled)
     assert listed(prune(filled.root, **conditions, dry_run=True)) == gone
@@ -638,8 +664,13 @@ def test_the_command_lists_sizes_and_prunes(filled, tmp_path):
     assert "4 collections" in " ".join(listing.stdout.split())  # a long path is folded
     (line,) = [line for line in listing.stdout.splitlines() if "fp16" in line]
     assert [cell.strip() for cell in line.strip("│ ").split("│")][:6] == [
-        "muq", "3", "frame at 2 Hz", "fp16", "1", "1"
-    ]  # fmt: skip
+        "muq",
+        "3",
+        "frame at 2 Hz",
+        "fp16",
+        "1",
+        "1",
+    ]
 
     dry = command("--store", filled.root, "prune", "--encoder=mel", "--dry_run", cwd=tmp_path)
     assert (dry.returncode, len(describe(filled.root))) == (0, 4)
@@ -653,10 +684,14 @@ def test_the_command_lists_sizes_and_prunes(filled, tmp_path):
 
 @pytest.mark.parametrize(
     ("args", "message"),
-    [(["list"], "no store at "), (["size"], "no store at "),
-     (["prune", "--encoder", "x"], "no store at "), (["size", "--dry_run"], "belong to prune"),
-     (["show"], "invalid choice: 'show'")],
-)  # fmt: skip
+    [
+        (["list"], "no store at "),
+        (["size"], "no store at "),
+        (["prune", "--encoder", "x"], "no store at "),
+        (["size", "--dry_run"], "belong to prune"),
+        (["show"], "invalid choice: 'show'"),
+    ],
+)
 def test_the_command_answers_mistakes_in_one_line_with_code_2(tmp_path, args, message):
     done = command(*args, "--store", tmp_path / "none", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")

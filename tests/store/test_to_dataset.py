@@ -14,9 +14,15 @@ A, B = "ab" * 32, "cd" * 32
 
 def encoder(name="muq", fingerprint="f" * 64):
     """What a store wants to know of an encoder."""
-    return SimpleNamespace(name=name, fingerprint=fingerprint, precision="no", sample_rate=RATE,
-                           n_layers=2, frame_rate=25.0,
-                           pool_width=lambda rate: round(25 / rate))  # fmt: skip
+    return SimpleNamespace(
+        name=name,
+        fingerprint=fingerprint,
+        precision="no",
+        sample_rate=RATE,
+        n_layers=2,
+        frame_rate=25.0,
+        pool_width=lambda rate: round(25 / rate),
+    )
 
 
 def write(collection, content, seconds, counts, rng, layers):
@@ -61,10 +67,19 @@ def test_pooled_frames_have_their_own_times(tmp_path, rng):
 
 def test_what_is_opened_is_one_collection(tmp_path, rng):
     store = Store(tmp_path)
-    for name, fingerprint, layers in (("muq", "f" * 64, [2]), ("muq", "f" * 64, [0, 1, 2]),
-                                      ("mel", "e" * 64, [2])):  # fmt: skip
-        write(store.collection(encoder(name, fingerprint), layers, None), A, (1,), (1,), rng,
-              len(layers))  # fmt: skip
+    for name, fingerprint, layers in (
+        ("muq", "f" * 64, [2]),
+        ("muq", "f" * 64, [0, 1, 2]),
+        ("mel", "e" * 64, [2]),
+    ):
+        write(
+            store.collection(encoder(name, fingerprint), layers, None),
+            A,
+            (1,),
+            (1,),
+            rng,
+            len(layers),
+        )
     assert tune.store.open(tmp_path, encoder="mel").key["encoder"] == "mel"
     opened = tune.store.open(tmp_path, encoder="muq", layers=2)
     assert opened.layers == [2]

@@ -22,14 +22,20 @@ from tune.sweep.pool import ctrl_c_noted
 from tune.sweep.summary import write_twin
 
 SMALL = {
-    "program": "train_probe.py", "name": "small", "project": "mine", "method": "grid",
+    "program": "train_probe.py",
+    "name": "small",
+    "project": "mine",
+    "method": "grid",
     "metric": {"name": "val/best_accuracy", "goal": "maximize"},
     "parameters": {
-        "encoder": {"value": "muq-nano"}, "epochs": {"value": 3}, "seeds": {"value": [1, 2]},
-        "min_tail": {"value": 0.5}, "seg": {"values": ["1", "20", "full"]},
+        "encoder": {"value": "muq-nano"},
+        "epochs": {"value": 3},
+        "seeds": {"value": [1, 2]},
+        "min_tail": {"value": 0.5},
+        "seg": {"values": ["1", "20", "full"]},
         "agg": {"values": ["mean", "max"]},
     },
-}  # fmt: skip
+}
 
 
 def write(folder, config, **parameters):
@@ -47,9 +53,13 @@ def run_sweep(*flags, cwd):
 def interrupt(folder, flags, number):
     """Send the sweep and its workers a signal after the first cell; return code and stderr."""
     begun = subprocess.Popen(
-        [sys.executable, "-m", "tune.sweep", "s.yaml", *flags], cwd=folder,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "tune.sweep", "s.yaml", *flags],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 200
     while not any('"finished"' in j.read_text() for j in folder.glob("runs/.sweeps/*.jsonl")):
         assert begun.poll() is None, begun.stderr.read()
@@ -75,8 +85,9 @@ def test_interrupted_it_goes_on_and_cells_that_cut_nothing_are_marked(tmp_path):
     assert "Traceback" not in stderr
     (journal,) = tmp_path.glob("runs/.sweeps/*.jsonl")
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
-    early = [tmp_path / "runs" / li["name"] / "result.json" for li in lines
-             if li["state"] == "finished"]  # fmt: skip
+    early = [
+        tmp_path / "runs" / li["name"] / "result.json" for li in lines if li["state"] == "finished"
+    ]
     first = {path: path.stat().st_mtime_ns for path in early}
 
     done = run_sweep(*flags, cwd=tmp_path)
@@ -102,13 +113,18 @@ def test_interrupted_it_goes_on_and_cells_that_cut_nothing_are_marked(tmp_path):
     assert len(unbegun) <= 2  # a worker's, if it was just about to begin one
     whole = [r for r in records if r["exit_code"] == 0 and "test/accuracy" in r["summary"]]
     assert {(r["config"]["seg"], r["config"]["agg"]) for r in whole} >= {
-        ("1", "mean"), ("1", "max"), ("full", "mean")}  # fmt: skip
+        ("1", "mean"),
+        ("1", "max"),
+        ("full", "mean"),
+    }
     assert {r["run"].run_group for r in whole} == {"small"}
     assert {r["run"].project for r in whole} == {"mine"}
     marked = [r for r in records if r["summary"].get("same_as") == results["20", "mean"]["same_as"]]
     assert len(marked) >= 3
     assert {r["summary"]["degenerate"] for r in marked} == {
-        "equals full", "max of one piece is its mean"}  # fmt: skip
+        "equals full",
+        "max of one piece is its mean",
+    }
     assert all(r["exit_code"] == 0 and not r["history"] for r in marked)
 
     again = run_sweep(*flags, cwd=tmp_path)
@@ -142,8 +158,13 @@ def test_a_run_that_a_signal_meets_as_it_begins_isnt_closed_as_finished(
     here, there = spawn.Pipe()
     worker = spawn.Process(target=work_interrupted_as_a_run_begins, args=(there, folder_only))
     worker.start()
-    argv = [f"--task={make_task(tmp_path / 'tones')}", "--encoder=mel", "--seg=1",
-            f"--store={tmp_path / 'store'}", f"--output_dir={tmp_path / 'runs'}"]  # fmt: skip
+    argv = [
+        f"--task={make_task(tmp_path / 'tones')}",
+        "--encoder=mel",
+        "--seg=1",
+        f"--store={tmp_path / 'store'}",
+        f"--output_dir={tmp_path / 'runs'}",
+    ]
     assert here.recv() == ("ready",)
     here.send(("cell", "one", argv, tmp_path / "log.txt"))
     worker.join(60)
@@ -155,8 +176,13 @@ def test_a_run_that_a_signal_meets_as_it_begins_isnt_closed_as_finished(
 
 @pytest.mark.slow
 def test_a_schedulers_sigterm_closes_the_runs_and_it_goes_on(tmp_path):
-    write(tmp_path, SMALL, task={"value": str(make_task(tmp_path / "tones"))},
-          encoder={"value": "mel"}, seg={"values": ["0.5", "1", "1.5"]})  # fmt: skip
+    write(
+        tmp_path,
+        SMALL,
+        task={"value": str(make_task(tmp_path / "tones"))},
+        encoder={"value": "mel"},
+        seg={"values": ["0.5", "1", "1.5"]},
+    )
     code, stderr = interrupt(tmp_path, ["--workers=2"], signal.SIGTERM)
     assert code == 143, stderr
     assert "the same command goes on" in stderr
@@ -169,8 +195,14 @@ def test_a_schedulers_sigterm_closes_the_runs_and_it_goes_on(tmp_path):
         assert record["exit_code"] != 0 or "test/accuracy" in record["summary"]
     (journal,) = tmp_path.glob("runs/.sweeps/*.jsonl")  # a result may be there, its run not closed
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
-    early = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs" / li["name"] / "result.json"
-             for li in lines if li["state"] == "finished")}  # fmt: skip
+    early = {
+        p: p.stat().st_mtime_ns
+        for p in (
+            tmp_path / "runs" / li["name"] / "result.json"
+            for li in lines
+            if li["state"] == "finished"
+        )
+    }
     assert early
     done = run_sweep(cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -180,8 +212,14 @@ def test_a_schedulers_sigterm_closes_the_runs_and_it_goes_on(tmp_path):
 
 def test_a_failed_cell_is_named_and_the_others_go_on(tmp_path):
     make_task(tmp_path / "tones")
-    write(tmp_path, SMALL, task={"values": ["nowhere", "tones"]}, seg={"value": "1"},
-          agg={"value": "mean"}, encoder={"value": "mel"})  # fmt: skip
+    write(
+        tmp_path,
+        SMALL,
+        task={"values": ["nowhere", "tones"]},
+        seg={"value": "1"},
+        agg={"value": "mean"},
+        encoder={"value": "mel"},
+    )
     done = run_sweep("--report_to=none", cwd=tmp_path)
     assert done.returncode == 2
     assert set(results_of(tmp_path)) == {("1", "mean")}
@@ -197,15 +235,22 @@ def test_a_failed_cell_is_named_and_the_others_go_on(tmp_path):
 def test_a_search_stops_early_and_is_taken_up_again(tmp_path):
     make_task(tmp_path / "tones", n=(8, 4, 2), seconds=4)
     config = {
-        "program": "pretrain_aggregator.py", "name": "search", "method": "grid",
+        "program": "pretrain_aggregator.py",
+        "name": "search",
+        "method": "grid",
         "metric": {"name": "val/loss", "goal": "minimize"},
         "early_terminate": {"type": "hyperband", "min_iter": 2, "eta": 2},
         "parameters": {
-            "tasks": {"value": ["tones"]}, "encoder": {"value": "mel"}, "seg": {"value": "1"},
-            "epochs": {"value": 8}, "patience": {"value": 8}, "num_layers": {"value": 1},
-            "batch_size": {"value": 2}, "lr": {"values": [1e-3, 2e-3, 1e-8]},
+            "tasks": {"value": ["tones"]},
+            "encoder": {"value": "mel"},
+            "seg": {"value": "1"},
+            "epochs": {"value": 8},
+            "patience": {"value": 8},
+            "num_layers": {"value": 1},
+            "batch_size": {"value": 2},
+            "lr": {"values": [1e-3, 2e-3, 1e-8]},
         },
-    }  # fmt: skip
+    }
     write(tmp_path, config)
     done = run_sweep("--report_to=none", f"--store={tmp_path / 's'}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -216,8 +261,11 @@ def test_a_search_stops_early_and_is_taken_up_again(tmp_path):
     for line in last.values():
         folder = tmp_path / "aggregators" / line["name"]
         assert (folder / "pretrain.json").exists() == (line["state"] == "finished")
-        assert len(line["history"]) == 8 if line["state"] == "finished" else 2 < len(
-            line["history"]) < 8  # fmt: skip
+        assert (
+            len(line["history"]) == 8
+            if line["state"] == "finished"
+            else 2 < len(line["history"]) < 8
+        )
     assert "stopped early" in done.stdout
     assert "best val loss" in done.stdout
     before = journal.read_text()
@@ -229,12 +277,14 @@ def test_a_search_stops_early_and_is_taken_up_again(tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--agg=stats"], "--agg: s.yaml varies it; change it there"),
-     (["--name=x"], "--name: the sweep names its cells' folders itself"),
-     (["x"], "x: flags for the cells are written --flag=value"),
-     (["--workers=0"], "expected a whole number above 0"),
-     (["--search_seed=-1"], "--search_seed must be 0 or above, got -1")],
-)  # fmt: skip
+    [
+        (["--agg=stats"], "--agg: s.yaml varies it; change it there"),
+        (["--name=x"], "--name: the sweep names its cells' folders itself"),
+        (["x"], "x: flags for the cells are written --flag=value"),
+        (["--workers=0"], "expected a whole number above 0"),
+        (["--search_seed=-1"], "--search_seed must be 0 or above, got -1"),
+    ],
+)
 def test_flags_that_can_not_be_end_in_one_line(tmp_path, flags, message):
     write(tmp_path, SMALL)
     done = run_sweep(*flags, cwd=tmp_path)
@@ -264,9 +314,12 @@ def test_a_worker_says_what_is_wrong_with_a_cell(monkeypatch):
 
 def test_a_random_search_goes_on_as_it_would_have(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = {"program": "train_probe.py", "name": "r", "method": "random",
-              "parameters": {"lr": {"min": 1e-4, "max": 1e-2},
-                             "agg": {"values": ["mean", "max"]}}}  # fmt: skip
+    config = {
+        "program": "train_probe.py",
+        "name": "r",
+        "method": "random",
+        "parameters": {"lr": {"min": 1e-4, "max": 1e-2}, "agg": {"values": ["mean", "max"]}},
+    }
 
     def names(sweep, n):
         cells = [sweep.next() for _ in range(n)]
@@ -303,8 +356,13 @@ def test_a_twin_is_a_copy_that_says_so(tmp_path):
     pq.write_table(pa.table({"id": ["a"]}), original / "predictions.parquet")
     write_twin(tmp_path / "twin", original, {"seg": "60", "agg": "max", "task": "t"})
     result = json.loads((tmp_path / "twin" / "result.json").read_text())
-    assert result == {"seg": "60", "agg": "max", "x": 1, "same_as": "original",
-                      "degenerate": "equals full"}  # fmt: skip
+    assert result == {
+        "seg": "60",
+        "agg": "max",
+        "x": 1,
+        "same_as": "original",
+        "degenerate": "equals full",
+    }
     assert pq.read_table(tmp_path / "twin" / "predictions.parquet").to_pydict() == {"id": ["a"]}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["original", "twin"]
 

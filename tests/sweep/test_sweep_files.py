@@ -74,8 +74,11 @@ def test_the_command_is_what_wandbs_agent_makes_of_it(file):
     config = read_sweep(file)
     (cell,) = propose(config, [], 1, [], 1234)
     args = {"args": {k: {"value": v} for k, v in cell.config.items()}}
-    filled = {"env": ["/usr/bin/env"], "program": [config["program"]],
-              "args": utils.create_sweep_command_args(args)["args"]}  # fmt: skip
+    filled = {
+        "env": ["/usr/bin/env"],
+        "program": [config["program"]],
+        "args": utils.create_sweep_command_args(args)["args"],
+    }
     command = []
     for word in utils.create_sweep_command(list(config["command"])):
         command += filled[word[2:-1]] if word.startswith("${") else [word]
@@ -93,27 +96,37 @@ def test_the_metric_is_one_that_the_program_logs():
 
 def test_the_papers_grid_is_the_studys():
     config = read_sweep(ROOT / "sweeps" / "paper.yaml")
-    cells = {(c.config["task"], c.config["seg"], c.config["agg"].partition(":")[0])
-             for c in propose(config, [], 1000, [], 1)}  # fmt: skip
-    assert cells == {(t, s, a) for t in ("emo", "gtzan") for s in ("10", "30", "60", "full")
-                     for a in ("mean", "max", "concat", "transformer")}  # fmt: skip
+    cells = {
+        (c.config["task"], c.config["seg"], c.config["agg"].partition(":")[0])
+        for c in propose(config, [], 1000, [], 1)
+    }
+    assert cells == {
+        (t, s, a)
+        for t in ("emo", "gtzan")
+        for s in ("10", "30", "60", "full")
+        for a in ("mean", "max", "concat", "transformer")
+    }
     assert config["parameters"]["seeds"]["value"] == [1234]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("method: grid", "'parameters' is a required property"),
-     ("method: fast\nparameters: {agg: {value: mean}}", "'fast' is not one of"),
-     ("method: grid\nparameters: {agg: {vlaue: mean}}", "not valid under any of the given"),
-     ("method: grid\nparameters: {agg: {value: mean}}", "program must be train_probe.py or"),
-     ("program: rm.py\nmethod: grid\nparameters: {agg: {value: mean}}", "got 'rm.py'"),
-     ("program: train_probe.py\nmethod: bayes\nparameters: {lr: {min: 0.1, max: 0.2}}",
-      "need a metric"),
-     ("program: train_probe.py\nmethod: custom\nparameters: {agg: {value: mean}}", "got custom"),
-     ("method: [", "is no YAML in line"),
-     ("- a\n- b", "must hold a sweep"),
-     ("", "must hold a sweep")],
-)  # fmt: skip
+    [
+        ("method: grid", "'parameters' is a required property"),
+        ("method: fast\nparameters: {agg: {value: mean}}", "'fast' is not one of"),
+        ("method: grid\nparameters: {agg: {vlaue: mean}}", "not valid under any of the given"),
+        ("method: grid\nparameters: {agg: {value: mean}}", "program must be train_probe.py or"),
+        ("program: rm.py\nmethod: grid\nparameters: {agg: {value: mean}}", "got 'rm.py'"),
+        (
+            "program: train_probe.py\nmethod: bayes\nparameters: {lr: {min: 0.1, max: 0.2}}",
+            "need a metric",
+        ),
+        ("program: train_probe.py\nmethod: custom\nparameters: {agg: {value: mean}}", "got custom"),
+        ("method: [", "is no YAML in line"),
+        ("- a\n- b", "must hold a sweep"),
+        ("", "must hold a sweep"),
+    ],
+)
 def test_a_file_that_is_wrong_is_refused_in_one_line(tmp_path, text, message):
     file = tmp_path / "s.yaml"
     file.write_text(text)
@@ -133,8 +146,14 @@ def test_a_cells_name_tells_what_varies_and_changes_with_all_that_matters():
     values = {"agg": "mean", "seg": "10", "seeds": [1, 2], "task": "demo"}
     cell = make_cell(values, config, [])
     assert cell.name.startswith("demo-agg-mean-seg-10-")
-    assert cell.argv == ["--agg=mean", "--seg=10", "--seeds=[1, 2]", "--task=demo", "--group=demo",
-                         "--project=tune"]  # fmt: skip
+    assert cell.argv == [
+        "--agg=mean",
+        "--seg=10",
+        "--seeds=[1, 2]",
+        "--task=demo",
+        "--group=demo",
+        "--project=tune",
+    ]
     assert make_cell(values, config, ["--epochs=3"]).name != cell.name
     assert make_cell(values | {"seeds": [1]}, config, []).name != cell.name
     places = ["--store=/a", "--report_to=none", "--group=g", "--project=p"]
@@ -153,10 +172,13 @@ def test_a_grid_gives_each_cell_once_and_goes_on_where_it_stopped():
 
 
 def test_a_bayesian_search_follows_the_metric_and_repeats_itself():
-    config = {"program": "pretrain_aggregator.py", "method": "bayes", "name": "s",
-              "metric": {"name": "val/loss", "goal": "minimize"},
-              "parameters": {"dropout": {"min": 0.0, "max": 0.9},
-                             "num_layers": {"values": [1, 2]}}}  # fmt: skip
+    config = {
+        "program": "pretrain_aggregator.py",
+        "method": "bayes",
+        "name": "s",
+        "metric": {"name": "val/loss", "goal": "minimize"},
+        "parameters": {"dropout": {"min": 0.0, "max": 0.9}, "num_layers": {"values": [1, 2]}},
+    }
     cells = []
     for _ in range(14):
         (cell,) = propose(config, cells, 1, [], 7)
@@ -188,12 +210,14 @@ def test_early_termination_stops_the_run_that_lags_behind():
 
 @pytest.mark.parametrize(
     ("given", "is_cell"),
-    [({"seg": "60", "agg": "mean"}, {"seg": "full", "agg": "mean"}),
-     ({"seg": "60", "agg": "max", "hop": 30}, {"seg": "full", "agg": "mean"}),
-     ({"seg": "full", "agg": "max"}, {"seg": "full", "agg": "mean"}),
-     ({"seg": "30", "agg": "concat"}, {"seg": "full", "agg": "concat"}),
-     ({"seg": 30, "task": "emo"}, {"seg": "full", "task": "emo"})],
-)  # fmt: skip
+    [
+        ({"seg": "60", "agg": "mean"}, {"seg": "full", "agg": "mean"}),
+        ({"seg": "60", "agg": "max", "hop": 30}, {"seg": "full", "agg": "mean"}),
+        ({"seg": "full", "agg": "max"}, {"seg": "full", "agg": "mean"}),
+        ({"seg": "30", "agg": "concat"}, {"seg": "full", "agg": "concat"}),
+        ({"seg": 30, "task": "emo"}, {"seg": "full", "task": "emo"}),
+    ],
+)
 def test_a_cell_that_cuts_nothing_is_that_of_the_full_track(given, is_cell):
     assert full_track(given) == is_cell
 
@@ -204,13 +228,20 @@ def test_a_maximum_of_frames_is_no_mean():
 
 @pytest.mark.parametrize(
     ("seg", "counts", "agg", "tokens", "same_as"),
-    [("60", [1, 1], "mean", "segment", "full mean"), ("60", [1, 2], "mean", "segment", None),
-     ("full", [1, 1], "mean", "segment", None), ("full", [1, 1], "max", "segment", "full mean"),
-     ("60", [1, 1], "concat", "segment", "full concat"), ("full", [1], "concat", "segment", None),
-     ("60", [1, 1], "max", "frame", "full max"), ("full", [1, 1], "max", "frame", None),
-     ("full", [1, 1], "whitened", "segment", "undefined"),
-     ("full", [1, 1], "whitened", "frame", None), ("30", [2, 2], "whitened", "segment", None)],
-)  # fmt: skip
+    [
+        ("60", [1, 1], "mean", "segment", "full mean"),
+        ("60", [1, 2], "mean", "segment", None),
+        ("full", [1, 1], "mean", "segment", None),
+        ("full", [1, 1], "max", "segment", "full mean"),
+        ("60", [1, 1], "concat", "segment", "full concat"),
+        ("full", [1], "concat", "segment", None),
+        ("60", [1, 1], "max", "frame", "full max"),
+        ("full", [1, 1], "max", "frame", None),
+        ("full", [1, 1], "whitened", "segment", "undefined"),
+        ("full", [1, 1], "whitened", "frame", None),
+        ("30", [2, 2], "whitened", "segment", None),
+    ],
+)
 def test_what_needs_no_run(seg, counts, agg, tokens, same_as):
     why = degenerate_reason([parse_rule(seg)], [counts], agg, tokens)
     if same_as == "undefined":

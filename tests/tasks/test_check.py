@@ -26,17 +26,20 @@ def test_a_task_without_faults_has_no_problem(folder, tmp_path):
     report = report_of(folder, tmp_path)
     assert report["problems"] == []
     assert report["splits"]["train"] == {
-        "files": 8, "tracks": 8, "hours": pytest.approx(sum(0.6 + 0.37 * (i % 3)
-                                                            for i in range(1, 9)) / 3600),
-    }  # fmt: skip
+        "files": 8,
+        "tracks": 8,
+        "hours": pytest.approx(sum(0.6 + 0.37 * (i % 3) for i in range(1, 9)) / 3600),
+    }
     spread = report["seconds"]
     assert (spread["min"], spread["median"], spread["max"]) == pytest.approx((0.6, 0.97, 1.34))
     assert spread["total"] == pytest.approx(sum(0.6 + 0.37 * (i % 3) for i in range(1, 19)))
     assert report["sample_rates"] == {"24000": 18}
     assert report["channels"] == {"1": 18}
     assert report["formats"] == {"WAV": 18}
-    assert report["classes"] == {"high": {"train": 4, "val": 2, "test": 3},
-                                 "low": {"train": 4, "val": 2, "test": 3}}  # fmt: skip
+    assert report["classes"] == {
+        "high": {"train": 4, "val": 2, "test": 3},
+        "low": {"train": 4, "val": 2, "test": 3},
+    }
 
 
 def test_planted_faults_are_found(folder, tmp_path):
@@ -61,8 +64,9 @@ def test_planted_faults_are_found(folder, tmp_path):
     truncated, missing = problems(report, "file")
     assert truncated.startswith(f"{audio / '015.wav'}: truncated:")
     assert missing == f"{audio / '018.wav'}: no such file"
-    assert problems(report, "silent") == [f"{audio / f'{i:03d}.wav'}: digital silence"
-                                          for i in (16, 17)]  # fmt: skip
+    assert problems(report, "silent") == [
+        f"{audio / f'{i:03d}.wav'}: digital silence" for i in (16, 17)
+    ]
     (row,) = problems(report, "row")
     assert row.endswith("tones.test.jsonl:7: needs audio_path and label")
     quick = report_of(folder, tmp_path, decode=False)
@@ -75,15 +79,18 @@ def test_a_class_missing_from_the_test_split_and_a_rare_one(folder, tmp_path):
     rows = rows_of(folder, "test")
     write_rows(folder / "tones.test.jsonl", [row for row in rows if row["label"] == "low"])
     report = report_of(folder, tmp_path, min_tracks=4)
-    assert problems(report, "class") == ["the class 'high' is missing from the test split",
-                                         "the class 'low' has 3 of 3 test tracks"]  # fmt: skip
+    assert problems(report, "class") == [
+        "the class 'high' is missing from the test split",
+        "the class 'low' has 3 of 3 test tracks",
+    ]
 
 
 def test_one_class_or_a_constant_target_is_reported_not_refused(tmp_path):
     one = make_task(tmp_path / "one", seconds=0.5)
     for split in ("train", "val", "test"):
-        write_rows(one / f"tones.{split}.jsonl",
-                   [row | {"label": "low"} for row in rows_of(one, split)])  # fmt: skip
+        write_rows(
+            one / f"tones.{split}.jsonl", [row | {"label": "low"} for row in rows_of(one, split)]
+        )
     assert problems(report_of(one, tmp_path), "class") == ["all training tracks are of one class"]
     numbers = make_task(tmp_path / "numbers", seconds=0.5, numbers=True)
     rows = [row | {"label": [row["label"][0], 0.5]} for row in rows_of(numbers, "test")]
@@ -127,8 +134,9 @@ def test_the_same_samples_have_the_same_hash_whatever_the_container(tmp_path):
     stored = np.rint(wave * 32768).astype("int16")
     for name, subtype in (("a.wav", "PCM_16"), ("a.flac", "PCM_16"), ("a.aiff", "PCM_16")):
         soundfile.write(tmp_path / name, stored, 24_000, subtype=subtype)
-    found = {sound_hash(soundfile.read(p, dtype="float32")[0], 24_000)
-             for p in tmp_path.glob("a.*")}  # fmt: skip
+    found = {
+        sound_hash(soundfile.read(p, dtype="float32")[0], 24_000) for p in tmp_path.glob("a.*")
+    }
     assert found == {sound_hash(wave, 24_000)}
     assert sound_hash(wave, 24_000) != sound_hash(wave, 22_050)
     assert sound_hash(wave, 24_000) != sound_hash(np.append(wave[:-1], wave[-1] + 0.001), 24_000)
@@ -146,8 +154,16 @@ def test_headers(tmp_path):
 
 
 def test_the_command_line(folder, tmp_path, capsys):
-    done = run("-m", "tune.tasks", "check", folder, "--min_tracks=4", "--json",
-               tmp_path / "a.json", cwd=ROOT)  # fmt: skip
+    done = run(
+        "-m",
+        "tune.tasks",
+        "check",
+        folder,
+        "--min_tracks=4",
+        "--json",
+        tmp_path / "a.json",
+        cwd=ROOT,
+    )
     assert done.returncode == 1, done.stderr
     assert "problem    the class 'high' has 3 of 6 test tracks" in done.stdout
     assert "2 problems" in done.stdout
@@ -161,8 +177,14 @@ def test_the_command_line(folder, tmp_path, capsys):
     assert all(name in out for name in TASKS)
     main(["show", "mtg-top50", "--data_dir", str(tmp_path)])
     out = capsys.readouterr().out
-    for part in ("MTGTop50.{train,val,test}.jsonl", "m-a-p/MTG", "it isn't there yet", "0.001",
-                 "mix", "CC BY-NC-SA"):  # fmt: skip
+    for part in (
+        "MTGTop50.{train,val,test}.jsonl",
+        "m-a-p/MTG",
+        "it isn't there yet",
+        "0.001",
+        "mix",
+        "CC BY-NC-SA",
+    ):
         assert part in out
     with pytest.raises(ValueError, match="unknown task 'mtg'"):
         main(["show", "mtg"])

@@ -30,12 +30,20 @@ def encoded(hz: float, seed: int, ending: str = "flac") -> bytes:
 
 def make(n: int, labels, feature, first: int = 0, name: str | None = "{}.flac") -> Dataset:
     """A data set of n tones with a column `genre`."""
-    audio = [{"bytes": encoded(100 * (1 + i % 2 * 8), first + i),
-              "path": name and name.format(first + i)} for i in range(n)]  # fmt: skip
+    audio = [
+        {
+            "bytes": encoded(100 * (1 + i % 2 * 8), first + i),
+            "path": name and name.format(first + i),
+        }
+        for i in range(n)
+    ]
     stored = {"bytes": Value("binary"), "path": Value("string")}
     features = Features({"song": stored, "genre": feature, "year": Value("int64")})
-    rows = {"song": audio, "genre": [labels[i % len(labels)] for i in range(n)],
-            "year": list(range(n))}  # fmt: skip
+    rows = {
+        "song": audio,
+        "genre": [labels[i % len(labels)] for i in range(n)],
+        "year": list(range(n)),
+    }
     return as_audio(Dataset.from_dict(rows, features=features))
 
 
@@ -65,13 +73,29 @@ def test_a_data_set_runs_as_a_task(parquet, tmp_path, monkeypatch):
     import train_probe
 
     name = f"hub:{parquet}"
-    given = ["--task", name, "--label_column=genre", "--encoder=mel", "--seg=full", "--epochs=2",
-             "--report_to=none", "--data_dir", tmp_path / "data", "--output_dir", tmp_path,
-             "--store", tmp_path / "store", "--name=a"]  # fmt: skip
+    given = [
+        "--task",
+        name,
+        "--label_column=genre",
+        "--encoder=mel",
+        "--seg=full",
+        "--epochs=2",
+        "--report_to=none",
+        "--data_dir",
+        tmp_path / "data",
+        "--output_dir",
+        tmp_path,
+        "--store",
+        tmp_path / "store",
+        "--name=a",
+    ]
     train_probe.main(train_probe.parse_args([str(word) for word in given]))
     result = json.loads((tmp_path / "a" / "result.json").read_text())
-    assert (result["task"], result["kind"], result["classes"]) == ("songs", "classes",
-                                                                   ["folk", "metal"])  # fmt: skip
+    assert (result["task"], result["kind"], result["classes"]) == (
+        "songs",
+        "classes",
+        ["folk", "metal"],
+    )
     assert result["n_tracks"] == {"train": 6, "val": 4, "test": 4}
     table = pd.read_parquet(tmp_path / "a" / "predictions.parquet")
     assert table.id.tolist() == [f"test/{i}" for i in range(4)]
@@ -123,9 +147,10 @@ def test_a_folder_of_audio_files_needs_no_torchcodec(tmp_path):
     task = load(tmp_path / "music", tmp_path, label_column=None)
     assert task.classes == ["high", "low"]
     assert set(task.splits["test"]["path"]) == {
-        str(tmp_path / "music" / "test" / name / f"{i}.flac") for name in task.classes
+        str(tmp_path / "music" / "test" / name / f"{i}.flac")
+        for name in task.classes
         for i in range(2)
-    }  # fmt: skip
+    }
     assert not (tmp_path / "data").exists()  # the files are used where they are
     assert {len(task.splits[s]) for s in ("train", "val")} == {6, 2}
     assert Audio.encode_example.__module__ == "datasets.features.audio"  # as it was
@@ -210,8 +235,9 @@ def test_a_table_may_name_its_columns(tmp_path):
     lines = [f"{i}.wav,{'rock; pop' if i % 2 else 'folk'}" for i in range(20)]
     file = tmp_path / "mine.csv"
     file.write_text("\n".join(["file,genres", *lines]))
-    task = load_task(str(file), cache_dir=tmp_path, kind="tags", label_column="genres",
-                     audio_column="file")  # fmt: skip
+    task = load_task(
+        str(file), cache_dir=tmp_path, kind="tags", label_column="genres", audio_column="file"
+    )
     assert (task.kind, task.classes) == ("tags", ["folk", "pop", "rock"])
     labels = np.concatenate([task.splits[s]["label"] for s in SPLITS])
     assert sorted(map(tuple, labels)) == [(False, True, True)] * 10 + [(True, False, False)] * 10

@@ -192,11 +192,22 @@ def test_a_kind_of_ones_own_is_guessed_where_its_row_says_how(shares, tmp_path, 
 def test_a_kind_of_ones_own_is_learnt_scored_compared_and_shown(shares, tmp_path):
     for agg in ("mean", "max"):
         done = call(
-            "train_probe.py", f"--task={shares}", "--kind=shares", "--encoder=mel", "--seg=1",
-            f"--agg={agg}", "--seeds", "1", "2", "--epochs=30", "--report_to=none",
-            f"--output_dir={tmp_path / 'runs'}", f"--name={agg}", f"--store={tmp_path / 'store'}",
+            "train_probe.py",
+            f"--task={shares}",
+            "--kind=shares",
+            "--encoder=mel",
+            "--seg=1",
+            f"--agg={agg}",
+            "--seeds",
+            "1",
+            "2",
+            "--epochs=30",
+            "--report_to=none",
+            f"--output_dir={tmp_path / 'runs'}",
+            f"--name={agg}",
+            f"--store={tmp_path / 'store'}",
             cwd=tmp_path,
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stderr
     assert "nearness" in done.stdout
     assert "val nearness" in done.stdout

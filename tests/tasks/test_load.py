@@ -26,8 +26,15 @@ def write_table(path: Path, text: str) -> Path:
 
 def marble(audio_path: str, label) -> dict:
     """A row with all the keys that MARBLE's files have."""
-    return {"audio_path": audio_path, "label": label, "duration": 45.01, "sample_rate": 44100,
-            "num_samples": 1984943, "bit_depth": 16, "channels": 1}  # fmt: skip
+    return {
+        "audio_path": audio_path,
+        "label": label,
+        "duration": 45.01,
+        "sample_rate": 44100,
+        "num_samples": 1984943,
+        "bit_depth": 16,
+        "channels": 1,
+    }
 
 
 def touch(path: Path) -> Path:
@@ -183,8 +190,11 @@ def test_a_relative_path_is_taken_from_the_working_folder(tmp_path, monkeypatch)
     assert task.splits["test"]["path"][0] == str(tmp_path / "mine" / "test0.wav")
 
 
-SPELLINGS = {"train": ["train", "Training", "train", "TRAIN"], "val": ["dev", " validation "],
-             "test": ["test", "testing"]}  # fmt: skip
+SPELLINGS = {
+    "train": ["train", "Training", "train", "TRAIN"],
+    "val": ["dev", " validation "],
+    "test": ["test", "testing"],
+}
 
 
 def test_a_single_jsonl_with_a_split_key_keeps_that_split(tmp_path):
@@ -202,8 +212,13 @@ def test_a_single_jsonl_with_a_split_key_keeps_that_split(tmp_path):
 
 @pytest.mark.parametrize(("ending", "comma"), [("csv", ","), ("tsv", "\t")])
 def test_a_table_with_a_split_column_keeps_that_split(tmp_path, ending, comma):
-    lines = ["split|label|path|note", "train|rock|a.wav|", "train|folk|b.wav|loud",
-             "valid|rock|c.wav|", "test|folk|d.wav|"]  # fmt: skip
+    lines = [
+        "split|label|path|note",
+        "train|rock|a.wav|",
+        "train|folk|b.wav|loud",
+        "valid|rock|c.wav|",
+        "test|folk|d.wav|",
+    ]
     text = "\n".join(lines).replace("|", comma) + "\n"
     task = load(write_table(tmp_path / f"mine.{ending}", text), tmp_path)
     assert task.classes == ["folk", "rock"]
@@ -214,8 +229,14 @@ def test_a_table_with_a_split_column_keeps_that_split(tmp_path, ending, comma):
 
 
 def test_a_table_may_have_a_bom_quotes_and_names_in_any_script(tmp_path):
-    odd = ["Crosby, Stills.wav", '12" mix.wav', "Ноктюрн.wav", "夜曲.flac", "two\nlines.wav",
-           "a\u2028b.wav"]  # fmt: skip
+    odd = [
+        "Crosby, Stills.wav",
+        '12" mix.wav',
+        "Ноктюрн.wav",
+        "夜曲.flac",
+        "two\nlines.wav",
+        "a\u2028b.wav",
+    ]
     quoted = ['"' + name.replace('"', '""') + '"' for name in odd]
     body = "".join(
         f"{name},{label},{split}\r\n"
@@ -311,9 +332,12 @@ def test_the_kind_is_read_off_the_labels(tmp_path, ending, two, kind, expected):
 
 @pytest.mark.parametrize(
     ("two", "kind", "expected"),
-    [(["1", "2"], "numbers", [[1.0], [2.0]]), (["1 2", "3 4"], "numbers", [[1.0, 2.0], [3.0, 4.0]]),
-     (["1.0", "2.0"], "classes", ["1.0", "2.0"])],
-)  # fmt: skip
+    [
+        (["1", "2"], "numbers", [[1.0], [2.0]]),
+        (["1 2", "3 4"], "numbers", [[1.0, 2.0], [3.0, 4.0]]),
+        (["1.0", "2.0"], "classes", ["1.0", "2.0"]),
+    ],
+)
 def test_a_kind_that_is_set_wins_over_the_guess(tmp_path, two, kind, expected):
     task = load(two_rows(tmp_path, "csv", two), tmp_path, kind=kind)
     assert task.kind == kind
@@ -327,8 +351,9 @@ def test_a_few_bad_labels_do_not_change_the_kind(tmp_path):
     task = load(folder, tmp_path)
     assert task.kind == "numbers"
     assert reasons(task) == {
-        "2": "label 'n/a' is not a finite number", "4": "label None is not a finite number"
-    }  # fmt: skip
+        "2": "label 'n/a' is not a finite number",
+        "4": "label None is not a finite number",
+    }
 
 
 def spread(task) -> dict[str, str]:
@@ -346,10 +371,14 @@ def test_a_made_split_does_not_depend_on_the_order_of_the_rows(tmp_path, form):
             random.Random(seed).shuffle(rows)
         text = "path,label\n" + "".join(f"{p},{c}\n" for p, c in rows)
         task = load(write_table(tmp_path / f"{seed}.csv", text), tmp_path)
-        made.append({
-            split: sorted(zip(task.splits[split]["id"], task.splits[split]["label"], strict=True))
-            for split in SPLITS
-        })  # fmt: skip
+        made.append(
+            {
+                split: sorted(
+                    zip(task.splits[split]["id"], task.splits[split]["label"], strict=True)
+                )
+                for split in SPLITS
+            }
+        )
     assert made[0] == made[1] == made[2]
     assert sum(map(len, made[0].values())) == 130
 
@@ -415,8 +444,9 @@ def test_a_made_split_is_written_down(tmp_path):
     task = load(write_jsonl(tmp_path / "a.jsonl", rows_of(["x", "y"] * 10)), tmp_path)
     assert {row["id"]: row["split"] for row in task.split_made} == spread(task)
     assert len(task.split_made) == 20
-    assert {row["path"] for row in task.split_made} == {str(tmp_path / f"a{i}.wav")
-                                                        for i in range(20)}  # fmt: skip
+    assert {row["path"] for row in task.split_made} == {
+        str(tmp_path / f"a{i}.wav") for i in range(20)
+    }
 
 
 def test_val_is_made_out_of_train_when_only_val_is_missing(tmp_path):
@@ -453,9 +483,13 @@ def test_lines_that_are_no_rows_are_listed_with_their_number_and_reason(tmp_path
     assert labels(task, "train") == {"a0.wav": "x", "a1.wav": "y"}
     assert len(task.skipped) == len(CLASS_LINES)
     for number, (item, (_, reason)) in enumerate(
-        zip(sorted(task.skipped, key=lambda s: int(s["where"].rsplit(":")[-1])), CLASS_LINES,
-            strict=True), start=3,
-    ):  # fmt: skip
+        zip(
+            sorted(task.skipped, key=lambda s: int(s["where"].rsplit(":")[-1])),
+            CLASS_LINES,
+            strict=True,
+        ),
+        start=3,
+    ):
         assert item["where"] == f"{folder / 'songs.train.jsonl'}:{number}"
         assert item["reason"].startswith(reason)
 
@@ -478,9 +512,12 @@ def test_labels_that_are_no_targets_are_listed_even_in_the_first_rows(tmp_path, 
     bad = [f'{{"audio_path": "b.wav", "label": {label}}}' for label, _ in reversed(NUMBER_LABELS)]
     good = [[-0.25, 0.5], [1.5, 0.0], *([float(i), 2.0 * i] for i in range(9))]
     folder = write_folder(
-        tmp_path / "data" / "EMO", stem="EMO", train=[*bad, *rows_of(good)],
-        val=rows_of(good, "v"), test=rows_of(good, "t"),
-    )  # fmt: skip
+        tmp_path / "data" / "EMO",
+        stem="EMO",
+        train=[*bad, *rows_of(good)],
+        val=rows_of(good, "v"),
+        test=rows_of(good, "t"),
+    )
     task = load("emo" if name == "emo" else folder, tmp_path)
     assert list(labels(task, "train").values()) == good
     assert len(task.skipped) == len(bad)
@@ -493,10 +530,12 @@ def test_a_label_without_training_tracks_is_listed(tmp_path):
     task = load(folder, tmp_path)
     assert task.classes == ["x", "y"]
     assert labels(task, "test") == {"a0.wav": "x", "a2.wav": "y"}
-    assert task.skipped == [{
-        "where": f"{folder / 'songs.test.jsonl'}:2",
-        "reason": "unknown label 'polka': no training track has it",
-    }]  # fmt: skip
+    assert task.skipped == [
+        {
+            "where": f"{folder / 'songs.test.jsonl'}:2",
+            "reason": "unknown label 'polka': no training track has it",
+        }
+    ]
 
 
 def test_rows_with_an_unknown_split_are_listed(tmp_path):
@@ -512,9 +551,11 @@ def test_rows_of_a_table_without_path_or_label_or_with_too_many_fields_are_liste
     task = load(write_table(tmp_path / "a.csv", text), tmp_path)
     assert task.classes == ["x", "y"]
     assert {line: reason.split(":")[0] for line, reason in reasons(task).items()} == {
-        "12": "needs path and label", "13": "needs path and label", "14": "needs path and label",
+        "12": "needs path and label",
+        "13": "needs path and label",
+        "14": "needs path and label",
         "15": "more fields than the first line",
-    }  # fmt: skip
+    }
     assert sum(len(task.splits[s]) for s in SPLITS) == 10
 
 
@@ -624,9 +665,13 @@ def test_hub_data_missing_offline_says_what_to_put_where(tmp_path, name, there):
         load(name, tmp_path)
     message = str(caught.value)
     stem = TASKS[name].stem
-    for part in (f"{folder / stem}.train.jsonl is missing", TASKS[name].hub, "--data_dir",
-                 f"copy the data set's files into {folder}",
-                 f"{stem}.train.jsonl, .val.jsonl and .test.jsonl"):  # fmt: skip
+    for part in (
+        f"{folder / stem}.train.jsonl is missing",
+        TASKS[name].hub,
+        "--data_dir",
+        f"copy the data set's files into {folder}",
+        f"{stem}.train.jsonl, .val.jsonl and .test.jsonl",
+    ):
         assert part in message
 
 
@@ -677,8 +722,11 @@ def test_a_download_that_broke_off_earlier_is_taken_up_again(tmp_path, monkeypat
 
 def test_without_drops_tracks_and_leaves_the_rest_alone(hub, tmp_path):
     task = load("gtzan", tmp_path, data_dir=hub)
-    gone = {str(hub / genre_id("blues", 0).removeprefix("data/")),
-            str(hub / genre_id("jazz", 3).removeprefix("data/")), "no such path"}  # fmt: skip
+    gone = {
+        str(hub / genre_id("blues", 0).removeprefix("data/")),
+        str(hub / genre_id("jazz", 3).removeprefix("data/")),
+        "no such path",
+    }
     rest = task.without(gone)
     assert [len(rest.splits[s]) for s in SPLITS] == [4, 2, 1]
     assert [len(task.splits[s]) for s in SPLITS] == [5, 2, 2]

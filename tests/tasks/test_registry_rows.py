@@ -52,9 +52,26 @@ def runs(tmp_path_factory):
 def probe(train_probe, runs, data, task, *args, name=None):
     """Run a task with the mel baseline in this process: its result and predictions."""
     name = name or task
-    given = ["--task", task, "--data_dir", data, "--encoder=mel", "--seg=full", "--epochs=4",
-             "--seeds", 1, 2, "--report_to=none", "--store", runs / "store", "--output_dir", runs,
-             "--name", name, *args]  # fmt: skip
+    given = [
+        "--task",
+        task,
+        "--data_dir",
+        data,
+        "--encoder=mel",
+        "--seg=full",
+        "--epochs=4",
+        "--seeds",
+        1,
+        2,
+        "--report_to=none",
+        "--store",
+        runs / "store",
+        "--output_dir",
+        runs,
+        "--name",
+        name,
+        *args,
+    ]
     train_probe.main(train_probe.parse_args([str(word) for word in given]))
     result = json.loads((runs / name / "result.json").read_text())
     return result, pd.read_parquet(runs / name / "predictions.parquet")
@@ -63,12 +80,16 @@ def probe(train_probe, runs, data, task, *args, name=None):
 def expected(result, table) -> dict[str, float]:
     """The metrics of one seed's predictions, by scikit-learn and mir_eval alone."""
     if result["kind"] == "classes":
-        return {"accuracy": accuracy_score(table.label, table.prediction),
-                "macro_f1": f1_score(table.label, table.prediction, average="macro")}  # fmt: skip
+        return {
+            "accuracy": accuracy_score(table.label, table.prediction),
+            "macro_f1": f1_score(table.label, table.prediction, average="macro"),
+        }
     if result["kind"] == "keys":
         pairs = zip(table.label, table.prediction, strict=True)
-        return {"weighted_score": np.mean([mir_eval.key.weighted_score(*pair) for pair in pairs]),
-                "accuracy": accuracy_score(table.label, table.prediction)}  # fmt: skip
+        return {
+            "weighted_score": np.mean([mir_eval.key.weighted_score(*pair) for pair in pairs]),
+            "accuracy": accuracy_score(table.label, table.prediction),
+        }
     if result["kind"] == "numbers":
         each = [r2_score(table[f"label_{t}"], table[f"prediction_{t}"]) for t in result["targets"]]
         named = {f"r2_{t}": v for t, v in zip(result["targets"], each, strict=True)}
@@ -76,9 +97,11 @@ def expected(result, table) -> dict[str, float]:
     told = [t for t in result["classes"] if t not in result["tags_left_out"]]
     return {
         name: np.mean([metric(table[f"label_{t}"], table[f"score_{t}"]) for t in told])
-        for name, metric in (("roc_auc", roc_auc_score),
-                             ("average_precision", average_precision_score))
-    }  # fmt: skip
+        for name, metric in (
+            ("roc_auc", roc_auc_score),
+            ("average_precision", average_precision_score),
+        )
+    }
 
 
 def test_every_row_of_the_table_has_a_data_set_here():
@@ -113,8 +136,9 @@ def values(task, split="train") -> dict:
     if task.kind == "numbers":
         found = data["label"][:]
     elif task.kind == "tags":
-        found = [[c for c, has in zip(task.classes, row, strict=True) if has]
-                 for row in data["label"]]  # fmt: skip
+        found = [
+            [c for c, has in zip(task.classes, row, strict=True) if has] for row in data["label"]
+        ]
     else:
         found = [task.classes[i] for i in data["label"]]
     return dict(zip(data["id"][:], found, strict=True))
@@ -196,8 +220,11 @@ def test_clips_of_a_track_are_averaged():
 
 def test_a_made_split_keeps_clips_together_and_spreads_tags(tmp_path):
     tags = [["rare"] if i < 6 else ["usual", "other"][: 1 + i % 2] for i in range(40)]
-    rows = [{"audio_path": f"{i}-{clip}.wav", "ori_uid": i, "label": own}
-            for i, own in enumerate(tags) for clip in range(3)]  # fmt: skip
+    rows = [
+        {"audio_path": f"{i}-{clip}.wav", "ori_uid": i, "label": own}
+        for i, own in enumerate(tags)
+        for clip in range(3)
+    ]
     write_rows(tmp_path / "all.jsonl", rows)
     task = load_task(str(tmp_path / "all.jsonl"), cache_dir=tmp_path)
     assert (task.kind, task.classes) == ("tags", ["other", "rare", "usual"])
@@ -209,11 +236,16 @@ def test_a_made_split_keeps_clips_together_and_spreads_tags(tmp_path):
 
 @pytest.mark.parametrize(
     ("given", "layer"),
-    [([], "last"), (["--task", "gtzan"], "last"), (["--task", "gs"], "mix"),
-     (["--task=mtg-genre"], "mix"), (["--task", "gs", "--layer", "3"], "3"),
-     (["--task", "gs", "--agg", "transformer", "--tune_aggregator"], "last"),
-     (["--task", "gs", "--agg", "transformer:some/folder"], "last")],
-)  # fmt: skip
+    [
+        ([], "last"),
+        (["--task", "gtzan"], "last"),
+        (["--task", "gs"], "mix"),
+        (["--task=mtg-genre"], "mix"),
+        (["--task", "gs", "--layer", "3"], "3"),
+        (["--task", "gs", "--agg", "transformer", "--tune_aggregator"], "last"),
+        (["--task", "gs", "--agg", "transformer:some/folder"], "last"),
+    ],
+)
 def test_the_layer_is_the_rows_where_none_is_given(train_probe, given, layer):
     assert train_probe.parse_args(given).layer == layer
     assert default_layer("my.csv") == "last"
@@ -235,10 +267,23 @@ def test_recipes_are_marbles(data, tmp_path):
 def test_the_script_and_comparisons_as_users_run_them(train_probe, data, tmp_path, capsys):
     probe(train_probe, tmp_path, data, "mtt", name="full")
     done = run_probe(
-        "--task=mtt", "--data_dir", data, "--encoder=mel", "--seg=0.4", "--min_tail=0.2",
-        "--epochs=4", "--seeds=[1, 2]", "--report_to=none", "--store", tmp_path / "store",
-        "--output_dir", tmp_path, "--name", "short", cwd=tmp_path,
-    )  # fmt: skip
+        "--task=mtt",
+        "--data_dir",
+        data,
+        "--encoder=mel",
+        "--seg=0.4",
+        "--min_tail=0.2",
+        "--epochs=4",
+        "--seeds=[1, 2]",
+        "--report_to=none",
+        "--store",
+        tmp_path / "store",
+        "--output_dir",
+        tmp_path,
+        "--name",
+        "short",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert "roc_auc" in done.stdout
     assert "guessing   roc_auc 0.500" in done.stdout

@@ -13,13 +13,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_sco
 from tune.comparison.analysis import analyse
 from tune.comparison.cells import merge
 from tune.comparison.paired import compare
-from tune.probing.metrics import (
-    bootstrap,
-    bootstrap_curves,
-    main_score,
-    paired_bootstrap,
-    score,
-)
+from tune.probing.metrics import bootstrap, bootstrap_curves, main_score, paired_bootstrap, score
 from tune.runs.load import read_folders
 from tune.runs.predictions import read_predictions
 from tune.tasks.label_kinds import KINDS
@@ -56,9 +50,9 @@ def test_ranking_by_hand():
     # Tag 0: of four pairs three are in order; precision 1 at the first hit, 2/3 at the second.
     # Tag 1: its one track is above two others and level with the third; precision 1/2.
     got = score("tags", labels, scores, [])
-    assert got == pytest.approx({
-        "roc_auc": (3 / 4 + 2.5 / 3) / 2, "average_precision": ((1 + 2 / 3) / 2 + 1 / 2) / 2,
-    })  # fmt: skip
+    assert got == pytest.approx(
+        {"roc_auc": (3 / 4 + 2.5 / 3) / 2, "average_precision": ((1 + 2 / 3) / 2 + 1 / 2) / 2}
+    )
     assert list(got) == NAMES
 
 
@@ -86,8 +80,11 @@ def test_a_tag_that_no_track_or_every_track_has_is_left_out_of_the_mean(tags):
     labels[:] = False
     assert all(math.isnan(v) for v in score("tags", labels, scores, []).values())
     assert math.isnan(main_score("tags", labels, scores))
-    assert all(math.isnan(v) for low_high in bootstrap("tags", labels, scores[None], []).values()
-               for v in low_high)  # fmt: skip
+    assert all(
+        math.isnan(v)
+        for low_high in bootstrap("tags", labels, scores[None], []).values()
+        for v in low_high
+    )
 
 
 def test_guessing_scores_a_half_and_how_frequent_tags_are(tags):
@@ -168,23 +165,34 @@ def test_every_pair_of_keys_scores_as_in_mir_eval():
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("C major", "C major"), ("c# Minor", "Db minor"), ("Eb minor", "Eb minor"), (" A#  MAJOR ",
-     "Bb major"), ("H major", None), ("C", None), ("X", None), ("C other", None), ("", None),
-     ("Cb major", None)],
-)  # fmt: skip
+    [
+        ("C major", "C major"),
+        ("c# Minor", "Db minor"),
+        ("Eb minor", "Eb minor"),
+        (" A#  MAJOR ", "Bb major"),
+        ("H major", None),
+        ("C", None),
+        ("X", None),
+        ("C other", None),
+        ("", None),
+        ("Cb major", None),
+    ],
+)
 def test_names_of_keys(text, name):
     assert key_name(text) == name
 
 
 def test_the_weighted_score_by_hand_and_by_mir_eval(rng):
-    c, g, a_minor, c_minor, gb = (KEYS.index(k) for k in ("C major", "G major", "A minor",
-                                                          "C minor", "Gb major"))  # fmt: skip
+    c, g, a_minor, c_minor, gb = (
+        KEYS.index(k) for k in ("C major", "G major", "A minor", "C minor", "Gb major")
+    )
     labels, guess = np.array([c] * 5), np.array([c, g, a_minor, c_minor, gb])
     got = score("keys", labels, guess, [])
     assert got == {"weighted_score": pytest.approx((1 + 0.5 + 0.3 + 0.2) / 5), "accuracy": 0.2}
     labels, guess = rng.integers(0, 24, (2, 50))
-    each = [mir_eval.key.weighted_score(KEYS[t], KEYS[p])
-            for t, p in zip(labels, guess, strict=True)]  # fmt: skip
+    each = [
+        mir_eval.key.weighted_score(KEYS[t], KEYS[p]) for t, p in zip(labels, guess, strict=True)
+    ]
     got = score("keys", labels, guess, [])
     assert got["weighted_score"] == pytest.approx(np.mean(each))
     assert got["accuracy"] == accuracy_score(labels, guess)
@@ -201,8 +209,9 @@ def test_intervals_of_keys_are_those_of_mir_eval_on_each_resample(rng):
     picks = [np.repeat(np.arange(30), w) for w in draws(30, 40)]
 
     def scored(runs, p):
-        return np.mean([mir_eval.key.weighted_score(KEYS[labels[i]], KEYS[g[i]])
-                        for g in runs for i in p])  # fmt: skip
+        return np.mean(
+            [mir_eval.key.weighted_score(KEYS[labels[i]], KEYS[g[i]]) for g in runs for i in p]
+        )
 
     got = bootstrap("keys", labels, first, [], n_resamples=40)
     each = [scored(first, p) for p in picks]

@@ -22,10 +22,12 @@ def test_every_track_is_in_one_test_split_and_in_no_other_of_its_fold(tmp_path):
     for k in range(3):
         folder = tmp_path / "folds" / f"tones-{k}"
         splits = {
-            s: [json.loads(line) for line in
-                (folder / f"tones-{k}.{s}.jsonl").read_text().splitlines()]
+            s: [
+                json.loads(line)
+                for line in (folder / f"tones-{k}.{s}.jsonl").read_text().splitlines()
+            ]
             for s in ("train", "val", "test")
-        }  # fmt: skip
+        }
         names = [row["audio_path"] for rows in splits.values() for row in rows]
         assert len(names) == len(set(names)) == 18
         labels = [row["label"] for row in splits["test"]]
@@ -46,8 +48,15 @@ def test_encoders_are_compared_over_all_folds(tmp_path, rng):
         for encoder, right in (("mel", 8), ("muq-nano", 16)):
             said = np.where(np.arange(20) % 20 < right, labels, (labels + 1) % 3)
             for agg in ("mean", "max"):
-                write_run(tmp_path, f"{encoder}-{agg}-{fold}", labels[part], said[None, part],
-                          task=f"tones-{fold}", encoder=encoder, agg=agg)  # fmt: skip
+                write_run(
+                    tmp_path,
+                    f"{encoder}-{agg}-{fold}",
+                    labels[part],
+                    said[None, part],
+                    task=f"tones-{fold}",
+                    encoder=encoder,
+                    agg=agg,
+                )
     done = run(SCRIPT, "compare", tmp_path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
@@ -68,8 +77,15 @@ def test_only_the_tracks_of_some_lists_count(tmp_path, rng):
         ids = [f"audio/{i:02d}.ogg" for i in range(20)][part]
         for encoder, right in (("mel", []), ("muq-nano", [1, 3, 9, 15])):
             said = np.where(np.isin(np.arange(20), right), labels, wrong)
-            write_run(tmp_path, f"runs/{encoder}-{fold}", labels[part], said[None, part], ids=ids,
-                      task=f"tones-{fold}", encoder=encoder)  # fmt: skip
+            write_run(
+                tmp_path,
+                f"runs/{encoder}-{fold}",
+                labels[part],
+                said[None, part],
+                ids=ids,
+                task=f"tones-{fold}",
+                encoder=encoder,
+            )
     listed = [f"audio/{i:02d}.ogg" for i in (1, 2, 3, 4, 9, 19)]
     for name, rows in (("val", listed[:2]), ("test", listed[2:]), ("odd", ["audio/no.ogg"])):
         text = "".join(json.dumps({"audio_path": row}) + "\n" for row in rows)

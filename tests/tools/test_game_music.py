@@ -38,8 +38,11 @@ def deb(files: dict[str, bytes]) -> bytes:
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
     out = b"!<arch>\n"
-    for name, content in (("debian-binary", b"2.0\n"), ("control.tar.xz", b"odd"),
-                          ("data.tar.xz", data.getvalue())):  # fmt: skip
+    for name, content in (
+        ("debian-binary", b"2.0\n"),
+        ("control.tar.xz", b"odd"),
+        ("data.tar.xz", data.getvalue()),
+    ):
         header = f"{name:16s}{0:<12d}{0:<6d}{0:<6d}{'100644':8s}{len(content):<10d}`\n"
         out += header.encode() + content + b"\n" * (len(content) % 2)
     return out
@@ -53,15 +56,19 @@ def mirror(tmp_path):
         archive.writestr("music/../../../escaped.ogg", audio(4, 330))
         archive.writestr("music/notes.txt", "no music")
     packages = {
-        "good-data": deb({
-            "./usr/share/doc/good-data/copyright": b"License: CC0-1.0\n",
-            "./usr/share/games/theme.ogg": audio(3), "./usr/share/games/beep.ogg": audio(0.5),
-            "./usr/share/games/torn.ogg": b"OggS", "./usr/share/games/data.pk3": inner.getvalue(),
-        }),
+        "good-data": deb(
+            {
+                "./usr/share/doc/good-data/copyright": b"License: CC0-1.0\n",
+                "./usr/share/games/theme.ogg": audio(3),
+                "./usr/share/games/beep.ogg": audio(0.5),
+                "./usr/share/games/torn.ogg": b"OggS",
+                "./usr/share/games/data.pk3": inner.getvalue(),
+            }
+        ),
         "other-data": deb({"./usr/share/games/../../../../theme.ogg": audio(2.5, 500)}),
         "torn-data": b"!<arch>\n" + b"x" * 300,
         "wrong-data": deb({"./a.ogg": audio(3)}),
-    }  # fmt: skip
+    }
     root, lines = tmp_path / "mirror", []
     (root / "pool").mkdir(parents=True)
     for name, content in packages.items():
@@ -79,8 +86,15 @@ def mirror(tmp_path):
     handler = functools.partial(Handler, directory=root)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        flags = ["--out", tmp_path / "music", "--list", listed, "--min_seconds=2",
-                 "--mirror", f"http://127.0.0.1:{server.server_address[1]}"]  # fmt: skip
+        flags = [
+            "--out",
+            tmp_path / "music",
+            "--list",
+            listed,
+            "--min_seconds=2",
+            "--mirror",
+            f"http://127.0.0.1:{server.server_address[1]}",
+        ]
         yield flags, asked
         server.shutdown()
 
@@ -92,19 +106,25 @@ def test_music_is_kept_and_what_is_broken_is_reported(mirror, tmp_path):
     lines = done.stderr.splitlines()
     assert any("torn.ogg left out: can't be decoded" in line for line in lines)
     assert any("torn-data left out" in line and "holds no data archive" in line for line in lines)
-    assert any("wrong-data left out" in line and "another file than the list" in line
-               for line in lines)  # fmt: skip
+    assert any(
+        "wrong-data left out" in line and "another file than the list" in line for line in lines
+    )
     assert lines[-1].startswith("error: 2 of 4 packages could not be had (torn-data")
     assert "Traceback" not in done.stderr
     assert "3 tracks of 2 packages" in done.stdout
     music = tmp_path / "music"
     assert sorted(str(p.relative_to(music)) for p in music.rglob("*") if p.is_file()) == [
-        "good-data/001-theme.ogg", "good-data/002-escaped.ogg", "good-data/copyright",
-        "good-data/source.json", "other-data/001-theme.ogg", "other-data/source.json",
-    ]  # fmt: skip
+        "good-data/001-theme.ogg",
+        "good-data/002-escaped.ogg",
+        "good-data/copyright",
+        "good-data/source.json",
+        "other-data/001-theme.ogg",
+        "other-data/source.json",
+    ]
     assert not list(tmp_path.rglob("escaped.ogg"))
-    np.testing.assert_allclose(len(read_audio(music / "good-data" / "001-theme.ogg", 24_000)),
-                               72_000)  # fmt: skip
+    np.testing.assert_allclose(
+        len(read_audio(music / "good-data" / "001-theme.ogg", 24_000)), 72_000
+    )
     source = json.loads((music / "good-data" / "source.json").read_text())
     assert [t["place"] for t in source["tracks"]] == [
         "./usr/share/games/theme.ogg",
@@ -129,8 +149,10 @@ def test_strict_ends_at_the_first_and_an_unknown_package_is_named(mirror, tmp_pa
 
 
 def test_the_list_is_of_free_packages_without_those_of_gamemusic():
-    rows = [line.split("\t") for line in
-            (ROOT / "tools" / "muq_nano" / "game_music.tsv").read_text().splitlines()]  # fmt: skip
+    rows = [
+        line.split("\t")
+        for line in (ROOT / "tools" / "muq_nano" / "game_music.tsv").read_text().splitlines()
+    ]
     assert len(rows) > 50
     names = [row[0] for row in rows]
     assert names == sorted(set(names))

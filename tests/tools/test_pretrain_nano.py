@@ -35,11 +35,30 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def flags(folder):
     """What all runs here share: four songs, eight steps."""
-    return ["--songs=4", "--steps=8", "--save_every=4", "--seconds", "1", "2", "--batch_seconds=4",
-            "--lr=3e-3", "--warmup=2", "--track_from=3", "--order_from=4", "--order_every=2",
-            "--order_seconds", "3", "--val_crops=2", "--workers=1",
-            "--corpus", folder / "corpus", "--cache_dir", folder / "demo",
-            "--tasks", folder / "tones"]  # fmt: skip
+    return [
+        "--songs=4",
+        "--steps=8",
+        "--save_every=4",
+        "--seconds",
+        "1",
+        "2",
+        "--batch_seconds=4",
+        "--lr=3e-3",
+        "--warmup=2",
+        "--track_from=3",
+        "--order_from=4",
+        "--order_every=2",
+        "--order_seconds",
+        "3",
+        "--val_crops=2",
+        "--workers=1",
+        "--corpus",
+        folder / "corpus",
+        "--cache_dir",
+        folder / "demo",
+        "--tasks",
+        folder / "tones",
+    ]
 
 
 @pytest.fixture
@@ -102,9 +121,14 @@ def test_a_run_learns_and_one_that_was_cut_off_ends_the_same(folder, flags, main
 
 def test_only_the_train_split_of_a_task_is_learnt_from(folder, tmp_path):
     music = nano_music.gather(
-        folder / "corpus", 6, 4, [str(folder / "tones")], data_dir=tmp_path,
-        cache_dir=folder / "demo", progress=False,
-    )  # fmt: skip
+        folder / "corpus",
+        6,
+        4,
+        [str(folder / "tones")],
+        data_dir=tmp_path,
+        cache_dir=folder / "demo",
+        progress=False,
+    )
     task = load_task(str(folder / "tones"), tmp_path, cache_dir=tmp_path)
     known = {s: {content_hash(p) for p in task.splits[s]["path"]} for s in task.splits}
     learnt = {music.tracks.known_by[i] for i in music.train}
@@ -321,8 +345,9 @@ def test_tasks_tracks_are_the_share_of_crops_that_was_asked_for(rng, monkeypatch
         assert (songs == 4).float().mean().item() == pytest.approx(share, abs=0.03)
         assert set(songs.tolist()) == {1, 2, 3, 4}
         chances = music.chances(share)
-        heard = [nano_orders.draw(Tracks(), music.train, 3, rng, chances)["mel"]
-                 for _ in range(200)]  # fmt: skip
+        heard = [
+            nano_orders.draw(Tracks(), music.train, 3, rng, chances)["mel"] for _ in range(200)
+        ]
         # Half of the groups are of one song, the others of three different ones.
         one = [g for g in torch.cat(heard).unflatten(0, (-1, 8)) if (g == g[0, 0, 0]).all()]
         of_task = np.mean([g[0, 0, 0].item() == 4 for g in one])
@@ -344,17 +369,25 @@ def test_a_folder_of_music_is_learnt_from_and_its_subfolders_are_albums(folder, 
     heard = music_dir / "one" / "heard.wav"  # a test track by another name
     heard.write_bytes(Path(tones.splits["test"]["path"][0]).read_bytes())
     music = nano_music.gather(
-        folder / "corpus", 6, 4, [str(folder / "tones")], data_dir=tmp_path,
-        cache_dir=folder / "demo", audio_dir=music_dir, workers=2, progress=False,
-    )  # fmt: skip
+        folder / "corpus",
+        6,
+        4,
+        [str(folder / "tones")],
+        data_dir=tmp_path,
+        cache_dir=folder / "demo",
+        audio_dir=music_dir,
+        workers=2,
+        progress=False,
+    )
     assert music.of_folder == 4 + 3
     assert len(music.tracks) == 7 + len(files) - 1  # one in 50, here one, is kept aside
     assert sum(music.facts["audio_dir"].values()) == len(files) - 1
     assert set(music.facts["audio_dir"]) == {"one", "two"}
     assert [Path(r["path"]).name for r in music.facts["refused"]] == ["heard.wav"]
     assert [Path(s["path"]).name for s in music.facts["skipped"]] == ["broken.wav"]
-    known = {content_hash(p): p.parent.name for p in music_dir.rglob("*.wav")
-             if p.name != "broken.wav"}  # fmt: skip
+    known = {
+        content_hash(p): p.parent.name for p in music_dir.rglob("*.wav") if p.name != "broken.wav"
+    }
     albums = [known[k] for k in music.tracks.known_by[7:]]
     numbers = music.albums
     assert len(set(numbers[:7])) == 7
@@ -373,17 +406,36 @@ def test_partners_are_of_one_album_in_the_share_that_was_asked_for():
         def mel(self, track, first, last):
             return np.full((4 * (last - first), 128), track, np.float16)
 
-    music = nano_music.Music(Tracks(), train=list(range(7)), val=[], folder=None, composed=2,
-                             of_folder=3, albums=[0, 1, 2, 3, 3, 3, 6])  # fmt: skip
+    music = nano_music.Music(
+        Tracks(),
+        train=list(range(7)),
+        val=[],
+        folder=None,
+        composed=2,
+        of_folder=3,
+        albums=[0, 1, 2, 3, 3, 3, 6],
+    )
     tokens = [np.full((100, 9), i, np.uint8) for i in range(7)]
     for share in (0, 0.6):
-        crops = nano_music.Crops(music, tokens, [2], 16, 0.6, seed=5, pairs_from=0,
-                                 tasks_share=0.2, audio_share=0.5, album_share=share)  # fmt: skip
+        crops = nano_music.Crops(
+            music,
+            tokens,
+            [2],
+            16,
+            0.6,
+            seed=5,
+            pairs_from=0,
+            tasks_share=0.2,
+            audio_share=0.5,
+            album_share=share,
+        )
         batches = [crops[i] for i in range(600)]
         songs = torch.stack([b["tokens"][:, 0, 0] for b in batches]).long()
         first, second = songs[:, :4].flatten(), songs[:, 4:].flatten()
-        assert all(torch.equal(b["albums"], torch.tensor(music.albums)[s])
-                   for b, s in zip(batches, songs, strict=True))  # fmt: skip
+        assert all(
+            torch.equal(b["albums"], torch.tensor(music.albums)[s])
+            for b, s in zip(batches, songs, strict=True)
+        )
         assert (first >= 3).float().mean().item() == pytest.approx(0.5, abs=0.05)
         in_album = (first >= 3) & (first <= 5)
         assert torch.equal(first[~in_album], second[~in_album])

@@ -29,25 +29,48 @@ from tune.cli.parser import Parser, begin, positive_float, run_script, set_up_lo
 LIST = Path(__file__).with_suffix(".tsv")
 
 
-# fmt: off
 def parse_args(argv=None):
     """Read the command line."""
     parser = Parser(prog="game_music.py", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR",
-                        help="folder of the music; packages that are there aren't fetched again")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of the music; packages that are there aren't fetched again",
+    )
     parser.add_argument("--packages", nargs="+", metavar="NAME", help="only these of the list")
-    parser.add_argument("--list", type=Path, default=LIST, metavar="FILE",
-                        help="lines of package, path below the mirror, bytes and SHA-256, "
-                        "separated by tabs")
-    parser.add_argument("--mirror", default="https://deb.debian.org/debian", metavar="URL",
-                        help="of Debian's archive; when it no longer has Debian 12: "
-                        "https://snapshot.debian.org/archive/debian/20251101T000000Z")
-    parser.add_argument("--min_seconds", type=positive_float, default=30.0, metavar="SECONDS",
-                        help="shorter files are left out")
-    parser.add_argument("--strict", nargs="?", const=True, default=False, type=to_bool,
-                        metavar="BOOL", help="end at the first package that can't be had")
+    parser.add_argument(
+        "--list",
+        type=Path,
+        default=LIST,
+        metavar="FILE",
+        help="lines of package, path below the mirror, bytes and SHA-256, separated by tabs",
+    )
+    parser.add_argument(
+        "--mirror",
+        default="https://deb.debian.org/debian",
+        metavar="URL",
+        help="of Debian's archive; when it no longer has Debian 12: "
+        "https://snapshot.debian.org/archive/debian/20251101T000000Z",
+    )
+    parser.add_argument(
+        "--min_seconds",
+        type=positive_float,
+        default=30.0,
+        metavar="SECONDS",
+        help="shorter files are left out",
+    )
+    parser.add_argument(
+        "--strict",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="end at the first package that can't be had",
+    )
     return parser.parse_args(argv)
-# fmt: on
 
 
 args = begin(parse_args) if __name__ == "__main__" else None
@@ -94,10 +117,15 @@ def main(args) -> None:
                 continue
         found = json.loads((folder / "source.json").read_text(encoding="utf-8"))["tracks"]
         tracks, seconds = tracks + len(found), seconds + sum(t["seconds"] for t in found)
-        print(f"{package:28s} {len(found):4d} tracks "
-              f"{sum(t['seconds'] for t in found) / 60:7.1f} min", flush=True)  # fmt: skip
-    print(f"{tracks} tracks of {len(rows) - len(failed)} packages, {seconds / 3600:.1f} h, "
-          f"in {args.out}; {len(failed)} packages left out")  # fmt: skip
+        print(
+            f"{package:28s} {len(found):4d} tracks "
+            f"{sum(t['seconds'] for t in found) / 60:7.1f} min",
+            flush=True,
+        )
+    print(
+        f"{tracks} tracks of {len(rows) - len(failed)} packages, {seconds / 3600:.1f} h, "
+        f"in {args.out}; {len(failed)} packages left out"
+    )
     if failed:
         raise ValueError(
             f"{len(failed)} of {len(rows)} packages could not be had ({', '.join(failed[:3])}): "

@@ -39,8 +39,9 @@ def spectrograms(audio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # As muq's MelSTFT has it; the last, incomplete frame is dropped, as MuQ does.
     mel = _mel()(wave)
     mel = mel[:, : len(wave) // 240 // STRIDE * STRIDE]  # (128, T), whole frames of 25 Hz
-    spectrum = torch.stft(wave, 8192, 240 * STRIDE, 8192, torch.hann_window(8192),
-                          return_complex=True)  # fmt: skip
+    spectrum = torch.stft(
+        wave, 8192, 240 * STRIDE, 8192, torch.hann_window(8192), return_complex=True
+    )
     power = spectrum.abs().square()[:, : mel.shape[1] // STRIDE]  # (bins, T / 4)
     pitch = _semitones() @ power
     return tuple(
@@ -104,8 +105,9 @@ class MelCorpus:
         return self._maps[number][start : start + frames * N_PITCHES].reshape(-1, N_PITCHES)
 
 
-def build_composed(folder: Path, seed: int, count: int, refused: dict[str, str],
-                   workers: int = 1) -> list[Path]:  # fmt: skip
+def build_composed(
+    folder: Path, seed: int, count: int, refused: dict[str, str], workers: int = 1
+) -> list[Path]:
     """Compose `count` songs, or those of them that aren't there yet.
 
     Parameters
@@ -120,10 +122,13 @@ def build_composed(folder: Path, seed: int, count: int, refused: dict[str, str],
     """
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [
-        (folder / f"composed-v{VERSION}-{seed}-{first:06d}-{min(SHARD, count - first)}.f16",
-         seed, range(first, min(first + SHARD, count)))
+        (
+            folder / f"composed-v{VERSION}-{seed}-{first:06d}-{min(SHARD, count - first)}.f16",
+            seed,
+            range(first, min(first + SHARD, count)),
+        )
         for first in range(0, count, SHARD)
-    ]  # fmt: skip
+    ]
     missing = [job for job in jobs if not job[0].with_suffix(".json").exists()]
     for _ in _run(_compose_shard, missing, workers, "composing", SHARD):
         pass
@@ -137,8 +142,9 @@ def build_composed(folder: Path, seed: int, count: int, refused: dict[str, str],
     return files
 
 
-def build_tracks(folder: Path, paths: Sequence[str],
-                 workers: int = 1) -> tuple[dict[str, Path], list[dict]]:  # fmt: skip
+def build_tracks(
+    folder: Path, paths: Sequence[str], workers: int = 1
+) -> tuple[dict[str, Path], list[dict]]:
     """Spectrograms of audio files, one shard each; returns shards by path and the files skipped."""
     folder.mkdir(parents=True, exist_ok=True)
     files, skipped = {}, []
@@ -199,9 +205,14 @@ def _write(file: Path, tracks: list[tuple]) -> None:
 
 def _run(work, jobs: list[tuple], workers: int, what: str, size: int) -> Iterator:
     """Do jobs in this process or in several, with a bar."""
-    bar = tqdm(total=len(jobs) * size, desc=what, unit="track", disable=not jobs,
-               delay=5 if size == 1 else 0,
-               mininterval=0.5 if sys.stderr.isatty() else 30.0)  # fmt: skip
+    bar = tqdm(
+        total=len(jobs) * size,
+        desc=what,
+        unit="track",
+        disable=not jobs,
+        delay=5 if size == 1 else 0,
+        mininterval=0.5 if sys.stderr.isatty() else 30.0,
+    )
     with bar:
         if workers <= 1 or len(jobs) <= 1:
             for job in jobs:
@@ -209,8 +220,9 @@ def _run(work, jobs: list[tuple], workers: int, what: str, size: int) -> Iterato
                 bar.update(size)
             return
         spawn = multiprocessing.get_context("spawn")  # a fork of threads (torch's) can hang
-        pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=unblock_signals,
-                                   initargs=(signal.SIG_DFL,))  # fmt: skip
+        pool = ProcessPoolExecutor(
+            workers, mp_context=spawn, initializer=unblock_signals, initargs=(signal.SIG_DFL,)
+        )
         try:
             with block_signals():
                 futures = [pool.submit(work, *job) for job in jobs]

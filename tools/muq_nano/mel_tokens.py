@@ -78,8 +78,14 @@ def _modulations(mel: torch.Tensor) -> torch.Tensor:
     """Logarithmic modulation spectrum of the onsets in two halves of the bands, (T, K)."""
     rise = (mel[1:] - mel[:-1]).clamp(min=0)  # (4 T - 1, 128)
     onsets = torch.stack([rise[:, :48].mean(1), rise[:, 48:].mean(1)])  # (2, 4 T - 1)
-    spectrum = torch.stft(onsets, _ONSET_WINDOW, STRIDE, window=torch.hann_window(_ONSET_WINDOW),
-                          return_complex=True, pad_mode="constant")  # fmt: skip
+    spectrum = torch.stft(
+        onsets,
+        _ONSET_WINDOW,
+        STRIDE,
+        window=torch.hann_window(_ONSET_WINDOW),
+        return_complex=True,
+        pad_mode="constant",
+    )
     size = spectrum.abs()[:, _ONSET_BINS]  # (2, 62, T)
     size = size / size.sum(1, keepdim=True).clamp(min=1e-6)
     return (size + 1e-3).log().permute(2, 0, 1).flatten(1)
@@ -92,8 +98,13 @@ class Quantiser:
         self.tensors = dict(tensors)
 
     @classmethod
-    def fit(cls, tracks: Iterable[tuple[np.ndarray, np.ndarray]], seed: int,
-            per_track: int = 100, rounds: int = 20) -> "Quantiser":  # fmt: skip
+    def fit(
+        cls,
+        tracks: Iterable[tuple[np.ndarray, np.ndarray]],
+        seed: int,
+        per_track: int = 100,
+        rounds: int = 20,
+    ) -> "Quantiser":
         """Fit to some frames of every track."""
         generator = torch.Generator().manual_seed(seed)
         drawn: dict[str, list] = {name: [] for name in CODEBOOKS}

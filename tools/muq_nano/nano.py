@@ -125,8 +125,10 @@ def take_weights(model: MaskedMuQ, folder: Path) -> str:
     """
     file = folder / "model.safetensors"
     try:
-        found = {k.removeprefix("model."): v.float() if v.is_floating_point() else v
-                 for k, v in load_file(file).items()}  # fmt: skip
+        found = {
+            k.removeprefix("model."): v.float() if v.is_floating_point() else v
+            for k, v in load_file(file).items()
+        }
     except (OSError, SafetensorError) as error:
         raise ValueError(f"--init {folder} holds no model.safetensors of this script") from error
     own = model.state_dict()
@@ -140,18 +142,23 @@ def take_weights(model: MaskedMuQ, folder: Path) -> str:
 
 def count(model: MaskedMuQ) -> int:
     """Parameters of what is kept: without the head and what MuQ has but doesn't use."""
-    return sum(v.numel() for k, v in model.named_parameters() if needed_weights(f"model.{k}")
-               and not k.startswith(HEADS))  # fmt: skip
+    return sum(
+        v.numel()
+        for k, v in model.named_parameters()
+        if needed_weights(f"model.{k}") and not k.startswith(HEADS)
+    )
 
 
 def write_model(model: MaskedMuQ, out: Path) -> None:
     """Write config.json and model.safetensors: matrices in float16, the rest in float32."""
     weights = {
         f"model.{k}": (v.half() if v.ndim > 1 else v.float() if v.is_floating_point() else v)
-        .detach().cpu().contiguous()
+        .detach()
+        .cpu()
+        .contiguous()
         for k, v in model.state_dict().items()
         if needed_weights(f"model.{k}") and not k.startswith(HEADS)
-    }  # fmt: skip
+    }
     part = out / "model.tmp"
     save_file(weights, part, metadata={"format": "pt"})
     text = json.dumps(nano_config(), indent=2) + "\n"

@@ -64,8 +64,11 @@ class Music:
         train = np.array(self.train)
         last = len(self.tracks.lengths) if self.of_folder is None else self.of_folder
         kinds = [train < self.composed, (train >= self.composed) & (train < last), train >= last]
-        shares = [1 - tasks_share * kinds[1].any() - audio_share * kinds[2].any(),
-                  tasks_share, audio_share]  # fmt: skip
+        shares = [
+            1 - tasks_share * kinds[1].any() - audio_share * kinds[2].any(),
+            tasks_share,
+            audio_share,
+        ]
         there = [(kind, share) for kind, share in zip(kinds, shares, strict=True) if kind.any()]
         if len(there) == 1:
             return None
@@ -73,9 +76,18 @@ class Music:
         return chances / chances.sum()
 
 
-def gather(folder: Path, seed: int, songs: int, tasks: Sequence[str], *, data_dir: Path,
-           cache_dir: Path, audio_dir: Path | None = None, workers: int = 1,
-           progress: bool = True) -> Music:  # fmt: skip
+def gather(
+    folder: Path,
+    seed: int,
+    songs: int,
+    tasks: Sequence[str],
+    *,
+    data_dir: Path,
+    cache_dir: Path,
+    audio_dir: Path | None = None,
+    workers: int = 1,
+    progress: bool = True,
+) -> Music:
     """Compose the songs, read the tasks' train splits and the folder, refuse what is held out.
 
     Parameters
@@ -93,20 +105,27 @@ def gather(folder: Path, seed: int, songs: int, tasks: Sequence[str], *, data_di
     refused = held_out(demos)
     files = mel_corpus.build_composed(folder, seed, songs, refused, workers)
     composed = len(files)
-    facts: dict = {"composed": songs, "corpus_seed": seed, "tasks": list(tasks), "refused": [],
-                   "skipped": []}  # fmt: skip
+    facts: dict = {
+        "composed": songs,
+        "corpus_seed": seed,
+        "tasks": list(tasks),
+        "refused": [],
+        "skipped": [],
+    }
     albums = list(range(songs))
     of_folder = None
     if tasks or audio_dir:
         others = corpus.local_tasks(data_dir, cache_dir, tasks)
-        found = corpus.gather(named, audio_dir, others, Store(folder / "hashes"),
-                              val_share=1 / VALIDATE_EVERY)  # fmt: skip
+        found = corpus.gather(
+            named, audio_dir, others, Store(folder / "hashes"), val_share=1 / VALIDATE_EVERY
+        )
         more, skipped = mel_corpus.build_tracks(folder, found.train, workers)  # tasks' tracks first
         of_tasks = more.keys() & {p for t in named for p in t.splits["train"]["path"]}
         if audio_dir:
             of_folder = songs + len(of_tasks)
-            folders = Counter(str(Path(p).parent.relative_to(audio_dir)) for p in more
-                              if p not in of_tasks)  # fmt: skip
+            folders = Counter(
+                str(Path(p).parent.relative_to(audio_dir)) for p in more if p not in of_tasks
+            )
             facts["audio_dir"] = dict(sorted(folders.items()))
         names = [p if p in of_tasks else str(Path(p).parent) for p in more]
         albums += [songs + names.index(name) for name in names]
@@ -117,9 +136,11 @@ def gather(folder: Path, seed: int, songs: int, tasks: Sequence[str], *, data_di
     train = sorted(set(range(len(tracks))) - set(val))
     assert len(tracks) == songs + len(files) - composed
     facts |= {
-        "tracks": len(train), "val_tracks": len(val), "held_out_checked": len(refused),
+        "tracks": len(train),
+        "val_tracks": len(val),
+        "held_out_checked": len(refused),
         "hours": sum(tracks.lengths[i] for i in train) / 25 / 3600,
-    }  # fmt: skip
+    }
     return Music(tracks, train, val, folder, songs, of_folder, albums, facts)
 
 
@@ -130,8 +151,12 @@ def tokenise(music: Music, seed: int, progress: bool = True) -> list[np.ndarray]
     file = music.folder / f"tokens-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy"
     if not file.exists():
         chosen = np.random.default_rng(seed).permutation(music.train)[:FIT_TRACKS]
-        bar = {"unit": "track", "delay": 5, "disable": not progress,
-               "mininterval": 0.2 if sys.stderr.isatty() else 30.0}  # fmt: skip
+        bar = {
+            "unit": "track",
+            "delay": 5,
+            "disable": not progress,
+            "mininterval": 0.2 if sys.stderr.isatty() else 30.0,
+        }
         chosen = tqdm(chosen, desc="fitting codebooks", **bar)
         quantiser = Quantiser.fit(((tracks.mel(i), tracks.pitch(i)) for i in chosen), seed)
         every = tqdm(range(len(tracks)), desc="tokens", **bar)
@@ -169,12 +194,24 @@ class Crops(Dataset):
     part : this process
     """
 
-    def __init__(self, music: Music, tokens: Sequence[np.ndarray], seconds: Sequence[float],
-                 batch_seconds: float, mask_prob: float, seed: int, *,
-                 pairs_from: int | None = None, orders_from: int | None = None,
-                 orders_every: int = 3, order_seconds: Sequence[float] = (),
-                 tasks_share: float = 0.25, audio_share: float = 0.25, album_share: float = 0,
-                 part: int = 0):  # fmt: skip
+    def __init__(
+        self,
+        music: Music,
+        tokens: Sequence[np.ndarray],
+        seconds: Sequence[float],
+        batch_seconds: float,
+        mask_prob: float,
+        seed: int,
+        *,
+        pairs_from: int | None = None,
+        orders_from: int | None = None,
+        orders_every: int = 3,
+        order_seconds: Sequence[float] = (),
+        tasks_share: float = 0.25,
+        audio_share: float = 0.25,
+        album_share: float = 0,
+        part: int = 0,
+    ):
         self.music, self.tokens, self.seconds = music, tokens, list(seconds)
         self.batch_seconds, self.mask_prob = batch_seconds, mask_prob
         self.seed, self.pairs_from, self.part = seed, pairs_from, part
@@ -200,8 +237,9 @@ class Crops(Dataset):
             turn, rest = divmod(step, self.orders_every)
             if rest == 0:
                 seconds = self.order_seconds[turn % len(self.order_seconds)]
-                return nano_orders.draw(self.music.tracks, self.music.train, seconds, rng,
-                                        self._chances)  # fmt: skip
+                return nano_orders.draw(
+                    self.music.tracks, self.music.train, seconds, rng, self._chances
+                )
         seconds = self.seconds[step % len(self.seconds)]
         frames = int(seconds * 25)
         long_enough = np.flatnonzero(self._lengths >= frames)
@@ -251,7 +289,9 @@ class Crops(Dataset):
             tokens.append(self.tokens[track][first : first + frames])
             hidden.append(at)
             visible.append(np.setdiff1d(np.arange(frames), at))
-        return {"mel": torch.from_numpy(np.stack(mels)),
-                "tokens": torch.from_numpy(np.stack(tokens)),
-                "hidden": torch.from_numpy(np.stack(hidden)),
-                "visible": torch.from_numpy(np.stack(visible))}  # fmt: skip
+        return {
+            "mel": torch.from_numpy(np.stack(mels)),
+            "tokens": torch.from_numpy(np.stack(tokens)),
+            "hidden": torch.from_numpy(np.stack(hidden)),
+            "visible": torch.from_numpy(np.stack(visible)),
+        }

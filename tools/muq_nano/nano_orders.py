@@ -2,7 +2,7 @@
 
 A mean over time forgets when things were heard, unless every frame knows what came before and
 after it. So some steps of the pretraining play the same pieces in several orders, every order
-twice, and by the time means alone each has to find its other take (`muq_nano.nano.order_contrastive_loss`).
+twice, and by the time means alone each has to find its other take (`nano.order_contrastive_loss`).
 Takes differ in where exactly the pieces are cut and in level. Half of the groups take their pieces
 from one song, one after the other, half from as many songs. Nothing is hidden here.
 
@@ -22,8 +22,13 @@ BATCH_S = 96  # seconds of audio of one step, unless a single group is longer
 LEVEL_DB = 2.0  # deviation of a take's level
 
 
-def draw(tracks, train: Sequence[int], seconds: float, rng: np.random.Generator,
-         chances: np.ndarray | None = None) -> dict:  # fmt: skip
+def draw(
+    tracks,
+    train: Sequence[int],
+    seconds: float,
+    rng: np.random.Generator,
+    chances: np.ndarray | None = None,
+) -> dict:
     """Draw the groups of one step.
 
     Parameters
@@ -48,8 +53,9 @@ def draw(tracks, train: Sequence[int], seconds: float, rng: np.random.Generator,
         again = len(long_enough) < pieces
         songs = rng.choice(long_enough, 1 if one else pieces, again, chances)
         songs = np.repeat(songs, pieces) if one else songs
-        starts = [_start(tracks.lengths[s], i, pieces, length, one, rng)
-                  for i, s in enumerate(songs)]  # fmt: skip
+        starts = [
+            _start(tracks.lengths[s], i, pieces, length, one, rng) for i, s in enumerate(songs)
+        ]
         orders = draw_orders(pieces, n_orders, rng)
         for _ in range(TAKES):
             moved = np.array(starts) + rng.integers(-(length // 4), length // 4 + 1, pieces)
@@ -57,8 +63,10 @@ def draw(tracks, train: Sequence[int], seconds: float, rng: np.random.Generator,
             moved = np.clip(moved, 0, last)
             level = rng.normal(0, LEVEL_DB)
             heard = [tracks.mel(s, at, at + length) for s, at in zip(songs, moved, strict=True)]
-            examples += [np.concatenate([heard[i] for i in order]).astype(np.float32) + level
-                         for order in orders]  # fmt: skip
+            examples += [
+                np.concatenate([heard[i] for i in order]).astype(np.float32) + level
+                for order in orders
+            ]
     return {"mel": torch.from_numpy(np.stack(examples)), "orders": n_orders}
 
 

@@ -18,8 +18,16 @@ from tune.runs import result
 from tune.system.files import write_csv
 
 STATE = "state"
-OURS = {"config.json", "model.safetensors", "model.tmp", "history.csv", "pretrain.json", STATE,
-        f"{STATE}.tmp", f"{STATE}.before"}  # fmt: skip
+OURS = {
+    "config.json",
+    "model.safetensors",
+    "model.tmp",
+    "history.csv",
+    "pretrain.json",
+    STATE,
+    f"{STATE}.tmp",
+    f"{STATE}.before",
+}
 # Flags that change neither the music nor the training.
 INDIFFERENT = {"out", "overwrite", "workers", "corpus", "cache_dir", "data_dir"}
 
@@ -36,8 +44,9 @@ def begin(accelerator, out: Path, args: Mapping, overwrite: bool) -> dict:
     ValueError
         When --out holds a finished model, a run of another command, or other files.
     """
-    wanted = json.loads(json.dumps({k: v for k, v in args.items() if k not in INDIFFERENT},
-                                   default=str))  # fmt: skip
+    wanted = json.loads(
+        json.dumps({k: v for k, v in args.items() if k not in INDIFFERENT}, default=str)
+    )
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; a model needs a folder")
     foreign = sorted({p.name for p in out.iterdir()} - OURS) if out.is_dir() else []
@@ -58,9 +67,11 @@ def begin(accelerator, out: Path, args: Mapping, overwrite: bool) -> dict:
     if not (state / "progress.json").is_file():
         return {"step": 0, "history": [], "wanted": wanted}
     run = json.loads((state / "progress.json").read_text(encoding="utf-8"))
-    differing = [f"--{k} {run['wanted'].get(k)} (now {wanted.get(k)})"
-                 for k in sorted({*run["wanted"], *wanted})
-                 if run["wanted"].get(k) != wanted.get(k)]  # fmt: skip
+    differing = [
+        f"--{k} {run['wanted'].get(k)} (now {wanted.get(k)})"
+        for k in sorted({*run["wanted"], *wanted})
+        if run["wanted"].get(k) != wanted.get(k)
+    ]
     if differing:
         raise ValueError(
             f"{out} holds an unfinished run with other settings: {', '.join(differing)}. "
@@ -86,18 +97,23 @@ def save(accelerator, model: MaskedMuQ, out: Path, run: Mapping) -> None:
     shutil.rmtree(before, ignore_errors=True)
 
 
-def finish(out: Path, run: Mapping, arguments: Sequence[str], accelerator,
-           init: Path | None = None) -> None:  # fmt: skip
+def finish(
+    out: Path, run: Mapping, arguments: Sequence[str], accelerator, init: Path | None = None
+) -> None:
     """Write the facts, with those of the model that it began with; the state has done its work."""
     before = init / "pretrain.json" if init else None
     facts = {
         "command": " ".join(["tools/muq_nano/pretrain_nano.py", *arguments]),
-        "corpus": run["corpus"], "history": run["history"], "wanted": run["wanted"],
-        "versions": result.versions(), "num_processes": accelerator.num_processes,
+        "corpus": run["corpus"],
+        "history": run["history"],
+        "wanted": run["wanted"],
+        "versions": result.versions(),
+        "num_processes": accelerator.num_processes,
         "device": str(accelerator.device),
         "init": json.loads(before.read_text(encoding="utf-8"))
-        if before and before.is_file() else None,
-    }  # fmt: skip
+        if before and before.is_file()
+        else None,
+    }
     (out / "pretrain.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     (out / STATE).rename(out / f"{STATE}.tmp")  # never half a state under its name
     shutil.rmtree(out / f"{STATE}.tmp", ignore_errors=True)

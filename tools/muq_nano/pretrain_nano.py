@@ -50,92 +50,231 @@ from tune.cli.parser import (
 )
 
 
-# fmt: off
 def parse_args(argv=None):
     """Read the command line."""
     parser = Parser(prog="pretrain_nano.py", description=__doc__)
     data = parser.add_argument_group("music")
-    data.add_argument("--songs", type=positive_int, default=2400, metavar="N",
-                      help="composed songs of about a minute; one in 50 is kept for validation")
-    data.add_argument("--corpus_seed", type=int, default=6, metavar="SEED",
-                      help="of the composed songs")
-    data.add_argument("--tasks", type=to_words, nargs="+", metavar="TASK",
-                      help="tasks whose train splits are learnt from as well (never val or test)")
-    data.add_argument("--tasks_share", type=share, default=0.25, metavar="SHARE",
-                      help="share of the crops that are of these tasks' tracks")
-    data.add_argument("--audio_dir", type=Path, metavar="DIR", help="a folder of music to learn "
-                      "from as well, such as tools/muq_nano/game_music.py makes; the tracks of "
-                      "one of its subfolders count as an album, and one in 50 is kept aside")
-    data.add_argument("--audio_share", type=share, default=0.25, metavar="SHARE",
-                      help="share of the crops that are of --audio_dir")
-    data.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR",
-                      help="folder that holds (or gets) the hub's data sets")
-    data.add_argument("--cache_dir", type=Path, metavar="DIR", help="where the demo tasks are "
-                      "kept, whose val and test tracks are refused (default: tune/demo in the "
-                      "user's cache folder)")
-    data.add_argument("--corpus", type=Path, metavar="DIR", help="spectrograms, 1.6 MB a song "
-                      "(default: tune/nano in the user's cache folder)")
-    data.add_argument("--workers", type=positive_int, default=2, metavar="N",
-                      help="processes that compose")
+    data.add_argument(
+        "--songs",
+        type=positive_int,
+        default=2400,
+        metavar="N",
+        help="composed songs of about a minute; one in 50 is kept for validation",
+    )
+    data.add_argument(
+        "--corpus_seed", type=int, default=6, metavar="SEED", help="of the composed songs"
+    )
+    data.add_argument(
+        "--tasks",
+        type=to_words,
+        nargs="+",
+        metavar="TASK",
+        help="tasks whose train splits are learnt from as well (never val or test)",
+    )
+    data.add_argument(
+        "--tasks_share",
+        type=share,
+        default=0.25,
+        metavar="SHARE",
+        help="share of the crops that are of these tasks' tracks",
+    )
+    data.add_argument(
+        "--audio_dir",
+        type=Path,
+        metavar="DIR",
+        help="a folder of music to learn "
+        "from as well, such as tools/muq_nano/game_music.py makes; the tracks of "
+        "one of its subfolders count as an album, and one in 50 is kept aside",
+    )
+    data.add_argument(
+        "--audio_share",
+        type=share,
+        default=0.25,
+        metavar="SHARE",
+        help="share of the crops that are of --audio_dir",
+    )
+    data.add_argument(
+        "--data_dir",
+        type=Path,
+        default=Path("data"),
+        metavar="DIR",
+        help="folder that holds (or gets) the hub's data sets",
+    )
+    data.add_argument(
+        "--cache_dir",
+        type=Path,
+        metavar="DIR",
+        help="where the demo tasks are "
+        "kept, whose val and test tracks are refused (default: tune/demo in the "
+        "user's cache folder)",
+    )
+    data.add_argument(
+        "--corpus",
+        type=Path,
+        metavar="DIR",
+        help="spectrograms, 1.6 MB a song (default: tune/nano in the user's cache folder)",
+    )
+    data.add_argument(
+        "--workers", type=positive_int, default=2, metavar="N", help="processes that compose"
+    )
     recipe = parser.add_argument_group("recipe")
-    recipe.add_argument("--init", type=Path, metavar="DIR", help="begin with the weights of a "
-                        "finished model of this script (its heads begin anew)")
+    recipe.add_argument(
+        "--init",
+        type=Path,
+        metavar="DIR",
+        help="begin with the weights of a finished model of this script (its heads begin anew)",
+    )
     recipe.add_argument("--steps", type=positive_int, default=4000, help="optimizer steps")
-    recipe.add_argument("--seconds", type=positive_float, nargs="+", metavar="SECONDS",
-                        default=[2, 2, 5, 2, 2, 5, 2, 15], help="lengths of the crops; steps "
-                        "take turns (short crops of many songs teach faster than long ones of few)")
-    recipe.add_argument("--batch_seconds", type=positive_float, default=60.0, metavar="SECONDS",
-                        help="audio in a step, of each process")
-    recipe.add_argument("--mask_prob", type=share, default=0.6, metavar="SHARE",
-                        help="share of the spans of 0.4 s that are hidden")
-    recipe.add_argument("--visible_weight", type=float, default=0.5, metavar="W",
-                        help="weight of predicting the tokens of frames that can be seen, as in "
-                        "HuBERT; without it (0, as in MuQ) learning takes long to begin")
-    recipe.add_argument("--track_weight", type=float, default=0.5, metavar="W",
-                        help="weight of a second objective: by the time means of two crops, tell "
-                        "those of one song from others'; 0: MuQ's objective alone")
-    recipe.add_argument("--track_from", type=int, default=800, metavar="STEP",
-                        help="step from which it counts, and crops come in pairs of a song")
-    recipe.add_argument("--album_share", type=share, default=0.0, metavar="SHARE",
-                        help="share of the pairs that are of two tracks of an album, where there "
-                        "are albums (--audio_dir)")
-    recipe.add_argument("--order_weight", type=float, default=1.0, metavar="W",
-                        help="weight of a third objective: by the time means of the same pieces in "
-                        "several orders, tell the orders apart; 0: leave it out")
-    recipe.add_argument("--order_from", type=int, default=800, metavar="STEP",
-                        help="step from which it has its turns")
-    recipe.add_argument("--order_every", type=positive_int, default=4, metavar="STEPS",
-                        help="it has one step in so many")
-    recipe.add_argument("--order_seconds", type=positive_float, nargs="+", metavar="SECONDS",
-                        default=[6, 12, 6, 30, 12, 54], help="lengths of its examples, which take "
-                        "turns; up to 30 s of three pieces, beyond of six")
-    recipe.add_argument("--lr", type=positive_float, default=1e-3, metavar="RATE",
-                        help="AdamW's rate between its rise and its fall")
-    recipe.add_argument("--warmup", type=positive_int, default=50, metavar="STEPS",
-                        help="steps in which the rate rises")
-    recipe.add_argument("--decay", type=share, default=0.25, metavar="SHARE",
-                        help="share of the steps, the last ones, in which it falls to zero")
-    recipe.add_argument("--weight_decay", type=float, default=0.02, metavar="W",
-                        help="AdamW's decay of matrices")
+    recipe.add_argument(
+        "--seconds",
+        type=positive_float,
+        nargs="+",
+        metavar="SECONDS",
+        default=[2, 2, 5, 2, 2, 5, 2, 15],
+        help="lengths of the crops; steps "
+        "take turns (short crops of many songs teach faster than long ones of few)",
+    )
+    recipe.add_argument(
+        "--batch_seconds",
+        type=positive_float,
+        default=60.0,
+        metavar="SECONDS",
+        help="audio in a step, of each process",
+    )
+    recipe.add_argument(
+        "--mask_prob",
+        type=share,
+        default=0.6,
+        metavar="SHARE",
+        help="share of the spans of 0.4 s that are hidden",
+    )
+    recipe.add_argument(
+        "--visible_weight",
+        type=float,
+        default=0.5,
+        metavar="W",
+        help="weight of predicting the tokens of frames that can be seen, as in "
+        "HuBERT; without it (0, as in MuQ) learning takes long to begin",
+    )
+    recipe.add_argument(
+        "--track_weight",
+        type=float,
+        default=0.5,
+        metavar="W",
+        help="weight of a second objective: by the time means of two crops, tell "
+        "those of one song from others'; 0: MuQ's objective alone",
+    )
+    recipe.add_argument(
+        "--track_from",
+        type=int,
+        default=800,
+        metavar="STEP",
+        help="step from which it counts, and crops come in pairs of a song",
+    )
+    recipe.add_argument(
+        "--album_share",
+        type=share,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the pairs that are of two tracks of an album, where there "
+        "are albums (--audio_dir)",
+    )
+    recipe.add_argument(
+        "--order_weight",
+        type=float,
+        default=1.0,
+        metavar="W",
+        help="weight of a third objective: by the time means of the same pieces in "
+        "several orders, tell the orders apart; 0: leave it out",
+    )
+    recipe.add_argument(
+        "--order_from",
+        type=int,
+        default=800,
+        metavar="STEP",
+        help="step from which it has its turns",
+    )
+    recipe.add_argument(
+        "--order_every",
+        type=positive_int,
+        default=4,
+        metavar="STEPS",
+        help="it has one step in so many",
+    )
+    recipe.add_argument(
+        "--order_seconds",
+        type=positive_float,
+        nargs="+",
+        metavar="SECONDS",
+        default=[6, 12, 6, 30, 12, 54],
+        help="lengths of its examples, which take turns; up to 30 s of three pieces, beyond of six",
+    )
+    recipe.add_argument(
+        "--lr",
+        type=positive_float,
+        default=1e-3,
+        metavar="RATE",
+        help="AdamW's rate between its rise and its fall",
+    )
+    recipe.add_argument(
+        "--warmup",
+        type=positive_int,
+        default=50,
+        metavar="STEPS",
+        help="steps in which the rate rises",
+    )
+    recipe.add_argument(
+        "--decay",
+        type=share,
+        default=0.25,
+        metavar="SHARE",
+        help="share of the steps, the last ones, in which it falls to zero",
+    )
+    recipe.add_argument(
+        "--weight_decay", type=float, default=0.02, metavar="W", help="AdamW's decay of matrices"
+    )
     recipe.add_argument("--seed", type=int, default=1234, help="of weights, crops and masks")
-    recipe.add_argument("--val_crops", type=positive_int, default=48, metavar="N",
-                        help="crops of 10 s that are validated on")
+    recipe.add_argument(
+        "--val_crops",
+        type=positive_int,
+        default=48,
+        metavar="N",
+        help="crops of 10 s that are validated on",
+    )
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no",
-                         help="bf16 is faster on CPUs with AMX and on GPUs from Ampere on")
+    machine.add_argument(
+        "--mixed_precision",
+        choices=["no", "fp16", "bf16"],
+        default="no",
+        help="bf16 is faster on CPUs with AMX and on GPUs from Ampere on",
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, required=True, metavar="DIR", help="the model's folder")
-    output.add_argument("--save_every", type=positive_int, default=250, metavar="STEPS",
-                        help="validate and save this often")
-    output.add_argument("--overwrite", nargs="?", const=True, default=False, type=to_bool,
-                        metavar="BOOL", help="begin anew in --out")
+    output.add_argument(
+        "--save_every",
+        type=positive_int,
+        default=250,
+        metavar="STEPS",
+        help="validate and save this often",
+    )
+    output.add_argument(
+        "--overwrite",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="begin anew in --out",
+    )
     args = parser.parse_args(argv)
     args.tasks = list(dict.fromkeys(word for part in args.tasks or [] for word in part))
     if args.songs < 2:
         parser.error("--songs must be at least 2: one of them is for validation")
     if args.batch_seconds < max(args.seconds):
-        parser.error(f"--batch_seconds {args.batch_seconds:g} is shorter than the longest crop "
-                     f"({max(args.seconds):g} s of --seconds)")
+        parser.error(
+            f"--batch_seconds {args.batch_seconds:g} is shorter than the longest crop "
+            f"({max(args.seconds):g} s of --seconds)"
+        )
     if args.init and not (args.init / "model.safetensors").is_file():
         parser.error(f"--init {args.init} holds no model.safetensors of this script")
     for flag in ("tasks", "audio"):
@@ -152,7 +291,6 @@ def parse_args(argv=None):
     if args.seed < 0 or args.corpus_seed < 0:
         parser.error("--seed and --corpus_seed must be 0 or above")
     return args
-# fmt: on
 
 
 args = begin(parse_args) if __name__ == "__main__" else None
@@ -185,19 +323,33 @@ def main(args):
     cache = cache_folder()
     with accelerator.main_process_first():
         corpus = nano_music.gather(
-            args.corpus or cache / "nano", args.corpus_seed, args.songs, args.tasks,
-            data_dir=args.data_dir, cache_dir=args.cache_dir or cache / "demo",
-            audio_dir=args.audio_dir, workers=args.workers, progress=accelerator.is_main_process,
-        )  # fmt: skip
+            args.corpus or cache / "nano",
+            args.corpus_seed,
+            args.songs,
+            args.tasks,
+            data_dir=args.data_dir,
+            cache_dir=args.cache_dir or cache / "demo",
+            audio_dir=args.audio_dir,
+            workers=args.workers,
+            progress=accelerator.is_main_process,
+        )
         tokens = nano_music.tokenise(corpus, args.seed, accelerator.is_main_process)
     crops = nano_music.Crops(
-        corpus, tokens, args.seconds, args.batch_seconds, args.mask_prob, args.seed,
+        corpus,
+        tokens,
+        args.seconds,
+        args.batch_seconds,
+        args.mask_prob,
+        args.seed,
         pairs_from=args.track_from if args.track_weight else None,
         orders_from=args.order_from if args.order_weight else None,
-        orders_every=args.order_every, order_seconds=args.order_seconds,
-        tasks_share=args.tasks_share, audio_share=args.audio_share, album_share=args.album_share,
+        orders_every=args.order_every,
+        order_seconds=args.order_seconds,
+        tasks_share=args.tasks_share,
+        audio_share=args.audio_share,
+        album_share=args.album_share,
         part=accelerator.process_index,
-    )  # fmt: skip
+    )
     model = nano.build_model(args.seed)
     if args.init:
         corpus.facts["init_sha256"] = nano.take_weights(model, args.init)
@@ -206,16 +358,22 @@ def main(args):
     decayed = [p for p in learning if p.ndim > 1]
     others = [p for p in learning if p.ndim <= 1] + [model.mark.weight]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": args.weight_decay},
-         {"params": others, "weight_decay": 0.0}],
-        lr=args.lr, betas=(0.9, 0.98),
-    )  # fmt: skip
+        [
+            {"params": decayed, "weight_decay": args.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=args.lr,
+        betas=(0.9, 0.98),
+    )
     falling = math.ceil(args.decay * args.steps)
     warmup = min(args.warmup, args.steps - falling)
     scheduler = get_wsd_schedule(
-        optimizer, warmup, falling, num_stable_steps=args.steps - falling - warmup,
+        optimizer,
+        warmup,
+        falling,
+        num_stable_steps=args.steps - falling - warmup,
         decay_type="linear",
-    )  # fmt: skip
+    )
     plain = model
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(scheduler)
@@ -233,9 +391,16 @@ def main(args):
 def train(accelerator, model, plain, optimizer, scheduler, crops, run, args):
     """Take the steps that are left, validating and saving every --save_every."""
     loader = DataLoader(crops, sampler=range(run["step"], args.steps), batch_size=None)
-    bar = tqdm(loader, initial=run["step"], total=args.steps, desc="pretraining", unit="step",
-               dynamic_ncols=True, mininterval=0.2 if sys.stderr.isatty() else 30.0,
-               disable=not accelerator.is_main_process)  # fmt: skip
+    bar = tqdm(
+        loader,
+        initial=run["step"],
+        total=args.steps,
+        desc="pretraining",
+        unit="step",
+        dynamic_ncols=True,
+        mininterval=0.2 if sys.stderr.isatty() else 30.0,
+        disable=not accelerator.is_main_process,
+    )
     seen, started = defaultdict(list), time.perf_counter()
     model.train()
     for step, batch in enumerate(bar, start=run["step"] + 1):
@@ -243,12 +408,11 @@ def train(accelerator, model, plain, optimizer, scheduler, crops, run, args):
             loss, found = order(accelerator, model, batch)
             loss = args.order_weight * loss
         else:
-            loss, found = predict(
-                accelerator, model, batch, args.visible_weight, args.track_weight
-            )  # fmt: skip
+            loss, found = predict(accelerator, model, batch, args.visible_weight, args.track_weight)
         if not torch.isfinite(loss):
-            raise ValueError(f"the loss is not finite in step {step}: try a lower --lr or "
-                             f"--mixed_precision no")  # fmt: skip
+            raise ValueError(
+                f"the loss is not finite in step {step}: try a lower --lr or --mixed_precision no"
+            )
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -257,11 +421,17 @@ def train(accelerator, model, plain, optimizer, scheduler, crops, run, args):
         for name in CURVES & found.keys():
             seen[name].append(found[name].mean().item())
         if step % args.save_every == 0 or step == args.steps:
-            means = {f"train/{k}": sum(seen[k]) / len(seen[k]) if seen[k] else 0.0
-                     for k in sorted(CURVES)}  # fmt: skip
-            row = {"step": step, **means, **validate(accelerator, plain, crops, args),
-                   "lr": scheduler.get_last_lr()[0],
-                   "seconds": time.perf_counter() - started}  # fmt: skip
+            means = {
+                f"train/{k}": sum(seen[k]) / len(seen[k]) if seen[k] else 0.0
+                for k in sorted(CURVES)
+            }
+            row = {
+                "step": step,
+                **means,
+                **validate(accelerator, plain, crops, args),
+                "lr": scheduler.get_last_lr()[0],
+                "seconds": time.perf_counter() - started,
+            }
             run["step"] = step
             run["history"].append(row)
             nano_run.save(accelerator, plain, args.out, run)
@@ -324,8 +494,11 @@ def validate(accelerator, plain, crops, args) -> dict:
     plain.eval()  # with the running statistics that feature extraction uses
     batches = crops.validation(args.val_crops)
     found = [predict(accelerator, plain, b, args.visible_weight)[1] for b in batches]
-    row = {f"val/{k}": torch.stack([f[k] for f in found]).mean().item()
-           for k in found[0] if k != "track_loss"}  # fmt: skip
+    row = {
+        f"val/{k}": torch.stack([f[k] for f in found]).mean().item()
+        for k in found[0]
+        if k != "track_loss"
+    }
     by_stream = torch.stack([f["accuracy"] for f in found]).mean(0).tolist()
     return row | {f"val/accuracy/{s}": v for s, v in zip(STREAMS, by_stream, strict=True)}
 
@@ -338,8 +511,11 @@ def introduce(model, corpus, run, args) -> None:
         f"{facts['hours']:.1f} h to learn from, {facts['val_tracks']} to validate on; "
         f"{len(facts['refused'])} refused, {len(facts['skipped'])} skipped"
     )
-    print(f"to beat: guess (always the commonest token) accuracy {facts['guess_accuracy']:.3f}, "
-          f"loss by frequency {facts['guess_loss']:.3f}", flush=True)  # fmt: skip
+    print(
+        f"to beat: guess (always the commonest token) accuracy {facts['guess_accuracy']:.3f}, "
+        f"loss by frequency {facts['guess_loss']:.3f}",
+        flush=True,
+    )
     if run["step"]:
         print(f"going on from step {run['step']} of {args.steps}", flush=True)
 

@@ -25,8 +25,9 @@ def is_uncut(rules: Sequence[Rule], pieces: Sequence[Sequence[int]]) -> bool:
     )
 
 
-def degenerate_reason(rules: Sequence[Rule], pieces: Sequence[Sequence[int]], agg: str,
-             tokens: str) -> dict[str, str] | None:  # fmt: skip
+def degenerate_reason(
+    rules: Sequence[Rule], pieces: Sequence[Sequence[int]], agg: str, tokens: str
+) -> dict[str, str] | None:
     """Say why a run needn't be done, or None.
 
     Parameters

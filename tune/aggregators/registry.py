@@ -162,7 +162,9 @@ def gated_attention() -> type:
 AGGREGATORS = {
     "mean": AggregatorRow(mean, "average of the tokens"),
     "duration_mean": AggregatorRow(
-        duration_mean, "average of the tokens by their duration", needs_seconds=True,
+        duration_mean,
+        "average of the tokens by their duration",
+        needs_seconds=True,
         of_one_piece="mean",
     ),
     "max": AggregatorRow(maximum, "largest value of each dimension", of_one_piece="mean"),
@@ -171,22 +173,31 @@ AGGREGATORS = {
     ),
     "stats": AggregatorRow(stats, "mean and deviation of each dimension"),
     "whitened": AggregatorRow(
-        mean, "the mean, and the mean whitened by what varies within tracks, mixed by the probe",
-        whitening=within_track, views=("mean", "whitened"), learns=True, needs_several=True,
+        mean,
+        "the mean, and the mean whitened by what varies within tracks, mixed by the probe",
+        whitening=within_track,
+        views=("mean", "whitened"),
+        learns=True,
+        needs_several=True,
     ),
     "attention": AggregatorRow(
-        mean, "gated attention over the tokens, learned with the probe", pooling=gated_attention,
-        learns=True, needs_run=True,
+        mean,
+        "gated attention over the tokens, learned with the probe",
+        pooling=gated_attention,
+        learns=True,
+        needs_run=True,
     ),
     "hierarchical": AggregatorRow(
-        mean, "means at several segment lengths, mixed by the probe", several_segs=True,
-        learns=True, needs_run=True,
+        mean,
+        "means at several segment lengths, mixed by the probe",
+        several_segs=True,
+        learns=True,
+        needs_run=True,
     ),
     "transformer": AggregatorRow(
-        None, "BERT-style Transformer, pretrained by masked modelling", pretrained=True,
-        learns=True,
+        None, "BERT-style Transformer, pretrained by masked modelling", pretrained=True, learns=True
     ),
-}  # fmt: skip
+}
 CHOICES = f"{', '.join(AGGREGATORS)}, or FILE.py:NAME, a function of your own"  # for --help
 EXPECTED = f"--agg must be one of {', '.join(AGGREGATORS)} (or transformer:DIR, FILE.py:NAME)"
 ENTRY_POINTS = "tune.aggregators"
@@ -224,8 +235,9 @@ def find_row(name: str) -> AggregatorRow:
     if plugins.is_file(spec):
         spec = f"{Path(where).expanduser().resolve()}:{attribute}"
         where = Path(where).stem
-    own = Own(spec, slug_of(f"{where.rpartition('.')[2]}-{attribute}"),
-              plugins.source_digest(function))  # fmt: skip
+    own = Own(
+        spec, slug_of(f"{where.rpartition('.')[2]}-{attribute}"), plugins.source_digest(function)
+    )
     return AggregatorRow(checked(function, own), function.__doc__ or "", own=own)
 
 
@@ -277,11 +289,14 @@ def checked(function: Callable, own: Own) -> Callable:
         if valid is None:
             valid = torch.ones_like(values, dtype=torch.bool)
         if not isinstance(valid, torch.Tensor) or valid.shape != values.shape:
-            raise ValueError(f"--agg {own.slug}: its second value must be a mask of which values "
-                             f"are real, {tuple(values.shape)}")  # fmt: skip
+            raise ValueError(
+                f"--agg {own.slug}: its second value must be a mask of which values "
+                f"are real, {tuple(values.shape)}"
+            )
         if not torch.isfinite(values).all():
-            raise ValueError(f"--agg {own.slug} gave values that are not finite for tokens "
-                             f"{tuple(tokens.shape)}")  # fmt: skip
+            raise ValueError(
+                f"--agg {own.slug} gave values that are not finite for tokens {tuple(tokens.shape)}"
+            )
         return values, valid.bool()
 
     return call

@@ -52,11 +52,20 @@ class TrackAggregator:
     pooling : the module that learned in front of a probe, or None
     """
 
-    def __init__(self, agg: str, segs: Sequence[str], *, sample_rate: int,
-                 window_s: float | None = None, mix: bool = False,
-                 model: AggregatorModel | None = None, readout: str | None = None,
-                 tune: bool = False, n_tokens: int | None = None,
-                 constants: Mapping | None = None):  # fmt: skip
+    def __init__(
+        self,
+        agg: str,
+        segs: Sequence[str],
+        *,
+        sample_rate: int,
+        window_s: float | None = None,
+        mix: bool = False,
+        model: AggregatorModel | None = None,
+        readout: str | None = None,
+        tune: bool = False,
+        n_tokens: int | None = None,
+        constants: Mapping | None = None,
+    ):
         self.row, self.agg, self.segs = find_row(agg), agg, segs
         self.sample_rate, self.window_s = sample_rate, window_s
         self.mix, self.model, self.readout, self.tune = mix, model, readout, tune
@@ -65,8 +74,17 @@ class TrackAggregator:
         self.pooling = self._load_pooling()
 
     @classmethod
-    def untrained(cls, agg: str, segs: Sequence[str], *, size: int, device: torch.device,
-                  n_layers: int | None, seed: int, **settings) -> TrackAggregator:  # fmt: skip
+    def untrained(
+        cls,
+        agg: str,
+        segs: Sequence[str],
+        *,
+        size: int,
+        device: torch.device,
+        n_layers: int | None,
+        seed: int,
+        **settings,
+    ) -> TrackAggregator:
         """One whose weights are those before learning, on the encoder's device.
 
         Parameters
@@ -118,8 +136,9 @@ class TrackAggregator:
         own = self.row.own
         return {"agg": own.spec, "agg_sha256": own.sha256} if own else {}
 
-    def load(self, splits, collection: Collection, rows: Sequence[Mapping],
-             device: torch.device) -> tuple:  # fmt: skip
+    def load(
+        self, splits, collection: Collection, rows: Sequence[Mapping], device: torch.device
+    ) -> tuple:
         """What the probes see.
 
         Parameters
@@ -235,8 +254,11 @@ class TrackAggregator:
     def _load_pooling(self) -> torch.nn.Module | None:
         """What a run learned in front of its probe, rebuilt from its tensors."""
         prefix = "joiner."
-        state = {k.removeprefix(prefix): v.double() for k, v in self.constants.items()
-                 if k.startswith(prefix)}  # fmt: skip
+        state = {
+            k.removeprefix(prefix): v.double()
+            for k, v in self.constants.items()
+            if k.startswith(prefix)
+        }
         if not state:
             return None
         size = self.constants["standardise.mean"].shape[-1]

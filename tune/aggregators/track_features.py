@@ -54,9 +54,12 @@ class Tokens:
 
 
 def load_task_features(
-    splits: DatasetDict, collection: Collection, scales: Sequence[Mapping[str, tuple]], agg: str,
+    splits: DatasetDict,
+    collection: Collection,
+    scales: Sequence[Mapping[str, tuple]],
+    agg: str,
     embed: Callable[[torch.Tensor], torch.Tensor] | None = None,
-) -> tuple[dict[str, Features], int]:  # fmt: skip
+) -> tuple[dict[str, Features], int]:
     """Aggregate every split; an aggregator with a fixed number takes the training tracks' largest.
 
     Parameters
@@ -90,11 +93,13 @@ def load_task_features(
                 found.append(whitened(found[-1], fitted))
     features = {
         name: Features(
-            torch.cat([p.values for p in found]), torch.cat([p.valid for p in found]),
-            sum(p.truncated for p in found), found[-1].whitening,
+            torch.cat([p.values for p in found]),
+            torch.cat([p.valid for p in found]),
+            sum(p.truncated for p in found),
+            found[-1].whitening,
         )
         for name, found in parts.items()
-    }  # fmt: skip
+    }
     return features, sum(f.truncated for f in features.values())
 
 
@@ -175,9 +180,13 @@ def token_seconds(row: Row, sample_rate: int, window_s: float | None) -> torch.T
 
 
 def track_views(
-    row: Row, seconds: torch.Tensor, aggregator: AggregatorRow, agg: str,
-    n_tokens: int | None = None, embed: Callable[[torch.Tensor], torch.Tensor] | None = None,
-) -> list[tuple[torch.Tensor, torch.Tensor, bool]]:  # fmt: skip
+    row: Row,
+    seconds: torch.Tensor,
+    aggregator: AggregatorRow,
+    agg: str,
+    n_tokens: int | None = None,
+    embed: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> list[tuple[torch.Tensor, torch.Tensor, bool]]:
     """One track's views at one scale: (embedding (D') float64, valid (D'), truncated) each.
 
     A view is a layer, or one of the views of an aggregator that was trained before (`embed`).

@@ -58,8 +58,16 @@ class GatedAttention(nn.Module):
     generator : what V and U are drawn from
     """
 
-    def __init__(self, size: int, dtype: torch.dtype, *, generator: torch.Generator,
-                 heads: int = HEADS, hidden: int = HIDDEN, n_views: int | None = None):  # fmt: skip
+    def __init__(
+        self,
+        size: int,
+        dtype: torch.dtype,
+        *,
+        generator: torch.Generator,
+        heads: int = HEADS,
+        hidden: int = HIDDEN,
+        n_views: int | None = None,
+    ):
         super().__init__()
         self.n_out = size
         self.heads = next(h for h in range(min(heads, size), 0, -1) if size % h == 0)
@@ -73,8 +81,14 @@ class GatedAttention(nn.Module):
     def from_state(cls, size: int, state: Mapping[str, torch.Tensor]) -> "GatedAttention":
         """Rebuild one from its tensors, in float64."""
         views = len(state["mix.scores"]) if "mix.scores" in state else None
-        pooling = cls(size, torch.float64, generator=torch.Generator(), n_views=views,
-                      heads=state["scores"].shape[1], hidden=state["scores"].shape[0])  # fmt: skip
+        pooling = cls(
+            size,
+            torch.float64,
+            generator=torch.Generator(),
+            n_views=views,
+            heads=state["scores"].shape[1],
+            hidden=state["scores"].shape[0],
+        )
         pooling.load_state_dict(state)
         return pooling
 
@@ -115,8 +129,14 @@ class TunedTransformer(nn.Module):
     dtype : the probe's
     """
 
-    def __init__(self, model: nn.Module, readout: str | None, tokens: torch.Tensor,
-                 mask: torch.Tensor, dtype: torch.dtype):  # fmt: skip
+    def __init__(
+        self,
+        model: nn.Module,
+        readout: str | None,
+        tokens: torch.Tensor,
+        mask: torch.Tensor,
+        dtype: torch.dtype,
+    ):
         super().__init__()
         self.model, self.readout = model.requires_grad_(True), readout
         for name, parameter in model.named_parameters():
@@ -158,17 +178,22 @@ def make_poolings(
     """
     return [
         pooling(
-            data.n_in, data.dtype, n_views=data.n_views,
+            data.n_in,
+            data.dtype,
+            n_views=data.n_views,
             generator=torch.Generator().manual_seed(seed + SEED_SHIFT),
         ).to(device)
         for seed in seeds
-    ]  # fmt: skip
+    ]
 
 
 def make_transformers(
-    data, seeds: Sequence[int], start: Callable[[int], nn.Module], readout: str | None,
+    data,
+    seeds: Sequence[int],
+    start: Callable[[int], nn.Module],
+    readout: str | None,
     device: torch.device,
-) -> list[TunedTransformer]:  # fmt: skip
+) -> list[TunedTransformer]:
     """One Transformer per probe, to be trained with it.
 
     Parameters
@@ -189,8 +214,15 @@ def make_mixes(data, seeds: Sequence[int], device: torch.device) -> list[Mix] | 
     return [Mix(data.n_views, data.n_in, data.dtype).to(device) for _ in seeds]
 
 
-def describe(probes, seeds: Sequence[int], *, views: Sequence[str], checkpoint: str | None,
-             tuned: bool, readout: str | None) -> dict:  # fmt: skip
+def describe(
+    probes,
+    seeds: Sequence[int],
+    *,
+    views: Sequence[str],
+    checkpoint: str | None,
+    tuned: bool,
+    readout: str | None,
+) -> dict:
     """What a result says about an aggregator that learns: parameters, weights, checkpoint."""
     joiners = [getattr(probe, "joiner", None) for probe in probes]
     learnt = 0

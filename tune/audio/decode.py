@@ -33,8 +33,12 @@ UNKNOWN_SIZES = (  # what writers that can't seek put into the header: nothing t
     range(0x7FFFE000, 0x80000001),  # SoX and others
 )
 SIZED_CHUNKS = {  # format -> chunk whose size libsndfile's log compares with the file's
-    "WAV": "data", "WAVEX": "data", "AIFF": "SSND", "RF64": "Riff size", "W64": "riff",
-}  # fmt: skip
+    "WAV": "data",
+    "WAVEX": "data",
+    "AIFF": "SSND",
+    "RF64": "Riff size",
+    "W64": "riff",
+}
 UNKNOWN_FRAMES = 1 << 62  # libsndfile's frame count of an Ogg file that it could not measure
 MP3_OPEN_ERROR = 7  # libsndfile then says that the file doesn't exist, which it does
 MP3_SLACK_FRAMES = 2 * 1152  # encoder delay and padding blur an mp3's length by a frame or two

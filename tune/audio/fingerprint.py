@@ -107,8 +107,9 @@ def _peaks(wave: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(frames), np.concatenate(bins)
 
 
-def find_alike(known: Mapping[str, Landmarks], asked: Sequence[str],
-               among: Sequence[str]) -> Iterator[list[AudioMatch]]:  # fmt: skip
+def find_alike(
+    known: Mapping[str, Landmarks], asked: Sequence[str], among: Sequence[str]
+) -> Iterator[list[AudioMatch]]:
     """Look up recordings among others.
 
     Parameters

@@ -51,7 +51,9 @@ def run_verb(package: str, verbs: Mapping[str, str]) -> None:
             print(f"  {name:{max(map(len, verbs))}}  {about}")
         sys.exit(0 if sys.argv[1:] else 2)
     if verb not in verbs:
-        print(f"python -m {package}: error: a verb is {' or '.join(verbs)}, got {verb!r}",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"python -m {package}: error: a verb is {' or '.join(verbs)}, got {verb!r}",
+            file=sys.stderr,
+        )
         sys.exit(2)
     run_script(lambda: importlib.import_module(verbs[verb]).main(rest))

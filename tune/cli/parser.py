@@ -18,8 +18,15 @@ from tune.system.signals import Terminated, exit_on_signal, noted_signals
 from tune.system.threads import wait_without_spinning
 
 # What the machine refuses: a message to the user, not a bug.
-ENVIRONMENT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
-               errno.EIO}  # fmt: skip
+ENVIRONMENT = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EIO,
+}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -28,15 +35,27 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs):
         super().__init__(formatter_class=_Formatter, allow_abbrev=False, **kwargs)
-        self.add_argument("--debug", action=_Debug, nargs="?", const=True, type=to_bool,
-                          default=argparse.SUPPRESS, metavar="BOOL", help="show where in the code "
-                          "an error was found, as TUNE_DEBUG=1 does")  # fmt: skip
+        self.add_argument(
+            "--debug",
+            action=_Debug,
+            nargs="?",
+            const=True,
+            type=to_bool,
+            default=argparse.SUPPRESS,
+            metavar="BOOL",
+            help="show where in the code an error was found, as TUNE_DEBUG=1 does",
+        )
 
     def with_config(self) -> None:
         """Add --config: a YAML file of this parser's flags; flags of the command line win."""
-        self.add_argument("--config", type=Path, metavar="FILE", default=argparse.SUPPRESS,
-                          help="a YAML file of flags, such as {seg: 10, agg: [mean, max]}; those "
-                          "given beside it win")  # fmt: skip
+        self.add_argument(
+            "--config",
+            type=Path,
+            metavar="FILE",
+            default=argparse.SUPPRESS,
+            help="a YAML file of flags, such as {seg: 10, agg: [mean, max]}; those "
+            "given beside it win",
+        )
 
     def parse_known_args(self, args=None, namespace=None):
         """Read the flags of a --config file first, then the command line's."""

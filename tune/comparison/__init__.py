@@ -5,7 +5,5 @@ python -m tune.comparison paired | attention
 
 from tune.system.lazy import door
 
-PUBLIC = {
-    "analyse": "analysis",
-}
+PUBLIC = {"analyse": "analysis"}
 __getattr__, __dir__, __all__ = door(__name__, PUBLIC)

@@ -103,8 +103,13 @@ class TaskView:
         return [view.note for view in self.encoders if view.note]
 
 
-def analyse(cells: Sequence[Cell], *, baseline: str | None = None, correction: str = "holm",
-            limits: Limits | None = None) -> list[TaskView]:  # fmt: skip
+def analyse(
+    cells: Sequence[Cell],
+    *,
+    baseline: str | None = None,
+    correction: str = "holm",
+    limits: Limits | None = None,
+) -> list[TaskView]:
     """Compare all cells, task by task.
 
     Parameters
@@ -142,9 +147,15 @@ def choose_baseline(cells: Sequence[Cell], asked: str | None) -> Cell | None:
         seg, _, agg = text.partition(":")
         found = [c for c in cells if (c.result["seg"], c.result["agg"]) == (seg, agg or "mean")]
         if found:
-            return min(found, key=lambda c: (c.result["tokens"] != "segment",
-                                             c.result.get("layer_asked") != "last",
-                                             layer_of(c.result), len(c.label)))  # fmt: skip
+            return min(
+                found,
+                key=lambda c: (
+                    c.result["tokens"] != "segment",
+                    c.result.get("layer_asked") != "last",
+                    layer_of(c.result),
+                    len(c.label),
+                ),
+            )
     return None
 
 
@@ -170,8 +181,10 @@ def _view(cells, baseline, correction, limits) -> TaskView:
         by_encoder.setdefault(cell.result["encoder"], []).append(cell)
     scores = Scores(enough_resamples(max(map(len, by_encoder.values()))))
     rows = {cell: _row(cell, scores) for cell in cells}
-    encoders = [_encoder_view(name, group, rows, scores, baseline, correction, limits)
-                for name, group in by_encoder.items()]  # fmt: skip
+    encoders = [
+        _encoder_view(name, group, rows, scores, baseline, correction, limits)
+        for name, group in by_encoder.items()
+    ]
     compared = [row for row in rows.values() if row.cell.twin is None]
     for axis, (_, comparable) in AXES.items():
         alike: dict = {}
@@ -186,18 +199,29 @@ def _view(cells, baseline, correction, limits) -> TaskView:
     metric = next(iter(next(iter(rows.values())).metrics))
     chance = (result.get("chance") or {}).get(metric)
     baselines = [view.baseline for view in encoders if view.baseline]
-    breakdown = break_down([row.cell for row in sorted(compared, key=lambda r: -r.mean)],
-                           baselines, scores)  # fmt: skip
-    return TaskView(result["task"], metric, max(len(c.ids) for c in cells), chance,
-                    list(rows.values()), encoders, breakdown,
-                    study_table(result["task"], cells, scores),
-                    encoder_pairs(by_encoder, scores, correction))  # fmt: skip
+    breakdown = break_down(
+        [row.cell for row in sorted(compared, key=lambda r: -r.mean)], baselines, scores
+    )
+    return TaskView(
+        result["task"],
+        metric,
+        max(len(c.ids) for c in cells),
+        chance,
+        list(rows.values()),
+        encoders,
+        breakdown,
+        study_table(result["task"], cells, scores),
+        encoder_pairs(by_encoder, scores, correction),
+    )
 
 
 def _row(cell, scores) -> Row:
     """A cell's numbers on its own tracks."""
-    per_seed = [m for run in cell.runs for m in next(iter(run.result["metrics"].values()), {})
-                .get("per_seed") or []]  # fmt: skip
+    per_seed = [
+        m
+        for run in cell.runs
+        for m in next(iter(run.result["metrics"].values()), {}).get("per_seed") or []
+    ]
     std = float(np.std(per_seed, ddof=1)) if len(per_seed) == len(cell.seeds) > 1 else None
     return Row(cell, scores.summary(cell), std)
 
@@ -221,5 +245,6 @@ def _encoder_view(name, cells, rows, scores, asked, correction, limits) -> Encod
                 note += f"{'; ' if note else ''}{cell.label}: {found}"
     effects = main_effects(cells, scores, correction)
     advice = advise(alone, scores, correction, limits)
-    return EncoderView(name, bool(cells[0].result.get("encoder_untrained")), baseline, note,
-                       effects, advice)  # fmt: skip
+    return EncoderView(
+        name, bool(cells[0].result.get("encoder_untrained")), baseline, note, effects, advice
+    )

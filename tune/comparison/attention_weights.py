@@ -127,8 +127,14 @@ def tracks_table(tracks: Sequence[Track], n: int) -> Table:
     for track in tracks:
         top, size = int(track.mean.argmax()), len(track.mean)
         share = track.mean[top]
-        table.add_row(track.id, str(size), span(track.times, top), f"{share:.3f}",
-                      f"{share * size:.2f}", f"{track.evenness:.3f}")  # fmt: skip
+        table.add_row(
+            track.id,
+            str(size),
+            span(track.times, top),
+            f"{share:.3f}",
+            f"{share * size:.2f}",
+            f"{track.evenness:.3f}",
+        )
     return table
 
 
@@ -138,8 +144,11 @@ def tokens_table(track: Track) -> Table:
     seeds, n = grouped.weights.shape
     size = -(-len(track.times) // BARS)
     each = "tokens" if size == 1 else f"groups of {size} tokens"
-    table = Table(title=f"{track.id}: {n} {each}, {seeds} seed{'s' * (seeds > 1)}",
-                  title_justify="left", box=None)  # fmt: skip
+    table = Table(
+        title=f"{track.id}: {n} {each}, {seeds} seed{'s' * (seeds > 1)}",
+        title_justify="left",
+        box=None,
+    )
     for head in ("start - end", "weight", "± over seeds"):
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
@@ -175,8 +184,14 @@ def draw(tracks: Sequence[Track], name: str, path: Path) -> None:
     figure = Figure(figsize=(9, 1.6 + 0.2 * len(tracks)), layout="constrained")
     axes = figure.subplots()
     axes.set_facecolor("0.75")  # where a track has no token
-    image = axes.imshow(picture, cmap="PuOr_r", norm=LogNorm(1 / most, most), aspect="auto",
-                        extent=(0, end, len(tracks), 0), interpolation="nearest")  # fmt: skip
+    image = axes.imshow(
+        picture,
+        cmap="PuOr_r",
+        norm=LogNorm(1 / most, most),
+        aspect="auto",
+        extent=(0, end, len(tracks), 0),
+        interpolation="nearest",
+    )
     labels = [track.id if len(track.id) <= 32 else "…" + track.id[-31:] for track in tracks]
     labels = [label.replace("$", r"\$") for label in labels]  # a dollar would begin a formula
     axes.set_yticks(np.arange(len(tracks)) + 0.5, labels, fontsize=7)
@@ -185,8 +200,15 @@ def draw(tracks: Sequence[Track], name: str, path: Path) -> None:
         FuncFormatter(lambda s, _: clock(max(s, 0), 0 if end > 10 else 1))
     )
     axes.set(xlabel="time", title=f"{name}: attention, the most uneven tracks first")
-    bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.6, aspect=40, pad=0.02,
-                          label="a token's weight, times an even share")  # fmt: skip
+    bar = figure.colorbar(
+        image,
+        ax=axes,
+        location="bottom",
+        shrink=0.6,
+        aspect=40,
+        pad=0.02,
+        label="a token's weight, times an even share",
+    )
     ticks = [1 / most, most**-0.5, 1, most**0.5, most]
     bar.set_ticks(ticks, labels=[f"{t:.2f}" for t in ticks])
     bar.minorticks_off()
@@ -197,11 +219,18 @@ def _parse(argv):
     """Read the command line; say what is missing before anything is read."""
     parser = Parser(prog="python -m tune.comparison attention", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, runs/NAME")
-    parser.add_argument("--track", metavar="ID", help="the track to show, or a part of its id that "
-                        "no other has (default: the most uneven)")  # fmt: skip
+    parser.add_argument(
+        "--track",
+        metavar="ID",
+        help="the track to show, or a part of its id that no other has (default: the most uneven)",
+    )
     parser.add_argument("--top", type=positive_int, default=5, help="tracks in the table")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help=f"picture to write, .png, .svg "
-                        f"or .pdf, with at most {PLOT_TRACKS} tracks")  # fmt: skip
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help=f"picture to write, .png, .svg or .pdf, with at most {PLOT_TRACKS} tracks",
+    )
     args = parser.parse_args(argv)
     if args.plot:
         if args.plot.suffix not in FORMATS:

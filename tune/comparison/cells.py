@@ -156,8 +156,16 @@ def details(run: Run, whole_path: bool = False) -> list[str]:
 def _key(run: Run) -> tuple:
     """What makes two runs one cell."""
     r = run.result
-    return (*task_key(run), r["encoder"], layer_of(r), r["seg"], r["agg"], r["tokens"],
-            r.get("precision"), *details(run, whole_path=True))  # fmt: skip
+    return (
+        *task_key(run),
+        r["encoder"],
+        layer_of(r),
+        r["seg"],
+        r["agg"],
+        r["tokens"],
+        r.get("precision"),
+        *details(run, whole_path=True),
+    )
 
 
 def _why_apart(kept: Sequence[Run], run: Run) -> str | None:
@@ -202,8 +210,15 @@ def _find_memory(cells: Sequence[Cell], runs: Sequence[Run]) -> None:
     """Find each cell's peak while encoding: kept in the store, or that of a run that encoded."""
 
     def encoding(r):
-        return (r["task"], r["encoder"], layer_of(r), r["seg"], r["tokens"], r.get("precision"),
-                r.get("device"))  # fmt: skip
+        return (
+            r["task"],
+            r["encoder"],
+            layer_of(r),
+            r["seg"],
+            r["tokens"],
+            r.get("precision"),
+            r.get("device"),
+        )
 
     peaks: dict[tuple, list[tuple[int, Run]]] = {}
     for run in runs:
@@ -235,8 +250,14 @@ def _find_twins(cells: Sequence[Cell]) -> None:
     for cell in sorted(cells, key=lambda c: (c.result["seg"] != "full", c.result["agg"] in usual)):
         r = cell.result
         if r["seg"] == "full" or r.get("degenerate") or r.get("same_as"):
-            rest = (*task_key(cell), r["encoder"], layer_of(r), r["tokens"], r.get("precision"),
-                    *details(cell.runs[0], whole_path=True))  # fmt: skip
+            rest = (
+                *task_key(cell),
+                r["encoder"],
+                layer_of(r),
+                r["tokens"],
+                r.get("precision"),
+                *details(cell.runs[0], whole_path=True),
+            )
             plain = full.get((*rest, usual.get(r["agg"])))
             if plain is not None and (r.get("same_as") or _same(plain, cell)):
                 cell.twin = plain
@@ -247,8 +268,11 @@ def _find_twins(cells: Sequence[Cell]) -> None:
 
 def _same(one: Cell, other: Cell) -> bool:
     """Say whether two cells have the same predictions for each seed."""
-    return (one.ids == other.ids and one.predictions.shape == other.predictions.shape
-            and bool(np.array_equal(one.predictions, other.predictions)))  # fmt: skip
+    return (
+        one.ids == other.ids
+        and one.predictions.shape == other.predictions.shape
+        and bool(np.array_equal(one.predictions, other.predictions))
+    )
 
 
 def _order(cell: Cell) -> tuple:

@@ -20,12 +20,23 @@ VERDICTS = {"better": "#1d7a3f", "worse": "#b3261e", "tie": "#5f6b76"}
 GREY = "#a9b2ba"
 SAME_PLACE = 8  # pixels; names of points nearer than that are written side by side
 UNITS = {"memory": 1e9, "seconds": 1.0, "dim": 1.0}
-LABELS = {"memory": "peak memory while encoding (GB)", "seconds": "encoding, seconds a track",
-          "dim": "values of the embedding"}  # fmt: skip
-STYLE = {"svg.fonttype": "none", "font.size": 9.5, "axes.spines.top": False,
-         "axes.spines.right": False, "axes.edgecolor": "#66717b", "axes.labelcolor": "#2b333b",
-         "xtick.color": "#4b555e", "ytick.color": "#4b555e",
-         "font.sans-serif": ["DejaVu Sans", "sans-serif"], "svg.hashsalt": "tune"}  # fmt: skip
+LABELS = {
+    "memory": "peak memory while encoding (GB)",
+    "seconds": "encoding, seconds a track",
+    "dim": "values of the embedding",
+}
+STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#66717b",
+    "axes.labelcolor": "#2b333b",
+    "xtick.color": "#4b555e",
+    "ytick.color": "#4b555e",
+    "font.sans-serif": ["DejaVu Sans", "sans-serif"],
+    "svg.hashsalt": "tune",
+}
 
 
 def front_figure(view: TaskView, axis: str):
@@ -53,8 +64,14 @@ def front_figure(view: TaskView, axis: str):
     figure = Figure(figsize=(4.6, 3.5), layout="constrained")
     axes = figure.subplots()
     front = sorted((r for r in rows if r.fronts[axis]), key=lambda r: (_x(r, axis), r.mean))
-    axes.plot([_x(r, axis) for r in front], [r.mean for r in front], drawstyle="steps-post",
-              color="#66717b", linewidth=1, zorder=1)  # fmt: skip
+    axes.plot(
+        [_x(r, axis) for r in front],
+        [r.mean for r in front],
+        drawstyle="steps-post",
+        color="#66717b",
+        linewidth=1,
+        zorder=1,
+    )
     names = [encoder.name for encoder in view.encoders]
     tips = {}
     for i, row in enumerate(rows):
@@ -63,11 +80,20 @@ def front_figure(view: TaskView, axis: str):
         gid = f"point-{axis}-{i}"
         if on:
             _, low, high = next(iter(row.metrics.values()))
-            axes.plot([_x(row, axis)] * 2, [low, high], color=colour, alpha=0.25, linewidth=3,
-                      zorder=2)  # fmt: skip
-        axes.plot([_x(row, axis)], [row.mean], "o", color=colour, markersize=7 if on else 5,
-                  markeredgecolor="white", markeredgewidth=0.6, gid=gid,
-                  zorder=4 if on else 3)  # fmt: skip
+            axes.plot(
+                [_x(row, axis)] * 2, [low, high], color=colour, alpha=0.25, linewidth=3, zorder=2
+            )
+        axes.plot(
+            [_x(row, axis)],
+            [row.mean],
+            "o",
+            color=colour,
+            markersize=7 if on else 5,
+            markeredgecolor="white",
+            markeredgewidth=0.6,
+            gid=gid,
+            zorder=4 if on else 3,
+        )
         cost = f"{_x(row, axis):.3g}{_unit(axis)}" + ("" if on else " (dominated)")
         tips[gid] = f"{row.encoder} {row.cell.label}: {view.metric} {row.mean:.3f}, {cost}"
     costs = [_x(row, axis) for row in rows]
@@ -86,8 +112,13 @@ def front_figure(view: TaskView, axis: str):
 
 def forest_figure(view: TaskView, encoder: EncoderView):
     """Draw each difference to the encoder's baseline with its interval, coloured by its verdict."""
-    rows = [row for row in view.rows if row.encoder == encoder.name
-            and row.cell.twin is None and isinstance(row.difference, Difference)]  # fmt: skip
+    rows = [
+        row
+        for row in view.rows
+        if row.encoder == encoder.name
+        and row.cell.twin is None
+        and isinstance(row.difference, Difference)
+    ]
     if not rows:
         return None
     from matplotlib.figure import Figure
@@ -102,8 +133,10 @@ def forest_figure(view: TaskView, encoder: EncoderView):
         axes.plot([d.low, d.high], [y, y], color=colour, linewidth=1.6)
         axes.plot([d.value], [y], "o", color=colour, markersize=4.5)
     axes.set_yticks(range(len(rows)), [_plain(row.cell.label) for row in rows], fontsize=8)
-    axes.set(xlabel=_plain(f"{view.metric}, difference to {encoder.baseline.label}"),
-             ylim=(-0.7, len(rows) - 0.3))  # fmt: skip
+    axes.set(
+        xlabel=_plain(f"{view.metric}, difference to {encoder.baseline.label}"),
+        ylim=(-0.7, len(rows) - 0.3),
+    )
     axes.grid(axis="x", alpha=0.25, linewidth=0.6)
     return figure, {}
 
@@ -205,9 +238,15 @@ def _label(axes, rows: Sequence[Row], axis: str) -> None:
             placed.append((here, row, [text]))
     for here, row, texts in placed:
         right = axes.transAxes.inverted().transform(here)[0] > 0.5
-        axes.annotate(_plain(", ".join(texts)), (_x(row, axis), row.mean), fontsize=8,
-                      textcoords="offset points", xytext=(-6 if right else 6, 4),
-                      ha="right" if right else "left", zorder=5)  # fmt: skip
+        axes.annotate(
+            _plain(", ".join(texts)),
+            (_x(row, axis), row.mean),
+            fontsize=8,
+            textcoords="offset points",
+            xytext=(-6 if right else 6, 4),
+            ha="right" if right else "left",
+            zorder=5,
+        )
 
 
 def _plain_decades(axes) -> None:

@@ -26,8 +26,14 @@ from tune.segments.plot import clock
 PAGE = Path(__file__).resolve().parent / "report_page"
 
 
-def render(views: Sequence[TaskView], left: Sequence[SkippedRun], *, correction: str,
-           command: str = "", made: datetime | None = None) -> str:  # fmt: skip
+def render(
+    views: Sequence[TaskView],
+    left: Sequence[SkippedRun],
+    *,
+    correction: str,
+    command: str = "",
+    made: datetime | None = None,
+) -> str:
     """Make the page.
 
     Parameters
@@ -39,10 +45,18 @@ def render(views: Sequence[TaskView], left: Sequence[SkippedRun], *, correction:
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(loader=FileSystemLoader(PAGE), autoescape=True, trim_blocks=True,
-                              lstrip_blocks=True, undefined=StrictUndefined)  # fmt: skip
-    environment.filters |= {"number": tables.number, "signed": tables.signed,
-                            "p_text": tables.p_text}  # fmt: skip
+    environment = Environment(
+        loader=FileSystemLoader(PAGE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {
+        "number": tables.number,
+        "signed": tables.signed,
+        "p_text": tables.p_text,
+    }
     script = (PAGE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     drawn = _figures(views)
@@ -50,11 +64,15 @@ def render(views: Sequence[TaskView], left: Sequence[SkippedRun], *, correction:
         tasks=[_task(i, view, drawn[i]) for i, view in enumerate(views)],
         n_cells=sum(len(view.rows) for view in views),
         n_runs=sum(len(row.cell.runs) for view in views for row in view.rows),
-        left=left, correction=correction, command=command, version=__version__,
+        left=left,
+        correction=correction,
+        command=command,
+        version=__version__,
         made=(made or datetime.now()).strftime("%Y-%m-%d %H:%M"),
-        script=Markup(script), digest=digest,
+        script=Markup(script),
+        digest=digest,
         style=Markup((PAGE / "page.css").read_text(encoding="utf-8")),
-    )  # fmt: skip
+    )
 
 
 def _figures(views) -> list[list[dict]]:
@@ -74,18 +92,25 @@ def _task(i: int, view: TaskView, drawn: list[dict]) -> dict:
     """What the page shows of a task."""
     scale = _scale([row.difference for row in view.rows])
     several = len(view.encoders) > 1
-    missing = [heading for axis, (heading, _) in AXES.items()
-               if not any(row.fronts.get(axis) is not None for row in view.rows)]  # fmt: skip
+    missing = [
+        heading
+        for axis, (heading, _) in AXES.items()
+        if not any(row.fronts.get(axis) is not None for row in view.rows)
+    ]
     return {
-        "id": f"task-{i}", "view": view, "figures": drawn, "several": several,
+        "id": f"task-{i}",
+        "view": view,
+        "figures": drawn,
+        "several": several,
         "rows": [_row(row, scale) for row in sorted(view.rows, key=_by_quality)],
         "zero": _percent(0.0, scale),
         "missing": missing,
         "targets": list(view.rows[0].metrics)[1:],
-        "study": _study(view), "study_heads": list(METRICS.get(view.task, {}).values()),
+        "study": _study(view),
+        "study_heads": list(METRICS.get(view.task, {}).values()),
         "breakdown": _breakdown(view.breakdown, several),
         "attention": [_attention(a) for a in view.breakdown.attention],
-    }  # fmt: skip
+    }
 
 
 def _by_quality(row: Row) -> float:
@@ -97,21 +122,27 @@ def _row(row: Row, scale) -> dict:
     """A line of the table: texts, values to sort by, and where its interval is drawn."""
     texts = tables.cells_of(row)
     cell, d = row.cell, row.difference
-    classes = ["aside" if cell.twin is not None else "dominated" if row.dominated else "",
-               "base" if row.is_baseline else ""]  # fmt: skip
+    classes = [
+        "aside" if cell.twin is not None else "dominated" if row.dominated else "",
+        "base" if row.is_baseline else "",
+    ]
     source = cell.memory_source or "not known: no run of this encoding computed anything"
     interval = None
     if isinstance(d, Difference) and np.isfinite([d.low, d.high]).all():
         left, middle, right = (_percent(v, scale) for v in (d.low, d.value, d.high))
         interval = {"left": left, "width": right - left, "middle": middle}
     return {
-        "row": row, "text": texts, "class": " ".join(filter(None, classes)), "interval": interval,
+        "row": row,
+        "text": texts,
+        "class": " ".join(filter(None, classes)),
+        "interval": interval,
         "difference": d if isinstance(d, Difference) else None,
         "reason": d if isinstance(d, str) else "",
-        "about": _about(cell), "memory_from": f"{cell.memory_kind} {source}".strip(),
+        "about": _about(cell),
+        "memory_from": f"{cell.memory_kind} {source}".strip(),
         "pareto": [axis for axis, on in row.fronts.items() if on],
         "word": row.verdict if row.verdict in ("better", "worse", "tie", "baseline") else "none",
-    }  # fmt: skip
+    }
 
 
 def _about(cell: Cell) -> str:
@@ -124,8 +155,13 @@ def _about(cell: Cell) -> str:
 
 def _scale(differences) -> tuple[float, float]:
     """The range that all intervals of a table are drawn in; it holds zero."""
-    ends = [v for d in differences if isinstance(d, Difference) for v in (d.low, d.high)
-            if np.isfinite(v)] + [0.0]  # fmt: skip
+    ends = [
+        v
+        for d in differences
+        if isinstance(d, Difference)
+        for v in (d.low, d.high)
+        if np.isfinite(v)
+    ] + [0.0]
     low, high = min(ends), max(ends)
     room = 0.03 * (high - low) or 1.0
     return low - room, high + room
@@ -140,12 +176,22 @@ def _study(view: TaskView) -> list[dict]:
     """The study's table, our cells beside its figures."""
     lines = []
     for line in view.study:
-        ours = [{"name": f"{c.result['encoder']} {c.label}",
-                 "same": c.result["encoder"] == "muq",
-                 "values": [f"{m:.3f} ({low:.3f} to {high:.3f})" for m, low, high in v.values()]}
-                for c, v in line.ours.items()]  # fmt: skip
-        lines.append({"strategy": line.strategy, "study": list(line.study.values()),
-                      "cost": line.study_cost, "ours": ours})  # fmt: skip
+        ours = [
+            {
+                "name": f"{c.result['encoder']} {c.label}",
+                "same": c.result["encoder"] == "muq",
+                "values": [f"{m:.3f} ({low:.3f} to {high:.3f})" for m, low, high in v.values()],
+            }
+            for c, v in line.ours.items()
+        ]
+        lines.append(
+            {
+                "strategy": line.strategy,
+                "study": list(line.study.values()),
+                "cost": line.study_cost,
+                "ours": ours,
+            }
+        )
     return lines
 
 
@@ -158,12 +204,17 @@ def _breakdown(b: Breakdown, several: bool) -> dict:
         return round(0.55 * (value - low) / (high - low), 3) if high > low else 0.0
 
     return {
-        "heading": b.heading, "noun": b.noun, "spread_of": b.spread_of,
-        "more": b.n_cells - len(b.cells), "disputed": b.disputed,
+        "heading": b.heading,
+        "noun": b.noun,
+        "spread_of": b.spread_of,
+        "more": b.n_cells - len(b.cells),
+        "disputed": b.disputed,
         "cells": [f"{c.result['encoder']} {c.label}" if several else c.label for c in b.cells],
-        "rows": [(part, [(float(v), shade(v)) if np.isfinite(v) else (None, 0.0) for v in values])
-                 for part, values in zip(b.parts, b.values, strict=True)],
-    }  # fmt: skip
+        "rows": [
+            (part, [(float(v), shade(v)) if np.isfinite(v) else (None, 0.0) for v in values])
+            for part, values in zip(b.parts, b.values, strict=True)
+        ],
+    }
 
 
 def _attention(found: Attention) -> dict:
@@ -173,13 +224,20 @@ def _attention(found: Attention) -> dict:
         grouped = track.grouped(48)
         length = float(grouped.times[:, 1].max())
         shares = grouped.mean / max(grouped.mean.max(), 1e-12)
-        # fmt: off
-        tokens = [{"width": round(100 * (end - start) / length, 2), "shade": round(float(s), 3),
-                   "tip": f"{clock(start)} to {clock(end)}: weight {w:.3f}, "
-                          f"{w * len(grouped.mean):.2f} times an even share"}
-                  for (start, end), s, w in zip(grouped.times, shares, grouped.mean, strict=True)]
-        tracks.append({"id": track.id, "evenness": track.evenness, "tokens": tokens,
-                       "length": clock(length)})
-        # fmt: on
-    return {"label": f"{found.cell.result['encoder']} {found.cell.label}",
-            "evenness": found.evenness, "tracks": tracks}  # fmt: skip
+        tokens = [
+            {
+                "width": round(100 * (end - start) / length, 2),
+                "shade": round(float(s), 3),
+                "tip": f"{clock(start)} to {clock(end)}: weight {w:.3f}, "
+                f"{w * len(grouped.mean):.2f} times an even share",
+            }
+            for (start, end), s, w in zip(grouped.times, shares, grouped.mean, strict=True)
+        ]
+        tracks.append(
+            {"id": track.id, "evenness": track.evenness, "tokens": tokens, "length": clock(length)}
+        )
+    return {
+        "label": f"{found.cell.result['encoder']} {found.cell.label}",
+        "evenness": found.evenness,
+        "tracks": tracks,
+    }

@@ -59,8 +59,9 @@ class EncoderPair:
     strategies: list[str]
 
 
-def encoder_pairs(by_encoder: Mapping[str, Sequence[Cell]], scores: Scores,
-                  correction: str) -> list[EncoderPair]:  # fmt: skip
+def encoder_pairs(
+    by_encoder: Mapping[str, Sequence[Cell]], scores: Scores, correction: str
+) -> list[EncoderPair]:
     """Compare encoders two by two, averaged over strategies, so that none has to be chosen.
 
     Both are taken with the same segments, aggregators, layers (a number, or how it's found) and
@@ -68,10 +69,13 @@ def encoder_pairs(by_encoder: Mapping[str, Sequence[Cell]], scores: Scores,
     strategy or test tracks in common, or with other labels for these, aren't compared.
     """
     tables = {
-        name: {_strategy(cell): cell for cell in cells
-               if cell.twin is None and not cell.result.get("degenerate")}
+        name: {
+            _strategy(cell): cell
+            for cell in cells
+            if cell.twin is None and not cell.result.get("degenerate")
+        }
         for name, cells in by_encoder.items()
-    }  # fmt: skip
+    }
     found = []
     for a, b in combinations(tables, 2):
         both = [key for key in tables[a] if key in tables[b]]
@@ -81,15 +85,18 @@ def encoder_pairs(by_encoder: Mapping[str, Sequence[Cell]], scores: Scores,
             ids = common_ids([tables[name][key] for key in both for name in (a, b)])
         except ValueError:
             continue
-        curves = {x: np.mean([scores.main(tables[x][key], ids) for key in both], axis=0)
-                  for x in (a, b)}  # fmt: skip
+        curves = {
+            x: np.mean([scores.main(tables[x][key], ids) for key in both], axis=0) for x in (a, b)
+        }
         a, b = sorted((a, b), key=lambda x: -curves[x][0])
         labels = [tables[a][key].label for key in both]
         found.append((a, b, curves[a], curves[b], len(ids), labels))
     found.sort(key=lambda f: (-f[2][0], f[3][0]))  # the best encoder's first
     judged = test_differences([(x - y, n) for _, _, x, y, n, _ in found], correction)
-    return [EncoderPair(a, b, float(x[0]), float(y[0]), difference, labels)
-            for (a, b, x, y, _, labels), difference in zip(found, judged, strict=True)]  # fmt: skip
+    return [
+        EncoderPair(a, b, float(x[0]), float(y[0]), difference, labels)
+        for (a, b, x, y, _, labels), difference in zip(found, judged, strict=True)
+    ]
 
 
 def _strategy(cell: Cell) -> tuple:
@@ -167,12 +174,15 @@ def _effect(factor, grid, levels, others, context, scores, correction) -> Effect
     rest = [level for level in levels if level != reference]
     differences = [(curves[level] - curves[reference], len(ids)) for level in rest]
     judged = dict(zip(rest, test_differences(differences, correction), strict=True))
-    made = [Level(_level_text(factor, x), float(curves[x][0]), *interval(curves[x][1:]),
-                  judged.get(x)) for x in levels]  # fmt: skip
+    made = [
+        Level(_level_text(factor, x), float(curves[x][0]), *interval(curves[x][1:]), judged.get(x))
+        for x in levels
+    ]
     names = [_level_text("aggregator" if factor == "segments" else "segments", o) for o in others]
     layer, tokens, _, *rest = context
-    text = ", ".join([f"layer {layer}", "one vector a segment" if tokens == "segment" else tokens,
-                      *rest])  # fmt: skip
+    text = ", ".join(
+        [f"layer {layer}", "one vector a segment" if tokens == "segment" else tokens, *rest]
+    )
     return Effect(factor, made, _level_text(factor, reference), names, text)
 
 

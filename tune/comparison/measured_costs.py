@@ -22,10 +22,21 @@ def apply_costs(cells: Sequence[Cell], path: Path) -> int:
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        rows = sorted((row for row in record["rows"] if "failed" not in row),
-                      key=lambda row: row["duration_s"])  # fmt: skip
-        peaks = {_key(row["encoder"], row["layer"], row["seg"], row["agg"], row["precision"],
-                      row.get("frame_rate")): row for row in rows}  # fmt: skip
+        rows = sorted(
+            (row for row in record["rows"] if "failed" not in row),
+            key=lambda row: row["duration_s"],
+        )
+        peaks = {
+            _key(
+                row["encoder"],
+                row["layer"],
+                row["seg"],
+                row["agg"],
+                row["precision"],
+                row.get("frame_rate"),
+            ): row
+            for row in rows
+        }
         device = record["machine"]["device"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"--costs {path}: no file of profile.py --out ({error})") from error
@@ -36,8 +47,10 @@ def apply_costs(cells: Sequence[Cell], path: Path) -> int:
         if r["tokens"] != "segment":  # "frame at 5 Hz"
             rate = float(r["tokens"].split()[-2])
         asked = [str(x) for x in (r.get("layer_asked"), r["layer"]) if x is not None]
-        keys = [_key(r["encoder"], layer, r["seg"], r["agg"], r.get("precision"), rate)
-                for layer in asked]  # fmt: skip
+        keys = [
+            _key(r["encoder"], layer, r["seg"], r["agg"], r.get("precision"), rate)
+            for layer in asked
+        ]
         row = next((peaks[key] for key in keys if key in peaks), None)
         if row is not None:
             cell.memory_bytes = row["peak_memory_bytes"]

@@ -28,14 +28,18 @@ def compare(baseline: Predictions, other: Predictions) -> dict[str, tuple[float,
     both = sorted(set(a.ids) & set(b.ids))
     if not both:
         raise ValueError("the runs have no test track in common")
-    at = [np.array([{name: i for i, name in enumerate(r.ids)}[name] for name in both])
-          for r in (a, b)]  # fmt: skip
+    at = [
+        np.array([{name: i for i, name in enumerate(r.ids)}[name] for name in both]) for r in (a, b)
+    ]
     if not np.array_equal(a.labels[at[0]], b.labels[at[1]]):
         raise ValueError("the runs have different labels for the same tracks")
     return paired_bootstrap(
-        a.result["kind"], a.labels[at[0]], a.predictions[:, at[0]], b.predictions[:, at[1]],
+        a.result["kind"],
+        a.labels[at[0]],
+        a.predictions[:, at[0]],
+        b.predictions[:, at[1]],
         a.result["targets"],
-    )  # fmt: skip
+    )
 
 
 def verdict(low: float, high: float) -> str:
@@ -51,21 +55,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     from tune.cli.parser import Parser
 
     parser = Parser(prog="python -m tune.comparison paired", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN",
-                        help="folders of runs; the first is the baseline")  # fmt: skip
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="folders of runs; the first is the baseline",
+    )
     args = parser.parse_args(argv)
     if len(args.runs) < 2:
         parser.error("a baseline and at least one other run are needed")
     runs = [read_predictions(path) for path in args.runs]
     name = next(iter(runs[0].result["metrics"]))
-    table = Table(title=f"{runs[0].result['task']}: {name}, against {args.runs[0].name}",
-                  title_justify="left")  # fmt: skip
+    table = Table(
+        title=f"{runs[0].result['task']}: {name}, against {args.runs[0].name}", title_justify="left"
+    )
     table.add_column("run", overflow="fold")
     for head in (name, "difference", "95 % interval", "verdict"):
         table.add_column(head, justify="right")
     table.add_row(args.runs[0].name, f"{runs[0].result['metrics'][name]['mean']:.3f}", "", "", "")
     for path, run in zip(args.runs[1:], runs[1:], strict=True):
         difference, low, high = compare(runs[0], run)[name]
-        table.add_row(path.name, f"{run.result['metrics'][name]['mean']:.3f}", f"{difference:+.3f}",
-                      f"{low:+.3f} to {high:+.3f}", verdict(low, high))  # fmt: skip
+        table.add_row(
+            path.name,
+            f"{run.result['metrics'][name]['mean']:.3f}",
+            f"{difference:+.3f}",
+            f"{low:+.3f} to {high:+.3f}",
+            verdict(low, high),
+        )
     Console().print(table)

@@ -85,14 +85,22 @@ def break_down(cells: Sequence[Cell], baselines: Sequence[Cell], scores: Scores)
 
     def by_part(cell):
         """What a cell scores on each part, (P,)."""
-        return kind.by_part(cell.labels, cell.predictions, parts,
-                            lambda name: scores.curves(cell)[name][0])  # fmt: skip
+        return kind.by_part(
+            cell.labels, cell.predictions, parts, lambda name: scores.curves(cell)[name][0]
+        )
 
     values = np.stack([by_part(c) for c in shown], 1) if parts else np.empty((0, len(shown)))
     return Breakdown(
-        parts, kind.heading, shown, len(cells), values, disputed(cells), _attention(cells),
-        kind.noun, kind.spread_of,
-    )  # fmt: skip
+        parts,
+        kind.heading,
+        shown,
+        len(cells),
+        values,
+        disputed(cells),
+        _attention(cells),
+        kind.noun,
+        kind.spread_of,
+    )
 
 
 def disputed(cells: Sequence[Cell]) -> list[Disagreement]:
@@ -111,16 +119,26 @@ def disputed(cells: Sequence[Cell]) -> list[Disagreement]:
     several = len({c.result["encoder"] for c in cells}) > 1
     names = [f"{c.result['encoder']} {c.label}" if several else c.label for c in cells]
     order = np.argsort(-spread, kind="stable")[:MOST_TRACKS]
-    return [Disagreement(ids[i], texts[i], float(spread[i]), names[error[:, i].argmin()],
-                     names[error[:, i].argmax()]) for i in order if spread[i] > 1e-9]  # fmt: skip
+    return [
+        Disagreement(
+            ids[i],
+            texts[i],
+            float(spread[i]),
+            names[error[:, i].argmin()],
+            names[error[:, i].argmax()],
+        )
+        for i in order
+        if spread[i] > 1e-9
+    ]
 
 
 def _attention(cells) -> list[Attention]:
     """What attention listens to, of each cell that has a run with weights."""
     found = []
     for cell in cells:
-        folders = [r.folder for r in cell.runs if r.folder and
-                   (r.folder / "attention.parquet").is_file()]  # fmt: skip
+        folders = [
+            r.folder for r in cell.runs if r.folder and (r.folder / "attention.parquet").is_file()
+        ]
         if folders:
             try:
                 tracks = load_tracks(folders[0])

@@ -12,8 +12,10 @@ from tune.comparison.cells import Cell
 from tune.profiling.arithmetic import STUDY
 
 # The columns are metrics of a result; the study reports EMO's targets one by one.
-METRICS = {"gtzan": {"accuracy": "accuracy"},
-           "emo": {"r2_valence": "R² valence", "r2_arousal": "R² arousal"}}  # fmt: skip
+METRICS = {
+    "gtzan": {"accuracy": "accuracy"},
+    "emo": {"r2_valence": "R² valence", "r2_arousal": "R² arousal"},
+}
 # (seg, agg) -> GTZAN accuracy, EMO valence, EMO arousal
 STRATEGIES = {
     ("full", "mean"): (0.845, 0.574, 0.737),
@@ -29,8 +31,10 @@ PUBLISHED = {
     "MuQ (160k h, in-house weights)": (0.855, 0.609, 0.754),
     "MuQ iter (160k h, in-house weights)": (0.856, 0.628, 0.761),
 }
-SPREAD = {"MuQ (160k h, in-house weights)": (0.009, 0.002, 0.002),
-          "MuQ iter (160k h, in-house weights)": (0.007, 0.001, 0.001)}  # fmt: skip
+SPREAD = {
+    "MuQ (160k h, in-house weights)": (0.009, 0.002, 0.002),
+    "MuQ iter (160k h, in-house weights)": (0.007, 0.001, 0.001),
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,9 @@ def study_table(task: str, cells: Sequence[Cell], scores) -> list[StudyLine]:
         lines.append(StudyLine(text, study, f"{peak:.2f} GB, {seconds:.0f} s", ours))
     for name, figures in PUBLISHED.items():
         spread = SPREAD.get(name, (None,) * 3)[columns]
-        study = {n: f"{v:.3f}" + (f" ± {s:.3f}" if s else "")
-                 for n, v, s in zip(names, figures[columns], spread, strict=True)}  # fmt: skip
+        study = {
+            n: f"{v:.3f}" + (f" ± {s:.3f}" if s else "")
+            for n, v, s in zip(names, figures[columns], spread, strict=True)
+        }
         lines.append(StudyLine(f"{name}, MuQ paper", study, "", {}))
     return lines

@@ -52,9 +52,12 @@ class Scores:
             at = positions(cell, ids)
             r = cell.result
             self._known[key] = bootstrap_curves(
-                r["kind"], cell.labels[at], cell.predictions[:, at], r["targets"],
+                r["kind"],
+                cell.labels[at],
+                cell.predictions[:, at],
+                r["targets"],
                 n_resamples=self.n_resamples,
-            )  # fmt: skip
+            )
         return self._known[key]
 
     def main(self, cell: Cell, ids: Sequence[str] | None = None) -> np.ndarray:

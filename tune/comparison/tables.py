@@ -15,10 +15,31 @@ from tune.comparison.significance import Difference
 from tune.runs.load import SkippedRun
 
 STYLES = {"better": "bold green", "worse": "red", "baseline": "bold"}
-LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-         "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}  # fmt: skip
-HEADS = ("strategy", "metric", "± seeds", "95 % interval", "difference", "95 % interval", "p",
-         "verdict", "s a track", "peak memory", "embedding")  # fmt: skip
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+HEADS = (
+    "strategy",
+    "metric",
+    "± seeds",
+    "95 % interval",
+    "difference",
+    "95 % interval",
+    "p",
+    "verdict",
+    "s a track",
+    "peak memory",
+    "embedding",
+)
 
 
 def frame(views: Sequence[TaskView]) -> pd.DataFrame:
@@ -29,25 +50,41 @@ def frame(views: Sequence[TaskView]) -> pd.DataFrame:
             cell, r, cost = row.cell, row.cell.result, row.cell.result["cost"]
             d = row.difference if isinstance(row.difference, Difference) else None
             out = {
-                "task": view.task, "encoder": r["encoder"], "layer": layer_of(r), "seg": r["seg"],
-                "agg": r["agg"], "tokens": r["tokens"], "strategy": cell.label,
-                "seeds": " ".join(map(str, cell.seeds)), "n_seeds": len(cell.seeds),
-                "n_test": len(cell.ids), "degenerate": bool(r.get("degenerate")),
-                "metric": view.metric, "mean": row.mean, "std_over_seeds": row.std,
-            }  # fmt: skip
+                "task": view.task,
+                "encoder": r["encoder"],
+                "layer": layer_of(r),
+                "seg": r["seg"],
+                "agg": r["agg"],
+                "tokens": r["tokens"],
+                "strategy": cell.label,
+                "seeds": " ".join(map(str, cell.seeds)),
+                "n_seeds": len(cell.seeds),
+                "n_test": len(cell.ids),
+                "degenerate": bool(r.get("degenerate")),
+                "metric": view.metric,
+                "mean": row.mean,
+                "std_over_seeds": row.std,
+            }
             for name, (mean, low, high) in row.metrics.items():
                 out |= {name: mean, f"{name}_ci_low": low, f"{name}_ci_high": high}
             out |= {
                 "verdict": row.verdict,
-                "difference": d and d.value, "difference_ci_low": d and d.low,
-                "difference_ci_high": d and d.high, "p": d and d.p,
-                "p_corrected": d and d.p_corrected, "n_common_tracks": d and d.n_tracks,
+                "difference": d and d.value,
+                "difference_ci_low": d and d.low,
+                "difference_ci_high": d and d.high,
+                "p": d and d.p,
+                "p_corrected": d and d.p_corrected,
+                "n_common_tracks": d and d.n_tracks,
                 "seconds_per_track": cell.seconds_per_track,
-                "peak_memory_bytes": cell.memory_bytes, "peak_memory_kind": cell.memory_kind,
-                "peak_memory_from": cell.memory_source, "embedding_dim": cell.dim,
-                "store_bytes": cell.store_bytes, "probe_seconds": cost.get("probe_seconds"),
-                "device": cell.device, "runs": " ".join(run.name for run in cell.runs),
-            }  # fmt: skip
+                "peak_memory_bytes": cell.memory_bytes,
+                "peak_memory_kind": cell.memory_kind,
+                "peak_memory_from": cell.memory_source,
+                "embedding_dim": cell.dim,
+                "store_bytes": cell.store_bytes,
+                "probe_seconds": cost.get("probe_seconds"),
+                "device": cell.device,
+                "runs": " ".join(run.name for run in cell.runs),
+            }
             out |= {f"front_{axis}": value for axis, value in row.fronts.items()}
             rows.append(out)
     return pd.DataFrame(rows)
@@ -108,8 +145,9 @@ def p_text(p: float) -> str:
     return "-" if p != p else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
 
 
-def print_views(views: Sequence[TaskView], left: Sequence[SkippedRun], correction: str,
-                console: Console) -> None:  # fmt: skip
+def print_views(
+    views: Sequence[TaskView], left: Sequence[SkippedRun], correction: str, console: Console
+) -> None:
     """Print each task's table, its main effects and its guidelines."""
 
     def say(text, style=None):
@@ -120,27 +158,40 @@ def print_views(views: Sequence[TaskView], left: Sequence[SkippedRun], correctio
             rows = [row for row in view.rows if row.encoder == encoder.name]
             untrained = ", untrained" * encoder.untrained
             against = f", against {encoder.baseline.label}" if encoder.baseline else ""
-            say(f"\n{view.task}, {encoder.name}{untrained}: {view.metric} on {view.n_test} test "
-                f"tracks{against}", "bold")  # fmt: skip
+            say(
+                f"\n{view.task}, {encoder.name}{untrained}: {view.metric} on {view.n_test} test "
+                f"tracks{against}",
+                "bold",
+            )
             console.print(_table(rows, view, correction))
             say(f"  {encoder.note}" if encoder.note else "", "yellow")
             for effect in encoder.effects:
-                levels = "; ".join(f"{x.name} {x.mean:.3f}" + (
-                    f" ({x.difference.value:+.3f}, {x.difference.verdict})" if x.difference
-                    else "") for x in effect.levels)  # fmt: skip
+                levels = "; ".join(
+                    f"{x.name} {x.mean:.3f}"
+                    + (
+                        f" ({x.difference.value:+.3f}, {x.difference.verdict})"
+                        if x.difference
+                        else ""
+                    )
+                    for x in effect.levels
+                )
                 say(f"  effect of {effect.factor}, mean over {', '.join(effect.others)}: {levels}")
             for advice in encoder.advice:
                 say(f"  {advice.question:<14} {advice.answer}: {advice.evidence}")
         for pair in view.encoder_pairs:
             d = pair.difference
-            say(f"  encoders {pair.name} {pair.mean:.3f}, {pair.other} {pair.mean_of_other:.3f}: "
+            say(
+                f"  encoders {pair.name} {pair.mean:.3f}, {pair.other} {pair.mean_of_other:.3f}: "
                 f"{d.value:+.3f} ({span(d.low, d.high, signed)}), {d.verdict}; "
-                f"mean over {strategies_text(pair)}")  # fmt: skip
+                f"mean over {strategies_text(pair)}"
+            )
         for line in view.study:
             figures = ", ".join(f"{n} {v}" for n, v in line.study.items())
             ours = "; ".join(
-                f"{c.result['encoder']} {c.label} " + ", ".join(f"{m:.3f} ({lo:.3f} to {hi:.3f})"
-                for m, lo, hi in values.values()) for c, values in line.ours.items())  # fmt: skip
+                f"{c.result['encoder']} {c.label} "
+                + ", ".join(f"{m:.3f} ({lo:.3f} to {hi:.3f})" for m, lo, hi in values.values())
+                for c, values in line.ours.items()
+            )
             say(f"  study: {line.strategy}: {figures}" + (f"; ours: {ours}" if ours else ""))
     if left:
         say(f"\n{len(left)} run{'s' * (len(left) > 1)} left out:")
@@ -155,27 +206,52 @@ def write_markdown(views: Sequence[TaskView], correction: str, path: Path) -> No
         for encoder in view.encoders:
             heads = (*HEADS[:1], view.metric, *HEADS[2:6], _p_head(correction), *HEADS[7:])
             title = f"## {_md(view.task)}, {_md(encoder.name)}" + " (untrained)" * encoder.untrained
-            lines += [title, "", f"{view.n_test} test tracks. " + (
-                          f"Baseline: {_md(encoder.baseline.label)}." if encoder.baseline
-                          else _md(encoder.note)), ""]  # fmt: skip
+            lines += [
+                title,
+                "",
+                f"{view.n_test} test tracks. "
+                + (
+                    f"Baseline: {_md(encoder.baseline.label)}."
+                    if encoder.baseline
+                    else _md(encoder.note)
+                ),
+                "",
+            ]
             lines += [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
             for row in view.rows:
                 if row.encoder == encoder.name:
                     texts = [_md(text) for text in cells_of(row)]
                     texts[7] = f"**{texts[7]}**" if texts[7] in ("better", "worse") else texts[7]
                     lines.append(f"| {' | '.join(texts)} |")
-            lines += ["", *(f"- **{_md(a.question)}**: {_md(a.answer)}. {_md(a.evidence)}"
-                            for a in encoder.advice), ""]  # fmt: skip
+            lines += [
+                "",
+                *(
+                    f"- **{_md(a.question)}**: {_md(a.answer)}. {_md(a.evidence)}"
+                    for a in encoder.advice
+                ),
+                "",
+            ]
         if view.encoder_pairs:
-            lines += [f"## {_md(view.task)}, encoders", "",
-                      f"| encoder | {view.metric} | against | {view.metric} | difference | 95 % | "
-                      f"{_p_head(correction)} | verdict | mean over |",
-                      "|---|---:|---|---:|---:|---:|---:|---|---|"]  # fmt: skip
+            lines += [
+                f"## {_md(view.task)}, encoders",
+                "",
+                f"| encoder | {view.metric} | against | {view.metric} | difference | 95 % | "
+                f"{_p_head(correction)} | verdict | mean over |",
+                "|---|---:|---|---:|---:|---:|---:|---|---|",
+            ]
         for pair in view.encoder_pairs:
             d = pair.difference
-            texts = [pair.name, number(pair.mean), pair.other, number(pair.mean_of_other),
-                     signed(d.value), span(d.low, d.high, signed), p_text(d.p_corrected),
-                     d.verdict, strategies_text(pair)]  # fmt: skip
+            texts = [
+                pair.name,
+                number(pair.mean),
+                pair.other,
+                number(pair.mean_of_other),
+                signed(d.value),
+                span(d.low, d.high, signed),
+                p_text(d.p_corrected),
+                d.verdict,
+                strategies_text(pair),
+            ]
             lines.append(f"| {' | '.join(map(_md, texts))} |")
         lines += [""] * bool(view.encoder_pairs)
     path.write_text("\n".join(lines), encoding="utf-8")
@@ -189,14 +265,24 @@ def write_latex(views: Sequence[TaskView], correction: str, path: Path) -> None:
             correct = "Holm-corrected" if correction == "holm" else "uncorrected"
             against = ""
             if encoder.baseline:
-                against = (f" Differences to {encoder.baseline.label}: 95 % paired bootstrap "
-                           f"interval, {correct} p.")  # fmt: skip
-            caption = (f"{view.task}, {encoder.name}: {view.metric} on {view.n_test} test tracks "
-                       f"with its 95 % interval.{against}")  # fmt: skip
-            out += [r"\begin{table}", r"\centering\small", rf"\caption{{{_tex(caption)}}}",
-                    r"\begin{tabular}{lrrrrrl}", r"\toprule",
-                    rf"strategy & {_tex(view.metric)} & 95\,\% & difference & 95\,\% & p & "
-                    r"verdict \\", r"\midrule"]  # fmt: skip
+                against = (
+                    f" Differences to {encoder.baseline.label}: 95 % paired bootstrap "
+                    f"interval, {correct} p."
+                )
+            caption = (
+                f"{view.task}, {encoder.name}: {view.metric} on {view.n_test} test tracks "
+                f"with its 95 % interval.{against}"
+            )
+            out += [
+                r"\begin{table}",
+                r"\centering\small",
+                rf"\caption{{{_tex(caption)}}}",
+                r"\begin{tabular}{lrrrrrl}",
+                r"\toprule",
+                rf"strategy & {_tex(view.metric)} & 95\,\% & difference & 95\,\% & p & "
+                r"verdict \\",
+                r"\midrule",
+            ]
             for row in view.rows:
                 if row.encoder == encoder.name:
                     label, mean, _, between, value, of_difference, p, word, *_ = cells_of(row)
@@ -227,8 +313,9 @@ def _p_head(correction: str) -> str:
 
 def _md(text: str) -> str:
     """Text that Markdown shows as it is, in a table as well."""
-    text = "".join(f"&#{ord(c)};" if c in "<>|&" else f"\\{c}" if c in "\\`*_[]#" else c
-                   for c in text)  # fmt: skip
+    text = "".join(
+        f"&#{ord(c)};" if c in "<>|&" else f"\\{c}" if c in "\\`*_[]#" else c for c in text
+    )
     return " ".join(text.split())
 
 

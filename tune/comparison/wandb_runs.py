@@ -78,10 +78,15 @@ def log_report(path: str, page: str, cells) -> list[str]:
 
     mode = wandb_mode()
     entity, _, project = path.rpartition("/")
-    about = {"entity": entity or None, "project": project, "job_type": "comparison",
-             "name": "compare"}  # fmt: skip
-    run, mode, why = begin(lambda mode, settings: wandb.init(
-        mode=mode, settings=settings, **about), mode)  # fmt: skip
+    about = {
+        "entity": entity or None,
+        "project": project,
+        "job_type": "comparison",
+        "name": "compare",
+    }
+    run, mode, why = begin(
+        lambda mode, settings: wandb.init(mode=mode, settings=settings, **about), mode
+    )
     page = hide_home(page)
     run.log({"report": wandb.Html(page, inject=False), "cells": wandb.Table(dataframe=cells)})
     artifact = wandb.Artifact("report", type="report")
@@ -115,7 +120,9 @@ def _read(run, where: str) -> Run:
         read = read_run(folder)
     expected = len(read.result["seeds"]) * read.result["n_tracks"]["test"]
     if len(rows.data) != expected:
-        raise ValueError(f"its table holds {len(rows.data)} of {expected} predictions: W&B cuts "
-                         "large tables, so use the run's folder")  # fmt: skip
+        raise ValueError(
+            f"its table holds {len(rows.data)} of {expected} predictions: W&B cuts "
+            "large tables, so use the run's folder"
+        )
     made = datetime.fromisoformat(run.created_at.replace("Z", "+00:00")).timestamp()
     return Run(run.name, where, made, read.predictions, read.config)

@@ -47,8 +47,9 @@ def write_section(recipe: Recipe, kind: str, bars: int, rng: np.random.Generator
 
 def write_song(recipe: Recipe, kinds, rng: np.random.Generator) -> dict[str, Parts]:
     """The material of every kind of section, in the order given."""
-    return {kind: write_section(recipe, kind, section_bars(kind, recipe.bars), rng)
-            for kind in kinds}  # fmt: skip
+    return {
+        kind: write_section(recipe, kind, section_bars(kind, recipe.bars), rng) for kind in kinds
+    }
 
 
 def take(parts: Parts, kind: str, beats: float, first: bool, rng: np.random.Generator) -> Parts:
@@ -59,8 +60,10 @@ def take(parts: Parts, kind: str, beats: float, first: bool, rng: np.random.Gene
         if kind == "chorus" and not first and role == "arp" and rng.random() < 0.25:
             continue  # a repeat may leave the arpeggio out
         swell = rng.normal(1, 0.05, len(notes))
-        played[role] = [(*n[:-1], float(np.clip(n[-1] * level * s, 0.05, 1.0)))
-                        for n, s in zip(notes, swell, strict=True)]  # fmt: skip
+        played[role] = [
+            (*n[:-1], float(np.clip(n[-1] * level * s, 0.05, 1.0)))
+            for n, s in zip(notes, swell, strict=True)
+        ]
     names = {h[1] for h in parts.get("drums", ())} & {"snare", "tom", "kick", "rim"}
     if names and rng.random() < (0.4 if first else 0.8):
         end = beats

@@ -78,8 +78,9 @@ def _make_all(jobs: list[tuple], workers: int, bar: tqdm) -> list[list[dict]]:
     # Spawned, not forked: the parent may hold threads (torch), and a fork of those can hang.
     spawn = multiprocessing.get_context("spawn")
     # The parent answers Ctrl+C; workers would only print their traces over its message.
-    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=unblock_signals,
-                               initargs=(signal.SIG_IGN,))  # fmt: skip
+    pool = ProcessPoolExecutor(
+        workers, mp_context=spawn, initializer=unblock_signals, initargs=(signal.SIG_IGN,)
+    )
     try:
         with _blank_main(), block_signals():
             futures = {pool.submit(_write_unit, *job): i for i, job in enumerate(jobs)}

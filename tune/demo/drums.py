@@ -54,29 +54,28 @@ GROOVES: dict[str, dict[str, str]] = {
         "kick": "........X.......",
         "snare": "........X.......",
     },
-    "steppers": {
-        "kick": "X...X...X...X...",
-        "rim": "....x.......x..o",
-        "hat": "..x...x...x...x.",
-    },
+    "steppers": {"kick": "X...X...X...X...", "rim": "....x.......x..o", "hat": "..x...x...x...x."},
     "double": {
         "kick": "XxxxXxxxXxxxXxxx",
         "snare": "....X.......X...",
         "ride": "X...X...X...X...",
         "tom": "............xxxx",
     },
-    "gallop": {
-        "kick": "X.xxX.xxX.xxX.xx",
-        "snare": "....X.......X...",
-        "hat": "X...X...X...X...",
+    "gallop": {"kick": "X.xxX.xxX.xxX.xx", "snare": "....X.......X...", "hat": "X...X...X...X..."},
+    "waltz": {
+        "ride": "X...x.x.x...",
+        "hat": "....x.......",
+        "kick": "X...........",
+        "snare": "......o...o.",
     },
-    "waltz": {"ride": "X...x.x.x...", "hat": "....x.......", "kick": "X...........",
-              "snare": "......o...o."},
     "waltz-soft": {"kick": "x...........", "brush": "....x...x...", "shaker": "x.o.x.o.x.o."},
-    "brushes": {"brush": "x...X.x.x...X.x.", "kick": "x.......x.......",
-                "ride": "x...x.x.x...x.x."},
+    "brushes": {
+        "brush": "x...X.x.x...X.x.",
+        "kick": "x.......x.......",
+        "ride": "x...x.x.x...x.x.",
+    },
     "stomp": {"kick": "X.......X.......", "clap": "....x.......x...", "shaker": "x.x.x.x.x.x.x.x."},
-}  # fmt: skip
+}
 
 # Tone of the drums: pitch of the skins, length, share of noise, low-pass on the noise in hertz.
 KITS: dict[str, dict[str, float]] = {

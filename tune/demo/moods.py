@@ -32,12 +32,34 @@ def rate_moods(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray
 
 # Instruments, grooves and scales from calm or sad (left) to excited or glad (right).
 _CALM_TO_LOUD = {
-    "lead": ("flute", "choir", "bell", "e-piano", "nylon", "reed", "guitar", "brass", "square-lead",
-             "saw-lead", "fuzz-guitar"),
-    "chords": ("warm-pad", "choir", "strings", "nylon", "e-piano", "piano", "guitar", "organ",
-               "poly-synth", "stab", "fuzz-guitar"),
+    "lead": (
+        "flute",
+        "choir",
+        "bell",
+        "e-piano",
+        "nylon",
+        "reed",
+        "guitar",
+        "brass",
+        "square-lead",
+        "saw-lead",
+        "fuzz-guitar",
+    ),
+    "chords": (
+        "warm-pad",
+        "choir",
+        "strings",
+        "nylon",
+        "e-piano",
+        "piano",
+        "guitar",
+        "organ",
+        "poly-synth",
+        "stab",
+        "fuzz-guitar",
+    ),
     "bass": ("sine-bass", "string-bass", "triangle-bass", "pick-bass", "fm-bass", "saw-bass"),
-}  # fmt: skip
+}
 _SAD_TO_GLAD = {
     "pad": ("choir", "strings", "warm-pad", "glass-pad", "organ", ""),
     "arp": ("", "", "nylon", "poly-synth", "pulse", "bell", "marimba"),
@@ -55,13 +77,29 @@ _GROOVES = (
     "double",
 )
 _KITS = ("soft", "acoustic", "electronic", "gated", "heavy")
-_LINES = (HOLD.replace("x", "R"), "R-------5-------", "R---5---R---a---", "R-8-R-8-R-8-R-8-",
-          "RRRRRRRRRRRRRRRR")  # fmt: skip
+_LINES = (
+    HOLD.replace("x", "R"),
+    "R-------5-------",
+    "R---5---R---a---",
+    "R-8-R-8-R-8-R-8-",
+    "RRRRRRRRRRRRRRRR",
+)
 _COMPS = (HOLD, HALVES, QUARTERS, "x--x--x-x--x--x-", EIGHTHS)
-_DARK_TO_LIGHT = ("phrygian", "minor", "harmonic", "minor", "dorian", "mixolydian", "major",
-                  "lydian", "major")  # fmt: skip
-_FAMILIES = {True: ("dark", "pop-minor", "baroque-minor", "folk-minor", "drift-minor"),
-             False: ("drift", "folk", "pop", "roots", "groove")}  # fmt: skip
+_DARK_TO_LIGHT = (
+    "phrygian",
+    "minor",
+    "harmonic",
+    "minor",
+    "dorian",
+    "mixolydian",
+    "major",
+    "lydian",
+    "major",
+)
+_FAMILIES = {
+    True: ("dark", "pop-minor", "baroque-minor", "folk-minor", "drift-minor"),
+    False: ("drift", "folk", "pop", "roots", "groove"),
+}
 
 
 def mood_recipe(arousal: float, valence: float, rng: np.random.Generator) -> Recipe:

@@ -173,8 +173,10 @@ def form_recipe(rng: np.random.Generator) -> Recipe:
     style = pick(rng, _FORM_STYLES)
     recipe = style_recipe(style, rng, hybrid=0.3)
     recipe.tempo, recipe.beats, recipe.bars = pick(rng, _TEN_SECONDS)
-    for role, names in (("arp", ("bell", "marimba", "nylon", "pulse")),
-                        ("pad", ("warm-pad", "glass-pad", "strings"))):  # fmt: skip
+    for role, names in (
+        ("arp", ("bell", "marimba", "nylon", "pulse")),
+        ("pad", ("warm-pad", "glass-pad", "strings")),
+    ):
         recipe.patches[role] = vary_patch(PATCHES[pick(rng, names)], rng)
     if len(recipe.groove) < 3:
         recipe.groove = GROOVES[pick(rng, ("rock", "disco", "electro", "stomp"))]

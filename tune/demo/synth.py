@@ -57,8 +57,10 @@ def _spectrum(shape: str, harmonics: np.ndarray, f0: float) -> np.ndarray:
         return np.array([{1: 1.0, 2: 0.3, 3: 0.12, 4: 0.04}.get(int(k), 0.0) for k in h])
     if shape == "piano":
         return np.abs(np.sin(np.pi * h / 7.3)) / h
-    formants = {"reed": ((1100, 500, 1.0), (2600, 700, 0.5)),
-                "choir": ((650, 220, 1.0), (1080, 260, 0.6), (2700, 500, 0.25))}[shape]  # fmt: skip
+    formants = {
+        "reed": ((1100, 500, 1.0), (2600, 700, 0.5)),
+        "choir": ((650, 220, 1.0), (1080, 260, 0.6), (2700, 500, 0.25)),
+    }[shape]
     hz = h * f0
     return sum(g * np.exp(-(((hz - c) / w) ** 2)) for c, w, g in formants) / h**0.5 + 0.15 / h**2
 

@@ -116,19 +116,27 @@ class DemoTask:
 
 TASKS: dict[str, DemoTask] = {
     "demo": DemoTask(
-        "name the style of a song of about a minute", ", ".join(sorted(STYLES)),
-        style_tracks, (70, 20, 50),
+        "name the style of a song of about a minute",
+        ", ".join(sorted(STYLES)),
+        style_tracks,
+        (70, 20, 50),
     ),
     "demo-mood": DemoTask(
-        "predict what raters felt (regression)", "[arousal, valence], z-scored",
+        "predict what raters felt (regression)",
+        "[arousal, valence], z-scored",
         # Version 1 had 70, 20 and 50: too few to tell encoders apart.
-        mood_tracks, (200, 40, 140), version=2,
+        mood_tracks,
+        (200, 40, 140),
+        version=2,
     ),
     "demo-form": DemoTask(
         "tell in which order the same six sections stand: blind to order, pooling is at chance",
-        ", ".join(FORM_ORDERS), form_tracks, (18, 6, 12), len(FORM_ORDERS),
+        ", ".join(FORM_ORDERS),
+        form_tracks,
+        (18, 6, 12),
+        len(FORM_ORDERS),
     ),
-}  # fmt: skip
+}
 DEMO_TASKS = tuple(TASKS)
 
 

@@ -31,10 +31,7 @@ PROGRESSIONS: dict[str, tuple[str, ...]] = {
     "pop-minor": ("i bVI bIII bVII", "i iv bVI V", "i bVII bVI V", "i bVI iv V7"),
     "baroque": ("I V vi iii IV I ii V", "I IV viio iii vi ii V I", "I ii V7 I"),
     "baroque-minor": ("i iv bVII bIII bVI iio V i", "i V i bVII bIII iv V7 i", "i iv V i"),
-    "blues": (
-        "I7 I7 I7 I7 IV7 IV7 I7 I7 V7 IV7 I7 V7",
-        "I7 IV7 I7 I7 IV7 IV7 I7 VI7 ii7 V7 I7 V7",
-    ),
+    "blues": ("I7 I7 I7 I7 IV7 IV7 I7 I7 V7 IV7 I7 V7", "I7 IV7 I7 I7 IV7 IV7 I7 VI7 ii7 V7 I7 V7"),
     "blues-minor": ("i7 i7 i7 i7 iv7 iv7 i7 i7 bVI7 V7 i7 V7",),
     "jazz": ("ii7 V7 Imaj7 vi7", "Imaj7 vi7 ii7 V7", "iii7 VI7 ii7 V7", "Imaj7 IVmaj7 ii7 V7"),
     "jazz-minor": ("iih7 V7 i7 i7", "i7 iv7 iih7 V7", "i7 bVImaj7 iih7 V7"),

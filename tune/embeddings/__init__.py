@@ -5,9 +5,5 @@ python -m tune.embeddings similar | agreement
 
 from tune.system.lazy import door
 
-PUBLIC = {
-    "Embedder": "embedder",
-    "Strategy": "strategy",
-    "embed": "embedder",
-}
+PUBLIC = {"Embedder": "embedder", "Strategy": "strategy", "embed": "embedder"}
 __getattr__, __dir__, __all__ = door(__name__, PUBLIC)

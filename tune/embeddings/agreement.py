@@ -30,8 +30,9 @@ def read_labels(task: Path) -> dict[str, str]:
     return {os.path.abspath(row["path"]): str(row["label"]) for row in rows}
 
 
-def score(made: Embeddings, labels: dict[str, str], *, whiten: bool = False,
-          root: Path = Path()) -> dict:  # fmt: skip
+def score(
+    made: Embeddings, labels: dict[str, str], *, whiten: bool = False, root: Path = Path()
+) -> dict:
     """How often a track's neighbours have its label.
 
     Parameters
@@ -69,20 +70,28 @@ def score(made: Embeddings, labels: dict[str, str], *, whiten: bool = False,
     low, high = bootstrap("classes", y, y[nearest][None], [])["accuracy"]
     n, counts = len(y), np.bincount(y, minlength=len(names))
     return {
-        "n": n, "nearest": float((y[nearest] == y).mean()), "low": low, "high": high,
+        "n": n,
+        "nearest": float((y[nearest] == y).mean()),
+        "low": low,
+        "high": high,
         "top": float((y[order[:, : min(K, n - 1)]] == y[:, None]).mean()),
         "chance": float(((counts - 1) * counts).sum() / (n * (n - 1))),
         "shuffled": float(max((draw[nearest] == draw).mean() for draw in draws)),
-    }  # fmt: skip
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a table."""
     parser = Parser(prog="python -m tune.embeddings agreement", description=__doc__)
-    parser.add_argument("embeddings", nargs="+", type=Path, metavar="EMBEDDINGS",
-                        help="what embed.py wrote")  # fmt: skip
-    parser.add_argument("task", type=Path, metavar="TASK", help="a folder or .jsonl in MARBLE's "
-                        "layout, or a .csv/.tsv with the columns path,label")  # fmt: skip
+    parser.add_argument(
+        "embeddings", nargs="+", type=Path, metavar="EMBEDDINGS", help="what embed.py wrote"
+    )
+    parser.add_argument(
+        "task",
+        type=Path,
+        metavar="TASK",
+        help="a folder or .jsonl in MARBLE's layout, or a .csv/.tsv with the columns path,label",
+    )
     parser.add_argument(
         "--root",
         type=Path,
@@ -96,17 +105,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     from rich.table import Table
 
     labels, console, table = read_labels(args.task), Console(width=120), Table()
-    for head in ("embeddings", "", "nearest alike", "95 % interval", f"of {K} nearest", "chance",
-                 "shuffled, at most"):  # fmt: skip
+    for head in (
+        "embeddings",
+        "",
+        "nearest alike",
+        "95 % interval",
+        f"of {K} nearest",
+        "chance",
+        "shuffled, at most",
+    ):
         table.add_column(head, justify="left" if head in ("embeddings", "") else "right")
     for path in args.embeddings:
         made = read(path)
         for whiten in (False, True):
             s = score(made, labels, whiten=whiten, root=args.root)
             table.add_row(
-                escape(path.name), "whiten" * whiten, f"{s['nearest']:.3f}",
-                f"{s['low']:.3f} to {s['high']:.3f}", f"{s['top']:.3f}", f"{s['chance']:.3f}",
+                escape(path.name),
+                "whiten" * whiten,
+                f"{s['nearest']:.3f}",
+                f"{s['low']:.3f} to {s['high']:.3f}",
+                f"{s['top']:.3f}",
+                f"{s['chance']:.3f}",
                 f"{s['shuffled']:.3f}",
-            )  # fmt: skip
+            )
     console.print(table)
     print(f"  {s['n']} tracks")

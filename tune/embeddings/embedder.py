@@ -52,21 +52,38 @@ class Embedder:
         When the settings don't belong together, or an encoder, aggregator or run doesn't fit.
     """
 
-    def __init__(self, strategy: Strategy, learned: Learned | None = None, *,
-                 device: str | torch.device | None = None, store: str | Path | None = None,
-                 trust_remote_code: bool = False, memory_budget: str = "2GB",
-                 compile: bool = False, batch_seconds: float = 60.0):  # fmt: skip
+    def __init__(
+        self,
+        strategy: Strategy,
+        learned: Learned | None = None,
+        *,
+        device: str | torch.device | None = None,
+        store: str | Path | None = None,
+        trust_remote_code: bool = False,
+        memory_budget: str = "2GB",
+        compile: bool = False,
+        batch_seconds: float = 60.0,
+    ):
         strategy = strategy.identified()
         strategy.check(learned)
         self.aggregator_row = find_row(strategy.agg)
         self.learned, self.strategy = learned, strategy
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.extractor = Extractor(
-            strategy.encoder, strategy.rules(), strategy.layer, frame_rate=strategy.frame_rate,
-            device=device, precision=strategy.precision, memory_budget=memory_budget,
-            batch_seconds=batch_seconds, store=store, compile=compile, revision=strategy.revision,
-            trust_remote_code=trust_remote_code, check=self._check_learned,
-        )  # fmt: skip
+            strategy.encoder,
+            strategy.rules(),
+            strategy.layer,
+            frame_rate=strategy.frame_rate,
+            device=device,
+            precision=strategy.precision,
+            memory_budget=memory_budget,
+            batch_seconds=batch_seconds,
+            store=store,
+            compile=compile,
+            revision=strategy.revision,
+            trust_remote_code=trust_remote_code,
+            check=self._check_learned,
+        )
         self.encoder, self.rules = self.extractor.encoder, self.extractor.rules
         self.collection, layers = self.extractor.collection, self.extractor.layers
         self.model = None
@@ -74,9 +91,11 @@ class Embedder:
             self.model = transformer.load_for(
                 strategy.aggregator_checkpoint, self.encoder, layers, self.collection, self.rules
             ).to(device)
-        changes = {"layer": "mix" if strategy.layer == "mix" else str(layers[0]),
-                   "precision": self.encoder.precision,
-                   "revision": self.encoder.revision or strategy.revision}  # fmt: skip
+        changes = {
+            "layer": "mix" if strategy.layer == "mix" else str(layers[0]),
+            "precision": self.encoder.precision,
+            "revision": self.encoder.revision or strategy.revision,
+        }
         if self.aggregator_row.fixed_n and learned and not strategy.n_tokens:
             changes["n_tokens"] = learned.n_in // (self.encoder.embedding_dim + 1)  # N D + N
         self.strategy = dataclasses.replace(strategy, **changes)
@@ -90,8 +109,12 @@ class Embedder:
                 f"{self.strategy.encoder} has here: name its encoder by --encoder"
             )
         if learned and learned.precision != encoder.precision:
-            log.warning("the run %s encoded with --mixed_precision %s, here it is %s", learned.name,
-                        learned.precision, encoder.precision)  # fmt: skip
+            log.warning(
+                "the run %s encoded with --mixed_precision %s, here it is %s",
+                learned.name,
+                learned.precision,
+                encoder.precision,
+            )
 
     def encode(self, paths: Sequence[str], accelerator=None, *, strict: bool = False):
         """Make sure that every track is in the store; with an accelerator, on all processes.
@@ -113,8 +136,12 @@ class Embedder:
         """A track's rows, one a segment rule; `found` is what `encode` says of it."""
         return self.extractor.rows(path, found)
 
-    def joiner(self, tracks: Mapping[str, Sequence[tuple]], constants: Mapping | None = None,
-               n_tokens: int | None = None) -> TrackAggregator:  # fmt: skip
+    def joiner(
+        self,
+        tracks: Mapping[str, Sequence[tuple]],
+        constants: Mapping | None = None,
+        n_tokens: int | None = None,
+    ) -> TrackAggregator:
         """What joins each track's rows, fitted on these tracks where the aggregator asks for it.
 
         Parameters
@@ -124,10 +151,15 @@ class Embedder:
         """
         given = constants or (self.learned.constants if self.learned else None)
         joiner = TrackAggregator(
-            self.strategy.agg, self.strategy.seg, sample_rate=self.encoder.sample_rate,
-            window_s=self.collection.window_s, model=self.model, readout=self.strategy.readout,
-            n_tokens=n_tokens or self.strategy.n_tokens, constants=given,
-        )  # fmt: skip
+            self.strategy.agg,
+            self.strategy.seg,
+            sample_rate=self.encoder.sample_rate,
+            window_s=self.collection.window_s,
+            model=self.model,
+            readout=self.strategy.readout,
+            n_tokens=n_tokens or self.strategy.n_tokens,
+            constants=given,
+        )
         if tracks:
             joiner.fit(self.rows(path, found) for path, found in sorted(tracks.items()))
         return joiner
@@ -263,12 +295,21 @@ def embed(
         tokens, rate = transformer.tokens_of(str(checkpoint), 1.0)
         frame_rate = rate if tokens == "frame" else None
     strategy = Strategy(
-        encoder=encoder or "muq", layer=str(layer), seg=names, hop=hop, min_tail=min_tail,
-        min_seg=min_seg, max_seg=max_seg, agg=agg, frame_rate=frame_rate,
+        encoder=encoder or "muq",
+        layer=str(layer),
+        seg=names,
+        hop=hop,
+        min_tail=min_tail,
+        min_seg=min_seg,
+        max_seg=max_seg,
+        agg=agg,
+        frame_rate=frame_rate,
         aggregator_checkpoint=None if checkpoint is None else str(checkpoint),
-        readout=readout, n_tokens=n_tokens, precision=precision,
+        readout=readout,
+        n_tokens=n_tokens,
+        precision=precision,
         revision=revision,
-    ).identified()  # fmt: skip
+    ).identified()
     run = None if from_run is None else str(from_run)
     if run and dataclasses.replace(strategy, encoder="muq") != Strategy(
         precision=precision, revision=revision
@@ -279,9 +320,15 @@ def embed(
     own = encoder is not None and is_plugin(encoder)
     code = source_digest(load_module(encoder)) if own else None  # changed meanwhile: loaded anew
     loaded = _loaded(
-        strategy, run, run_seed, encoder, code, trust_remote_code, device,
+        strategy,
+        run,
+        run_seed,
+        encoder,
+        code,
+        trust_remote_code,
+        device,
         str(store or default_root()),
-    )  # fmt: skip
+    )
     tracks, _, _ = loaded.encode(paths, strict=True)
     joiner = loaded.joiner(tracks)
     vectors = {path: joiner(loaded.rows(path, found))[0] for path, found in tracks.items()}
@@ -294,8 +341,9 @@ def _loaded(strategy, run, run_seed, encoder, code, trust_remote_code, device, s
     """An embedder, kept for the next call with the same settings."""
     learned = None
     if run is not None:
-        strategy, learned = from_run(run, run_seed, encoder=encoder, precision=strategy.precision,
-                                     revision=strategy.revision)  # fmt: skip
+        strategy, learned = from_run(
+            run, run_seed, encoder=encoder, precision=strategy.precision, revision=strategy.revision
+        )
     return Embedder(
         strategy, learned, device=device, store=store, trust_remote_code=trust_remote_code
     )

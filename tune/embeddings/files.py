@@ -32,12 +32,24 @@ from tune.system.files import atomic_write, atomic_write_text
 
 log = logging.getLogger(__name__)
 
-TRACKS = {"path": pa.string(), "content_hash": pa.string(), "duration_s": pa.float64(),
-          "sample_rate": pa.int32(), "n_segments": pa.int32(), "embedding": None,
-          "reason": pa.string()}  # fmt: skip
-SEGMENTS = {"path": pa.string(), "content_hash": pa.string(), "seg": pa.string(),
-            "segment": pa.int32(), "start_s": pa.float64(), "end_s": pa.float64(),
-            "embedding": None}  # fmt: skip
+TRACKS = {
+    "path": pa.string(),
+    "content_hash": pa.string(),
+    "duration_s": pa.float64(),
+    "sample_rate": pa.int32(),
+    "n_segments": pa.int32(),
+    "embedding": None,
+    "reason": pa.string(),
+}
+SEGMENTS = {
+    "path": pa.string(),
+    "content_hash": pa.string(),
+    "seg": pa.string(),
+    "segment": pa.int32(),
+    "start_s": pa.float64(),
+    "end_s": pa.float64(),
+    "embedding": None,
+}
 MAY_DIFFER = ("versions", "git_sha", "device")  # among the machines that made the parts
 
 
@@ -108,8 +120,9 @@ def check_out(out: str | Path, overwrite: bool, flag: str = "--out") -> Path:
             raise ValueError(f"{flag} {path} is {'a folder' if path.is_dir() else 'a file'}")
         empty = path.is_dir() and not any(path.iterdir())
         if not (overwrite or empty or _is_ours(out)):
-            raise ValueError(f"{flag} {path} wasn't made by embed.py: choose another name, or "
-                             f"--overwrite")  # fmt: skip
+            raise ValueError(
+                f"{flag} {path} wasn't made by embed.py: choose another name, or --overwrite"
+            )
     return out
 
 
@@ -202,8 +215,9 @@ def merge(paths: Sequence[str]) -> Embeddings:
                 f"{path} was made in another way than {paths[0]}: "
                 f"{differing[0] if differing else 'what was learned'} differs"
             )
-    meta = metas[0] | {k: sum(part.meta[k] for part in parts)
-                       for k in ("n_tracks", "n_failed", "n_truncated")}  # fmt: skip
+    meta = metas[0] | {
+        k: sum(part.meta[k] for part in parts) for k in ("n_tracks", "n_failed", "n_truncated")
+    }
     for key in MAY_DIFFER:
         values = [part.meta.get(key) for part in parts]
         different = [v for i, v in enumerate(values) if v not in values[:i]]
@@ -214,8 +228,9 @@ def merge(paths: Sequence[str]) -> Embeddings:
     kinds = TRACKS if "reason" in parts[0].table.schema.names else SEGMENTS
     columns = {
         name: [value for part in parts for value in part.table[name].to_pylist()]
-        for name, kind in kinds.items() if kind
-    }  # fmt: skip
+        for name, kind in kinds.items()
+        if kind
+    }
     vectors = np.concatenate([part.matrix() for part in parts])
     usable = np.concatenate([part.usable for part in parts])
     columns["embedding"] = [v if u else None for v, u in zip(vectors, usable, strict=True)]
@@ -272,9 +287,10 @@ def _read_npy(path: Path) -> tuple[pa.Table, dict]:
     header = index.open(encoding="utf-8").readline()
     kinds = TRACKS if "reason" in header else SEGMENTS
     options = pyarrow.csv.ConvertOptions(
-        column_types={k: v for k, v in kinds.items() if v}, strings_can_be_null=True,
+        column_types={k: v for k, v in kinds.items() if v},
+        strings_can_be_null=True,
         quoted_strings_can_be_null=False,
-    )  # fmt: skip
+    )
     rest = pyarrow.csv.read_csv(
         index,
         convert_options=options,
@@ -300,8 +316,9 @@ def _write_folder(out: Path, made: Embeddings, text: str) -> None:
         digest.update(batch.serialize())
     info = DatasetInfo(
         description=f"Music embeddings made by TUNE's embed.py; tune.json says how: "
-                    f"{made.meta['command']}", features=Features.from_arrow_schema(table.schema),
-    )  # fmt: skip
+        f"{made.meta['command']}",
+        features=Features.from_arrow_schema(table.schema),
+    )
     dataset = Dataset(InMemoryTable(table), info=info, fingerprint=digest.hexdigest()[:16])
     aside = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
     try:

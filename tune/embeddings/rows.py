@@ -16,8 +16,12 @@ from tune.embeddings.files import SEGMENTS, TRACKS, make_table
 from tune.store.store import Row
 
 
-def track_rows(embedder: Embedder, joiner: TrackAggregator, tracks: Mapping[str, Sequence[tuple]],
-               bad: Mapping[str, str]) -> tuple[pa.Table, int]:  # fmt: skip
+def track_rows(
+    embedder: Embedder,
+    joiner: TrackAggregator,
+    tracks: Mapping[str, Sequence[tuple]],
+    bad: Mapping[str, str],
+) -> tuple[pa.Table, int]:
     """One row a track, sorted by path; a bad file has its reason and no embedding.
 
     Parameters
@@ -40,10 +44,12 @@ def track_rows(embedder: Embedder, joiner: TrackAggregator, tracks: Mapping[str,
             content = tracks[path][0][0]
             n_samples = embedder.collection.length(content)
             line |= {
-                "content_hash": content, "duration_s": n_samples / embedder.encoder.sample_rate,
-                "sample_rate": _native_rate(path), "embedding": vector,
+                "content_hash": content,
+                "duration_s": n_samples / embedder.encoder.sample_rate,
+                "sample_rate": _native_rate(path),
+                "embedding": vector,
                 "n_segments": sum(len(spans) for _, spans in tracks[path]),
-            }  # fmt: skip
+            }
         for name, value in line.items():
             columns[name].append(value)
     size = next((len(v) for v in columns["embedding"] if v is not None), None)

@@ -70,8 +70,9 @@ def find_song(made: Embeddings, song: str) -> int | None:
     return ends[0]
 
 
-def nearest(made: Embeddings, song: str, k: int, *, whiten: bool = False, embedder=None,
-            **settings) -> list[dict]:  # fmt: skip
+def nearest(
+    made: Embeddings, song: str, k: int, *, whiten: bool = False, embedder=None, **settings
+) -> list[dict]:
     """The k tracks most like a song.
 
     Parameters
@@ -104,11 +105,14 @@ def nearest(made: Embeddings, song: str, k: int, *, whiten: bool = False, embedd
     order = np.argsort(found, kind="stable")[:k]
     columns = {k: made.table[k].to_pylist() for k in ("path", "duration_s", "content_hash")}
     return [
-        {"distance": float(found[i]), "path": columns["path"][others[i]],
-         "duration_s": columns["duration_s"][others[i]],
-         "same_audio": columns["content_hash"][others[i]] == content}
+        {
+            "distance": float(found[i]),
+            "path": columns["path"][others[i]],
+            "duration_s": columns["duration_s"][others[i]],
+            "same_audio": columns["content_hash"][others[i]] == content,
+        }
         for i in order
-    ]  # fmt: skip
+    ]
 
 
 def embed_alike(made: Embeddings, song: str, embedder=None, **settings) -> np.ndarray:
@@ -137,11 +141,16 @@ def print_nearest(song: str, found: Sequence[dict]) -> None:
     for i, item in enumerate(found, 1):
         seconds = round(item["duration_s"])
         same = "  (the same audio)" if item["same_audio"] else ""
-        table.add_row(str(i), f"{item['distance']:.3f}", escape(item["path"]) + same,
-                      f"{seconds // 60}:{seconds % 60:02d}")  # fmt: skip
+        table.add_row(
+            str(i),
+            f"{item['distance']:.3f}",
+            escape(item["path"]) + same,
+            f"{seconds // 60}:{seconds % 60:02d}",
+        )
     console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(f"\nmost like {song}", style="bold", highlight=False, soft_wrap=True,
-                  markup=False)  # fmt: skip
+    console.print(
+        f"\nmost like {song}", style="bold", highlight=False, soft_wrap=True, markup=False
+    )
     console.print(table)
 
 
@@ -168,8 +177,16 @@ def write_playlist(path: Path, song: str, found: Sequence[dict], folders: Sequen
     path.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
-def show(made: Embeddings, song: str, k: int, *, whiten: bool, m3u: Path | None,
-         folders: Sequence[Path], **settings) -> None:  # fmt: skip
+def show(
+    made: Embeddings,
+    song: str,
+    k: int,
+    *,
+    whiten: bool,
+    m3u: Path | None,
+    folders: Sequence[Path],
+    **settings,
+) -> None:
     """Find, print, and write the playlist."""
     found = nearest(made, song, k, whiten=whiten, **settings)
     print_nearest(song, found)
@@ -191,22 +208,38 @@ def parse_args(argv: Sequence[str] | None = None):
     )
     parser.add_argument("song", metavar="SONG", help="a track of it, or an audio file")
     add_flags(parser)
-    parser.add_argument("--root", type=Path, metavar="DIR",
-                        help="where the tracks' paths begin, for --m3u (default: here, then the "
-                        "embeddings' folder)")  # fmt: skip
+    parser.add_argument(
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="where the tracks' paths begin, for --m3u (default: here, then the "
+        "embeddings' folder)",
+    )
     parser.add_argument("--store", type=Path, metavar="DIR", help="embedding store")
-    parser.add_argument("--trust_remote_code", nargs="?", const=True, default=False, type=to_bool,
-                        metavar="BOOL", help="let an encoder that needs Python code of its own "
-                        "execute it, for a song from outside")  # fmt: skip
+    parser.add_argument(
+        "--trust_remote_code",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="let an encoder that needs Python code of its own execute it, for a song from outside",
+    )
     return parser.parse_args(argv)
 
 
 def add_flags(parser) -> None:
     """Flags that embed.py has as well."""
     parser.add_argument("-k", type=positive_int, default=10, metavar="N", help="this many tracks")
-    parser.add_argument("--whiten", nargs="?", const=True, default=False, type=to_bool,
-                        metavar="BOOL", help="even out the directions in which the collection "
-                        "varies before comparing")  # fmt: skip
+    parser.add_argument(
+        "--whiten",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="even out the directions in which the collection varies before comparing",
+    )
     parser.add_argument(
         "--m3u", type=Path, metavar="FILE", help="write the song and the tracks found as a playlist"
     )
@@ -217,5 +250,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     set_up_logging(True)
     folders = [args.root] if args.root else [Path(), args.embeddings.parent]
-    show(read(args.embeddings), args.song, args.k, whiten=args.whiten, m3u=args.m3u,
-         folders=folders, store=args.store, trust_remote_code=args.trust_remote_code)  # fmt: skip
+    show(
+        read(args.embeddings),
+        args.song,
+        args.k,
+        whiten=args.whiten,
+        m3u=args.m3u,
+        folders=folders,
+        store=args.store,
+        trust_remote_code=args.trust_remote_code,
+    )

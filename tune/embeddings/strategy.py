@@ -105,8 +105,9 @@ class Strategy:
         if len(self.seg) > 1 and not row.several_segs:
             raise ValueError(f"several --seg need --agg hierarchical, got --agg {self.agg}")
         if row.pretrained and not self.aggregator_checkpoint:
-            raise ValueError(f"--agg {self.agg} needs --aggregator_checkpoint "
-                             "(pretrain_aggregator.py makes one)")  # fmt: skip
+            raise ValueError(
+                f"--agg {self.agg} needs --aggregator_checkpoint (pretrain_aggregator.py makes one)"
+            )
         for flag in ("aggregator_checkpoint", "readout"):
             if getattr(self, flag) and not row.pretrained:
                 raise ValueError(f"--{flag} belongs to --agg transformer, got --agg {self.agg}")
@@ -116,9 +117,11 @@ class Strategy:
 
     def as_json(self) -> dict:
         """The record for a file's metadata; paths below the user's home begin with ~."""
-        return {k: hide_home(v) if isinstance(v, str) else v
-                for k, v in dataclasses.asdict(self).items()
-                if not (k in OPTIONAL and v is None)} | {"seg": list(self.seg)}  # fmt: skip
+        return {
+            k: hide_home(v) if isinstance(v, str) else v
+            for k, v in dataclasses.asdict(self).items()
+            if not (k in OPTIONAL and v is None)
+        } | {"seg": list(self.seg)}
 
     @classmethod
     def from_json(cls, record: Mapping) -> "Strategy":
@@ -130,8 +133,11 @@ class Strategy:
                 f"{sorted(record.keys() ^ known)[0]} differs; make it again with embed.py"
             )
         paths = ("encoder", "aggregator_checkpoint", "agg")
-        opened = {k: str(Path(record[k]).expanduser()) for k in paths
-                  if (record[k] or "").startswith("~/")}  # fmt: skip
+        opened = {
+            k: str(Path(record[k]).expanduser())
+            for k in paths
+            if (record[k] or "").startswith("~/")
+        }
         return cls(**{**record, **opened, "seg": tuple(record["seg"])})
 
 
@@ -155,9 +161,14 @@ class Learned:
     precision: str
 
 
-def from_run(run: str | Path, seed: int | None = None, *, encoder: str | None = None,
-             precision: str = "auto",
-             revision: str | None = None) -> tuple[Strategy, Learned]:  # fmt: skip
+def from_run(
+    run: str | Path,
+    seed: int | None = None,
+    *,
+    encoder: str | None = None,
+    precision: str = "auto",
+    revision: str | None = None,
+) -> tuple[Strategy, Learned]:
     """Take a run's strategy, and what it learned in front of its probe.
 
     Parameters
@@ -182,16 +193,21 @@ def from_run(run: str | Path, seed: int | None = None, *, encoder: str | None = 
         saved = load_file(run / "probe.safetensors")
         seed = result["seeds"][0] if seed is None else seed
         strategy = Strategy(
-            encoder=encoder or config["encoder"], layer=str(result["layer"]),
-            seg=tuple(result["seg"].split("+")), hop=result["hop"],
+            encoder=encoder or config["encoder"],
+            layer=str(result["layer"]),
+            seg=tuple(result["seg"].split("+")),
+            hop=result["hop"],
             min_tail=MIN_TAIL_S if result["min_tail"] is None else result["min_tail"],
-            min_seg=result["min_seg"], max_seg=result["max_seg"], agg=_agg_of(result, config),
+            min_seg=result["min_seg"],
+            max_seg=result["max_seg"],
+            agg=_agg_of(result, config),
             frame_rate=config["frame_rate"] if config["tokens"] == "frame" else None,
             aggregator_checkpoint=_opened(config["aggregator_checkpoint"]),
-            readout=result["aggregator"]["readout"], precision=precision,
+            readout=result["aggregator"]["readout"],
+            precision=precision,
             revision=revision or config.get("encoder_revision"),
             agg_sha256=result["aggregator"].get("plugin", {}).get("sha256"),
-        )  # fmt: skip
+        )
         tuned, fingerprint = result["aggregator"]["tuned"], config["encoder_fingerprint"]
     except FileNotFoundError as error:
         raise ValueError(f"{run} is no run of train_probe.py: no {error.filename}") from None
@@ -206,8 +222,11 @@ def from_run(run: str | Path, seed: int | None = None, *, encoder: str | None = 
         )
     strategy = strategy.identified()
     prefix = f"seed{seed}."
-    constants = {k.removeprefix(prefix): v for k, v in saved.items()
-                 if k.startswith((f"{prefix}joiner.", "whitening."))}  # fmt: skip
+    constants = {
+        k.removeprefix(prefix): v
+        for k, v in saved.items()
+        if k.startswith((f"{prefix}joiner.", "whitening."))
+    }
     if constants:
         constants |= {k: v for k, v in saved.items() if k.startswith("standardise.")}
     row = find_row(strategy.agg)

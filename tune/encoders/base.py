@@ -101,8 +101,18 @@ class Encoder:
     revision: str | None = None
     own_code = False
 
-    def __init__(self, name, *, frame_rate, n_layers, embedding_dim, precision, device,
-                 fingerprint, untrained=False):  # fmt: skip
+    def __init__(
+        self,
+        name,
+        *,
+        frame_rate,
+        n_layers,
+        embedding_dim,
+        precision,
+        device,
+        fingerprint,
+        untrained=False,
+    ):
         self.name, self.untrained = name, untrained
         self.frame_rate, self.n_layers, self.embedding_dim = frame_rate, n_layers, embedding_dim
         self.precision, self.device = precision, torch.device(device)

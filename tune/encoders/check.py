@@ -72,8 +72,9 @@ def check_encoder(encoder: Encoder, half: Encoder | None = None) -> list[Finding
     )
     again = _embed(encoder, audio, groups)
     off = max(float(np.abs(a - b).max()) for a, b in zip(together, again, strict=True))
-    findings.append(Finding("the same twice", off == 0, "to the bit" if off == 0 else
-                            f"differ by {off:.1e}"))  # fmt: skip
+    findings.append(
+        Finding("the same twice", off == 0, "to the bit" if off == 0 else f"differ by {off:.1e}")
+    )
     if half is not None:
         findings.append(_half(encoder, half, audio, groups, together))
     findings.append(_cost(encoder, min(SECONDS, longest)))
@@ -130,9 +131,10 @@ def _half(encoder, half, audio, groups, full) -> Finding:
     layer = int(np.argmin(cosines))
     redone = f", {half.redone} batches redone in float32" if half.redone else ""
     return Finding(
-        f"{name} = float32", cosines[layer] >= MIN_COSINE,
+        f"{name} = float32",
+        cosines[layer] >= MIN_COSINE,
         f"cosine at least {cosines[layer]:.6f} (layer {layer}){redone}",
-    )  # fmt: skip
+    )
 
 
 def _cost(encoder, seconds) -> Finding:
@@ -147,10 +149,11 @@ def _cost(encoder, seconds) -> Finding:
         encoder.embed(audio, layers)
         took = time.perf_counter() - started
     return Finding(
-        f"cost of {seconds:.4g} s", True,
+        f"cost of {seconds:.4g} s",
+        True,
         f"{took:.3f} s, peak {peak['peak_memory_bytes'] / 1e9:.3f} GB (weights "
         f"{peak['weights_bytes'] / 1e9:.3f} GB), {encoder.device}",
-    )  # fmt: skip
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -160,11 +163,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands.add_parser("list", help="the encoders known by name, and what else can be loaded")
     check = commands.add_parser("check", help="load an encoder and check it")
     check.add_argument("name", help="as --encoder of train_probe.py takes it")
-    check.add_argument("--trust_remote_code", nargs="?", const=True, default=False, type=to_bool,
-                       metavar="BOOL", help="let it execute Python code of its own")  # fmt: skip
+    check.add_argument(
+        "--trust_remote_code",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="let it execute Python code of its own",
+    )
     check.add_argument("--revision", metavar="COMMIT", help="of a hub model")
-    check.add_argument("--weights", choices=["pretrained", "random"], default="pretrained",
-                       help="random: muq's size without a download")  # fmt: skip
+    check.add_argument(
+        "--weights",
+        choices=["pretrained", "random"],
+        default="pretrained",
+        help="random: muq's size without a download",
+    )
     args = parser.parse_args(argv)
     set_up_logging(True)
     if args.command == "list":
@@ -184,12 +198,18 @@ def _list() -> None:
     table = Table("--encoder", "what")
     for name, row in ENCODERS.items():
         table.add_row(name, row.about)
-    table.add_row("FOLDER or HUB_ID", "MuQ, MuQ-MuLan, or a transformers audio model, by its "
-                  "config.json; weights from safetensors only")  # fmt: skip
+    table.add_row(
+        "FOLDER or HUB_ID",
+        "MuQ, MuQ-MuLan, or a transformers audio model, by its "
+        "config.json; weights from safetensors only",
+    )
     for name, spec in plugin.installed().items():
         table.add_row(name, f"of an installed package: {spec}")
-    table.add_row("FILE.py:NAME", "your own (also PACKAGE.MODULE:NAME): a torch module, a callable "
-                  "or an Encoder, see docs/encoders.md")  # fmt: skip
+    table.add_row(
+        "FILE.py:NAME",
+        "your own (also PACKAGE.MODULE:NAME): a torch module, a callable "
+        "or an Encoder, see docs/encoders.md",
+    )
     console = _console()
     console.print(table)
     console.print("transformers models are known by their feature extractor:", highlight=False)
@@ -207,8 +227,12 @@ def _check(args) -> bool:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = precision_on(device, "auto")
-    given = {"device": device, "weights": args.weights, "revision": args.revision,
-             "trust_remote_code": args.trust_remote_code}  # fmt: skip
+    given = {
+        "device": device,
+        "weights": args.weights,
+        "revision": args.revision,
+        "trust_remote_code": args.trust_remote_code,
+    }
     encoder = load_encoder(args.name, **given)
     half = load_encoder(args.name, precision="bf16" if precision == "no" else precision, **given)
     half = None if half.precision == "no" else half  # mel, a callable of one's own
@@ -219,8 +243,9 @@ def _check(args) -> bool:
         f"{encoder.label}: layers 0 to {encoder.n_layers} of {size} values, "
         f"{'states that do not follow time' if rate is None else f'{rate:g} states a second'}, "
         f"{encoder.sample_rate} Hz, segments of {encoder.min_seconds:g} s or more"
-        f"{'' if longest is None else f', at most {longest:.4g} s'}", highlight=False,
-    )  # fmt: skip
+        f"{'' if longest is None else f', at most {longest:.4g} s'}",
+        highlight=False,
+    )
     if encoder.revision:
         console.print(f"revision {encoder.revision}", highlight=False)
     findings = check_encoder(encoder, half)

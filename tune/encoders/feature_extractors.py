@@ -164,23 +164,30 @@ FAMILIES = {
         _waveform_geometry, ("input_values",), lambda states, n_samples, encoder: states
     ),
     "SeamlessM4TFeatureExtractor": Family(
-        _seamless_geometry, ("input_features", "attention_mask"), _seamless_frames,
+        _seamless_geometry,
+        ("input_features", "attention_mask"),
+        _seamless_frames,
         models=("wav2vec2-bert",),
     ),
     "WhisperFeatureExtractor": Family(
-        _whisper_geometry, ("input_features",), _whisper_frames, models=("whisper",),
+        _whisper_geometry,
+        ("input_features",),
+        _whisper_frames,
+        models=("whisper",),
         tower=lambda model: model.get_encoder(),
     ),
     "ASTFeatureExtractor": Family(
         _ast_geometry, ("input_values",), _ast_frames, models=("audio-spectrogram-transformer",)
     ),
     "ClapFeatureExtractor": Family(
-        _clap_geometry, ("input_features", "is_longer"), _clap_frames,
+        _clap_geometry,
+        ("input_features", "is_longer"),
+        _clap_frames,
         models=("clap", "clap_audio_model"),
         tower=lambda model: getattr(model, "audio_model", model),
         config=lambda config: getattr(config, "audio_config", config),
     ),
-}  # fmt: skip
+}
 
 
 def family_of(extractor, model_type: str, name: str) -> Family:

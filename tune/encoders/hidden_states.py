@@ -37,8 +37,11 @@ def find_stack(name: str, model: nn.Module, inputs: dict, config) -> tuple:
     EncoderError
         When the model has no hidden states, or can't be run on its features.
     """
-    lists = {key: part for key, part in model.named_modules()
-             if isinstance(part, nn.ModuleList) and len(part)}  # fmt: skip
+    lists = {
+        key: part
+        for key, part in model.named_modules()
+        if isinstance(part, nn.ModuleList) and len(part)
+    }
     seen = {key: [] for key in lists}  # key -> [(index, first input, output)]
     hooks = []
     for key, part in lists.items():
@@ -85,9 +88,13 @@ def find_stack(name: str, model: nn.Module, inputs: dict, config) -> tuple:
 
 
 def walk(
-    model: nn.Module, path: str | None, inputs: dict, layers: Sequence[int], n_layers: int,
+    model: nn.Module,
+    path: str | None,
+    inputs: dict,
+    layers: Sequence[int],
+    n_layers: int,
     tied: bool,
-) -> Iterator[torch.Tensor]:  # fmt: skip
+) -> Iterator[torch.Tensor]:
     """Run a model and yield the hidden states of the layers, in their order.
 
     Parameters
@@ -136,8 +143,9 @@ def cast(model: nn.Module, dtype: torch.dtype) -> None:
         setattr(model.get_submodule(owner), attribute, buffer)
 
     def cast_inputs(module, args, kwargs):
-        return args, {key: value.to(dtype) if _is_float(value) else value
-                      for key, value in kwargs.items()}  # fmt: skip
+        return args, {
+            key: value.to(dtype) if _is_float(value) else value for key, value in kwargs.items()
+        }
 
     model.register_forward_pre_hook(cast_inputs, with_kwargs=True)
 

@@ -118,9 +118,11 @@ def check_weights(folder: Path, name: str, convert: str) -> list[Path]:
     found = weights(folder)
     if not found:
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
-        there = f"{pickles[0]} is a pickle, which is never loaded" if pickles else (
-            "pickles such as pytorch_model.bin are never loaded"
-        )  # fmt: skip
+        there = (
+            f"{pickles[0]} is a pickle, which is never loaded"
+            if pickles
+            else ("pickles such as pytorch_model.bin are never loaded")
+        )
         raise EncoderError(
             f"{name} holds no model.safetensors ({there}). Another --revision may hold one (the "
             f"hub's converter proposes it as refs/pr/N); or convert it once where you trust it: "

@@ -36,8 +36,12 @@ CONVERT = "from muq import MuQ; MuQ.from_pretrained(NAME).save_pretrained(FOLDER
 NANO_FOLDER = Path(__file__).parent / "muq-nano"
 # What MuQ-large-msd-iter differs in from the small one; for random weights of its size.
 LARGE = {"conv_dim": 512, "encoder_dim": 1024, "encoder_depth": 12}
-LARGE_W2V2 = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16,
-              "num_hidden_layers": 12}  # fmt: skip
+LARGE_W2V2 = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 12,
+}
 
 
 class MuQEncoder(Encoder):
@@ -51,8 +55,17 @@ class MuQEncoder(Encoder):
         is shared by the front end's chunk and the rest
     """
 
-    def __init__(self, name, config: dict, weights: dict | None, *, precision, device,
-                 memory_budget=MEMORY_BUDGET, compile=False):  # fmt: skip
+    def __init__(
+        self,
+        name,
+        config: dict,
+        weights: dict | None,
+        *,
+        precision,
+        device,
+        memory_budget=MEMORY_BUDGET,
+        compile=False,
+    ):
         model, digest = _build(config, weights)
         super().__init__(
             name,

@@ -80,8 +80,9 @@ class FrontEnd(nn.Module):
     def _mel(self, padded, first: int, last: int) -> torch.Tensor:
         """Normalised log-mel frames first..last-1 of the padded audio: (B, n_mels, frames)."""
         part = padded[:, first * self.hop : (last - 1) * self.hop + self.n_fft]
-        spectrum = torch.stft(part, self.n_fft, self.hop, self.n_fft, self.window, center=False,
-                              return_complex=True)  # fmt: skip
+        spectrum = torch.stft(
+            part, self.n_fft, self.hop, self.n_fft, self.window, center=False, return_complex=True
+        )
         power = torch.view_as_real(spectrum).square().sum(-1)  # (B, bins, frames)
         mel = (power.transpose(1, 2) @ self.bands).transpose(1, 2)
         decibel = mel.clamp(min=1e-10).log10().mul(10)

@@ -23,8 +23,11 @@ HUB_ID = "OpenMuQ/MuQ-MuLan-large"
 FORWARD_VERSION = 1  # raised when a change here changes the numbers
 CONVERT = "from muq import MuQMuLan; MuQMuLan.from_pretrained(NAME).save_pretrained(FOLDER)"
 INNER = "mulan.audio.model."  # MuQ's weights within MuQ-MuLan's
-OUTER = {"proj": "mulan.audio.proj.", "transformer": "mulan.audio.transformer.",
-         "latents": "mulan.audio_to_latents."}  # fmt: skip
+OUTER = {
+    "proj": "mulan.audio.proj.",
+    "transformer": "mulan.audio.transformer.",
+    "latents": "mulan.audio_to_latents.",
+}
 
 
 class MuLanEncoder(MuQEncoder):
@@ -37,10 +40,14 @@ class MuLanEncoder(MuQEncoder):
     weights : state dict of MuQ-MuLan; what isn't the audio tower's is ignored
     """
 
-    def __init__(self, name, config: dict, muq_config: dict, weights: dict, *, precision, device,
-                 **kwargs):  # fmt: skip
-        inner = {key.removeprefix(INNER): value for key, value in weights.items()
-                 if key.startswith(INNER)}  # fmt: skip
+    def __init__(
+        self, name, config: dict, muq_config: dict, weights: dict, *, precision, device, **kwargs
+    ):
+        inner = {
+            key.removeprefix(INNER): value
+            for key, value in weights.items()
+            if key.startswith(INNER)
+        }
         super().__init__(name, muq_config, inner, precision=precision, device=device, **kwargs)
         head, digest = _build_head(name, config, weights)
         index = config["audio_model"].get("use_layer_idx", -1)
@@ -124,16 +131,25 @@ def _build_head(name, config: dict, weights: dict) -> tuple[nn.ModuleDict, str]:
     audio, proj = config["audio_transformer"], weights.get(OUTER["proj"] + "weight")
     if proj is None:
         raise EncoderError(f"{name}: the weights hold no {OUTER['proj']}weight: no MuQ-MuLan")
-    head = nn.ModuleDict({
-        "proj": nn.Linear(proj.shape[1], audio["dim"]),
-        "transformer": Transformer(
-            dim=audio["dim"], depth=audio["tf_depth"], dim_head=audio["dim_head"],
-            heads=audio["heads"], ff_mult=audio["ff_mult"],
-        ),
-        "latents": nn.Linear(audio["dim"], config["mulan"]["dim_latent"]),
-    })  # fmt: skip
-    state = {f"{part}.{key.removeprefix(prefix)}": value for part, prefix in OUTER.items()
-             for key, value in weights.items() if key.startswith(prefix)}  # fmt: skip
+    head = nn.ModuleDict(
+        {
+            "proj": nn.Linear(proj.shape[1], audio["dim"]),
+            "transformer": Transformer(
+                dim=audio["dim"],
+                depth=audio["tf_depth"],
+                dim_head=audio["dim_head"],
+                heads=audio["heads"],
+                ff_mult=audio["ff_mult"],
+            ),
+            "latents": nn.Linear(audio["dim"], config["mulan"]["dim_latent"]),
+        }
+    )
+    state = {
+        f"{part}.{key.removeprefix(prefix)}": value
+        for part, prefix in OUTER.items()
+        for key, value in weights.items()
+        if key.startswith(prefix)
+    }
     try:
         head.load_state_dict(state)
     except RuntimeError as error:

@@ -51,9 +51,14 @@ class PluginEncoder(Encoder):
             if isinstance(part, nn.Module):
                 part.eval().requires_grad_(False).to(device)
         super().__init__(
-            name, frame_rate=None, n_layers=0, embedding_dim=0,
-            precision=precision if is_module else "no", device=device, fingerprint=fingerprint,
-        )  # fmt: skip
+            name,
+            frame_rate=None,
+            n_layers=0,
+            embedding_dim=0,
+            precision=precision if is_module else "no",
+            device=device,
+            fingerprint=fingerprint,
+        )
         self.model, self._precise, self._shape = model, None, None
         self._measure(getattr(model, "frame_rate", None))
         if self.precision != "no":
@@ -130,21 +135,32 @@ class PluginEncoder(Encoder):
         found = []
         for part in out if isinstance(out, list | tuple) else [out]:
             if not isinstance(part, torch.Tensor | np.ndarray):
-                raise EncoderError(f"{self.name} must return a tensor (B, T, D), or a list of "
-                                   f"them, one a layer, got {type(part).__name__}")  # fmt: skip
+                raise EncoderError(
+                    f"{self.name} must return a tensor (B, T, D), or a list of "
+                    f"them, one a layer, got {type(part).__name__}"
+                )
             state = torch.as_tensor(part, device=self.device)
             if state.ndim not in (2, 3) or len(state) != len(audio) or 0 in state.shape:
-                raise EncoderError(f"{self.name} must return (B, T, D), or (B, D) for pooled "
-                                   f"states: got {tuple(state.shape)} for audio "
-                                   f"{tuple(audio.shape)}")  # fmt: skip
+                raise EncoderError(
+                    f"{self.name} must return (B, T, D), or (B, D) for pooled "
+                    f"states: got {tuple(state.shape)} for audio "
+                    f"{tuple(audio.shape)}"
+                )
             found.append(state[:, None] if state.ndim == 2 else state)
         if not found:
             raise EncoderError(f"{self.name} returns an empty list of layers")
         return found
 
 
-def load_plugin(spec: str, name: str | None = None, *, precision: str, device,
-                compile: bool = False, memory_budget: int | None = None) -> Encoder:  # fmt: skip
+def load_plugin(
+    spec: str,
+    name: str | None = None,
+    *,
+    precision: str,
+    device,
+    compile: bool = False,
+    memory_budget: int | None = None,
+) -> Encoder:
     """Load an encoder of one's own.
 
     Parameters
@@ -170,8 +186,13 @@ def load_plugin(spec: str, name: str | None = None, *, precision: str, device,
         torch.manual_seed(SEED)  # also where the file was imported before
         code = f"{source_digest(module)} {attribute} {_state_of_globals(module)}"
         if isinstance(found, type) and issubclass(found, Encoder):
-            given = {"name": name, "precision": precision, "device": device, "compile": compile,
-                     "memory_budget": memory_budget}  # fmt: skip
+            given = {
+                "name": name,
+                "precision": precision,
+                "device": device,
+                "compile": compile,
+                "memory_budget": memory_budget,
+            }
             return _load_subclass(name, found, code, given)
         if compile:
             raise EncoderError(f"--compile is made for MuQ: leave it out for {name}")
@@ -232,8 +253,10 @@ def _stated_rate(name: str, model) -> int:
     """The sample rate that a model states."""
     rate = getattr(model, "sample_rate", None)
     if not isinstance(rate, int) or isinstance(rate, bool) or rate <= 0:
-        raise EncoderError(f"{name} must state its sample_rate, a whole number of Hz such as "
-                           f"sample_rate = 24_000, got {rate!r}")  # fmt: skip
+        raise EncoderError(
+            f"{name} must state its sample_rate, a whole number of Hz such as "
+            f"sample_rate = 24_000, got {rate!r}"
+        )
     return rate
 
 
@@ -259,8 +282,11 @@ def state_digest(obj) -> str:
 
 def _state_of_globals(module) -> str:
     """SHA-256 over the tensors, arrays and torch modules among a file's global names."""
-    kept = {key: value for key, value in vars(module).items()
-            if isinstance(value, torch.Tensor | np.ndarray | nn.Module)}  # fmt: skip
+    kept = {
+        key: value
+        for key, value in vars(module).items()
+        if isinstance(value, torch.Tensor | np.ndarray | nn.Module)
+    }
     return state_digest(kept)
 
 

@@ -32,9 +32,14 @@ class MelEncoder(Encoder):
 
         key = f"mel {MEL_VERSION} 24000 2048 240 128 db"
         super().__init__(
-            "mel", frame_rate=100.0, n_layers=0, embedding_dim=256, precision="no",
-            device=device, fingerprint=hashlib.sha256(key.encode()).hexdigest(),
-        )  # fmt: skip
+            "mel",
+            frame_rate=100.0,
+            n_layers=0,
+            embedding_dim=256,
+            precision="no",
+            device=device,
+            fingerprint=hashlib.sha256(key.encode()).hexdigest(),
+        )
         self.mel = MelSpectrogram(SAMPLE_RATE, n_fft=2048, hop_length=240, n_mels=128).to(device)
         self.decibel = AmplitudeToDB().to(device)
 
@@ -81,16 +86,17 @@ ENCODERS = {
         _from_hub(muq.HUB_ID), "MuQ, 300 M parameters, from the hub (weights CC-BY-NC 4.0)"
     ),
     "muq-mulan": EncoderRow(
-        _from_hub(muq_mulan.HUB_ID), "MuQ-MuLan's audio tower, from the hub; the last layer is the "
+        _from_hub(muq_mulan.HUB_ID),
+        "MuQ-MuLan's audio tower, from the hub; the last layer is the "
         "space it shares with text (weights CC-BY-NC 4.0)",
     ),
     "mert-95m": EncoderRow(
-        _from_hub("m-a-p/MERT-v1-95M"), "MERT, from the hub; its own code: --trust_remote_code "
-        "(weights CC-BY-NC 4.0)",
+        _from_hub("m-a-p/MERT-v1-95M"),
+        "MERT, from the hub; its own code: --trust_remote_code (weights CC-BY-NC 4.0)",
     ),
     "mert-330m": EncoderRow(
-        _from_hub("m-a-p/MERT-v1-330M"), "MERT, from the hub; its own code: --trust_remote_code "
-        "(weights CC-BY-NC 4.0)",
+        _from_hub("m-a-p/MERT-v1-330M"),
+        "MERT, from the hub; its own code: --trust_remote_code (weights CC-BY-NC 4.0)",
     ),
     "musicfm": EncoderRow(
         _refused(
@@ -100,21 +106,27 @@ ENCODERS = {
         "MusicFM: refused (no package, pickled weights)",
     ),
     "muq-nano": EncoderRow(
-        load_nano, "MuQ in small, 2.4 M parameters, pretrained here on composed and game music",
+        load_nano, "MuQ in small, 2.4 M parameters, pretrained here on composed and game music"
     ),
     "muq-nano-untrained": EncoderRow(
         load_nano_untrained, "muq-nano with weights from a seed: what learning has to beat"
     ),
     "mel": EncoderRow(_load_mel, "log-mel mean and deviation per band: the baseline to beat"),
-}  # fmt: skip
+}
 FROM_HUB = ("muq", "muq-mulan", "mert-95m", "mert-330m")  # what --revision can be asked of
 
 
 def load_encoder(
-    name: str, *, precision: str = "no", device: str | torch.device = "cpu",
-    weights: str = "pretrained", memory_budget: int = MEMORY_BUDGET, compile: bool = False,
-    trust_remote_code: bool = False, revision: str | None = None,
-) -> Encoder:  # fmt: skip
+    name: str,
+    *,
+    precision: str = "no",
+    device: str | torch.device = "cpu",
+    weights: str = "pretrained",
+    memory_budget: int = MEMORY_BUDGET,
+    compile: bool = False,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> Encoder:
     """Load a frozen encoder.
 
     Parameters
@@ -140,8 +152,12 @@ def load_encoder(
         When it is unknown, can't be downloaded, is incomplete or holds other weights than its
         configuration says. Weights are read from safetensors only, never from a pickle.
     """
-    kwargs = {"precision": precision, "device": device, "memory_budget": memory_budget,
-              "compile": compile}  # fmt: skip
+    kwargs = {
+        "precision": precision,
+        "device": device,
+        "memory_budget": memory_budget,
+        "compile": compile,
+    }
     is_folder = name not in ENCODERS and Path(name).is_dir()
     spec = _plugin_spec(name, is_folder)
     if spec is not None:

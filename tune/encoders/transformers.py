@@ -59,9 +59,14 @@ class TransformersEncoder(Encoder):
         probe = self._features(_noise(round(self.min_seconds * self.sample_rate)), device)
         self.path, self.tied, sizes = find_stack(name, self.model, probe, config)
         super().__init__(
-            name, frame_rate=geometry.frame_rate, n_layers=len(sizes) - 1,
-            embedding_dim=sizes[-1], precision=precision, device=device, fingerprint=digest,
-        )  # fmt: skip
+            name,
+            frame_rate=geometry.frame_rate,
+            n_layers=len(sizes) - 1,
+            embedding_dim=sizes[-1],
+            precision=precision,
+            device=device,
+            fingerprint=digest,
+        )
         self.sizes = sizes if len(set(sizes)) > 1 else None
         self.deepest = self.n_layers
         if precision != "no":
@@ -103,12 +108,15 @@ class TransformersEncoder(Encoder):
     def _features(self, audio: np.ndarray, device) -> dict[str, torch.Tensor]:
         """The features of a batch, in float32 on the device; the model's hooks cast them."""
         found = extract(self.extractor, self.family.inputs, audio)
-        return {k: v.to(device, torch.float32 if v.is_floating_point() else v.dtype)
-                for k, v in found.items()}  # fmt: skip
+        return {
+            k: v.to(device, torch.float32 if v.is_floating_point() else v.dtype)
+            for k, v in found.items()
+        }
 
 
-def load_folder(folder, name, *, precision, device, compile=False, memory_budget=None,
-                trust_remote_code=False) -> TransformersEncoder:  # fmt: skip
+def load_folder(
+    folder, name, *, precision, device, compile=False, memory_budget=None, trust_remote_code=False
+) -> TransformersEncoder:
     """A transformers model from its folder. `memory_budget` sets nothing here: no front end."""
     folder = Path(folder)
     if compile:
@@ -126,9 +134,10 @@ def load_folder(folder, name, *, precision, device, compile=False, memory_budget
     if needs:
         commit = hub.commit_of(folder)
         log.warning(
-            "%s: executing its own code (%s)", name,
+            "%s: executing its own code (%s)",
+            name,
             f"revision {commit}; pin it: --revision={commit}" if commit else folder,
-        )  # fmt: skip
+        )
     trust = {"trust_remote_code": needs}
     try:
         with _quiet():
@@ -136,9 +145,13 @@ def load_folder(folder, name, *, precision, device, compile=False, memory_budget
             extractor = transformers.AutoFeatureExtractor.from_pretrained(folder, **trust)
             family = family_of(extractor, config.model_type, name)
             model, info = transformers.AutoModel.from_pretrained(
-                folder, config=config, use_safetensors=True, dtype=torch.float32,
-                output_loading_info=True, **trust,
-            )  # fmt: skip
+                folder,
+                config=config,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **trust,
+            )
     except EncoderError:
         raise
     except Exception as error:  # its own errors, the code's, safetensors'
@@ -154,9 +167,15 @@ def load_folder(folder, name, *, precision, device, compile=False, memory_budget
     _fold_parametrizations(tower)
     digest = _digest(tower, config, extractor, sorted(folder.rglob("*.py")) if needs else [])
     encoder = TransformersEncoder(
-        name, tower, family, extractor, family.config(config), digest,
-        precision=precision, device=device,
-    )  # fmt: skip
+        name,
+        tower,
+        family,
+        extractor,
+        family.config(config),
+        digest,
+        precision=precision,
+        device=device,
+    )
     encoder.own_code = needs
     return encoder
 
@@ -211,8 +230,11 @@ def _check_loaded(model, tower, info, name) -> None:
     """Raise when the tower's weights weren't all in the file: they would be random."""
     prefix = next(key for key, module in model.named_modules() if module is tower)
     prefix = f"{prefix}." if prefix else ""
-    missing = [key for key in sorted(info["missing_keys"])
-               if key.startswith(prefix) and not key.endswith(UNUSED)]  # fmt: skip
+    missing = [
+        key
+        for key in sorted(info["missing_keys"])
+        if key.startswith(prefix) and not key.endswith(UNUSED)
+    ]
     missing += sorted(str(key) for key in info["mismatched_keys"])
     if missing:
         raise EncoderError(

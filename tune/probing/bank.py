@@ -72,8 +72,17 @@ class ProbeData:
     truth : {split: ndarray of labels as they came}
     """
 
-    def __init__(self, task, features, device: torch.device, *, n_scales: int = 1,
-                 mix: bool = False, tokens=None, raw: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        task,
+        features,
+        device: torch.device,
+        *,
+        n_scales: int = 1,
+        mix: bool = False,
+        tokens=None,
+        raw: bool = False,
+    ):
         self.kind = label_kind(task.kind)
         self.dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self.n_scales, self.mix = n_scales, mix
@@ -85,10 +94,12 @@ class ProbeData:
         self.tokens = None
         if tokens is not None:
             self.tokens = {
-                s: (self._tokens(t, raw).to(device, torch.float32 if raw else self.dtype),
-                    t.mask.to(device))
+                s: (
+                    self._tokens(t, raw).to(device, torch.float32 if raw else self.dtype),
+                    t.mask.to(device),
+                )
                 for s, t in tokens.items()
-            }  # fmt: skip
+            }
             self.times = {s: t.times for s, t in tokens.items()}
         shape = self.inputs["train"].shape  # (L, n, [K,] D)
         self.n_train, self.n_in = shape[1], shape[-1]
@@ -196,8 +207,10 @@ class ProbeData:
         )
         out = {"standardise.mean": mean, "standardise.scale": scale} if inputs else {}
         if self.kind.standardised:
-            out |= {"target.centre": torch.from_numpy(self.centre),
-                    "target.scale": torch.from_numpy(self.scale)}  # fmt: skip
+            out |= {
+                "target.centre": torch.from_numpy(self.centre),
+                "target.scale": torch.from_numpy(self.scale),
+            }
         if self.whitening and not self.mix:  # of all layers it would be tens of megabytes
             mean, matrix = self.whitening[layer]
             out |= {"whitening.mean": mean, "whitening.matrix": matrix.float()}
@@ -234,9 +247,17 @@ class ProbeBank(nn.Module):
         (`tune.aggregators.trainable`); None when the batch is that already
     """
 
-    def __init__(self, seeds: Sequence[int], n_in: int, n_out: int, *, hidden: int = HIDDEN,
-                 dropout: float = DROPOUT, dtype: torch.dtype = torch.float64,
-                 joiners: Sequence[nn.Module] | None = None):  # fmt: skip
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        n_in: int,
+        n_out: int,
+        *,
+        hidden: int = HIDDEN,
+        dropout: float = DROPOUT,
+        dtype: torch.dtype = torch.float64,
+        joiners: Sequence[nn.Module] | None = None,
+    ):
         super().__init__()
         self.n_in, self.hidden, self.dropout = n_in, hidden, dropout
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -247,9 +268,13 @@ class ProbeBank(nn.Module):
         for probe, joiner in zip(self.probes, joiners or [], strict=self.joined):
             probe.joiner = joiner
 
-    def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None,
-                mask: torch.Tensor | None = None,
-                which: Sequence[int] | None = None) -> torch.Tensor:  # fmt: skip
+    def forward(
+        self,
+        x: torch.Tensor,
+        keep: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        which: Sequence[int] | None = None,
+    ) -> torch.Tensor:
         """Run every probe, or those in `which`, on its own batch.
 
         Parameters
@@ -278,9 +303,11 @@ class ProbeBank(nn.Module):
     def dropout_masks(self, n: int, which: Sequence[int] | None = None) -> torch.Tensor:
         """Draw the dropout of a whole (global) batch of n tracks: (M, n, hidden)."""
         draws = torch.stack(
-            [torch.rand(n, self.hidden, generator=g) >= self.dropout
-             for g in some(self.generators, which)]
-        )  # fmt: skip
+            [
+                torch.rand(n, self.hidden, generator=g) >= self.dropout
+                for g in some(self.generators, which)
+            ]
+        )
         return draws.to(self.probes[0].w1.dtype) / (1 - self.dropout)
 
     def orders(self, n: int, which: Sequence[int] | None = None) -> torch.Tensor:
@@ -422,8 +449,9 @@ def join_clips(outputs: torch.Tensor, truth: np.ndarray, split) -> tuple:
         if (truth[i] != truth[first[at[i]]]).any():
             raise ValueError(f"the clips of the test track {name} have different labels")
     index = torch.from_numpy(at).to(outputs.device)
-    sums = torch.zeros(len(outputs), len(names), outputs.shape[2], dtype=outputs.dtype,
-                       device=outputs.device).index_add_(1, index, outputs)  # fmt: skip
+    sums = torch.zeros(
+        len(outputs), len(names), outputs.shape[2], dtype=outputs.dtype, device=outputs.device
+    ).index_add_(1, index, outputs)
     counts = torch.bincount(index, minlength=len(names))
     return sums / counts[:, None], truth[first], names
 

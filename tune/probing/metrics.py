@@ -94,8 +94,10 @@ def paired_bootstrap(
     -------
     dict : metric name -> (second - first, low, high), each metric averaged over seeds
     """
-    a, b = (bootstrap_curves(kind, labels, p, targets, n_resamples=n_resamples, seed=seed)
-            for p in (first, second))  # fmt: skip
+    a, b = (
+        bootstrap_curves(kind, labels, p, targets, n_resamples=n_resamples, seed=seed)
+        for p in (first, second)
+    )
     out = {}
     for name in a:
         values = b[name] - a[name]

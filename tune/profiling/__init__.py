@@ -2,8 +2,5 @@
 
 from tune.system.lazy import door
 
-PUBLIC = {
-    "Cell": "measure",
-    "run_cell": "measure",
-}
+PUBLIC = {"Cell": "measure", "run_cell": "measure"}
 __getattr__, __dir__, __all__ = door(__name__, PUBLIC)

@@ -111,8 +111,9 @@ def measure(cell: Cell, repeats: int = 3) -> dict:
         command = [sys.executable, "-P", "-c", CHILD, str(ROOT), str(report)]
         job = json.dumps({"cell": asdict(cell), "repeats": repeats})
         with block_signals():
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                                       text=True)  # fmt: skip
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+            )
         with process:
             try:
                 process.communicate(job)
@@ -173,10 +174,18 @@ def run_cell(cell: Cell, repeats: int) -> dict:
 
     rules = cell.rules
     extractor = Extractor(  # its store is never opened
-        cell.encoder, rules, cell.layer, frame_rate=cell.frame_rate, device=cell.device,
-        precision=cell.precision, memory_budget=cell.memory_budget, weights=cell.weights,
-        compile=cell.compile, revision=cell.revision, trust_remote_code=cell.trust_remote_code,
-    )  # fmt: skip
+        cell.encoder,
+        rules,
+        cell.layer,
+        frame_rate=cell.frame_rate,
+        device=cell.device,
+        precision=cell.precision,
+        memory_budget=cell.memory_budget,
+        weights=cell.weights,
+        compile=cell.compile,
+        revision=cell.revision,
+        trust_remote_code=cell.trust_remote_code,
+    )
     encoder, layers = extractor.encoder, extractor.layers
     aggregator = make_aggregator(cell, encoder)
     model = aggregator.model or aggregator.pooling
@@ -241,11 +250,16 @@ def make_aggregator(cell: Cell, encoder):
     pretrained = find_row(cell.agg).pretrained
     mixed = len(resolve_layers(cell.layer, encoder.n_layers)) if cell.layer == "mix" else None
     return TrackAggregator.untrained(
-        cell.agg, cell.segs, size=encoder.embedding_dim, device=encoder.device,
-        n_layers=None if pretrained else mixed, seed=SEED, sample_rate=encoder.sample_rate,
+        cell.agg,
+        cell.segs,
+        size=encoder.embedding_dim,
+        device=encoder.device,
+        n_layers=None if pretrained else mixed,
+        seed=SEED,
+        sample_rate=encoder.sample_rate,
         window_s=encoder.pool_width(rate) / encoder.frame_rate if rate else None,
         model=_transformer(cell, encoder).to(encoder.device) if pretrained else None,
-    )  # fmt: skip
+    )
 
 
 def join(aggregator, rows: Sequence) -> list:
@@ -306,11 +320,15 @@ def _run(sources, encoder, layers, rules, aggregator, cell) -> dict:
         done("encode")
         joined = join(aggregator, [rows[spans] for spans in cuts])
         done("join")
-        tracks.append({
-            "n_samples": len(samples), "counts": [len(spans) for spans in cuts],
-            "spans": [span for spans in rows for span in spans], "embedding_dim": len(joined[0]),
-            "store_bytes": sum(_store_bytes(row, len(samples)) for row in rows.values()),
-        })  # fmt: skip
+        tracks.append(
+            {
+                "n_samples": len(samples),
+                "counts": [len(spans) for spans in cuts],
+                "spans": [span for spans in rows for span in spans],
+                "embedding_dim": len(joined[0]),
+                "store_bytes": sum(_store_bytes(row, len(samples)) for row in rows.values()),
+            }
+        )
     return {**seconds, "tracks": tracks}
 
 

@@ -14,8 +14,12 @@ from tune.profiling.arithmetic import STUDY_DEVICE, STUDY_TASKS, longest_within,
 
 NOTED_S = 1e-4  # what takes less time a track isn't worth a line
 # Settings that get a column only when they differ between the rows.
-SETTINGS = {"encoder": "encoder", "precision": "precision", "layer": "layer",
-            "batch_seconds": "batch s"}  # fmt: skip
+SETTINGS = {
+    "encoder": "encoder",
+    "precision": "precision",
+    "layer": "layer",
+    "batch_seconds": "batch s",
+}
 
 
 def complete_row(settings: Mapping, found: Mapping, matrix_rate: float) -> dict:
@@ -46,15 +50,30 @@ def print_costs(rows: Sequence[Mapping], device: str, console: Console) -> None:
         table.add_column(SETTINGS[key])
     table.add_column("seg", no_wrap=True)
     table.add_column("agg", no_wrap=True)
-    heads = ["track s", "passes", "peak GB", "s a track", "min to max", "audio s / s",
-             "GFLOP/s", "of matrix rate", "embedding", "store kB"]  # fmt: skip
+    heads = [
+        "track s",
+        "passes",
+        "peak GB",
+        "s a track",
+        "min to max",
+        "audio s / s",
+        "GFLOP/s",
+        "of matrix rate",
+        "embedding",
+        "store kB",
+    ]
     for head in heads + ["study GB", "study s", "ours / study GB"] * study:
         table.add_column(head, justify="right", no_wrap=head == "min to max")
     for row in rows:
         shown = [str(row[key]) for key in varied] + [row["seg"], row["agg"]]
         table.add_row(*shown, *_numbers(row), *(_study_numbers(row) if study else []))
-    console.print(f"\n{_title(rows[0], varied)}, on {device}", style="bold", highlight=False,
-                  soft_wrap=True, markup=False)  # fmt: skip
+    console.print(
+        f"\n{_title(rows[0], varied)}, on {device}",
+        style="bold",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
     console.print(table)
     for note in _notes(rows, device, study):
         console.print(f"  {note}", highlight=False, soft_wrap=True, markup=False)
@@ -63,9 +82,12 @@ def print_costs(rows: Sequence[Mapping], device: str, console: Console) -> None:
 def _title(row, varied) -> str:
     """What all rows have in common."""
     name = row["encoder"] + (" (random weights)" if row.get("encoder_untrained") else "")
-    parts = {"encoder": name, "precision": _precision(row["precision"]),
-             "layer": f"layer {row['layer']}",
-             "batch_seconds": f"{row['batch_seconds']:g} s a batch"}  # fmt: skip
+    parts = {
+        "encoder": name,
+        "precision": _precision(row["precision"]),
+        "layer": f"layer {row['layer']}",
+        "batch_seconds": f"{row['batch_seconds']:g} s a batch",
+    }
     return ", ".join(text for key, text in parts.items() if key not in varied) or "costs"
 
 
@@ -100,8 +122,11 @@ def _study_numbers(row) -> list[str]:
     if study is None:
         return ["", "", ""]
     ratio = study["peak_ratio"]
-    return [f"{study['peak_memory_bytes'] / 1e9:.3f}", f"{study['seconds_per_track']:.3f}",
-            "-" if ratio is None else f"{ratio:.2f}"]  # fmt: skip
+    return [
+        f"{study['peak_memory_bytes'] / 1e9:.3f}",
+        f"{study['seconds_per_track']:.3f}",
+        "-" if ratio is None else f"{ratio:.2f}",
+    ]
 
 
 def _comparable(row) -> bool:
@@ -128,22 +153,30 @@ def _notes(rows, device, study) -> list[str]:
         notes.append(f"Times include finding where to cut: up to {cutting:.3f} s a track.")
     for agg in dict.fromkeys(row["agg"] for row in done if row["aggregator_parameters"]):
         part = [row for row in done if row["agg"] == agg]
-        parameters, joining = (max(row[key] for row in part)
-                               for key in ("aggregator_parameters", "join_seconds"))  # fmt: skip
-        notes.append(f"{agg}: up to {parameters:,} parameters, in the weights; joining takes up to "
-                     f"{joining:.4f} s a track, in the times.")  # fmt: skip
+        parameters, joining = (
+            max(row[key] for row in part) for key in ("aggregator_parameters", "join_seconds")
+        )
+        notes.append(
+            f"{agg}: up to {parameters:,} parameters, in the weights; joining takes up to "
+            f"{joining:.4f} s a track, in the times."
+        )
     if study:
-        tasks = ", ".join(f"{name} ({row.duration_s:g} s, {row.test_tracks} tracks)"
-                          for name, row in STUDY_TASKS.items())  # fmt: skip
+        tasks = ", ".join(
+            f"{name} ({row.duration_s:g} s, {row.test_tracks} tracks)"
+            for name, row in STUDY_TASKS.items()
+        )
         notes.append(
             f"The study measured MuQ on an {STUDY_DEVICE}, we on {device}: compare memory, not "
             f"seconds. Its seconds are for its whole test split, here divided by the number of "
             f"tracks: {tasks}."
         )
-        if any(row["study"] and row["agg"] == "transformer" and not row["frame_rate"]
-               for row in done):  # fmt: skip
-            notes.append("The study's Transformer joins frames at 25 Hz (here: --tokens frame "
-                         "--frame_rate 25), ours one vector a segment.")  # fmt: skip
+        if any(
+            row["study"] and row["agg"] == "transformer" and not row["frame_rate"] for row in done
+        ):
+            notes.append(
+                "The study's Transformer joins frames at 25 Hz (here: --tokens frame "
+                "--frame_rate 25), ours one vector a segment."
+            )
         if any(row["study"] and row["study"]["peak_ratio"] is None for row in done):
             notes.append("No ratio: this encoder isn't MuQ at its full size.")
     return notes
@@ -169,8 +202,13 @@ def budget_answer(rows: Sequence[Mapping], budget_bytes: int) -> dict:
         durations = [row["duration_s"] for row in group]
         if len(set(durations)) > 1:
             line = longest_within(budget_bytes, durations, [r["peak_memory_bytes"] for r in group])
-            longest.append({**dict(zip(SETTINGS, key, strict=True)),
-                            "durations_s": sorted(set(durations)), **line})  # fmt: skip
+            longest.append(
+                {
+                    **dict(zip(SETTINGS, key, strict=True)),
+                    "durations_s": sorted(set(durations)),
+                    **line,
+                }
+            )
     return {"budget_bytes": budget_bytes, "fits": fits, "longest_full_track": longest}
 
 
@@ -192,17 +230,23 @@ def print_budget(rows: Sequence[Mapping], answer: Mapping, console: Console) -> 
         if seconds is None:
             text = f"not limited by memory as far as measured ({low:g} to {high:g} s)"
         else:
-            text = (f"about {seconds:.0f} s ({seconds / 60:.1f} min), extrapolated from a line "
-                    f"through the peaks measured from {low:g} to {high:g} s")  # fmt: skip
-        say(f"  longest full track ({line['encoder']}, {_precision(line['precision'])}, layer "
-            f"{line['layer']}): {text}")  # fmt: skip
+            text = (
+                f"about {seconds:.0f} s ({seconds / 60:.1f} min), extrapolated from a line "
+                f"through the peaks measured from {low:g} to {high:g} s"
+            )
+        say(
+            f"  longest full track ({line['encoder']}, {_precision(line['precision'])}, layer "
+            f"{line['layer']}): {text}"
+        )
 
 
 def describe_cell(row: Mapping) -> str:
     """A cell in a few words, for progress and messages."""
     track = "files" if row["duration_s"] is None else f"{row['duration_s']:g} s"
-    return (f"{row['encoder']} seg {row['seg']} {row['agg']}, track {track}, layer {row['layer']}, "
-            f"{_precision(row['precision'])}, {row['batch_seconds']:g} s a batch")  # fmt: skip
+    return (
+        f"{row['encoder']} seg {row['seg']} {row['agg']}, track {track}, layer {row['layer']}, "
+        f"{_precision(row['precision'])}, {row['batch_seconds']:g} s a batch"
+    )
 
 
 def curves(rows: Sequence[Mapping]) -> dict[str, list[Mapping]]:
@@ -226,9 +270,13 @@ def plot_costs(rows: Sequence[Mapping], device: str, path: Path) -> None:
         x = [row["duration_s"] for row in part]
         (line,) = memory.plot(x, [r["peak_memory_bytes"] / 1e9 for r in part], "o-", label=name)
         study = [row for row in part if _comparable(row)]
-        memory.plot([row["duration_s"] for row in study],
-                    [row["study"]["peak_memory_bytes"] / 1e9 for row in study], "x",
-                    color=line.get_color(), markersize=9)  # fmt: skip
+        memory.plot(
+            [row["duration_s"] for row in study],
+            [row["study"]["peak_memory_bytes"] / 1e9 for row in study],
+            "x",
+            color=line.get_color(),
+            markersize=9,
+        )
         median = [row["seconds_per_track"] for row in part]
         low = [row["seconds_per_track"] - row["seconds_per_track_min"] for row in part]
         high = [row["seconds_per_track_max"] - row["seconds_per_track"] for row in part]

@@ -5,7 +5,5 @@ python -m tune.runs card | wandb_report
 
 from tune.system.lazy import door
 
-PUBLIC = {
-    "read_run": "load",
-}
+PUBLIC = {"read_run": "load"}
 __getattr__, __dir__, __all__ = door(__name__, PUBLIC)

@@ -14,8 +14,21 @@ import pyarrow as pa
 
 from tune.runs.predictions import Predictions, read_predictions
 
-NEEDED = ("task", "kind", "encoder", "layer", "seg", "agg", "tokens", "seeds", "metrics", "cost",
-          "n_tracks", "classes", "targets")  # fmt: skip
+NEEDED = (
+    "task",
+    "kind",
+    "encoder",
+    "layer",
+    "seg",
+    "agg",
+    "tokens",
+    "seeds",
+    "metrics",
+    "cost",
+    "n_tracks",
+    "classes",
+    "targets",
+)
 
 
 @dataclass(eq=False)
@@ -66,8 +79,9 @@ def read_folders(roots: Sequence[Path]) -> tuple[list[Run], list[SkippedRun]]:
     for root in roots:
         if not root.is_dir():
             raise ValueError(f"{root}: no such folder; train_probe.py writes runs to runs/")
-        files = {p.parent for name in ("result.json", "predictions.parquet")
-                 for p in root.rglob(name)}  # fmt: skip
+        files = {
+            p.parent for name in ("result.json", "predictions.parquet") for p in root.rglob(name)
+        }
         for folder in sorted(files):
             # A folder with a dot is one that is being written.
             hidden = any(part.startswith(".") for part in folder.relative_to(root).parts)

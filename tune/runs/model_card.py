@@ -38,18 +38,24 @@ def eval_results(run: Path) -> list[EvalResult]:
             EvalResult(
                 task_type=label_kind(result["kind"]).hub_task,
                 task_name=f"a probe on frozen embeddings: {result['task']}",
-                dataset_type=(row and row.hub) or result["task"], dataset_name=result["task"],
-                dataset_split="test", metric_type=name, metric_name=f"test {name}",
+                dataset_type=(row and row.hub) or result["task"],
+                dataset_name=result["task"],
+                dataset_split="test",
+                metric_type=name,
+                metric_name=f"test {name}",
                 metric_value=round(value["mean"], 4),
                 metric_args={
-                    "ci_low": round(value["ci_low"], 4), "ci_high": round(value["ci_high"], 4),
-                    "std": round(value["std"], 4), "seeds": result["seeds"],
-                    "n_test_tracks": result["n_tracks"]["test"], **strategy,
+                    "ci_low": round(value["ci_low"], 4),
+                    "ci_high": round(value["ci_high"], 4),
+                    "std": round(value["std"], 4),
+                    "seeds": result["seeds"],
+                    "n_test_tracks": result["n_tracks"]["test"],
+                    **strategy,
                 },
             )
             for name, value in result["metrics"].items()
             if value["mean"] is not None
-        ]  # fmt: skip
+        ]
     except FileNotFoundError as error:
         raise ValueError(f"{run} is no run of train_probe.py: no {error.filename}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -77,8 +83,9 @@ def card_data(runs: Sequence[Path], name: str | None = None) -> ModelCardData:
         raise ValueError(
             f"the runs have several encoders ({', '.join(encoders)}): give the model's --name"
         )
-    return ModelCardData(model_name=name or encoders[0], eval_results=results,
-                         tags=["music", "audio", "tune"])  # fmt: skip
+    return ModelCardData(
+        model_name=name or encoders[0], eval_results=results, tags=["music", "audio", "tune"]
+    )
 
 
 def write_card(data: ModelCardData, out: Path) -> None:

@@ -34,8 +34,19 @@ from tune.tasks.label_kinds import label_kind
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "torchaudio", "transformers", "accelerate", "datasets", "evaluate", "muq",
-            "wandb", "soundfile", "soxr", "numpy")  # fmt: skip
+PACKAGES = (
+    "torch",
+    "torchaudio",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "muq",
+    "wandb",
+    "soundfile",
+    "soxr",
+    "numpy",
+)
 
 
 def versions() -> dict[str, str]:
@@ -58,8 +69,11 @@ def git_sha() -> str | None:
     try:
         out = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return out.stdout.strip()
@@ -77,8 +91,9 @@ def joined_name(rules: Sequence[Rule]) -> str:
     return "+".join(rule.name for rule in rules)
 
 
-def default_name(task: str, encoder: str, layer: str, rules: Sequence[Rule], agg: str,
-                 frame_rate: float | None) -> str:  # fmt: skip
+def default_name(
+    task: str, encoder: str, layer: str, rules: Sequence[Rule], agg: str, frame_rate: float | None
+) -> str:
     """A run's name when none is given: what was compared, readable in a list of runs."""
     parts = [task, Path(encoder).name, f"layer-{layer}", f"seg-{joined_name(rules)}"]
     parts += [f"hop-{_first(rules, 'hop_s'):g}"] if _first(rules, "hop_s") else []
@@ -109,8 +124,22 @@ def describe_run(given: Mapping, argv: Sequence[str], encoder, layers, accelerat
     }
 
 
-def assemble(task, encoder, rules, collection, reports, outcome, config, device, *, layer_asked,
-             agg, seeds, truncated, probe_seconds) -> dict:  # fmt: skip
+def assemble(
+    task,
+    encoder,
+    rules,
+    collection,
+    reports,
+    outcome,
+    config,
+    device,
+    *,
+    layer_asked,
+    agg,
+    seeds,
+    truncated,
+    probe_seconds,
+) -> dict:
     """Put result.json together; its fields are a contract that other tools rely on.
 
     Parameters
@@ -197,8 +226,13 @@ def summarise(per_seed: Mapping[str, Sequence[float]], intervals: Mapping) -> di
     for name, values in per_seed.items():
         std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
         low, high = intervals[name]
-        out[name] = {"mean": float(np.mean(values)), "std": std, "ci_low": low, "ci_high": high,
-                     "per_seed": [float(v) for v in values]}  # fmt: skip
+        out[name] = {
+            "mean": float(np.mean(values)),
+            "std": std,
+            "ci_low": low,
+            "ci_high": high,
+            "per_seed": [float(v) for v in values],
+        }
     return out
 
 
@@ -245,9 +279,18 @@ def prediction_columns(kind, ids, seeds, truth, guesses, probabilities, classes,
     return out | kind.to_columns(truth, guesses, probabilities, names)
 
 
-def write_run(output_dir: Path, name: str, *, result: Mapping, config: Mapping, outcome: Mapping,
-              history: Sequence[Mapping], split_made: Sequence[Mapping] | None,
-              overwrite: bool, rename: bool) -> Path:  # fmt: skip
+def write_run(
+    output_dir: Path,
+    name: str,
+    *,
+    result: Mapping,
+    config: Mapping,
+    outcome: Mapping,
+    history: Sequence[Mapping],
+    split_made: Sequence[Mapping] | None,
+    overwrite: bool,
+    rename: bool,
+) -> Path:
     """Write a run's folder, whole or not at all.
 
     Parameters
@@ -313,23 +356,34 @@ def print_result(result: Mapping, folder: Path, console: Console | None = None) 
         table.add_column(head, justify="right")
     for name, m in result["metrics"].items():
         spread = f"{m['std']:.3f}" if seeds > 1 else "-"
-        table.add_row(name, _number(m["mean"]), spread,
-                      f"{_number(m['ci_low'])} to {_number(m['ci_high'])}")  # fmt: skip
+        table.add_row(
+            name, _number(m["mean"]), spread, f"{_number(m['ci_low'])} to {_number(m['ci_high'])}"
+        )
     console.print(f"\n{title}", style="bold", highlight=False, soft_wrap=True, markup=False)
     console.print(table)
     tokens = "segments" if result["tokens"] == "segment" else f"tokens ({result['tokens']})"
     lines = [
-        ("tracks", f"{n['train']} train, {n['val']} val, {n['test']} test"
-                   + (f"; {len(result['skipped'])} skipped" if result["skipped"] else "")),
+        (
+            "tracks",
+            f"{n['train']} train, {n['val']} val, {n['test']} test"
+            + (f"; {len(result['skipped'])} skipped" if result["skipped"] else ""),
+        ),
         (tokens, f"{counts['min']} to {counts['max']} a track (median {counts['median']:g})"),
         ("embedding", f"{cost['embedding_dim']} values a track"),
-        ("encoder", f"{cost['encoder_passes']} passes, {cost['audio_seconds']:.0f} s of audio "
-                    f"in {cost['encode_seconds']:.1f} s"
-                    if cost["encoder_passes"] else "0 passes: everything was in the store"),
-        ("probe", f"{cost['probe_seconds']:.1f} s; peak memory "
-                  f"{cost['peak_memory_bytes'] / 1e9:.2f} GB ({cost['peak_memory_kind']})"),
+        (
+            "encoder",
+            f"{cost['encoder_passes']} passes, {cost['audio_seconds']:.0f} s of audio "
+            f"in {cost['encode_seconds']:.1f} s"
+            if cost["encoder_passes"]
+            else "0 passes: everything was in the store",
+        ),
+        (
+            "probe",
+            f"{cost['probe_seconds']:.1f} s; peak memory "
+            f"{cost['peak_memory_bytes'] / 1e9:.2f} GB ({cost['peak_memory_kind']})",
+        ),
         ("result", str(folder / "result.json")),
-    ]  # fmt: skip
+    ]
     lines[2:2] = describe_aggregator(result["aggregator"])
     lines[1:1] = describe_scoring(result)
     if result["degenerate"]:
@@ -348,8 +402,13 @@ def describe_scoring(result: Mapping) -> list[tuple[str, str]]:
         lines.append(("scored", f"{n} test tracks, of which the {files} files are clips"))
     if result["tags_left_out"]:
         some = ", ".join(result["tags_left_out"][:3])
-        lines.append(("tags", f"{len(result['tags_left_out'])} of {len(result['classes'])} are not "
-                      f"scored, since all or no test tracks have them: {some}"))  # fmt: skip
+        lines.append(
+            (
+                "tags",
+                f"{len(result['tags_left_out'])} of {len(result['classes'])} are not "
+                f"scored, since all or no test tracks have them: {some}",
+            )
+        )
     return lines
 
 

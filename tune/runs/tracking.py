@@ -31,9 +31,17 @@ log = logging.getLogger(__name__)
 
 DEFAULT_URL = "https://api.wandb.ai"
 # Module that each of Accelerate's trackers needs.
-TRACKERS = {"wandb": "wandb", "tensorboard": "tensorboard", "trackio": "trackio",
-            "mlflow": "mlflow", "comet_ml": "comet_ml", "aim": "aim", "clearml": "clearml",
-            "dvclive": "dvclive", "swanlab": "swanlab"}  # fmt: skip
+TRACKERS = {
+    "wandb": "wandb",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "mlflow": "mlflow",
+    "comet_ml": "comet_ml",
+    "aim": "aim",
+    "clearml": "clearml",
+    "dvclive": "dvclive",
+    "swanlab": "swanlab",
+}
 TAG_LENGTH = 64  # W&B refuses a run with a longer tag, such as a long path
 REASON_LENGTH = 500
 INIT_S, FINISH_S = 15, 120  # how long W&B's server is waited for
@@ -82,17 +90,29 @@ class Tracker:
         self.why_offline: str | None = None  # where that was not asked for
         self.lost: str | None = None  # why nothing more can be logged
 
-    def start(self, project: str, config: MutableMapping, *, name: str, group: str | None,
-              tags: Sequence[str], job_type: str = "probe") -> None:  # fmt: skip
+    def start(
+        self,
+        project: str,
+        config: MutableMapping,
+        *,
+        name: str,
+        group: str | None,
+        tags: Sequence[str],
+        job_type: str = "probe",
+    ) -> None:
         """Begin a run with its configuration; `wandb_fallback` is added where it has to be offline.
 
         A server that doesn't answer within `INIT_S`, or refuses the key, makes the run offline.
         """
         if self.report_to == "none":
             return
-        about = {"name": name, "group": group, "job_type": job_type,
-                 # An agent names the run's id, project and sweep itself, by environment variables.
-                 "tags": [hide_home(tag)[:TAG_LENGTH] for tag in tags]}  # fmt: skip
+        about = {
+            "name": name,
+            "group": group,
+            "job_type": job_type,
+            # An agent names the run's id, project and sweep itself, by environment variables.
+            "tags": [hide_home(tag)[:TAG_LENGTH] for tag in tags],
+        }
         if self.report_to == "wandb":
             project = os.environ.get("WANDB_PROJECT", project)
             self._begin_wandb(project, config, about)
@@ -114,8 +134,10 @@ class Tracker:
         """Begin the run."""
         config = hide_home(dict(config))
         if self.report_to == "tensorboard":  # its hyperparameters are scalars
-            config = {k: v if isinstance(v, bool | int | float | str) else str(v)
-                      for k, v in config.items()}  # fmt: skip
+            config = {
+                k: v if isinstance(v, bool | int | float | str) else str(v)
+                for k, v in config.items()
+            }
         self.accelerator.init_trackers(project, config=config, init_kwargs=init)
         if self.report_to == "wandb" and self.accelerator.is_main_process:
             run = self.accelerator.get_tracker("wandb", unwrap=True)
@@ -208,7 +230,7 @@ class Tracker:
 
         Parameters
         ----------
-        why : degenerate and, where there is one, same_as (`tune.aggregators.degenerate.degenerate_reason`)
+        why : degenerate and, where there is one, same_as (`degenerate_reason`)
 
         Returns
         -------
@@ -243,8 +265,11 @@ class Tracker:
             yield
         except _failures() as error:
             self.lost = self.lost or _clause(error)
-            log.warning("W&B can't be logged to any more (%s): the run goes on without it and is "
-                        "complete in its own folder", self.lost)  # fmt: skip
+            log.warning(
+                "W&B can't be logged to any more (%s): the run goes on without it and is "
+                "complete in its own folder",
+                self.lost,
+            )
             self.accelerator.trackers = []  # nothing more is tried
 
     def _farewell(self) -> list[str]:
@@ -290,8 +315,11 @@ def begin(begin_run, mode: str) -> tuple:
             if mode != "online":
                 raise
             mode, why = "offline", _clause(error)
-            log.warning("W&B's server can't be used (%s): this run is tracked offline; its end "
-                        "says how to upload it", why)  # fmt: skip
+            log.warning(
+                "W&B's server can't be used (%s): this run is tracked offline; its end "
+                "says how to upload it",
+                why,
+            )
         return begin_run(mode, _settings(mode)), mode, why
     except _failures() as error:
         raise ValueError(
@@ -315,16 +343,22 @@ def finish_run(run, mode: str, why: str | None = None, lost: str | None = None) 
         late = _clause(error)
     path = _short(folder)
     if incomplete := _disk_error(folder) or lost:
-        return [f"  wandb      its log in {path} is not complete ({incomplete}); the run's own "
-                f"folder is",
-                f"             upload what there is:  wandb sync {path}"]  # fmt: skip
+        return [
+            f"  wandb      its log in {path} is not complete ({incomplete}); the run's own "
+            f"folder is",
+            f"             upload what there is:  wandb sync {path}",
+        ]
     if mode == "offline":
         why = why or ("WANDB_MODE" if os.environ.get("WANDB_MODE") else "not logged in")
-        return [f"  wandb      offline ({why}); look:    wandb leet {path}",
-                f"             upload:  wandb login && wandb sync {path}"]  # fmt: skip
+        return [
+            f"  wandb      offline ({why}); look:    wandb leet {path}",
+            f"             upload:  wandb login && wandb sync {path}",
+        ]
     if late:
-        return [f"  wandb      not all of it has arrived ({late}): {run.url}",
-                f"             upload:  wandb sync {path}"]  # fmt: skip
+        return [
+            f"  wandb      not all of it has arrived ({late}): {run.url}",
+            f"             upload:  wandb sync {path}",
+        ]
     return [f"  wandb      {run.url}"] if run.url else []
 
 
@@ -335,8 +369,14 @@ def _settings(mode: str):
     """
     import wandb
 
-    wanted = {"init_timeout": INIT_S, "finish_timeout": FINISH_S, "finish_timeout_raises": True,
-              "x_disable_meta": True, "host": "-", "disable_git": True}  # fmt: skip
+    wanted = {
+        "init_timeout": INIT_S,
+        "finish_timeout": FINISH_S,
+        "finish_timeout_raises": True,
+        "x_disable_meta": True,
+        "host": "-",
+        "disable_git": True,
+    }
     wanted = {k: v for k, v in wanted.items() if f"WANDB_{k.upper()}" not in os.environ}
     return wandb.Settings(**wanted, **({"silent": True} if mode == "offline" else {}))
 
@@ -376,8 +416,9 @@ def _add_text(artifact, path: Path) -> None:
     # In JSON a path may be escaped, so that it doesn't look like one.
     shown = (
         json.dumps(hide_home(json.loads(text)), indent=2, ensure_ascii=False)
-        if path.suffix == ".json" else hide_home(text)
-    )  # fmt: skip
+        if path.suffix == ".json"
+        else hide_home(text)
+    )
     if shown.strip() == text.strip():
         artifact.add_file(str(path))
         return
@@ -405,8 +446,14 @@ def _charts(result: Mapping) -> dict:
     for axis, value in axes.items():
         if value is not None and metric["mean"] is not None:
             columns = ["strategy", "task", axis, name, "low", "high"]
-            row = [strategy, result["task"], value, metric["mean"], metric["ci_low"],
-                   metric["ci_high"]]  # fmt: skip
+            row = [
+                strategy,
+                result["task"],
+                value,
+                metric["mean"],
+                metric["ci_low"],
+                metric["ci_high"],
+            ]
             table = wandb.Table(columns=columns, data=[row])
             title = f"{result['task']}: {name} against {axis}"
             key = "".join(c if c.isalnum() else "_" for c in f"{name}_against_{axis}")

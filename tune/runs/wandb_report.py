@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from tune.cli.parser import Parser
 from tune.tasks.label_kinds import KINDS
 
-COSTS = {"cost/encode_peak_memory_bytes": "peak memory while encoding, bytes",
-         "cost/encode_seconds_per_track": "encoding, seconds a track",
-         "cost/embedding_dim": "values of the embedding"}  # fmt: skip
+COSTS = {
+    "cost/encode_peak_memory_bytes": "peak memory while encoding, bytes",
+    "cost/encode_seconds_per_track": "encoding, seconds a track",
+    "cost/embedding_dim": "values of the embedding",
+}
 SCORE = "test/score"
 HALF = {"w": 12, "h": 9}  # of a grid 24 wide
 
@@ -52,40 +54,65 @@ def make_report(path: str, title: str, group: str | None = None):
         return wr.Runset(entity, project, name=name, filters=chosen, **filters)
 
     score, epoch = wr.SummaryMetric(SCORE), "epoch"
-    fronts = [wr.ScatterPlot(title=f"quality against {text}", x=wr.SummaryMetric(cost), y=score,
-                             running_ymax=True, layout=layout(i))
-              for i, (cost, text) in enumerate(COSTS.items())]  # fmt: skip
+    fronts = [
+        wr.ScatterPlot(
+            title=f"quality against {text}",
+            x=wr.SummaryMetric(cost),
+            y=score,
+            running_ymax=True,
+            layout=layout(i),
+        )
+        for i, (cost, text) in enumerate(COSTS.items())
+    ]
     ways = [wr.Config("task"), wr.Config("encoder"), wr.Config("seg"), wr.Config("agg"), score]
     columns = [wr.ParallelCoordinatesPlotColumn(metric=metric) for metric in ways]
-    fronts.append(wr.ParallelCoordinatesPlot(title="from strategy to quality", columns=columns,
-                                             layout=layout(3)))  # fmt: skip
-    means = [wr.BarPlot(title=f"mean quality by {key}", metrics=[score], groupby=wr.Config(key),
-                        groupby_aggfunc="mean", layout=layout(i))
-             for i, key in enumerate(("seg", "agg"))]  # fmt: skip
-    curves = [wr.LinePlot(title=name, x=epoch, y=[name], layout=layout(i))
-              for i, name in enumerate(("val/best_score", "val/loss"))]  # fmt: skip
+    fronts.append(
+        wr.ParallelCoordinatesPlot(
+            title="from strategy to quality", columns=columns, layout=layout(3)
+        )
+    )
+    means = [
+        wr.BarPlot(
+            title=f"mean quality by {key}",
+            metrics=[score],
+            groupby=wr.Config(key),
+            groupby_aggfunc="mean",
+            layout=layout(i),
+        )
+        for i, key in enumerate(("seg", "agg"))
+    ]
+    curves = [
+        wr.LinePlot(title=name, x=epoch, y=[name], layout=layout(i))
+        for i, name in enumerate(("val/best_score", "val/loss"))
+    ]
     columns = ["summary:failed", "summary:degenerate", "summary:same_as", "summary:skipped"]
     return wr.Report(
-        entity=entity, project=project, title=title,
+        entity=entity,
+        project=project,
+        title=title,
         description="How to cut a track, and how to join the segments' embeddings",
         width="fluid",
         blocks=[
             wr.TableOfContents(),
             wr.H2("Quality against cost"),
-            wr.P(f"Each dot is a run. test/score is the main metric on the test split "
-                 f"({main_metrics()}); memory and seconds were taken when the segments were "
-                 f"encoded. Filter by task before you compare. Whether two dots differ, compare.py "
-                 f"says: it pairs them by track."),
+            wr.P(
+                f"Each dot is a run. test/score is the main metric on the test split "
+                f"({main_metrics()}); memory and seconds were taken when the segments were "
+                f"encoded. Filter by task before you compare. Whether two dots differ, compare.py "
+                f"says: it pairs them by track."
+            ),
             wr.PanelGrid(runsets=[runs("runs")], panels=fronts),
             wr.H2("Segments and aggregators"),
             wr.PanelGrid(runsets=[runs("runs")], panels=means),
             wr.H2("Training"),
             wr.PanelGrid(runsets=[runs("runs")], panels=curves),
             wr.H2("Failed, marked and skipped"),
-            wr.PanelGrid(runsets=[runs("runs", pinned_columns=columns)],
-                         panels=[wr.RunComparer(diff_only="split")]),
+            wr.PanelGrid(
+                runsets=[runs("runs", pinned_columns=columns)],
+                panels=[wr.RunComparer(diff_only="split")],
+            ),
         ],
-    )  # fmt: skip
+    )
 
 
 def main_metrics() -> str:

@@ -5,9 +5,5 @@ python -m tune.segments plot song.mp3
 
 from tune.system.lazy import door
 
-PUBLIC = {
-    "Rule": "rules",
-    "StructureRule": "structure",
-    "parse_rule": "rules",
-}
+PUBLIC = {"Rule": "rules", "StructureRule": "structure", "parse_rule": "rules"}
 __getattr__, __dir__, __all__ = door(__name__, PUBLIC)

@@ -77,8 +77,16 @@ def draw(samples, sample_rate: int, spans, name: str, path: Path) -> None:
     # The track's last, broken frame looks like the one before it.
     cells = np.pad(similarity(features), (0, 1), mode="edge")
     end_s = len(cells) * -(-len(features) // MAX_CELLS) * frame_s
-    image = matrix.imshow(cells, cmap="magma", origin="lower", aspect="auto", vmin=0, vmax=1,
-                          extent=(0, end_s, 0, end_s), interpolation="nearest")  # fmt: skip
+    image = matrix.imshow(
+        cells,
+        cmap="magma",
+        origin="lower",
+        aspect="auto",
+        vmin=0,
+        vmax=1,
+        extent=(0, end_s, 0, end_s),
+        interpolation="nearest",
+    )
     width = 1.4 if len(spans) <= 24 else 0.5  # many bounds would hide what they part
     for axes in (wave, curve):
         for edge in edges[1:-1]:
@@ -87,8 +95,15 @@ def draw(samples, sample_rate: int, spans, name: str, path: Path) -> None:
         x, y = [start, end, end, start, start], [start, start, end, end, start]
         matrix.plot(x, y, color="white", linewidth=width)
     _time_axes(matrix, duration_s)
-    figure.colorbar(image, ax=matrix, location="bottom", shrink=0.5, pad=0.02, aspect=40,
-                    label="similarity of two moments")  # fmt: skip
+    figure.colorbar(
+        image,
+        ax=matrix,
+        location="bottom",
+        shrink=0.5,
+        pad=0.02,
+        aspect=40,
+        label="similarity of two moments",
+    )
     count = f"{len(spans)} segment" + ("s" if len(spans) > 1 else "")
     # A dollar sign would begin a formula.
     length = clock(duration_s, 0 if duration_s >= 10 else 2)
@@ -144,8 +159,12 @@ def _parse(argv):
     parser = Parser(prog="python -m tune.segments", description=__doc__)
     parser.add_argument("verb", choices=["plot"], help="print and draw a file's pieces")
     parser.add_argument("file", type=Path, help="an audio file")
-    parser.add_argument("--out", type=Path, help="picture to write, .png, .svg or .pdf "
-                        "(default: FILE's name with .structure.png, in this folder)")  # fmt: skip
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="picture to write, .png, .svg or .pdf "
+        "(default: FILE's name with .structure.png, in this folder)",
+    )
     parser.add_argument("--min_seg", type=float, default=MIN_S, metavar="S", help="shortest piece")
     parser.add_argument("--max_seg", type=float, default=MAX_S, metavar="S", help="longest piece")
     args = parser.parse_args(argv)

@@ -142,11 +142,7 @@ def parse_rule(
 
 def describe_counts(counts: Sequence[int]) -> dict:
     """Summarise the number of segments per track: {"min", "median", "max"}."""
-    return {
-        "min": int(min(counts)),
-        "median": float(np.median(counts)),
-        "max": int(max(counts)),
-    }
+    return {"min": int(min(counts)), "median": float(np.median(counts)), "max": int(max(counts))}
 
 
 def is_degenerate(rule: Rule, counts: Sequence[int]) -> bool:

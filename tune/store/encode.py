@@ -244,10 +244,14 @@ def encode_shared(
     mine = list(dict.fromkeys(paths))[accelerator.process_index :: accelerator.num_processes]
     report, failure = None, None
     with tqdm(
-        total=len(mine), desc="encode", unit="track", leave=False, dynamic_ncols=True,
+        total=len(mine),
+        desc="encode",
+        unit="track",
+        leave=False,
+        dynamic_ncols=True,
         disable=not accelerator.is_main_process,
         mininterval=0.2 if sys.stderr.isatty() else 30.0,
-    ) as bar:  # fmt: skip
+    ) as bar:
         try:
             report = encode(rule, mine, on_track=lambda path: bar.update())
         except (ValueError, OSError) as error:
@@ -268,8 +272,11 @@ def check_fits(
     if layers:
         encoder.check_layers(layers)
     for rule in rules:
-        lengths = {"--min_tail": rule.min_tail_s, "--seg": rule.length_s,
-                   "--min_seg": getattr(rule, "min_s", None)}  # fmt: skip
+        lengths = {
+            "--min_tail": rule.min_tail_s,
+            "--seg": rule.length_s,
+            "--min_seg": getattr(rule, "min_s", None),
+        }
         for flag, value in lengths.items():
             if value is not None and value < encoder.min_seconds:
                 raise ValueError(

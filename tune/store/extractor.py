@@ -55,12 +55,20 @@ class Extractor:
     """
 
     def __init__(
-        self, encoder: str, rules: Sequence[Rule], layer: str = "last", *,
-        frame_rate: float | None = None, device: torch.device | str = "cpu",
-        precision: str = "auto", memory_budget: str | int | None = None,
-        batch_seconds: float = 60.0, store: str | Path | None = None,
-        check: Callable[[Encoder], None] | None = None, **settings,
-    ):  # fmt: skip
+        self,
+        encoder: str,
+        rules: Sequence[Rule],
+        layer: str = "last",
+        *,
+        frame_rate: float | None = None,
+        device: torch.device | str = "cpu",
+        precision: str = "auto",
+        memory_budget: str | int | None = None,
+        batch_seconds: float = 60.0,
+        store: str | Path | None = None,
+        check: Callable[[Encoder], None] | None = None,
+        **settings,
+    ):
         device = torch.device(device)
         settings["precision"] = precision_on(device, precision)
         if isinstance(memory_budget, str):
@@ -107,9 +115,16 @@ class Extractor:
 
         def encode(rule, paths, **progress):
             return encode_tracks(
-                paths, self.encoder, rule, self.store, self.collection, strict=strict,
-                frame_rate=self.frame_rate, batch_seconds=self.batch_seconds, **progress,
-            )  # fmt: skip
+                paths,
+                self.encoder,
+                rule,
+                self.store,
+                self.collection,
+                strict=strict,
+                frame_rate=self.frame_rate,
+                batch_seconds=self.batch_seconds,
+                **progress,
+            )
 
         if accelerator is None:
             return [encode(rule, paths) for rule in self.rules]

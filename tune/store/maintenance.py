@@ -41,12 +41,17 @@ def describe(root: Path) -> list[dict]:
         for row in rows:
             with contextlib.suppress(FileNotFoundError):  # replaced or deleted meanwhile
                 stats.append(row.stat())
-        found.append({
-            "path": file.parent, **shown, "layers": file.parent.name.removeprefix("layers-"),
-            "tracks": len({row.name[:64] for row in rows}), "rows": len(rows),
-            "bytes": sum(s.st_size for s in stats),
-            "used": max((max(s.st_atime, s.st_mtime) for s in stats), default=0.0),
-        })  # fmt: skip
+        found.append(
+            {
+                "path": file.parent,
+                **shown,
+                "layers": file.parent.name.removeprefix("layers-"),
+                "tracks": len({row.name[:64] for row in rows}),
+                "rows": len(rows),
+                "bytes": sum(s.st_size for s in stats),
+                "used": max((max(s.st_atime, s.st_mtime) for s in stats), default=0.0),
+            }
+        )
     return found
 
 
@@ -59,8 +64,13 @@ def boundaries(root: Path) -> dict:
     return {"tracks": len({file.stem for file in files}), "bytes": n_bytes}
 
 
-def prune(root: Path, *, encoder: str | None = None, older_than_days: float | None = None,
-          dry_run: bool = False) -> list[dict]:  # fmt: skip
+def prune(
+    root: Path,
+    *,
+    encoder: str | None = None,
+    older_than_days: float | None = None,
+    dry_run: bool = False,
+) -> list[dict]:
     """Delete collections by encoder name and by days since last use, and stale temporary files.
 
     Returns the collections that were (or, with `dry_run`, would be) deleted. With neither
@@ -81,8 +91,14 @@ def prune(root: Path, *, encoder: str | None = None, older_than_days: float | No
     return gone
 
 
-def shrink(root: Path, max_bytes: int, *, encoder: str | None = None,
-           older_than_days: float | None = None, dry_run: bool = False) -> list[dict]:  # fmt: skip
+def shrink(
+    root: Path,
+    max_bytes: int,
+    *,
+    encoder: str | None = None,
+    older_than_days: float | None = None,
+    dry_run: bool = False,
+) -> list[dict]:
     """Delete the rows that were unused longest until the store has at most `max_bytes`.
 
     When a row was used last is what the file system knows: the later of its times of access (to
@@ -160,10 +176,15 @@ def _print_collections(items: list[dict], title: str) -> None:
         table.add_column(head, justify="right", overflow="fold")
     for item in items:
         table.add_row(
-            item["encoder"], item["layers"], item["tokens"], item["precision"],
-            f"{item['tracks']:,}", f"{item['rows']:,}", _human(item["bytes"]),
+            item["encoder"],
+            item["layers"],
+            item["tokens"],
+            item["precision"],
+            f"{item['tracks']:,}",
+            f"{item['rows']:,}",
+            _human(item["bytes"]),
             time.strftime("%Y-%m-%d", time.localtime(item["used"])),
-        )  # fmt: skip
+        )
     # In a pipe nothing is folded: names can be searched and copied.
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
@@ -173,17 +194,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="python -m tune.store", description="List, size and prune the embedding store."
     )
-    parser.add_argument("verb", nargs="?", choices=["list", "size", "prune"], default="list",
-                        help="list: collections with their tracks, rows and sizes; size: bytes of "
-                        "the whole store, as one number; prune: delete the collections that fit "
-                        "every condition given, or with --max_size their rows, those unused "
-                        "longest first")  # fmt: skip
+    parser.add_argument(
+        "verb",
+        nargs="?",
+        choices=["list", "size", "prune"],
+        default="list",
+        help="list: collections with their tracks, rows and sizes; size: bytes of "
+        "the whole store, as one number; prune: delete the collections that fit "
+        "every condition given, or with --max_size their rows, those unused "
+        "longest first",
+    )
     parser.add_argument("--store", type=Path, default=default_root(), help="the store's folder")
     cut = parser.add_argument_group("conditions of prune")
     cut.add_argument("--encoder", help="only this encoder's")
     cut.add_argument("--older_than", type=float, metavar="DAYS", help="only if unused this long")
-    cut.add_argument("--max_size", metavar="SIZE", help="only until the store is no larger than "
-                     "this, such as 50GB")  # fmt: skip
+    cut.add_argument(
+        "--max_size",
+        metavar="SIZE",
+        help="only until the store is no larger than this, such as 50GB",
+    )
     cut.add_argument("--dry_run", action="store_true", help="say what would go, delete nothing")
     args = parser.parse_args(argv)
     conditions = (args.encoder, args.older_than, args.max_size)
@@ -200,15 +229,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = sum(item["bytes"] for item in describe(args.store))
         print(rows + boundaries(args.store)["bytes"])
     elif args.verb == "prune":
-        which = {"encoder": args.encoder, "older_than_days": args.older_than,
-                 "dry_run": args.dry_run}  # fmt: skip
+        which = {
+            "encoder": args.encoder,
+            "older_than_days": args.older_than,
+            "dry_run": args.dry_run,
+        }
         if max_bytes is None:
             gone = prune(args.store, **which)
         else:
             gone = shrink(args.store, max_bytes, **which)
         if all(c is None for c in conditions):
-            print("nothing to prune: name --encoder, --older_than and/or --max_size",
-                  file=sys.stderr)  # fmt: skip
+            print(
+                "nothing to prune: name --encoder, --older_than and/or --max_size", file=sys.stderr
+            )
             return 2
         _print_collections(gone, "would be deleted" if args.dry_run else "deleted")
     else:
@@ -216,6 +249,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         total = _human(sum(item["bytes"] for item in items))
         _print_collections(items, f"{args.store}: {len(items)} collections, {total}")
         if cuts["tracks"]:
-            print(f"boundaries (--seg structure) of {cuts['tracks']:,} tracks: "
-                  f"{_human(cuts['bytes'])}")  # fmt: skip
+            print(
+                f"boundaries (--seg structure) of {cuts['tracks']:,} tracks: "
+                f"{_human(cuts['bytes'])}"
+            )
     return 0

@@ -25,9 +25,13 @@ def is_due(encoder: Encoder, collection: Collection) -> bool:
 
 
 def compare_row(
-    path: str, row: Row, encoder: Encoder, collection: Collection, encode_segments,
+    path: str,
+    row: Row,
+    encoder: Encoder,
+    collection: Collection,
+    encode_segments,
     frame_rate: float | None,
-) -> None:  # fmt: skip
+) -> None:
     """Encode a row's shortest segment again.
 
     Parameters

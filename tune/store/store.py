@@ -65,8 +65,9 @@ def open(root: str | Path | None = None, **wanted) -> "Collection":
         When no collection fits, or several do, with the list of those.
     """
     if unknown := wanted.keys() - {"encoder", "precision", "tokens", "layers"}:
-        raise ValueError(f"a collection is named by encoder, precision, tokens and layers, "
-                         f"not by {min(unknown)}")  # fmt: skip
+        raise ValueError(
+            f"a collection is named by encoder, precision, tokens and layers, not by {min(unknown)}"
+        )
     root = Path(root or default_root())
     found, others = [], []
     for file in sorted([*root.glob("collection.json"), *root.glob("*/layers-*/collection.json")]):
@@ -260,8 +261,15 @@ class Collection:
     `window_s` is the length of a pooled frame in seconds, or None where a token is a segment.
     """
 
-    def __init__(self, root: Path, folder: Path, fallback: Path | None, key: dict, layers: list,
-                 window_s: float | None = None):  # fmt: skip
+    def __init__(
+        self,
+        root: Path,
+        folder: Path,
+        fallback: Path | None,
+        key: dict,
+        layers: list,
+        window_s: float | None = None,
+    ):
         self.root, self.folder, self.fallback, self.window_s = root, folder, fallback, window_s
         self.key, self.layers = key, layers
         self.damaged: list[str] = []
@@ -316,8 +324,14 @@ class Collection:
                 continue
             if folder == self.fallback:
                 tokens = tokens[:, self.layers]
-            return Row(tokens, info["spans"], info["counts"], info["silent"], info["seconds"],
-                       info.get("peak_bytes", 0))  # fmt: skip
+            return Row(
+                tokens,
+                info["spans"],
+                info["counts"],
+                info["silent"],
+                info["seconds"],
+                info.get("peak_bytes", 0),
+            )
         return None
 
     def write(self, content: str, n_samples: int, row: Row) -> None:
@@ -347,8 +361,12 @@ class Collection:
             "peak_bytes": int(row.peak_bytes),
         }
         text = json.dumps(info)
-        meta = {"n_samples": str(n_samples), "checksum": _checksum(tokens, text), "info": text,
-                "n_samples_checksum": _digest([content, int(n_samples)])}  # fmt: skip
+        meta = {
+            "n_samples": str(n_samples),
+            "checksum": _checksum(tokens, text),
+            "info": text,
+            "n_samples_checksum": _digest([content, int(n_samples)]),
+        }
         atomic_write(path, lambda aside: save_tensors({"tokens": tokens}, aside, meta))
 
     def bytes_of(self, content: str, spans: Sequence) -> int:

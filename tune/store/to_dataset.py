@@ -13,11 +13,18 @@ def to_dataset(collection, contents: Container[str] | None = None, streaming: bo
     size = next((row.tokens.shape[2] for *_, row in collection.rows()), None)
     if size is None:
         raise ValueError(f"the collection {collection.folder} holds no rows")
-    features = Features({
-        "content": Value("string"), "cut": Value("string"), "segment": Value("int32"),
-        "start_s": Value("float64"), "end_s": Value("float64"), "layer": Value("int32"),
-        "embedding": List(Value("float32"), length=size), "silent": Value("bool"),
-    })  # fmt: skip
+    features = Features(
+        {
+            "content": Value("string"),
+            "cut": Value("string"),
+            "segment": Value("int32"),
+            "start_s": Value("float64"),
+            "end_s": Value("float64"),
+            "layer": Value("int32"),
+            "embedding": List(Value("float32"), length=size),
+            "silent": Value("bool"),
+        }
+    )
     generate = partial(records, collection, None if contents is None else frozenset(contents))
     if streaming:
         return IterableDataset.from_generator(generate, features=features)
@@ -38,6 +45,13 @@ def records(collection, contents: frozenset | None) -> Iterator[dict]:
         segments = np.repeat(np.arange(len(row.counts)), row.counts)
         for i, (start_s, end_s) in enumerate(row.times(rate, collection.window_s)):
             for k, layer in enumerate(collection.layers):
-                yield {"content": content, "cut": cut, "segment": int(segments[i]),
-                       "start_s": float(start_s), "end_s": float(end_s), "layer": layer,
-                       "embedding": row.tokens[i, k], "silent": row.silent}  # fmt: skip
+                yield {
+                    "content": content,
+                    "cut": cut,
+                    "segment": int(segments[i]),
+                    "start_s": float(start_s),
+                    "end_s": float(end_s),
+                    "layer": layer,
+                    "embedding": row.tokens[i, k],
+                    "silent": row.silent,
+                }

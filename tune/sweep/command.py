@@ -46,17 +46,35 @@ def parse_args(argv: Sequence[str] | None = None):
     """Read the command line."""
     parser = Parser(prog="python -m tune.sweep", description=__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="a W&B sweep file")
-    parser.add_argument("--workers", type=positive_int, default=1, metavar="N",
-                        help="cells side by side, each worker with an encoder of its own (on "
-                        "several GPUs they take turns)")  # fmt: skip
-    parser.add_argument("--count", type=positive_int, metavar="N",
-                        help="at most this many cells in all (default: a whole grid, 20 of a "
-                        "random or Bayesian search)")  # fmt: skip
-    parser.add_argument("--search_seed", type=int, default=1234, metavar="SEED",
-                        help="of a random or Bayesian search")  # fmt: skip
-    parser.add_argument("--output_dir", type=Path, default=Path("runs"), metavar="DIR",
-                        help="runs go to DIR/NAME, the sweep's journal and logs to "
-                        "DIR/.sweeps")  # fmt: skip
+    parser.add_argument(
+        "--workers",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="cells side by side, each worker with an encoder of its own (on "
+        "several GPUs they take turns)",
+    )
+    parser.add_argument(
+        "--count",
+        type=positive_int,
+        metavar="N",
+        help="at most this many cells in all (default: a whole grid, 20 of a "
+        "random or Bayesian search)",
+    )
+    parser.add_argument(
+        "--search_seed",
+        type=int,
+        default=1234,
+        metavar="SEED",
+        help="of a random or Bayesian search",
+    )
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="runs go to DIR/NAME, the sweep's journal and logs to DIR/.sweeps",
+    )
     args, extra = parser.parse_known_args(argv)
     extra = joined(extra)
     for flag in extra:
@@ -93,5 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not live and not any(flag.startswith("--report_to=") for flag in extra):
         print("  wandb      offline; upload:  wandb login && wandb sync wandb/offline-run-*")
     if failed:
-        raise ValueError(f"{len(failed)} of {len(cells)} cells failed; the same command tries them "
-                         f"again (logs: {sweep.logs})")  # fmt: skip
+        raise ValueError(
+            f"{len(failed)} of {len(cells)} cells failed; the same command tries them "
+            f"again (logs: {sweep.logs})"
+        )

@@ -120,9 +120,11 @@ def violations(config: Mapping) -> list[str]:
 
 def fixed(config: Mapping) -> dict:
     """Parameters with one value."""
-    return {k: p["value"] if "value" in p else p["values"][0]
-            for k, p in config["parameters"].items()
-            if "value" in p or len(p.get("values", ())) == 1}  # fmt: skip
+    return {
+        k: p["value"] if "value" in p else p["values"][0]
+        for k, p in config["parameters"].items()
+        if "value" in p or len(p.get("values", ())) == 1
+    }
 
 
 def swept(config: Mapping) -> list[str]:
@@ -130,8 +132,9 @@ def swept(config: Mapping) -> list[str]:
     return sorted(set(config["parameters"]) - set(fixed(config)))
 
 
-def propose(config: Mapping, cells: Sequence[Cell], n: int, extra: Sequence[str],
-            seed: int) -> list[Cell]:  # fmt: skip
+def propose(
+    config: Mapping, cells: Sequence[Cell], n: int, extra: Sequence[str], seed: int
+) -> list[Cell]:
     """Ask the engine for up to n more cells.
 
     Parameters
@@ -203,12 +206,13 @@ def _as_runs(config: Mapping, cells: Sequence[Cell]) -> list:
     states = {"pending": "running"} | dict.fromkeys(("stopped", "same", "undefined"), "finished")
     return [
         run(
-            name=cell.name, config={k: {"value": v} for k, v in cell.config.items()},
+            name=cell.name,
+            config={k: {"value": v} for k, v in cell.config.items()},
             state=states.get(cell.state, cell.state),
             sampledHistory=[{metric: value} for value in cell.history],
         )
         for cell in cells
-    ]  # fmt: skip
+    ]
 
 
 def _plain_copy(config: Mapping) -> dict:

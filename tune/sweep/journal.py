@@ -30,8 +30,9 @@ class Sweep:
     seed : of random and Bayesian searches
     """
 
-    def __init__(self, config: Mapping, output_dir: Path, extra: Sequence[str],
-                 count: int | None, seed: int):  # fmt: skip
+    def __init__(
+        self, config: Mapping, output_dir: Path, extra: Sequence[str], count: int | None, seed: int
+    ):
         self.config, self.output_dir, self.extra, self.seed = config, output_dir, list(extra), seed
         self.program = config["program"]
         places = output_dir / ".sweeps"
@@ -97,8 +98,12 @@ class Sweep:
         key = json.dumps(wanted, sort_keys=True)
         if key not in self.owners:
             # What the file itself calls the full track goes before who comes first.
-            alike = [c for c in self.cells.values() if full_track(c.config, tokens) == wanted
-                     and all(c.config.get(k) == wanted.get(k) for k in ("seg", "agg"))]  # fmt: skip
+            alike = [
+                c
+                for c in self.cells.values()
+                if full_track(c.config, tokens) == wanted
+                and all(c.config.get(k) == wanted.get(k) for k in ("seg", "agg"))
+            ]
             usable = [c for c in alike if c.state != "failed"]
             self.owners[key] = (usable or [cell])[0].name
         owner = self.owners[key]

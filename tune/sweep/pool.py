@@ -130,9 +130,13 @@ def _run(sweep: Sweep, n_workers: int, pressed: list) -> None:
     checked = deaths = 0
     try:
         with tqdm(
-            total=sweep.size, initial=done, desc=sweep.config.get("name") or "sweep", unit="cell",
-            dynamic_ncols=True, mininterval=0.2 if sys.stderr.isatty() else 30.0,
-        ) as bar:  # fmt: skip
+            total=sweep.size,
+            initial=done,
+            desc=sweep.config.get("name") or "sweep",
+            unit="cell",
+            dynamic_ncols=True,
+            mininterval=0.2 if sys.stderr.isatty() else 30.0,
+        ) as bar:
             while pool.workers and not pressed:
                 for connection in multiprocessing.connection.wait(list(pool.workers), LOOK_S):
                     if pressed:  # workers end by it too, and aren't replaced
@@ -146,8 +150,10 @@ def _run(sweep: Sweep, n_workers: int, pressed: list) -> None:
                             sweep.note(cell, "failed", f"its process died (exit code {code})")
                             bar.update()
                         if deaths > 3 + len(sweep.cells) // 4:
-                            raise ValueError(f"{deaths} worker processes died (exit code {code}); "
-                                             f"is there enough memory?") from None  # fmt: skip
+                            raise ValueError(
+                                f"{deaths} worker processes died (exit code {code}); "
+                                f"is there enough memory?"
+                            ) from None
                         continue
                     kind = message[0]
                     if kind == "ready" and not checked:

@@ -49,8 +49,13 @@ def write_twin(folder: Path, twin: Path, values: Mapping) -> None:
     aside.rename(folder)
 
 
-def print_comparison(config: Mapping, cells: Sequence[Cell], folders: Mapping[str, Path],
-                     page: Path, console: Console | None = None) -> bool:  # fmt: skip
+def print_comparison(
+    config: Mapping,
+    cells: Sequence[Cell],
+    folders: Mapping[str, Path],
+    page: Path,
+    console: Console | None = None,
+) -> bool:
     """Compare a sweep's cells as compare.py does; print its tables, write its report.
 
     Parameters
@@ -86,8 +91,12 @@ def print_comparison(config: Mapping, cells: Sequence[Cell], folders: Mapping[st
     return True
 
 
-def print_table(config: Mapping, cells: Sequence[Cell], folders: Mapping[str, Path],
-                console: Console | None = None) -> None:  # fmt: skip
+def print_table(
+    config: Mapping,
+    cells: Sequence[Cell],
+    folders: Mapping[str, Path],
+    console: Console | None = None,
+) -> None:
     """Print the cells of a search for an aggregator, the best first.
 
     Parameters
@@ -96,8 +105,9 @@ def print_table(config: Mapping, cells: Sequence[Cell], folders: Mapping[str, Pa
     """
     rows = [_pretraining_row(cell, folders[cell.name], config) for cell in cells]
     rows.sort(key=lambda row: row[0])
-    table = Table(title=f"{config.get('name') or 'sweep'}: {len(cells)} cells",
-                  title_justify="left")  # fmt: skip
+    table = Table(
+        title=f"{config.get('name') or 'sweep'}: {len(cells)} cells", title_justify="left"
+    )
     keys = swept(config)
     for key in keys:
         table.add_column(key, overflow="fold")

@@ -21,9 +21,11 @@ def local_sources(path: Path) -> list[Path]:
         return [path]
     while (top / "__init__.py").is_file():
         top = top.parent
-    limit = path.parent if set(INSTALLED) & set(path.parts) or top == path.parent else (
-        top / path.relative_to(top).parts[0]
-    )  # fmt: skip
+    limit = (
+        path.parent
+        if set(INSTALLED) & set(path.parts) or top == path.parent
+        else (top / path.relative_to(top).parts[0])
+    )
     found, todo = set(), [path]
     while todo:
         file = todo.pop()

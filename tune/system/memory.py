@@ -20,15 +20,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
-         "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}  # fmt: skip
+UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
 SAMPLE_EVERY_S = 0.005  # between two looks at the resident memory
 
 # What PyTorch's CPU allocator, cuBLAS and cuDNN say in a plain RuntimeError.
 EXHAUSTED = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
-CGROUPS = (("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-           ("/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes"))  # fmt: skip
+CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -87,8 +97,10 @@ def warn_if_low(device: torch.device, needed: int) -> bool:
     log.warning(
         "%.2g GB are free %s, encoding may take %.2g GB: close other programs, or lower "
         "--memory_budget, --batch_seconds or --seg",
-        free / 1e9, where, needed / 1e9,
-    )  # fmt: skip
+        free / 1e9,
+        where,
+        needed / 1e9,
+    )
     return True
 
 

@@ -5,10 +5,5 @@ python -m tune.tasks list | show NAME | check NAME
 
 from tune.system.lazy import door
 
-PUBLIC = {
-    "TASKS": "registry",
-    "Task": "load",
-    "TaskError": "readers",
-    "load_task": "load",
-}
+PUBLIC = {"TASKS": "registry", "Task": "load", "TaskError": "readers", "load_task": "load"}
 __getattr__, __dir__, __all__ = door(__name__, PUBLIC)

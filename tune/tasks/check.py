@@ -71,8 +71,14 @@ def inspect_file(path: str, decode: bool = True, thin: int = 1) -> FileInfo:
     return FileInfo(path, header, seconds, digest, marks, is_silent(samples))
 
 
-def check(task: Task, *, min_tracks: int = MIN_TRACKS, decode: bool = True,
-          workers: int | None = None, progress: bool = True) -> dict:  # fmt: skip
+def check(
+    task: Task,
+    *,
+    min_tracks: int = MIN_TRACKS,
+    decode: bool = True,
+    workers: int | None = None,
+    progress: bool = True,
+) -> dict:
     """Look at all of a task's files and labels.
 
     Parameters
@@ -94,8 +100,10 @@ def check(task: Task, *, min_tracks: int = MIN_TRACKS, decode: bool = True,
     thin = 2 ** max(0, math.ceil(math.log2(max(1, len(paths)) / FILES_UNTHINNED)))
     with ThreadPoolExecutor(workers) as pool:
         heard = pool.map(lambda path: inspect_file(path, decode, thin), paths)
-        files = {h.path: h for h in tqdm(heard, total=len(paths), unit="file", desc="check",
-                                         disable=not progress)}  # fmt: skip
+        files = {
+            h.path: h
+            for h in tqdm(heard, total=len(paths), unit="file", desc="check", disable=not progress)
+        }
     good = [h for h in files.values() if h.reason is None]
     of_targets = label_kind(task.kind).of_targets
     labels = {s: _labels(task, s) for s in SPLITS}
@@ -139,16 +147,22 @@ def _split(task, split, files) -> dict:
     """Size of a split."""
     paths = task.splits[split]["path"][:]
     seconds = np.array([files[p].seconds for p in paths])
-    return {"files": len(paths), "tracks": len(_labels(task, split)),
-            "hours": float(np.nansum(seconds) / 3600)}  # fmt: skip
+    return {
+        "files": len(paths),
+        "tracks": len(_labels(task, split)),
+        "hours": float(np.nansum(seconds) / 3600),
+    }
 
 
 def _spread(values: np.ndarray) -> dict:
     """Smallest, median and largest value; None for none."""
     if not len(values):
         return dict.fromkeys(("min", "median", "max"))
-    return {"min": float(values.min()), "median": float(np.median(values)),
-            "max": float(values.max())}  # fmt: skip
+    return {
+        "min": float(values.min()),
+        "median": float(np.median(values)),
+        "max": float(values.max()),
+    }
 
 
 def _count(values) -> dict[str, int]:
@@ -176,8 +190,10 @@ def _targets(task) -> dict:
         out[name] = {}
         for split in SPLITS:
             values = np.asarray(task.splits[split]["label"])[:, t]
-            out[name][split] = _spread(values) | {"mean": float(values.mean()),
-                                                  "std": float(values.std())}  # fmt: skip
+            out[name][split] = _spread(values) | {
+                "mean": float(values.mean()),
+                "std": float(values.std()),
+            }
     return out
 
 
@@ -210,8 +226,9 @@ def _alike(task, files, progress) -> list[Problem]:
     for among, later in (("train", ("val", "test")), ("val", ("test",))):
         asked = [(split, path) for split in later for path in of_split[split]]
         found = find_alike(known, [path for _, path in asked], of_split[among])
-        bar = tqdm(found, total=len(asked), unit="file", desc=f"alike {among}",
-                   disable=not progress)  # fmt: skip
+        bar = tqdm(
+            found, total=len(asked), unit="file", desc=f"alike {among}", disable=not progress
+        )
         for (split, _), alike in zip(asked, bar, strict=True):
             for a in alike:
                 if files[a.one].hash != files[a.other].hash:
@@ -238,8 +255,9 @@ def _split_tracks(task) -> list[Problem]:
             found.setdefault(track, set()).add(split)
     return [
         Problem("clips", f"clips of the track {track} are in several splits", (track,))
-        for track, splits in found.items() if len(splits) > 1
-    ]  # fmt: skip
+        for track, splits in found.items()
+        if len(splits) > 1
+    ]
 
 
 def _few_tracks(task, labels, min_tracks) -> list[Problem]:
@@ -289,8 +307,9 @@ def _counts(task, labels) -> list[Problem]:
     if task.row is None:
         return []
     problems = []
-    found = sum(any(_of_class(task, labels[s])[c] for s in SPLITS)
-                for c in range(len(task.classes)))  # fmt: skip
+    found = sum(
+        any(_of_class(task, labels[s])[c] for s in SPLITS) for c in range(len(task.classes))
+    )
     if task.row.n_classes and found != task.row.n_classes:
         text = f"{found} classes or tags, where there should be {task.row.n_classes}"
         problems.append(Problem("count", text))

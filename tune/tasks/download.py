@@ -68,8 +68,12 @@ def _all_there(row, folder: Path) -> bool:
     if missing:
         log.warning(
             "%s: %d of %d audio files are missing after the download, such as %s: the next run "
-            "fetches them", row.hub, len(missing), len(rows), missing[0],
-        )  # fmt: skip
+            "fetches them",
+            row.hub,
+            len(missing),
+            len(rows),
+            missing[0],
+        )
     return not missing
 
 
@@ -130,8 +134,14 @@ def fetch(url: str, to: Path, *, progress: bool = True) -> Path:
             if have and answer.status_code != 206:  # this server starts from the beginning
                 have = 0
             size = have + int(answer.headers.get("Content-Length") or 0)
-            bar = tqdm(total=size or None, initial=have, unit="B", unit_scale=True,
-                       desc=to.name, disable=not progress)  # fmt: skip
+            bar = tqdm(
+                total=size or None,
+                initial=have,
+                unit="B",
+                unit_scale=True,
+                desc=to.name,
+                disable=not progress,
+            )
             with open(part, "ab" if have else "wb") as file, bar:
                 for block in answer.iter_content(BLOCK_BYTES):
                     file.write(block)

@@ -23,12 +23,24 @@ log = logging.getLogger(__name__)
 
 PREFIX = "hub:"
 # What the first bytes of an audio file are, for those that come without a name.
-MAGIC = ((b"fLaC", ".flac"), (b"OggS", ".ogg"), (b"RIFF", ".wav"), (b"ID3", ".mp3"),
-         (b"FORM", ".aiff"), (b"\xff\xfb", ".mp3"))  # fmt: skip
+MAGIC = (
+    (b"fLaC", ".flac"),
+    (b"OggS", ".ogg"),
+    (b"RIFF", ".wav"),
+    (b"ID3", ".mp3"),
+    (b"FORM", ".aiff"),
+    (b"\xff\xfb", ".mp3"),
+)
 
 
-def read_hub(name: str, data_dir: Path, *, label_column: str | None, audio_column: str | None,
-             progress: bool = True) -> tuple[list[dict], list[dict]]:  # fmt: skip
+def read_hub(
+    name: str,
+    data_dir: Path,
+    *,
+    label_column: str | None,
+    audio_column: str | None,
+    progress: bool = True,
+) -> tuple[list[dict], list[dict]]:
     """Rows of a data set, as `tune.tasks.readers` has them; its audio goes below data_dir/hub.
 
     Parameters
@@ -69,12 +81,17 @@ def read_hub(name: str, data_dir: Path, *, label_column: str | None, audio_colum
             except TaskError as error:
                 skipped.append({"where": where, "reason": str(error)})
                 continue
-            rows.append({
-                "where": where, "id": f"{split}/{i}", "path": str(path),
-                "label": _named(_inside(item, label), names),
-                # A data set of one split has none: datasets calls it train.
-                "split": None if alone else split, "track": None,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "where": where,
+                    "id": f"{split}/{i}",
+                    "path": str(path),
+                    "label": _named(_inside(item, label), names),
+                    # A data set of one split has none: datasets calls it train.
+                    "split": None if alone else split,
+                    "track": None,
+                }
+            )
     return rows, skipped
 
 
@@ -84,8 +101,12 @@ def hub_folders(name: str, data_dir: Path) -> list[Path]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     own = [Path(name)] if os.path.isdir(name) else []
-    caches = [HF_HUB_CACHE, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH,
-              config.EXTRACTED_DATASETS_PATH]  # fmt: skip
+    caches = [
+        HF_HUB_CACHE,
+        config.HF_DATASETS_CACHE,
+        config.DOWNLOADED_DATASETS_PATH,
+        config.EXTRACTED_DATASETS_PATH,
+    ]
     return [*own, *map(Path, caches), data_dir / "hub"]
 
 
@@ -139,8 +160,9 @@ def _load(name: str) -> dict:
         return splits
     known = {s: d for s, d in splits.items() if s.strip().lower() in SPLIT_NAMES}
     for other in splits.keys() - known.keys():
-        log.warning("%s%s: the split %s is none of train, val and test: left out",
-                    PREFIX, name, other)  # fmt: skip
+        log.warning(
+            "%s%s: the split %s is none of train, val and test: left out", PREFIX, name, other
+        )
     if not known:
         raise TaskError(f"{PREFIX}{name} has the splits {', '.join(splits)}: none is a train split")
     return known

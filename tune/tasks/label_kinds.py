@@ -200,8 +200,10 @@ def _class_column(_, rows, skipped, targets, *, classes=None) -> Column:
 def _one_class_only(labels, names) -> str | None:
     """Whether all training tracks are of one class."""
     if len(set(labels.tolist())) < 2:
-        return (f"all training tracks have the label {names[labels[0]]!r}; a classifier needs two "
-                "classes or more")  # fmt: skip
+        return (
+            f"all training tracks have the label {names[labels[0]]!r}; a classifier needs two "
+            "classes or more"
+        )
     return None
 
 
@@ -386,76 +388,80 @@ CLASSES = LabelKind(
     by_part=lambda labels, predictions, names, _: class_accuracy(labels, predictions, len(names)),
     heading="share of a class's tracks named rightly",
 )
-KINDS = {kind.name: kind for kind in (
-    CLASSES,
-    replace(
+KINDS = {
+    kind.name: kind
+    for kind in (
         CLASSES,
-        name="keys",
-        about="a key such as 'Eb minor'",
-        wanted="a key such as 'Eb minor'",
-        recipe=Recipe(lr=1e-3, plateau_patience=5, main_metric="weighted_score",
-                      plateau_factor=0.1),
-        about_metrics="weighted score (mir_eval), accuracy",
-        read=label_readers.key,
-        column=partial(_class_column, classes=KEYS),
-        metrics=_metrics("KEY_METRICS"),
-    ),
-    LabelKind(
-        name="numbers",
-        about="a list of values: {targets}",
-        wanted="a finite number",
-        parts="targets",
-        noun="target",
-        standardised=True,
-        recipe=Recipe(lr=1e-3, plateau_patience=5, main_metric="r2"),
-        about_metrics="R², mean and each target",
-        read=label_readers.numbers,
-        looks_so=label_readers.mostly_numbers,
-        column=_number_column,
-        strata=_number_strata,
-        why_unusable=_constant_target,
-        loss=_squared_error,
-        decide=lambda outputs: outputs.cpu().numpy(),
-        chance=_mean_label,
-        metrics=_metrics("NUMBER_METRICS"),
-        to_columns=partial(_value_columns, prefix="prediction"),
-        from_columns=partial(_read_value_columns, prefix="prediction"),
-        show=lambda label, names: ", ".join(
-            f"{name} {value:.2f}" for name, value in zip(names, label, strict=True)
+        replace(
+            CLASSES,
+            name="keys",
+            about="a key such as 'Eb minor'",
+            wanted="a key such as 'Eb minor'",
+            recipe=Recipe(
+                lr=1e-3, plateau_patience=5, main_metric="weighted_score", plateau_factor=0.1
+            ),
+            about_metrics="weighted score (mir_eval), accuracy",
+            read=label_readers.key,
+            column=partial(_class_column, classes=KEYS),
+            metrics=_metrics("KEY_METRICS"),
         ),
-        disagreement=_number_disagreement,
-        spread_of="the predicted values, relative to that of the labels",
-        by_part=_target_r2,
-        heading="R² of each target",
-        hub_task="audio-regression",
-    ),
-    LabelKind(
-        name="tags",
-        about="a list of tags, which may be empty",
-        wanted="a list of tags",
-        parts="classes",
-        noun="tag",
-        several=True,
-        recipe=Recipe(lr=1e-3, plateau_patience=3, main_metric="roc_auc"),
-        about_metrics="ROC-AUC and average precision, macro over tags",
-        read=label_readers.tags,
-        looks_so=label_readers.mostly_lists,
-        column=_tag_column,
-        strata=_rarest_tag,
-        why_unusable=_same_tags,
-        loss=_binary_cross_entropy,
-        decide=lambda outputs: outputs.sigmoid().cpu().numpy(),
-        chance=_mean_label,
-        metrics=_metrics("TAG_METRICS"),
-        unscored=lambda labels, names: [
-            name for name, told in zip(names, defined_tags(labels), strict=True) if not told
-        ],
-        to_columns=partial(_value_columns, prefix="score"),
-        from_columns=partial(_read_value_columns, prefix="score"),
-        show=lambda label, names: ", ".join(np.array(names)[label]) or "no tag",
-        disagreement=_tag_disagreement,
-        spread_of="the scores, mean over tags",
-        by_part=_tag_auc,
-        heading="ROC-AUC of each tag",
-    ),
-)}  # fmt: skip
+        LabelKind(
+            name="numbers",
+            about="a list of values: {targets}",
+            wanted="a finite number",
+            parts="targets",
+            noun="target",
+            standardised=True,
+            recipe=Recipe(lr=1e-3, plateau_patience=5, main_metric="r2"),
+            about_metrics="R², mean and each target",
+            read=label_readers.numbers,
+            looks_so=label_readers.mostly_numbers,
+            column=_number_column,
+            strata=_number_strata,
+            why_unusable=_constant_target,
+            loss=_squared_error,
+            decide=lambda outputs: outputs.cpu().numpy(),
+            chance=_mean_label,
+            metrics=_metrics("NUMBER_METRICS"),
+            to_columns=partial(_value_columns, prefix="prediction"),
+            from_columns=partial(_read_value_columns, prefix="prediction"),
+            show=lambda label, names: ", ".join(
+                f"{name} {value:.2f}" for name, value in zip(names, label, strict=True)
+            ),
+            disagreement=_number_disagreement,
+            spread_of="the predicted values, relative to that of the labels",
+            by_part=_target_r2,
+            heading="R² of each target",
+            hub_task="audio-regression",
+        ),
+        LabelKind(
+            name="tags",
+            about="a list of tags, which may be empty",
+            wanted="a list of tags",
+            parts="classes",
+            noun="tag",
+            several=True,
+            recipe=Recipe(lr=1e-3, plateau_patience=3, main_metric="roc_auc"),
+            about_metrics="ROC-AUC and average precision, macro over tags",
+            read=label_readers.tags,
+            looks_so=label_readers.mostly_lists,
+            column=_tag_column,
+            strata=_rarest_tag,
+            why_unusable=_same_tags,
+            loss=_binary_cross_entropy,
+            decide=lambda outputs: outputs.sigmoid().cpu().numpy(),
+            chance=_mean_label,
+            metrics=_metrics("TAG_METRICS"),
+            unscored=lambda labels, names: [
+                name for name, told in zip(names, defined_tags(labels), strict=True) if not told
+            ],
+            to_columns=partial(_value_columns, prefix="score"),
+            from_columns=partial(_read_value_columns, prefix="score"),
+            show=lambda label, names: ", ".join(np.array(names)[label]) or "no tag",
+            disagreement=_tag_disagreement,
+            spread_of="the scores, mean over tags",
+            by_part=_tag_auc,
+            heading="ROC-AUC of each tag",
+        ),
+    )
+}

@@ -189,8 +189,13 @@ def _weighted_numbers(labels, predictions, weights, names) -> dict[str, np.ndarr
 
 def _weighted_tags(labels, predictions, weights, names) -> dict[str, np.ndarray]:
     """ROC-AUC and average precision."""
-    return dict(zip(("roc_auc", "average_precision"),
-                    weighted_ranking(labels, predictions, weights), strict=True))  # fmt: skip
+    return dict(
+        zip(
+            ("roc_auc", "average_precision"),
+            weighted_ranking(labels, predictions, weights),
+            strict=True,
+        )
+    )
 
 
 def _per_seed(function: Callable, labels, predictions, weights) -> np.ndarray:
@@ -204,8 +209,9 @@ def _weighted_f1(labels, predictions, weights) -> np.ndarray:
     for c in np.union1d(labels, predictions):
         true, predicted = labels == c, predictions == c
         both, either = weights @ (true & predicted), weights @ true + weights @ predicted
-        scores.append(np.divide(2 * both, either, out=np.full(len(weights), np.nan),
-                                where=either > 0))  # fmt: skip
+        scores.append(
+            np.divide(2 * both, either, out=np.full(len(weights), np.nan), where=either > 0)
+        )
     return np.nanmean(scores, axis=0)
 
 

@@ -59,10 +59,11 @@ def mostly_numbers(labels: list) -> bool:
     """
     numeric = [label for label in labels if numbers(label) is not None]
     whole = [
-        label for label in numeric
+        label
+        for label in numeric
         if not isinstance(label, list)
         and all(str(v).lstrip("+-").isdecimal() for v in values(label))
-    ]  # fmt: skip
+    ]
     return len(numeric) * 2 > len(labels) and len(whole) < len(numeric)
 
 

@@ -28,8 +28,20 @@ from tune.tasks.readers import SPLITS, TaskError, read_jsonl, read_path, why
 from tune.tasks.registry import TASKS, TaskRow
 from tune.tasks.splits import check_split_names, complete_splits
 
-__all__ = ["DEMO_TASKS", "LAYOUTS", "SPLITS", "TASKS", "Recipe", "Task", "TaskError",
-           "TaskRow", "check_task", "check_usable", "load_task", "short_name"]  # fmt: skip
+__all__ = [
+    "DEMO_TASKS",
+    "LAYOUTS",
+    "SPLITS",
+    "TASKS",
+    "Recipe",
+    "Task",
+    "TaskError",
+    "TaskRow",
+    "check_task",
+    "check_usable",
+    "load_task",
+    "short_name",
+]
 
 log = logging.getLogger(__name__)
 
@@ -85,10 +97,12 @@ class Task:
 
     def without(self, paths: set[str]) -> "Task":
         """The same task without some tracks (unusable files); raises when a split runs empty."""
-        splits = DatasetDict({
-            name: split.select([i for i, p in enumerate(split["path"]) if p not in paths])
-            for name, split in self.splits.items()
-        })  # fmt: skip
+        splits = DatasetDict(
+            {
+                name: split.select([i for i, p in enumerate(split["path"]) if p not in paths])
+                for name, split in self.splits.items()
+            }
+        )
         task = replace(self, splits=splits)
         check_usable(task)
         return task
@@ -113,10 +127,18 @@ def check_task(name: str) -> None:
         )
 
 
-def load_task(name: str, data_dir: str | Path = "data", *, cache_dir: str | Path,
-              kind: str = "auto", label_column: str | None = None,
-              audio_column: str | None = None, progress: bool = True,
-              usable: bool = True, allow_outside: bool = False) -> Task:  # fmt: skip
+def load_task(
+    name: str,
+    data_dir: str | Path = "data",
+    *,
+    cache_dir: str | Path,
+    kind: str = "auto",
+    label_column: str | None = None,
+    audio_column: str | None = None,
+    progress: bool = True,
+    usable: bool = True,
+    allow_outside: bool = False,
+) -> Task:
     """Load a task by name or path.
 
     Parameters
@@ -185,8 +207,16 @@ def _need_every_split(name, present: set[str], skipped: list[dict]) -> None:
             raise TaskError(f"task {name}: the {split} split has no usable track{why(skipped)}")
 
 
-def _finish(name, rows, skipped, *, kind="auto", targets: Sequence[str] = (),
-            row: TaskRow | None = None, usable: bool = True) -> Task:  # fmt: skip
+def _finish(
+    name,
+    rows,
+    skipped,
+    *,
+    kind="auto",
+    targets: Sequence[str] = (),
+    row: TaskRow | None = None,
+    usable: bool = True,
+) -> Task:
     """Check labels and splits and build the task."""
     skipped = list(skipped)
     rows = check_split_names(name, rows, skipped)
@@ -207,21 +237,38 @@ def _finish(name, rows, skipped, *, kind="auto", targets: Sequence[str] = (),
     _need_every_split(name, {r["split"] for r in rows}, skipped)
     if column.unknown:
         some = ", ".join(sorted(column.unknown)[:3])
-        log.warning("task %s: %d %ss that no training track has are left out (%s)",
-                    name, len(column.unknown), kind.noun, some)  # fmt: skip
+        log.warning(
+            "task %s: %d %ss that no training track has are left out (%s)",
+            name,
+            len(column.unknown),
+            kind.noun,
+            some,
+        )
     features = {"id": Value("string"), "path": Value("string"), "label": column.feature}
     if any(r["track"] for r in rows):
         features["track"] = Value("string")
         rows = [{**r, "track": r["track"] or r["id"]} for r in rows]
     features = Features(features)
-    splits = DatasetDict({
-        split: Dataset.from_list(
-            [{k: r[k] for k in features} for r in rows if r["split"] == split], features=features
-        )
-        for split in SPLITS
-    })  # fmt: skip
-    task = Task(str(name), kind.name, column.classes, column.targets, splits, skipped, made,
-                column.unknown, row)  # fmt: skip
+    splits = DatasetDict(
+        {
+            split: Dataset.from_list(
+                [{k: r[k] for k in features} for r in rows if r["split"] == split],
+                features=features,
+            )
+            for split in SPLITS
+        }
+    )
+    task = Task(
+        str(name),
+        kind.name,
+        column.classes,
+        column.targets,
+        splits,
+        skipped,
+        made,
+        column.unknown,
+        row,
+    )
     if usable:
         check_usable(task)
     return task

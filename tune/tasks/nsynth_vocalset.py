@@ -9,12 +9,25 @@ from pathlib import Path
 
 from tune.tasks.readers import TaskError
 
-TECHNIQUES = ("belt", "breathy", "inhaled", "lip_trill", "spoken", "straight", "trill", "trillo",
-              "vibrato", "vocal_fry")  # fmt: skip
+TECHNIQUES = (
+    "belt",
+    "breathy",
+    "inhaled",
+    "lip_trill",
+    "spoken",
+    "straight",
+    "trill",
+    "trillo",
+    "vibrato",
+    "vocal_fry",
+)
 # The split of the data set's authors, which MARBLE keeps.
 TECHNIQUE_TEST_SINGERS = ("f2", "f8", "m3", "m5", "m10")
-SINGERS = {f"{word}{i}": f"{word[0]}{i}" for word, n in (("female", 9), ("male", 11))
-           for i in range(1, n + 1)}  # fmt: skip
+SINGERS = {
+    f"{word}{i}": f"{word[0]}{i}"
+    for word, n in (("female", 9), ("male", 11))
+    for i in range(1, n + 1)
+}
 VOCALSET_LISTS = {"train": "train", "valid": "val", "test": "test"}
 
 
@@ -100,5 +113,11 @@ def _read_prepared(folder: Path, what: str) -> tuple[list[dict], list[dict]]:
 
 def _row(where: str, name: str, path: Path, label, split: str | None) -> dict:
     """A row of `tune.tasks.readers`."""
-    return {"where": where, "id": name, "path": str(path), "label": label, "split": split,
-            "track": None}  # fmt: skip
+    return {
+        "where": where,
+        "id": name,
+        "path": str(path),
+        "label": label,
+        "split": split,
+        "track": None,
+    }

@@ -18,8 +18,9 @@ class TaskError(ValueError):
     """A task that can't be loaded; the message says what, where and how to mend it."""
 
 
-def read_path(path: Path, *, label_column: str | None = None,
-              audio_column: str | None = None) -> tuple[list[dict], list[dict]]:  # fmt: skip
+def read_path(
+    path: Path, *, label_column: str | None = None, audio_column: str | None = None
+) -> tuple[list[dict], list[dict]]:
     """Rows and skipped rows of a folder, jsonl, CSV or TSV; the columns are a table's."""
     if path.is_dir():
         stems = sorted({p.name.removesuffix(".train.jsonl") for p in path.glob("*.train.jsonl")})
@@ -65,11 +66,16 @@ def read_jsonl(files: dict[str | None, Path]) -> tuple[list[dict], list[dict]]:
             if not _is_text(f"{audio_path}{label}{item.get('ori_uid')}"):
                 skipped.append({"where": where, "reason": "a name that is not valid Unicode"})
                 continue
-            rows.append({
-                "where": where, "id": audio_path, "path": str(_resolve(audio_path, file.parent)),
-                "label": label, "split": split or item.get("split") or None,
-                "track": _track(item),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "where": where,
+                    "id": audio_path,
+                    "path": str(_resolve(audio_path, file.parent)),
+                    "label": label,
+                    "split": split or item.get("split") or None,
+                    "track": _track(item),
+                }
+            )
         # A given split that is empty is a mistake: nothing is made up in its place.
         if split and not any(row["split"] == split for row in rows):
             raise TaskError(f"{file} holds no usable row{why(skipped)}")
@@ -136,12 +142,16 @@ def _read_table(file: Path, path: str, label: str) -> tuple[list[dict], list[dic
                 reason = "more fields than the first line: is a comma not in quotes?"
                 skipped.append({"where": where, "reason": reason})
                 continue
-            rows.append({
-                "where": where, "id": item[path],
-                "path": str(_resolve(item[path], file.parent)),
-                "label": item[label], "split": item.get("split") or None,
-                "track": _track(item),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "where": where,
+                    "id": item[path],
+                    "path": str(_resolve(item[path], file.parent)),
+                    "label": item[label],
+                    "split": item.get("split") or None,
+                    "track": _track(item),
+                }
+            )
     except csv.Error as error:  # the rest of the file can't be told apart any more
         raise TaskError(f"{file}:{reader.line_num}: {error}: is a quote left open?") from error
     return rows, skipped

@@ -68,82 +68,128 @@ class TaskRow:
 
 NSYNTH = "http://download.magenta.tensorflow.org/datasets/nsynth/nsynth-{}.jsonwav.tar.gz"
 _NSYNTH = dict(
-    layout="nsynth", folder="NSynth", recipe=Recipe(1e-3, 3, "accuracy"),
+    layout="nsynth",
+    folder="NSynth",
+    recipe=Recipe(1e-3, 3, "accuracy"),
     archives=tuple(NSYNTH.format(split) for split in ("train", "valid", "test")),
     n_rows=MappingProxyType({"train": 289205, "val": 12678, "test": 4096}),
-    source="https://magenta.tensorflow.org/datasets/nsynth", licence="CC BY 4.0",
-)  # fmt: skip
+    source="https://magenta.tensorflow.org/datasets/nsynth",
+    licence="CC BY 4.0",
+)
 _VOCALSET = dict(
-    layout="vocalset", folder="VocalSet", recipe=Recipe(1e-3, 5, "accuracy"),
+    layout="vocalset",
+    folder="VocalSet",
+    recipe=Recipe(1e-3, 5, "accuracy"),
     archives=("https://zenodo.org/records/1203819/files/VocalSet11.zip",),
-    source="https://zenodo.org/records/1193957", licence="CC BY 4.0",
-)  # fmt: skip
+    source="https://zenodo.org/records/1193957",
+    licence="CC BY 4.0",
+)
 _MTG = dict(
-    hub="m-a-p/MTG", layer="mix", source="https://mtg.github.io/mtg-jamendo-dataset (split 0)",
+    hub="m-a-p/MTG",
+    layer="mix",
+    source="https://mtg.github.io/mtg-jamendo-dataset (split 0)",
     licence="audio: Creative Commons, each track its own; metadata: CC BY-NC-SA 4.0",
-)  # fmt: skip
+)
 
 TASKS = {
     "emo": TaskRow(
-        "numbers", "EMO: 744 clips of 45 s, arousal and valence", "EMO",
-        ("arousal", "valence"), hub="m-a-p/EMO",
-        source="https://cvml.unige.ch/databases/emoMusic", n_rows={"test": 125},
+        "numbers",
+        "EMO: 744 clips of 45 s, arousal and valence",
+        "EMO",
+        ("arousal", "valence"),
+        hub="m-a-p/EMO",
+        source="https://cvml.unige.ch/databases/emoMusic",
+        n_rows={"test": 125},
     ),
     "gtzan": TaskRow(
-        "classes", "GTZAN: 930 clips of 30 s, 10 genres, fault-filtered split", "GTZANGenre",
-        hub="m-a-p/GTZAN", n_classes=10, n_rows={"train": 443, "val": 197, "test": 290},
+        "classes",
+        "GTZAN: 930 clips of 30 s, 10 genres, fault-filtered split",
+        "GTZANGenre",
+        hub="m-a-p/GTZAN",
+        n_classes=10,
+        n_rows={"train": 443, "val": 197, "test": 290},
         source="http://marsyas.info/downloads/datasets.html",
     ),
     "gs": TaskRow(
-        "keys", "GiantSteps: 24 keys of dance music, clips of 30 s scored by track", "GS",
-        hub="m-a-p/GS", layer="mix", n_classes=24,
+        "keys",
+        "GiantSteps: 24 keys of dance music, clips of 30 s scored by track",
+        "GS",
+        hub="m-a-p/GS",
+        layer="mix",
+        n_classes=24,
         source="https://github.com/GiantSteps/giantsteps-key-dataset, giantsteps-mtg-key-dataset",
     ),
     "mtt": TaskRow(
-        "tags", "MagnaTagATune: clips of 29 s, 50 tags", "MTT", hub="m-a-p/MTT", layer="mix",
-        n_classes=50, source="https://mirg.city.ac.uk/codeapps/the-magnatagatune-dataset",
+        "tags",
+        "MagnaTagATune: clips of 29 s, 50 tags",
+        "MTT",
+        hub="m-a-p/MTT",
+        layer="mix",
+        n_classes=50,
+        source="https://mirg.city.ac.uk/codeapps/the-magnatagatune-dataset",
     ),
     "mtg-genre": TaskRow(
         "tags", "MTG-Jamendo: full-length tracks, 87 genres", "MTGGenre", n_classes=87, **_MTG
     ),
     "mtg-instrument": TaskRow(
-        "tags", "MTG-Jamendo: full-length tracks, 40 instruments", "MTGInstrument",
-        n_classes=40, **_MTG,
+        "tags",
+        "MTG-Jamendo: full-length tracks, 40 instruments",
+        "MTGInstrument",
+        n_classes=40,
+        **_MTG,
     ),
     "mtg-moodtheme": TaskRow(
-        "tags", "MTG-Jamendo: full-length tracks, 56 moods and themes", "MTGMood",
-        n_classes=56, **_MTG,
+        "tags",
+        "MTG-Jamendo: full-length tracks, 56 moods and themes",
+        "MTGMood",
+        n_classes=56,
+        **_MTG,
     ),
     "mtg-top50": TaskRow(
-        "tags", "MTG-Jamendo: full-length tracks, the 50 commonest tags", "MTGTop50",
-        n_classes=50, **_MTG,
+        "tags",
+        "MTG-Jamendo: full-length tracks, the 50 commonest tags",
+        "MTGTop50",
+        n_classes=50,
+        **_MTG,
     ),
     "nsynth-pitch": TaskRow(
         "classes", "NSynth: single notes of 4 s, MIDI pitch", "pitch", **_NSYNTH
     ),
     "nsynth-instrument": TaskRow(
-        "classes", "NSynth: single notes of 4 s, 11 instrument families", "instrument_family_str",
-        n_classes=11, **_NSYNTH,
+        "classes",
+        "NSynth: single notes of 4 s, 11 instrument families",
+        "instrument_family_str",
+        n_classes=11,
+        **_NSYNTH,
     ),
     "vocalset-singer": TaskRow(
         "classes", "VocalSet: 20 singers", "singer", n_classes=20, **_VOCALSET
     ),
     "vocalset-technique": TaskRow(
-        "classes", "VocalSet: 10 vocal techniques, unseen singers", "technique",
-        n_classes=10, **_VOCALSET,
+        "classes",
+        "VocalSet: 10 vocal techniques, unseen singers",
+        "technique",
+        n_classes=10,
+        **_VOCALSET,
     ),
     "demo": TaskRow(
-        "classes", "composed music in 10 styles, nothing to download", "demo", encoder="muq-nano",
+        "classes",
+        "composed music in 10 styles, nothing to download",
+        "demo",
+        encoder="muq-nano",
         n_classes=10,
     ),
     "demo-mood": TaskRow(
-        "numbers", "composed music, arousal and valence", "demo-mood",
-        ("arousal", "valence"), encoder="muq-nano",
+        "numbers",
+        "composed music, arousal and valence",
+        "demo-mood",
+        ("arousal", "valence"),
+        encoder="muq-nano",
     ),
     "demo-form": TaskRow(
         "classes", "composed music, the order of its sections", "demo-form", encoder="muq-nano"
     ),
-}  # fmt: skip
+}
 
 
 def default_layer(task: str) -> str:

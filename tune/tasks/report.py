@@ -27,12 +27,12 @@ SHOWN = 8  # problems of a kind
 SHOWN_CLASSES = 30
 FILES = {
     "marble": "{place}/{stem}.{{train,val,test}}.jsonl, a line a file: audio_path (from the folder "
-              "that holds data/) and label",
+    "that holds data/) and label",
     "nsynth": "{place}/nsynth-{{train,valid,test}}/examples.json and audio/NOTE.wav; the label is "
-              "the note's {stem}",
+    "the note's {stem}",
     "vocalset": "{place}/FULL/SINGER/EXERCISE/TECHNIQUE/*.wav, as the archive unpacks; or "
-                "{place}/{{train,valid,test}}_{stem[0]}.txt and audio/, as MARBLE v1 prepares it",
-}  # fmt: skip
+    "{place}/{{train,valid,test}}_{stem[0]}.txt and audio/, as MARBLE v1 prepares it",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,10 +51,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             console.print(f"{name:<10} {text}", markup=False, soft_wrap=True)
         return
     task = load_task(
-        args.task, args.data_dir, cache_dir=args.cache_dir or cache_folder() / "demo",
-        kind=args.kind, label_column=args.label_column, audio_column=args.audio_column,
-        usable=False, allow_outside=args.allow_outside,
-    )  # fmt: skip
+        args.task,
+        args.data_dir,
+        cache_dir=args.cache_dir or cache_folder() / "demo",
+        kind=args.kind,
+        label_column=args.label_column,
+        audio_column=args.audio_column,
+        usable=False,
+        allow_outside=args.allow_outside,
+    )
     report = check(task, min_tracks=args.min_tracks, decode=args.decode)
     print_report(report, console)
     if args.json:
@@ -71,8 +76,15 @@ def table_of_tasks() -> Table:
         table.add_column(head, overflow="fold")
     for name, row in TASKS.items():
         origin = row.hub or ("archives" if row.archives else "composed here")
-        table.add_row(name, row.about, row.kind, label_kind(row.kind).about_metrics, row.layer,
-                      f"{row.training.lr:g}", origin)  # fmt: skip
+        table.add_row(
+            name,
+            row.about,
+            row.kind,
+            label_kind(row.kind).about_metrics,
+            row.layer,
+            f"{row.training.lr:g}",
+            origin,
+        )
     return table
 
 
@@ -85,11 +97,14 @@ def describe(name: str, data_dir: Path) -> list[tuple[str, str]]:
         ("task", f"{name}: {row.about}"),
         ("kind", f"{row.kind}; label: {kind.about.format(targets=', '.join(row.targets))}"),
         ("metric", f"{kind.about_metrics}; epochs are chosen by {recipe.main_metric}"),
-        ("recipe", f"{HEAD}; Adam at {recipe.lr:g}, times {recipe.plateau_factor:g} after "
-                   f"{recipe.plateau_patience} epochs without a better validation score"),
+        (
+            "recipe",
+            f"{HEAD}; Adam at {recipe.lr:g}, times {recipe.plateau_factor:g} after "
+            f"{recipe.plateau_patience} epochs without a better validation score",
+        ),
         ("layer", f"{row.layer} (--layer overrules it)"),
         ("encoder", row.encoder),
-    ]  # fmt: skip
+    ]
     if name in DEMO_TASKS:
         return [*lines, ("get it", "composed when first needed, in about 20 seconds")]
     there = "it is there" if folder.is_dir() else "it isn't there yet"
@@ -113,8 +128,9 @@ def print_report(report: dict, console: Console) -> None:
         table.add_column(head, justify="right")
     for split, size in report["splits"].items():
         made = " (made here)" if report["split_made"] else ""
-        table.add_row(split + made, f"{size['files']:,}", f"{size['tracks']:,}",
-                      f"{size['hours']:.2f}")  # fmt: skip
+        table.add_row(
+            split + made, f"{size['files']:,}", f"{size['tracks']:,}", f"{size['hours']:.2f}"
+        )
     console.print(table)
     if seconds["median"] is not None:
         spread = f"{seconds['min']:.2f} to {seconds['max']:.2f} s (median {seconds['median']:.2f})"
@@ -160,10 +176,13 @@ def _print_labels(report, console) -> None:
         for split in SPLITS:
             table.add_column(f"{split}: mean ± deviation (range)", justify="right")
         for name, values in report["targets"].items():
-            table.add_row(name, *(
-                f"{v['mean']:.2f} ± {v['std']:.2f} ({v['min']:.2f} to {v['max']:.2f})"
-                for v in (values[s] for s in SPLITS)
-            ))  # fmt: skip
+            table.add_row(
+                name,
+                *(
+                    f"{v['mean']:.2f} ± {v['std']:.2f} ({v['min']:.2f} to {v['max']:.2f})"
+                    for v in (values[s] for s in SPLITS)
+                ),
+            )
         console.print(table)
 
 
@@ -171,23 +190,51 @@ def _parse(argv):
     """Read the command line."""
     parser = Parser(prog="python -m tune.tasks", description=__doc__)
     parser.add_argument("verb", choices=["list", "show", "check"])
-    parser.add_argument("task", nargs="?", help="a task's name; for check also a folder, .jsonl, "
-                        ".csv or .tsv, or hub:NAME")  # fmt: skip
-    parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR",
-                        help="folder that holds (or gets) the data sets")  # fmt: skip
+    parser.add_argument(
+        "task",
+        nargs="?",
+        help="a task's name; for check also a folder, .jsonl, .csv or .tsv, or hub:NAME",
+    )
+    parser.add_argument(
+        "--data_dir",
+        type=Path,
+        default=Path("data"),
+        metavar="DIR",
+        help="folder that holds (or gets) the data sets",
+    )
     parser.add_argument("--cache_dir", type=Path, metavar="DIR", help="where composed music is")
-    parser.add_argument("--kind", choices=["auto", *KINDS], default="auto",
-                        help="what the labels are")  # fmt: skip
+    parser.add_argument(
+        "--kind", choices=["auto", *KINDS], default="auto", help="what the labels are"
+    )
     parser.add_argument("--label_column", metavar="NAME", help="the labels' column")
     parser.add_argument("--audio_column", metavar="NAME", help="the audio's column")
-    parser.add_argument("--allow_outside", nargs="?", const=True, default=False, type=to_bool,
-                        metavar="BOOL", help="let a jsonl or a data set name files outside its "
-                        "data folder (a .csv or .tsv always may)")  # fmt: skip
-    parser.add_argument("--min_tracks", type=positive_int, default=MIN_TRACKS, metavar="N",
-                        help="a class or tag with fewer test tracks is a problem")  # fmt: skip
-    parser.add_argument("--decode", nargs="?", const=True, default=True, type=to_bool,
-                        metavar="BOOL", help="decode every file; false reads headers only, which "
-                        "is quick but finds no truncated or silent file")  # fmt: skip
+    parser.add_argument(
+        "--allow_outside",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="let a jsonl or a data set name files outside its "
+        "data folder (a .csv or .tsv always may)",
+    )
+    parser.add_argument(
+        "--min_tracks",
+        type=positive_int,
+        default=MIN_TRACKS,
+        metavar="N",
+        help="a class or tag with fewer test tracks is a problem",
+    )
+    parser.add_argument(
+        "--decode",
+        nargs="?",
+        const=True,
+        default=True,
+        type=to_bool,
+        metavar="BOOL",
+        help="decode every file; false reads headers only, which "
+        "is quick but finds no truncated or silent file",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report")
     args = parser.parse_args(argv)
     if args.verb != "list" and args.task is None:

@@ -5,8 +5,16 @@ import numpy as np
 from tune.tasks.label_kinds import LabelKind
 from tune.tasks.readers import TaskError
 
-SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val",
-               "validation": "val", "dev": "val", "test": "test", "testing": "test"}  # fmt: skip
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
 SPLIT_SHARES = {"val": 0.15, "test": 0.25}  # where a file has no split column
 SPLIT_SEED = 1234
 
@@ -75,6 +83,7 @@ def _make_split(rows: list[dict], kind: LabelKind, shares: dict[str, float]) -> 
             made += [{**members[i], "split": split} for i in order[at : at + n]]
             at += n
         made += [{**members[i], "split": "train"} for i in order[at:]]
-    rest = [{**clip, "split": r["split"]} for r in made if r["track"]
-            for clip in clips[r["track"]][1:]]  # fmt: skip
+    rest = [
+        {**clip, "split": r["split"]} for r in made if r["track"] for clip in clips[r["track"]][1:]
+    ]
     return made + rest

@@ -2,9 +2,5 @@
 
 from tune.system.lazy import door
 
-PUBLIC = {
-    "AggregatorConfig": "model",
-    "AggregatorModel": "model",
-    "load_aggregator": "checkpoint",
-}
+PUBLIC = {"AggregatorConfig": "model", "AggregatorModel": "model", "load_aggregator": "checkpoint"}
 __getattr__, __dir__, __all__ = door(__name__, PUBLIC)

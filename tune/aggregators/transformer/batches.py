@@ -73,8 +73,9 @@ def collate(items: Sequence) -> dict[str, torch.Tensor]:
     return {"tokens": tokens, "hidden": hidden, "mask": mask}
 
 
-def plan_epoch(lengths: Sequence[int], batch_size: int, micro_tokens: int, seed: int,
-               epoch: int) -> list[list[list[int]]]:  # fmt: skip
+def plan_epoch(
+    lengths: Sequence[int], batch_size: int, micro_tokens: int, seed: int, epoch: int
+) -> list[list[list[int]]]:
     """Divide an epoch into steps, and steps into micro-batches of tracks.
 
     Tracks are shuffled, sorted by length within pools of a few batches, cut into batches, and the
@@ -96,9 +97,10 @@ def plan_epoch(lengths: Sequence[int], batch_size: int, micro_tokens: int, seed:
     order = rng.permutation(len(lengths))
     pool = batch_size * POOL_BATCHES
     ordered = [
-        i for start in range(0, len(order), pool)
+        i
+        for start in range(0, len(order), pool)
         for i in sorted(order[start : start + pool].tolist(), key=lambda i: lengths[i])
-    ]  # fmt: skip
+    ]
     steps = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
     return [micro_batches(steps[i], lengths, micro_tokens) for i in rng.permutation(len(steps))]
 

@@ -146,8 +146,11 @@ def load_aggregator(name: str | Path) -> AggregatorModel:
         raise AggregatorError(
             f"--aggregator_checkpoint {name} can't be loaded: {_first_line(error)}"
         ) from error
-    wrong = [str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-             for key in info[kind]]  # fmt: skip
+    wrong = [
+        str(key)
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        for key in info[kind]
+    ]
     if wrong:
         raise AggregatorError(
             f"--aggregator_checkpoint {name}: {len(wrong)} weights are missing or don't fit its "

@@ -41,8 +41,15 @@ class Corpus:
     checked: list[str] = field(default_factory=list)
 
 
-def gather(tasks: Sequence[Task], audio_dir: Path | None, others: Sequence[Task], store, *,
-           val_share: float = 0.1, seed: int = 1234) -> Corpus:  # fmt: skip
+def gather(
+    tasks: Sequence[Task],
+    audio_dir: Path | None,
+    others: Sequence[Task],
+    store,
+    *,
+    val_share: float = 0.1,
+    seed: int = 1234,
+) -> Corpus:
     """Collect the tracks.
 
     Parameters
@@ -120,9 +127,11 @@ def audio_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"--audio_dir {folder} is not a folder")
     found = [
-        Path(root, name) for root, _, names in os.walk(folder) for name in names
+        Path(root, name)
+        for root, _, names in os.walk(folder)
+        for name in names
         if Path(name).suffix.lower() in SUFFIXES
-    ]  # fmt: skip
+    ]
     if not found:
         raise ValueError(
             f"--audio_dir {folder} holds no audio file ({', '.join(sorted(SUFFIXES))})"

@@ -42,8 +42,14 @@ def draw_hidden(n_tokens: int, mask_prob: float, span: int, generator) -> torch.
     return hidden
 
 
-def losses(objective: str, predicted: torch.Tensor, tokens: torch.Tensor, hidden: torch.Tensor,
-           mask: torch.Tensor, temperature: float = TEMPERATURE) -> torch.Tensor:  # fmt: skip
+def losses(
+    objective: str,
+    predicted: torch.Tensor,
+    tokens: torch.Tensor,
+    hidden: torch.Tensor,
+    mask: torch.Tensor,
+    temperature: float = TEMPERATURE,
+) -> torch.Tensor:
     """Loss of each track.
 
     Parameters
@@ -82,9 +88,11 @@ def _infonce(predicted, tokens, hidden, mask, temperature):
 
 
 def track_losses(
-    summary: torch.Tensor, tokens: torch.Tensor, hidden: torch.Tensor,
+    summary: torch.Tensor,
+    tokens: torch.Tensor,
+    hidden: torch.Tensor,
     temperature: float = TEMPERATURE,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of each track's [CLS]: recognise its own hidden part among the batch's, by InfoNCE.
 
     Masked modelling alone gives the [CLS] token no task of its own. Here the visible part's [CLS]

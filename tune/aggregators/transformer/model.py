@@ -53,12 +53,31 @@ class AggregatorConfig(PreTrainedConfig):
 
     model_type = "tune-aggregator"
 
-    def __init__(self, input_size=1024, hidden_size=1024, num_hidden_layers=4,
-                 num_attention_heads=8, intermediate_size=1024, dropout=0.1, positions="rotary",
-                 max_tokens=4096, cls_token=True, mask_token="learned", standardise="within",
-                 readout="cls", encoder=None, encoder_fingerprint=None, layer=None, tokens=None,
-                 seg=None, hop=None, min_tail=None, precision=None, recipe=None,
-                 **kwargs):  # fmt: skip
+    def __init__(
+        self,
+        input_size=1024,
+        hidden_size=1024,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        intermediate_size=1024,
+        dropout=0.1,
+        positions="rotary",
+        max_tokens=4096,
+        cls_token=True,
+        mask_token="learned",
+        standardise="within",
+        readout="cls",
+        encoder=None,
+        encoder_fingerprint=None,
+        layer=None,
+        tokens=None,
+        seg=None,
+        hop=None,
+        min_tail=None,
+        precision=None,
+        recipe=None,
+        **kwargs,
+    ):
         self.input_size, self.hidden_size = input_size, hidden_size
         self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
         self.intermediate_size, self.dropout = intermediate_size, dropout
@@ -168,8 +187,9 @@ class AggregatorModel(PreTrainedModel):
         with torch.autocast(tokens.device.type, enabled=False):  # in float32
             return centred @ self.token_scale
 
-    def forward(self, tokens: torch.Tensor, mask: torch.Tensor,
-                hidden: torch.Tensor | None = None) -> Aggregated:  # fmt: skip
+    def forward(
+        self, tokens: torch.Tensor, mask: torch.Tensor, hidden: torch.Tensor | None = None
+    ) -> Aggregated:
         """Run a batch of tracks.
 
         Parameters
@@ -207,8 +227,9 @@ class AggregatorModel(PreTrainedModel):
         summary = None if cls is None else self.summarise(cls)
         return Aggregated(states, cls, tokens, self.predict(states), summary)
 
-    def embed(self, tokens: torch.Tensor, mask: torch.Tensor,
-              readout: str | None = None) -> torch.Tensor:  # fmt: skip
+    def embed(
+        self, tokens: torch.Tensor, mask: torch.Tensor, readout: str | None = None
+    ) -> torch.Tensor:
         """One embedding a track.
 
         Parameters
@@ -235,8 +256,9 @@ class AggregatorModel(PreTrainedModel):
             return (out.states * weight).sum(1) / weight.sum(1)
         return torch.cat([(out.tokens * weight).sum(1) / weight.sum(1), out.cls], -1)
 
-    def views(self, tokens: torch.Tensor, mask: torch.Tensor,
-              readout: str | None = None) -> dict[str, torch.Tensor]:  # fmt: skip
+    def views(
+        self, tokens: torch.Tensor, mask: torch.Tensor, readout: str | None = None
+    ) -> dict[str, torch.Tensor]:
         """What a probe gets of a track: one view, or for "residual" several of one size to mix.
 
         Returns
@@ -259,15 +281,23 @@ def _learned(config) -> nn.Module:
     """A BERT with normalisation before each block and learned positions, the study's kind."""
     core = RobertaPreLayerNormModel(
         RobertaPreLayerNormConfig(
-            vocab_size=1, pad_token_id=0, bos_token_id=0, eos_token_id=0, type_vocab_size=1,
-            hidden_size=config.hidden_size, num_hidden_layers=config.num_hidden_layers,
+            vocab_size=1,
+            pad_token_id=0,
+            bos_token_id=0,
+            eos_token_id=0,
+            type_vocab_size=1,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
             num_attention_heads=config.num_attention_heads,
-            intermediate_size=config.intermediate_size, hidden_act="gelu",
-            hidden_dropout_prob=config.dropout, attention_probs_dropout_prob=config.dropout,
-            max_position_embeddings=config.max_tokens + 2, attn_implementation="sdpa",
+            intermediate_size=config.intermediate_size,
+            hidden_act="gelu",
+            hidden_dropout_prob=config.dropout,
+            attention_probs_dropout_prob=config.dropout,
+            max_position_embeddings=config.max_tokens + 2,
+            attn_implementation="sdpa",
         ),
         add_pooling_layer=False,
-    )  # fmt: skip
+    )
     core.embeddings.LayerNorm = nn.Identity()  # tokens plus positions, as the study has it
     return core
 
@@ -277,12 +307,21 @@ def _rotary(config) -> nn.Module:
     layers = config.num_hidden_layers
     return ModernBertModel(
         ModernBertConfig(
-            vocab_size=1, pad_token_id=0, bos_token_id=0, eos_token_id=0, cls_token_id=0,
-            sep_token_id=0, hidden_size=config.hidden_size, num_hidden_layers=layers,
+            vocab_size=1,
+            pad_token_id=0,
+            bos_token_id=0,
+            eos_token_id=0,
+            cls_token_id=0,
+            sep_token_id=0,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=layers,
             num_attention_heads=config.num_attention_heads,
-            intermediate_size=config.intermediate_size, attention_dropout=config.dropout,
-            mlp_dropout=config.dropout, embedding_dropout=config.dropout,
-            layer_types=["full_attention"] * layers, max_position_embeddings=config.max_tokens,
+            intermediate_size=config.intermediate_size,
+            attention_dropout=config.dropout,
+            mlp_dropout=config.dropout,
+            embedding_dropout=config.dropout,
+            layer_types=["full_attention"] * layers,
+            max_position_embeddings=config.max_tokens,
             attn_implementation="sdpa",
         )
-    )  # fmt: skip
+    )

@@ -23,13 +23,36 @@ from safetensors.torch import save_file
 from tune.system.files import apply_umask, flush, save_tensors, write_csv
 
 STATE = "state"
-OURS = {"config.json", "model.safetensors", ".model.tmp", "README.md", "history.csv",
-        "pretrain.json", STATE, f"{STATE}.before", f"{STATE}.tmp"}  # fmt: skip
+OURS = {
+    "config.json",
+    "model.safetensors",
+    ".model.tmp",
+    "README.md",
+    "history.csv",
+    "pretrain.json",
+    STATE,
+    f"{STATE}.before",
+    f"{STATE}.tmp",
+}
 # Flags that change neither the tokens nor the training (the encoder's own numbers are compared by
 # its fingerprint).
-INDIFFERENT = {"store", "cache_dir", "data_dir", "out", "overwrite", "report_to", "project",
-               "group", "tags", "strict", "batch_seconds", "gradient_checkpointing",
-               "patience", "trust_remote_code", "revision"}  # fmt: skip
+INDIFFERENT = {
+    "store",
+    "cache_dir",
+    "data_dir",
+    "out",
+    "overwrite",
+    "report_to",
+    "project",
+    "group",
+    "tags",
+    "strict",
+    "batch_seconds",
+    "gradient_checkpointing",
+    "patience",
+    "trust_remote_code",
+    "revision",
+}
 
 
 def asked_for(args: Mapping, recipe: Mapping, encoder: str) -> dict:
@@ -73,8 +96,11 @@ def begin(accelerator, out: Path, wanted: dict, overwrite: bool) -> dict:
     if (state / "progress.json").is_file():
         progress = json.loads((state / "progress.json").read_text(encoding="utf-8"))
         old = progress["wanted"]
-        differing = [f"--{k} {old.get(k)} (now {wanted.get(k)})"
-                     for k in sorted({*old, *wanted}) if old.get(k) != wanted.get(k)]  # fmt: skip
+        differing = [
+            f"--{k} {old.get(k)} (now {wanted.get(k)})"
+            for k in sorted({*old, *wanted})
+            if old.get(k) != wanted.get(k)
+        ]
         if differing:
             raise ValueError(
                 f"{out} holds an unfinished run with other settings: {', '.join(differing)}. "
@@ -85,8 +111,14 @@ def begin(accelerator, out: Path, wanted: dict, overwrite: bool) -> dict:
         raise ValueError(f"{out} holds a finished aggregator: choose another --out or --overwrite")
     if out.is_dir() and (there := sorted(p.name for p in out.iterdir())):
         raise ValueError(f"--out {out} holds other files ({there[0]}): choose an empty folder")
-    return {"epoch": 0, "history": [], "best_epoch": 0, "best_loss": None, "baselines": {},
-            "wanted": wanted}  # fmt: skip
+    return {
+        "epoch": 0,
+        "history": [],
+        "best_epoch": 0,
+        "best_loss": None,
+        "baselines": {},
+        "wanted": wanted,
+    }
 
 
 def check_tracks(tracks: Mapping) -> None:
@@ -181,10 +213,14 @@ def finish(out: Path, progress: Mapping, described: Mapping, corpus, tracks) -> 
         _card(out.name, progress, described, corpus, tracks), encoding="utf-8"
     )
     facts = {k: v for k, v in progress.items() if k not in ("history", "wanted")}
-    facts |= {"config": described, "refused": corpus.refused, "skipped": corpus.skipped,
-              "n_tracks": {split: len(data) for split, data in tracks.items()},
-              "n_tokens": {split: sum(data.lengths) for split, data in tracks.items()},
-              "test_splits_checked": corpus.checked}  # fmt: skip
+    facts |= {
+        "config": described,
+        "refused": corpus.refused,
+        "skipped": corpus.skipped,
+        "n_tracks": {split: len(data) for split, data in tracks.items()},
+        "n_tokens": {split: sum(data.lengths) for split, data in tracks.items()},
+        "test_splits_checked": corpus.checked,
+    }
     text = json.dumps(facts, indent=2, default=str)
     (out / "pretrain.json").write_text(text + "\n", encoding="utf-8")
     if (out / STATE).exists():
@@ -197,8 +233,13 @@ def _card(name: str, progress: Mapping, described: Mapping, corpus, tracks) -> s
     recipe = described["recipe"]
     last = progress["history"][progress["best_epoch"] - 1]
     lines = [
-        "---", "library_name: tune", "tags: [music, aggregation, masked-modelling]", "---", "",
-        f"# {name}", "",
+        "---",
+        "library_name: tune",
+        "tags: [music, aggregation, masked-modelling]",
+        "---",
+        "",
+        f"# {name}",
+        "",
         f"A Transformer that joins a track's {described['tokens']} tokens into one embedding, "
         f"pretrained by TUNE's `pretrain_aggregator.py` (masked modelling, {recipe['objective']}).",
         "",
@@ -219,6 +260,7 @@ def _card(name: str, progress: Mapping, described: Mapping, corpus, tracks) -> s
         "    tune.transformer.load_aggregator(DIR).embed(tokens, mask)",
         "",
         "Limits: it fits the encoder, layer and kind of token above and no others. Embeddings made "
-        "with MuQ's weights are bound by their licence, CC-BY-NC 4.0.", "",
-    ]  # fmt: skip
+        "with MuQ's weights are bound by their licence, CC-BY-NC 4.0.",
+        "",
+    ]
     return "\n".join(lines)

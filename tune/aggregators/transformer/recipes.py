@@ -59,11 +59,23 @@ class AggregatorRecipe:
 
 TUNE = AggregatorRecipe()
 STUDY = replace(
-    TUNE, tokens="frame", frame_rate=25.0, positions="learned", cls_token=False,
-    mask_token="zero", standardise="none", readout="mean", mask_prob=0.15, objective="mse",
-    track_weight=0.0, lr=5e-5, schedule="constant", warmup=0.0, epochs=1,
+    TUNE,
+    tokens="frame",
+    frame_rate=25.0,
+    positions="learned",
+    cls_token=False,
+    mask_token="zero",
+    standardise="none",
+    readout="mean",
+    mask_prob=0.15,
+    objective="mse",
+    track_weight=0.0,
+    lr=5e-5,
+    schedule="constant",
+    warmup=0.0,
+    epochs=1,
     clip=0.0,
-)  # fmt: skip
+)
 RECIPES = {"tune": TUNE, "study": STUDY}
 
 
@@ -75,12 +87,20 @@ def make_config(recipe: AggregatorRecipe, input_size: int, **trained_on) -> Aggr
     trained_on : encoder, encoder_fingerprint, layer, tokens, seg, hop, min_tail, precision
     """
     return AggregatorConfig(
-        input_size=input_size, hidden_size=recipe.hidden_size or input_size,
-        num_hidden_layers=recipe.num_layers, num_attention_heads=recipe.num_heads,
-        intermediate_size=recipe.intermediate_size, dropout=recipe.dropout,
-        positions=recipe.positions, cls_token=recipe.cls_token, mask_token=recipe.mask_token,
-        standardise=recipe.standardise, readout=recipe.readout, recipe=asdict(recipe), **trained_on,
-    )  # fmt: skip
+        input_size=input_size,
+        hidden_size=recipe.hidden_size or input_size,
+        num_hidden_layers=recipe.num_layers,
+        num_attention_heads=recipe.num_heads,
+        intermediate_size=recipe.intermediate_size,
+        dropout=recipe.dropout,
+        positions=recipe.positions,
+        cls_token=recipe.cls_token,
+        mask_token=recipe.mask_token,
+        standardise=recipe.standardise,
+        readout=recipe.readout,
+        recipe=asdict(recipe),
+        **trained_on,
+    )
 
 
 def standardisation(tracks: Iterable[torch.Tensor], how: str) -> tuple:
