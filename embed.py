@@ -20,16 +20,8 @@ import shlex
 from pathlib import Path
 
 from tune.aggregators.registry import CHOICES, find_row, readable_name, split_name
-from tune.cli.parser import (
-    Parser,
-    begin,
-    one_line,
-    positive_float,
-    positive_int,
-    run_script,
-    set_up_logging,
-    to_bool,
-)
+from tune.cli.flags import BOOL, add
+from tune.cli.parser import Parser, begin, one_line, positive_int, run_script, set_up_logging
 from tune.segments.rules import parse_rule
 
 STRATEGY = (
@@ -75,24 +67,8 @@ def parse_args(argv=None):
         metavar="FILE|DIR",
         help="also write one row a segment, with start_s and end_s, in any of the formats",
     )
-    parser.add_argument(
-        "--overwrite",
-        nargs="?",
-        const=True,
-        default=False,
-        type=to_bool,
-        metavar="BOOL",
-        help="replace what embed.py didn't make",
-    )
-    parser.add_argument(
-        "--strict",
-        nargs="?",
-        const=True,
-        default=False,
-        type=to_bool,
-        metavar="BOOL",
-        help="end at the first bad file instead of reporting it",
-    )
+    add(parser, "overwrite", help="replace what embed.py didn't make")
+    add(parser, "strict")
     parser.add_argument(
         "--shard",
         type=to_shard,
@@ -110,53 +86,16 @@ def parse_args(argv=None):
         "--encoder",
         help="muq (the default), muq-nano, mel, a folder, a hub id, or your own: FILE.py:NAME",
     )
-    strategy.add_argument(
-        "--revision",
-        metavar="COMMIT",
-        help="branch, tag or commit of an encoder from the hub (default: its main branch)",
-    )
-    strategy.add_argument(
-        "--trust_remote_code",
-        nargs="?",
-        const=True,
-        default=False,
-        type=to_bool,
-        metavar="BOOL",
-        help="let an encoder that needs Python code of its own (MERT) execute it",
-    )
-    strategy.add_argument("--layer", default="last", metavar="last|K", help="hidden layer")
-    strategy.add_argument(
-        "--seg",
+    add(strategy, "revision", "trust_remote_code")
+    add(strategy, "layer", default="last", metavar="last|K")
+    add(
+        strategy,
+        "seg",
         default="10",
-        metavar="SECONDS|full|structure",
         help="segment length in seconds, full for the whole track, or structure: "
         "cut where the music changes",
     )
-    strategy.add_argument(
-        "--hop",
-        type=positive_float,
-        metavar="SECONDS",
-        help="distance between segment starts (default: the segment length)",
-    )
-    strategy.add_argument(
-        "--min_tail",
-        type=float,
-        default=1.0,
-        metavar="SECONDS",
-        help="a last piece shorter than this is dropped unless it's the only one",
-    )
-    strategy.add_argument(
-        "--min_seg",
-        type=positive_float,
-        metavar="SECONDS",
-        help="shortest segment of --seg structure (default: 5)",
-    )
-    strategy.add_argument(
-        "--max_seg",
-        type=positive_float,
-        metavar="SECONDS",
-        help="longest segment of --seg structure (default: 30)",
-    )
+    add(strategy, "hop", "min_tail", "min_seg", "max_seg")
     strategy.add_argument(
         "--agg",
         default="mean",
@@ -174,29 +113,9 @@ def parse_args(argv=None):
         "concat lays end to end; missing ones are zeros (default: the longest "
         "track's)",
     )
-    strategy.add_argument(
-        "--tokens",
-        choices=["segment", "frame"],
-        help="what is joined: one vector a segment, or pooled frames (default: "
-        "segment; with a Transformer's checkpoint, what it was trained on)",
-    )
-    strategy.add_argument(
-        "--frame_rate",
-        type=positive_float,
-        default=1.0,
-        metavar="HZ",
-        help="pooled frames a second with --tokens frame",
-    )
-    strategy.add_argument(
-        "--aggregator_checkpoint",
-        metavar="DIR",
-        help="the Transformer: what pretrain_aggregator.py wrote to --out, or a hub id",
-    )
-    strategy.add_argument(
-        "--readout",
-        choices=["cls", "mean", "residual"],
-        help="the Transformer's embedding (default: as the checkpoint says)",
-    )
+    add(strategy, "tokens")
+    add(strategy, "frame_rate", default=1.0)
+    add(strategy, "aggregator_checkpoint", "readout")
     strategy.add_argument(
         "--from_run",
         metavar="DIR",
@@ -210,41 +129,16 @@ def parse_args(argv=None):
         help="of which of the run's seeds (default: its first)",
     )
     machine = parser.add_argument_group("machine")
-    machine.add_argument(
-        "--mixed_precision",
-        choices=["auto", "no", "fp16", "bf16"],
-        default="auto",
-        help="the encoder's precision; auto: fp16 on a GPU "
-        "below compute capability 8.0, bf16 from there, float32 on a CPU",
-    )
-    machine.add_argument(
-        "--batch_seconds",
-        type=positive_float,
-        default=60.0,
-        metavar="SECONDS",
-        help="audio seconds per encoder batch; halves itself on out-of-memory",
-    )
-    machine.add_argument(
-        "--memory_budget",
+    add(machine, "mixed_precision", default="auto")
+    add(machine, "batch_seconds", default=60.0)
+    add(
+        machine,
+        "memory_budget",
         default="2GB",
         metavar="SIZE|SHARE",
         help="what the encoder's weights and activations should stay within",
     )
-    machine.add_argument(
-        "--compile",
-        nargs="?",
-        const=True,
-        default=False,
-        type=to_bool,
-        metavar="BOOL",
-        help="pass the encoder through torch.compile",
-    )
-    machine.add_argument(
-        "--store",
-        type=Path,
-        metavar="DIR",
-        help="embedding store (default: $TUNE_STORE, or tune/store in the user's cache folder)",
-    )
+    add(machine, "compile", "store")
     like = parser.add_argument_group("listening")
     like.add_argument(
         "--like",
@@ -255,11 +149,7 @@ def parse_args(argv=None):
     like.add_argument("-k", type=positive_int, default=10, metavar="N", help="this many")
     like.add_argument(
         "--whiten",
-        nargs="?",
-        const=True,
-        default=False,
-        type=to_bool,
-        metavar="BOOL",
+        **BOOL,
         help="even out the directions in which the collection varies before comparing",
     )
     like.add_argument("--m3u", type=Path, metavar="FILE", help="write them as a playlist")

@@ -15,17 +15,8 @@ the same command goes on from the last epoch.
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
 from pathlib import Path
 
-from tune.cli.parser import (
-    Parser,
-    begin,
-    positive_float,
-    positive_int,
-    run_script,
-    set_up_logging,
-    share,
-    to_bool,
-    to_words,
-)
+from tune.cli.flags import BOOL, add
+from tune.cli.parser import Parser, begin, positive_int, run_script, set_up_logging, share, to_words
 from tune.segments.rules import parse_rule
 
 
@@ -50,95 +41,23 @@ def parse_args(argv=None):
         metavar="SHARE",
         help="share of --audio_dir that is kept for validation",
     )
-    data.add_argument(
-        "--data_dir",
-        type=Path,
-        default=Path("data"),
-        metavar="DIR",
-        help="folder that holds (or gets) the hub's data sets",
-    )
-    data.add_argument(
-        "--allow_outside",
-        nargs="?",
-        const=True,
-        default=False,
-        type=to_bool,
-        metavar="BOOL",
-        help="let a jsonl or a data set name files outside its data "
-        "folder (a .csv or .tsv of your own always may)",
-    )
-    data.add_argument(
-        "--strict",
-        nargs="?",
-        const=True,
-        default=False,
-        type=to_bool,
-        metavar="BOOL",
-        help="end at the first bad file instead of reporting it",
-    )
+    add(data, "data_dir", "allow_outside", "strict")
     tokens = parser.add_argument_group("tokens")
     tokens.add_argument(
         "--encoder",
         help="as in train_probe.py (default: muq, or muq-nano when all tasks are demo tasks)",
     )
-    tokens.add_argument(
-        "--trust_remote_code",
-        nargs="?",
-        const=True,
-        default=False,
-        type=to_bool,
-        metavar="BOOL",
-        help="let an encoder that needs Python code of its own (MERT) execute it",
-    )
-    tokens.add_argument(
-        "--revision",
-        metavar="COMMIT",
-        help="branch, tag or commit of an encoder from the hub (default: its main branch)",
-    )
-    tokens.add_argument("--layer", default="last", metavar="last|K", help="hidden layer")
-    tokens.add_argument(
-        "--seg", default="10", metavar="SECONDS|full|structure", help="segment length in seconds"
-    )
-    tokens.add_argument(
-        "--hop",
-        type=positive_float,
-        metavar="SECONDS",
-        help="distance between segment starts (default: the segment length)",
-    )
-    tokens.add_argument(
-        "--min_tail",
-        type=float,
-        default=1.0,
-        metavar="SECONDS",
-        help="a last piece shorter than this is dropped unless it's the only one",
-    )
-    tokens.add_argument(
-        "--min_seg",
-        type=positive_float,
-        metavar="SECONDS",
-        help="shortest segment of --seg structure (default: 5)",
-    )
-    tokens.add_argument(
-        "--max_seg",
-        type=positive_float,
-        metavar="SECONDS",
-        help="longest segment of --seg structure (default: 30)",
-    )
+    add(tokens, "trust_remote_code", "revision")
+    add(tokens, "layer", default="last", metavar="last|K")
+    add(tokens, "seg", default="10", help="segment length in seconds")
+    add(tokens, "hop", "min_tail", "min_seg", "max_seg")
     recipe = parser.add_argument_group(
         "recipe",
         "What isn't given is the recipe's. study: frames at 25 Hz, zeros for masked "
         "ones, squared error, no [CLS], one epoch, as the original study did it. tune: ours.",
     )
     recipe.add_argument("--recipe", choices=["tune", "study"], default="tune", help="the preset")
-    recipe.add_argument(
-        "--tokens", choices=["segment", "frame"], help="one vector a segment, or pooled frames"
-    )
-    recipe.add_argument(
-        "--frame_rate",
-        type=positive_float,
-        metavar="HZ",
-        help="pooled frames a second with --tokens frame",
-    )
+    add(recipe, "tokens", "frame_rate")
     recipe.add_argument(
         "--hidden_size",
         type=positive_int,
@@ -165,11 +84,7 @@ def parse_args(argv=None):
         choices=["rotary", "learned"],
         help="ModernBERT's relative ones, or learned ones as in BERT",
     )
-    recipe.add_argument(
-        "--readout",
-        choices=["cls", "mean", "residual"],
-        help="how the embedding is taken when train_probe.py doesn't say",
-    )
+    add(recipe, "readout", help="how the embedding is taken when train_probe.py doesn't say")
     recipe.add_argument("--mask_prob", type=share, metavar="P", help="share of hidden tokens")
     recipe.add_argument("--span", type=positive_int, metavar="TOKENS", help="hidden in a row")
     recipe.add_argument(
@@ -185,31 +100,21 @@ def parse_args(argv=None):
         help="weight of the [CLS] "
         "token's own objective: recognise the hidden part of its own track",
     )
-    recipe.add_argument("--lr", type=positive_float, metavar="RATE", help="AdamW's rate")
+    add(recipe, "lr", help="AdamW's rate")
     recipe.add_argument("--weight_decay", type=float, metavar="W", help="AdamW's decay")
     recipe.add_argument("--schedule", choices=["cosine", "constant"], help="after the warm-up")
     recipe.add_argument(
         "--warmup", type=float, metavar="SHARE", help="share of the steps in which the rate rises"
     )
-    recipe.add_argument("--epochs", type=positive_int, help="passes over the tracks")
-    recipe.add_argument(
-        "--batch_size",
-        type=positive_int,
-        metavar="TRACKS",
-        help="tracks per step, over all processes and accumulation",
-    )
-    recipe.add_argument(
-        "--patience",
-        type=positive_int,
-        default=10,
-        metavar="EPOCHS",
-        help="stop after this many without a better validation loss",
+    add(recipe, "epochs", "batch_size")
+    add(
+        recipe, "patience", default=10, help="stop after this many without a better validation loss"
     )
     recipe.add_argument("--seed", type=int, default=1234, help="of weights, masks and order")
     machine = parser.add_argument_group("machine")
-    machine.add_argument(
-        "--mixed_precision",
-        choices=["auto", "no", "fp16", "bf16"],
+    add(
+        machine,
+        "mixed_precision",
         default="auto",
         help="precision of the encoder and of the training; auto: "
         "fp16 on a GPU below compute capability 8.0, bf16 from there, float32 on "
@@ -223,34 +128,9 @@ def parse_args(argv=None):
         help="tokens that pass through the model at once; a step's tracks are "
         "divided accordingly and their gradients added up",
     )
-    machine.add_argument(
-        "--gradient_checkpointing",
-        nargs="?",
-        const=True,
-        default=False,
-        type=to_bool,
-        metavar="BOOL",
-        help="less memory, a third more time",
-    )
-    machine.add_argument(
-        "--batch_seconds",
-        type=positive_float,
-        default=60.0,
-        metavar="SECONDS",
-        help="audio seconds per encoder batch",
-    )
-    machine.add_argument(
-        "--store",
-        type=Path,
-        metavar="DIR",
-        help="embedding store (default: $TUNE_STORE, or tune/store in the user's cache folder)",
-    )
-    machine.add_argument(
-        "--cache_dir",
-        type=Path,
-        metavar="DIR",
-        help="where composed demo music is kept (default: tune/demo in the user's cache folder)",
-    )
+    machine.add_argument("--gradient_checkpointing", **BOOL, help="less memory, a third more time")
+    add(machine, "batch_seconds", default=60.0, help="audio seconds per encoder batch")
+    add(machine, "store", "cache_dir")
     output = parser.add_argument_group("output")
     output.add_argument(
         "--out",
@@ -258,24 +138,11 @@ def parse_args(argv=None):
         metavar="DIR",
         help="the aggregator's folder (default: aggregators/ and a name)",
     )
-    output.add_argument(
-        "--overwrite",
-        nargs="?",
-        const=True,
-        default=False,
-        type=to_bool,
-        metavar="BOOL",
-        help="begin anew in --out",
-    )
-    output.add_argument(
-        "--report_to",
-        default="wandb",
-        metavar="TRACKER",
-        help="wandb (offline without a login), none, tensorboard, trackio, ...",
-    )
-    output.add_argument("--project", default="tune", help="the tracker's project")
-    output.add_argument("--group", help="W&B group (default: pretraining)")
-    output.add_argument("--tags", nargs="*", default=[], metavar="TAG", help="W&B tags")
+    add(output, "overwrite", help="begin anew in --out")
+    add(output, "report_to", default="wandb", metavar="TRACKER")
+    add(output, "project")
+    add(output, "group", help="W&B group (default: pretraining)")
+    add(output, "tags")
     parser.with_config()
     args = parser.parse_args(argv)
     args.tasks = list(dict.fromkeys(word for part in args.tasks or [] for word in part))

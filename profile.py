@@ -40,7 +40,8 @@ def parse_args(argv=None):
     from pathlib import Path
 
     from tune.aggregators.registry import CHOICES, find_row
-    from tune.cli.parser import Parser, positive_float, positive_int, to_bool
+    from tune.cli.flags import add
+    from tune.cli.parser import Parser, positive_float, positive_int
     from tune.segments.rules import parse_rule
     from tune.system.memory import parse_budget
 
@@ -69,12 +70,12 @@ def parse_args(argv=None):
     size = checked(amount)
     parser = Parser(prog="profile.py", description=__doc__.split("\n\nThis file")[0])
     grid = parser.add_argument_group("grid (several values each)")
-    grid.add_argument(
-        "--seg",
+    add(
+        grid,
+        "seg",
         type=checked(segment),
         nargs="+",
         default=["10", "full"],
-        metavar="SECONDS|full|structure",
         help="segment length in seconds, full, or "
         "structure: cut where the music changes, which noise doesn't, so give "
         "--audio (default: 10 full)",
@@ -102,48 +103,41 @@ def parse_args(argv=None):
         help="as in train_probe.py; all but muq, muq-nano, mel and your own "
         "need --weights pretrained (default: muq)",
     )
-    grid.add_argument(
-        "--layer",
+    add(
+        grid,
+        "layer",
         nargs="+",
         default=["last"],
         metavar="last|all|mix|K",
         help="hidden layer (default: last)",
     )
-    grid.add_argument(
-        "--mixed_precision",
+    add(
+        grid,
+        "mixed_precision",
         nargs="+",
         default=["auto"],
-        choices=["auto", "no", "fp16", "bf16"],
         help="the encoder's precision (default: auto, as in train_probe.py)",
     )
-    grid.add_argument(
-        "--batch_seconds",
-        type=positive_float,
+    add(
+        grid,
+        "batch_seconds",
         nargs="+",
         default=[60.0],
-        metavar="SECONDS",
         help="audio seconds per encoder batch (default: 60)",
     )
     joining = parser.add_argument_group("what is joined, and by which Transformer")
-    joining.add_argument(
-        "--tokens",
-        choices=["segment", "frame"],
+    add(
+        joining,
+        "tokens",
         default="segment",
         help="one vector a segment, or pooled frames as the study's Transformer",
     )
-    joining.add_argument(
-        "--frame_rate",
-        type=positive_float,
-        default=1.0,
-        metavar="HZ",
-        help="pooled frames a second with --tokens frame",
-    )
-    joining.add_argument(
-        "--aggregator_checkpoint",
-        metavar="DIR",
-        help="measure this Transformer, "
-        "a folder that pretrain_aggregator.py wrote or a hub id (default: the "
-        "recipe tune with random weights, at the encoder's size)",
+    add(joining, "frame_rate", default=1.0)
+    add(
+        joining,
+        "aggregator_checkpoint",
+        help="measure this Transformer, a folder that pretrain_aggregator.py wrote or a "
+        "hub id (default: the recipe tune with random weights, at the encoder's size)",
     )
     how = parser.add_argument_group("how it is measured")
     how.add_argument(
@@ -152,16 +146,7 @@ def parse_args(argv=None):
         default="random",
         help="random needs no download",
     )
-    how.add_argument(
-        "--trust_remote_code",
-        nargs="?",
-        const=True,
-        default=False,
-        type=to_bool,
-        metavar="BOOL",
-        help="let an encoder that needs code of its own execute it",
-    )
-    how.add_argument("--revision", metavar="COMMIT", help="of an encoder from the hub")
+    add(how, "trust_remote_code", "revision")
     how.add_argument(
         "--audio",
         nargs="+",
@@ -172,22 +157,15 @@ def parse_args(argv=None):
     how.add_argument(
         "--repeats", type=positive_int, default=3, help="timed runs of a cell; the median is shown"
     )
-    how.add_argument(
-        "--memory_budget",
+    add(
+        how,
+        "memory_budget",
         type=size,
         metavar="SIZE",
         help="what the encoder should "
         "stay within, such as 2GB, or 0.5 of the device's memory (default: its own)",
     )
-    how.add_argument(
-        "--compile",
-        nargs="?",
-        const=True,
-        default=False,
-        type=to_bool,
-        metavar="BOOL",
-        help="pass the encoder through torch.compile",
-    )
+    add(how, "compile")
     output = parser.add_argument_group("output")
     output.add_argument(
         "--budget",
@@ -202,8 +180,9 @@ def parse_args(argv=None):
         help="draw memory and time against track length (.png, .svg or .pdf; needs matplotlib)",
     )
     output.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
-    output.add_argument(
-        "--report_to",
+    add(
+        output,
+        "report_to",
         choices=["wandb", "none"],
         default="none",
         help="log cost/... of each cell to W&B",

@@ -18,14 +18,13 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 
 from tune.aggregators.registry import CHOICES, find_row, readable_name, split_name
+from tune.cli.flags import BOOL, add
 from tune.cli.parser import (
     Parser,
     begin,
     positive_float,
-    positive_int,
     run_script,
     set_up_logging,
-    to_bool,
     to_ints,
     to_words,
 )
@@ -55,13 +54,7 @@ def parse_args(argv=None):
         "path,label[,split]; or hub:NAME, a data set with a column of audio "
         "(python -m tune.tasks tells of them and checks them)",
     )
-    data.add_argument(
-        "--data_dir",
-        type=Path,
-        default=Path("data"),
-        metavar="DIR",
-        help="folder that holds (or gets) the data sets, such as EMO/ and GTZAN/",
-    )
+    add(data, "data_dir")
     data.add_argument(
         "--kind",
         choices=["auto", *KINDS],
@@ -80,25 +73,7 @@ def parse_args(argv=None):
         metavar="NAME",
         help="the audio's (default: path, or the only column of audio of hub:NAME)",
     )
-    data.add_argument(
-        "--allow_outside",
-        nargs="?",
-        const=True,
-        default=False,
-        type=to_bool,
-        metavar="BOOL",
-        help="let a jsonl or a data set name files outside its data "
-        "folder (a .csv or .tsv of your own always may)",
-    )
-    data.add_argument(
-        "--strict",
-        nargs="?",
-        const=True,
-        default=False,
-        type=to_bool,
-        metavar="BOOL",
-        help="end at the first bad file instead of reporting it",
-    )
+    add(data, "allow_outside", "strict")
     strategy = parser.add_argument_group("strategy")
     strategy.add_argument(
         "--encoder",
@@ -107,22 +82,10 @@ def parse_args(argv=None):
         "model.safetensors, a hub id: MuQ, MuQ-MuLan or any transformers "
         "audio model (python -m tune.encoders list), or your own: FILE.py:NAME",
     )
-    strategy.add_argument(
-        "--trust_remote_code",
-        nargs="?",
-        const=True,
-        default=False,
-        type=to_bool,
-        metavar="BOOL",
-        help="let an encoder that needs Python code of its own (MERT) execute it",
-    )
-    strategy.add_argument(
-        "--revision",
-        metavar="COMMIT",
-        help="branch, tag or commit of an encoder from the hub (default: its main branch)",
-    )
-    strategy.add_argument(
-        "--layer",
+    add(strategy, "trust_remote_code", "revision")
+    add(
+        strategy,
+        "layer",
         metavar="last|all|mix|K",
         help="hidden layer: the last, number K (0 is the front end), all: one "
         "probe a layer, the best chosen on validation, or mix: all layers, "
@@ -130,41 +93,8 @@ def parse_args(argv=None):
         f"{', '.join(n for n, row in TASKS.items() if row.layer == 'mix')}, but "
         "with --agg transformer)",
     )
-    strategy.add_argument(
-        "--seg",
-        type=to_words,
-        nargs="+",
-        default=[["10"]],
-        metavar="SECONDS|full|structure",
-        help="segment length in seconds, full "
-        "for the whole track, or structure: cut where the music changes; several "
-        "with --agg hierarchical (default: 10)",
-    )
-    strategy.add_argument(
-        "--hop",
-        type=positive_float,
-        metavar="SECONDS",
-        help="distance between segment starts (default: the segment length)",
-    )
-    strategy.add_argument(
-        "--min_tail",
-        type=float,
-        default=1.0,
-        metavar="SECONDS",
-        help="a last piece shorter than this is dropped unless it's the only one",
-    )
-    strategy.add_argument(
-        "--min_seg",
-        type=positive_float,
-        metavar="SECONDS",
-        help="shortest segment of --seg structure (default: 5)",
-    )
-    strategy.add_argument(
-        "--max_seg",
-        type=positive_float,
-        metavar="SECONDS",
-        help="longest segment of --seg structure (default: 30)",
-    )
+    add(strategy, "seg", type=to_words, nargs="+", default=[["10"]])
+    add(strategy, "hop", "min_tail", "min_seg", "max_seg")
     strategy.add_argument(
         "--agg",
         type=to_agg,
@@ -176,49 +106,19 @@ def parse_args(argv=None):
         "pretrained by pretrain_aggregator.py (transformer:DIR names its "
         "checkpoint as well)",
     )
-    strategy.add_argument(
-        "--tokens",
-        choices=["segment", "frame"],
-        help="what is joined: one vector a segment, or pooled frames (default: "
-        "segment; with a Transformer's checkpoint, what it was trained on)",
-    )
-    strategy.add_argument(
-        "--frame_rate",
-        type=positive_float,
-        default=1.0,
-        metavar="HZ",
-        help="pooled frames a second with --tokens frame",
-    )
+    add(strategy, "tokens")
+    add(strategy, "frame_rate", default=1.0)
     strategy.add_argument(
         "--skip_degenerate",
-        nargs="?",
-        const=True,
-        default=False,
-        type=to_bool,
-        metavar="BOOL",
+        **BOOL,
         help="end early, marked, where no track is cut: such a "
         "cell is that of the full track (or not defined), as sweeps ask for",
     )
     trainable = parser.add_argument_group("aggregators that learn")
-    trainable.add_argument(
-        "--aggregator_checkpoint",
-        metavar="DIR",
-        help="the Transformer: what pretrain_aggregator.py wrote to --out, or a hub id; frozen",
-    )
-    trainable.add_argument(
-        "--readout",
-        choices=["cls", "mean", "residual"],
-        help="the Transformer's embedding: its [CLS] state, the mean of the token "
-        "states, or the tokens' own mean with [CLS] beside it (default: as the "
-        "checkpoint says)",
-    )
+    add(trainable, "aggregator_checkpoint", "readout")
     trainable.add_argument(
         "--tune_aggregator",
-        nargs="?",
-        const=True,
-        default=False,
-        type=to_bool,
-        metavar="BOOL",
+        **BOOL,
         help="train the Transformer with the probe, one copy a "
         "seed; without a checkpoint it starts from scratch",
     )
@@ -239,72 +139,20 @@ def parse_args(argv=None):
         metavar="SEED",
         help="one probe a seed, trained side by side (default: 1234)",
     )
-    probe.add_argument("--epochs", type=positive_int, default=50, help="at most this many")
-    probe.add_argument(
-        "--patience",
-        type=positive_int,
-        default=20,
-        metavar="EPOCHS",
-        help="stop after this many without a better validation score",
-    )
-    probe.add_argument(
-        "--batch_size",
-        type=positive_int,
-        default=64,
-        metavar="TRACKS",
-        help="effective batch, over all processes",
-    )
-    probe.add_argument(
-        "--lr",
-        type=positive_float,
-        metavar="RATE",
-        help="Adam's rate (default: the task's, by python -m tune.tasks list; "
-        "5e-3 for classes of your own, else 1e-3)",
+    add(probe, "epochs", default=50, help="at most this many")
+    add(probe, "patience", default=20)
+    add(probe, "batch_size", default=64, help="effective batch, over all processes")
+    add(
+        probe,
+        "lr",
+        help="Adam's rate (default: the task's, by python -m tune.tasks list; 5e-3 for classes of "
+        "your own, else 1e-3)",
     )
     machine = parser.add_argument_group("machine")
-    machine.add_argument(
-        "--mixed_precision",
-        choices=["auto", "no", "fp16", "bf16"],
-        default="auto",
-        help="the encoder's precision; auto: fp16 on a GPU "
-        "below compute capability 8.0, bf16 from there, float32 on a CPU",
-    )
-    machine.add_argument(
-        "--batch_seconds",
-        type=positive_float,
-        default=60.0,
-        metavar="SECONDS",
-        help="audio seconds per encoder batch; halves itself on out-of-memory",
-    )
-    machine.add_argument(
-        "--memory_budget",
-        default="2GB",
-        metavar="SIZE|SHARE",
-        help="what the encoder's weights and activations should stay within: a "
-        "size such as 2GB, or a share of the device's memory such as 0.5; it sets "
-        "the chunks of MuQ's front end and changes no result",
-    )
-    machine.add_argument(
-        "--compile",
-        nargs="?",
-        const=True,
-        default=False,
-        type=to_bool,
-        metavar="BOOL",
-        help="pass the encoder through torch.compile",
-    )
-    machine.add_argument(
-        "--store",
-        type=Path,
-        metavar="DIR",
-        help="embedding store (default: $TUNE_STORE, or tune/store in the user's cache folder)",
-    )
-    machine.add_argument(
-        "--cache_dir",
-        type=Path,
-        metavar="DIR",
-        help="where composed demo music is kept (default: tune/demo in the user's cache folder)",
-    )
+    add(machine, "mixed_precision", default="auto")
+    add(machine, "batch_seconds", default=60.0)
+    add(machine, "memory_budget", default="2GB", metavar="SIZE|SHARE")
+    add(machine, "compile", "store", "cache_dir")
     output = parser.add_argument_group("output")
     output.add_argument(
         "--output_dir",
@@ -313,25 +161,12 @@ def parse_args(argv=None):
         metavar="DIR",
         help="the run goes to DIR/NAME",
     )
-    output.add_argument(
-        "--report_to",
-        default="wandb",
-        metavar="TRACKER",
-        help="wandb (offline without a login), none, tensorboard, trackio, ...",
-    )
-    output.add_argument("--project", default="tune", help="the tracker's project")
-    output.add_argument("--group", help="W&B group (default: task-encoder)")
+    add(output, "report_to", default="wandb", metavar="TRACKER")
+    add(output, "project")
+    add(output, "group", help="W&B group (default: task-encoder)")
     output.add_argument("--name", help="the run's name (default: made of the strategy)")
-    output.add_argument("--tags", nargs="*", default=[], metavar="TAG", help="W&B tags")
-    output.add_argument(
-        "--overwrite",
-        nargs="?",
-        const=True,
-        default=False,
-        type=to_bool,
-        metavar="BOOL",
-        help="replace the run called --name",
-    )
+    add(output, "tags")
+    add(output, "overwrite", help="replace the run called --name")
     parser.with_config()
     args = parser.parse_args(argv)
     args.seeds = list(dict.fromkeys(s for part in args.seeds for s in part))
