@@ -233,11 +233,12 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from tune.aggregators.transformer import checkpoint as transformer
 from tune.audio.find_files import find_music, find_shard, shown
-from tune.embeddings import files, similar
+from tune.embeddings import file_formats as files
+from tune.embeddings import similar
 from tune.embeddings.embedder import Embedder
-from tune.embeddings.files import Embeddings
-from tune.embeddings.rows import segment_rows, track_rows
+from tune.embeddings.file_formats import Embeddings
 from tune.embeddings.strategy import Strategy, from_run
+from tune.embeddings.track_table import segment_rows, track_rows
 from tune.runs import result
 from tune.system.files import hide_home
 

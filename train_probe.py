@@ -247,7 +247,7 @@ from tune.probing.bank import (
     ProbeData,
     join_clips,
 )
-from tune.probing.metrics import bootstrap, main_score, score
+from tune.probing.intervals import bootstrap, main_score, score
 from tune.runs import result as results
 from tune.runs.tracking import Tracker, check_tracker
 from tune.store.extractor import Extractor

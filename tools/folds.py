@@ -63,7 +63,7 @@ import numpy as np
 
 from tune.comparison.cells import merge
 from tune.comparison.paired import verdict
-from tune.probing.metrics import bootstrap_curves, interval
+from tune.probing.intervals import bootstrap_curves, interval
 from tune.runs.load import read_folders
 
 SPLITS = ("train", "val", "test")

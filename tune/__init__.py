@@ -39,8 +39,8 @@ def _is_run_as_a_module() -> bool:
 
 
 if _is_run_as_a_module():
+    from tune.system.openmp_waiting import wait_without_spinning
     from tune.system.signals import exit_on_signal
-    from tune.system.threads import wait_without_spinning
 
     exit_on_signal()
     wait_without_spinning()

@@ -13,7 +13,7 @@ from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, r2_score
 
 from tune.comparison.paired import compare, main, verdict
-from tune.probing.metrics import bootstrap_curves, paired_bootstrap
+from tune.probing.intervals import bootstrap_curves, paired_bootstrap
 from tune.runs.predictions import read_predictions
 
 CLASSES = ["a", "b", "c"]

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, r2_score
 
-from tune.probing.metrics import bootstrap, main_score, score
+from tune.probing.intervals import bootstrap, main_score, score
 from tune.tasks.label_metrics import R2, Accuracy, MacroF1
 
 MOODS = ["arousal", "valence"]

@@ -21,9 +21,9 @@ import soundfile
 from conftest import ROOT, tone
 
 from tune.store import store as tune_store
-from tune.store.cleanup import STALE_S, STAMP
 from tune.store.encode import encode_tracks, read_row
-from tune.store.maintenance import describe, main, prune, shrink
+from tune.store.prune import describe, main, prune, shrink
+from tune.store.stale_files import STALE_S, STAMP
 from tune.store.store import Store
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")

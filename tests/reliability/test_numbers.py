@@ -13,7 +13,7 @@ from conftest import ROOT, tone
 
 from tune.encoders.registry import load_encoder
 from tune.probing.bank import NonFiniteLossLocator
-from tune.probing.metrics import score
+from tune.probing.intervals import score
 from tune.segments.rules import SegmentRule
 from tune.store.encode import encode_segments, encode_tracks
 from tune.store.store import Store

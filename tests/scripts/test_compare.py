@@ -28,14 +28,14 @@ from tune.comparison.significance import (
     Scores,
     against,
     common_ids,
+    compare_differences,
     enough_resamples,
     holm,
     p_value,
-    test_differences,
 )
 from tune.comparison.tables import _md, _tex, frame, print_views, write_markdown
 from tune.comparison.wandb_runs import read_project
-from tune.probing.metrics import paired_bootstrap
+from tune.probing.intervals import paired_bootstrap
 from tune.runs.load import read_folders
 from tune.tasks.label_kinds import class_accuracy
 
@@ -232,7 +232,7 @@ def test_interval_and_p_agree_with_scipy(rng):
         each = (b == labels).mean(0) - (a == labels).mean(0)  # a track's difference
         draws = np.random.default_rng(0).multinomial(120, np.full(120, 1 / 120), size=20_000)
         curve = np.concatenate([[each.mean()], draws @ each / 120])
-        (found,) = test_differences([(curve, 120)], "holm")
+        (found,) = compare_differences([(curve, 120)], "holm")
         other = stats.bootstrap(
             (each,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
         )
@@ -298,7 +298,7 @@ def test_a_family_of_equals_seldom_has_any_winner():
         right = rng.random((11, 80)) < rng.beta(2, 1, 80)
         each = right[1:].astype(float) - right[0]
         curves = [(np.concatenate([[d.mean()], draws @ d / 80]), 80) for d in each]
-        clean += all(d.verdict == "tie" for d in test_differences(curves, "holm"))
+        clean += all(d.verdict == "tie" for d in compare_differences(curves, "holm"))
     assert clean >= 90
 
 

@@ -29,7 +29,8 @@ from tune.aggregators.transformer.pretraining_state import save_model
 from tune.aggregators.transformer.recipes import RECIPES, make_config, make_model, standardisation
 from tune.audio.decode import read_audio
 from tune.audio.hashing import content_hash
-from tune.embeddings import agreement, files, similar
+from tune.embeddings import agreement, similar
+from tune.embeddings import file_formats as files
 from tune.encoders.registry import load_encoder
 from tune.store.store import Store
 

@@ -16,7 +16,7 @@ from conftest import ROOT, run
 
 from tune.audio.decode import AudioError
 from tune.segments.rules import parse_rule
-from tune.store.maintenance import boundaries, describe, prune
+from tune.store.prune import boundaries, describe, prune
 from tune.store.store import Row, Store, default_root
 from tune.system.files import cache_folder
 

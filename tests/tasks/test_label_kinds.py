@@ -14,7 +14,7 @@ from in_process import call
 from tune.comparison.analysis import analyse
 from tune.comparison.cells import merge
 from tune.comparison.paired import compare, read_predictions
-from tune.probing.metrics import bootstrap, main_score, score
+from tune.probing.intervals import bootstrap, main_score, score
 from tune.runs.load import read_folders
 from tune.runs.model_card import card_data
 from tune.runs.tracking import best_values

@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_sco
 from tune.comparison.analysis import analyse
 from tune.comparison.cells import merge
 from tune.comparison.paired import compare
-from tune.probing.metrics import bootstrap, bootstrap_curves, main_score, paired_bootstrap, score
+from tune.probing.intervals import bootstrap, bootstrap_curves, main_score, paired_bootstrap, score
 from tune.runs.load import read_folders
 from tune.runs.predictions import read_predictions
 from tune.tasks.label_kinds import KINDS

@@ -14,8 +14,8 @@ import sys
 import traceback
 from pathlib import Path
 
+from tune.system.openmp_waiting import wait_without_spinning
 from tune.system.signals import Terminated, exit_on_signal, noted_signals
-from tune.system.threads import wait_without_spinning
 
 # What the machine refuses: a message to the user, not a bug.
 ENVIRONMENT = {

@@ -13,8 +13,8 @@ import numpy as np
 
 from tune.aggregators.registry import AGGREGATORS
 from tune.comparison.cells import Cell, details, layer_of, seg_text
-from tune.comparison.significance import Difference, Scores, common_ids, test_differences
-from tune.probing.metrics import interval
+from tune.comparison.significance import Difference, Scores, common_ids, compare_differences
+from tune.probing.intervals import interval
 
 MOST_LEVELS = 12  # all subsets of as many levels are tried for a full grid
 SEVERAL = [name for name, row in AGGREGATORS.items() if row.several_segs]  # have no one length
@@ -92,7 +92,7 @@ def encoder_pairs(
         labels = [tables[a][key].label for key in both]
         found.append((a, b, curves[a], curves[b], len(ids), labels))
     found.sort(key=lambda f: (-f[2][0], f[3][0]))  # the best encoder's first
-    judged = test_differences([(x - y, n) for _, _, x, y, n, _ in found], correction)
+    judged = compare_differences([(x - y, n) for _, _, x, y, n, _ in found], correction)
     return [
         EncoderPair(a, b, float(x[0]), float(y[0]), difference, labels)
         for (a, b, x, y, _, labels), difference in zip(found, judged, strict=True)
@@ -173,7 +173,7 @@ def _effect(factor, grid, levels, others, context, scores, correction) -> Effect
     reference = usual if usual in levels else levels[0]
     rest = [level for level in levels if level != reference]
     differences = [(curves[level] - curves[reference], len(ids)) for level in rest]
-    judged = dict(zip(rest, test_differences(differences, correction), strict=True))
+    judged = dict(zip(rest, compare_differences(differences, correction), strict=True))
     made = [
         Level(_level_text(factor, x), float(curves[x][0]), *interval(curves[x][1:]), judged.get(x))
         for x in levels

@@ -1,7 +1,7 @@
 """Compare runs on the same test tracks: `python -m tune.comparison paired runs/A runs/B ...`.
 
 The first run is the baseline. Each other one is compared with it track by track, by a paired
-bootstrap (`tune.probing.metrics.paired_bootstrap`); where the interval of the difference holds
+bootstrap (`tune.probing.intervals.paired_bootstrap`); where the interval of the difference holds
 zero, the runs can't be told apart.
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tune.probing.metrics import paired_bootstrap
+from tune.probing.intervals import paired_bootstrap
 from tune.runs.predictions import Predictions, read_predictions
 
 

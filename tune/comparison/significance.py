@@ -1,7 +1,7 @@
 """Verdicts: differences on the same test tracks, corrected for how many were looked at.
 
 All cells are scored on the same resamples of the test tracks
-(`tune.probing.metrics.bootstrap_curves`), so that differences are paired, and so are differences
+(`tune.probing.intervals.bootstrap_curves`), so that differences are paired, and so are differences
 of averages over cells. A p-value is twice the smaller share of resamples on either side of zero,
 and at least 1 / resamples. Holm's correction (Holm 1979) keeps the chance of any false "better" or
 "worse" in a family of comparisons below 5 %. A cell's seeds are resampled as well, so that what
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tune.comparison.cells import Cell
-from tune.probing.metrics import N_RESAMPLES, bootstrap_curves, interval
+from tune.probing.intervals import N_RESAMPLES, bootstrap_curves, interval
 
 ALPHA = 0.05
 
@@ -119,7 +119,9 @@ def holm(p: Sequence[float]) -> list[float]:
     return out.tolist()
 
 
-def test_differences(curves: Sequence[tuple[np.ndarray, int]], correction: str) -> list[Difference]:
+def compare_differences(
+    curves: Sequence[tuple[np.ndarray, int]], correction: str
+) -> list[Difference]:
     """Differences on resamples, each with its number of tracks, to corrected verdicts.
 
     Parameters
@@ -153,5 +155,5 @@ def against(baseline: Cell, cells: Sequence[Cell], scores: Scores, correction: s
             continue
         found[cell] = None
         curves.append((scores.main(cell, ids) - scores.main(baseline, ids), len(ids)))
-    judged = iter(test_differences(curves, correction))
+    judged = iter(compare_differences(curves, correction))
     return {cell: next(judged) if text is None else text for cell, text in found.items()}

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from tune.cli.parser import Parser
-from tune.embeddings.files import Embeddings, read
+from tune.embeddings.file_formats import Embeddings, read
 from tune.embeddings.similar import distances
-from tune.probing.metrics import bootstrap
+from tune.probing.intervals import bootstrap
 from tune.tasks.readers import read_path
 
 SHUFFLES = 1000

@@ -192,7 +192,7 @@ def embedder_like(meta: Mapping, constants: Mapping, **settings) -> Embedder:
 
     Parameters
     ----------
-    meta, constants : of `tune.embeddings.files.Embeddings`
+    meta, constants : of `tune.embeddings.file_formats.Embeddings`
     settings : device, store, ...: see `Embedder`
 
     Raises

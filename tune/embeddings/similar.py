@@ -20,7 +20,7 @@ import numpy as np
 from tune.audio.find_files import shown
 from tune.audio.hashing import content_hash
 from tune.cli.parser import Parser, positive_int, set_up_logging, to_bool
-from tune.embeddings.files import Embeddings, read
+from tune.embeddings.file_formats import Embeddings, read
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def nearest(
 
     Parameters
     ----------
-    made : tune.embeddings.files.Embeddings of tracks
+    made : tune.embeddings.file_formats.Embeddings of tracks
     song : see the module's text
     embedder : tune.embeddings.embedder.Embedder that made them, for a song from outside; None
     loads it settings : device, store: see `tune.embeddings.embedder.Embedder`

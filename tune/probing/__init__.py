@@ -2,5 +2,5 @@
 
 from tune.system.lazy import door
 
-PUBLIC = {"bootstrap": "metrics", "paired_bootstrap": "metrics"}
+PUBLIC = {"bootstrap": "intervals", "paired_bootstrap": "intervals"}
 __getattr__, __dir__, __all__ = door(__name__, PUBLIC)

@@ -35,7 +35,7 @@ FLAT_NOVELTY = 1e-6
 
 @dataclass(frozen=True)
 class StructureRule:
-    """Pieces that follow the music's sections. Stands beside `tune.segments.SegmentRule`.
+    """Pieces that follow the music's sections. Stands beside `tune.segments.rules.SegmentRule`.
 
     Parameters
     ----------

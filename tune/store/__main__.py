@@ -1,10 +1,10 @@
-"""python -m tune.store: see `tune.store.maintenance`."""
+"""python -m tune.store: see `tune.store.prune`."""
 
 import sys
 
 from tune.cli.parser import run_script
 
 if __name__ == "__main__":
-    from tune.store.maintenance import main
+    from tune.store.prune import main
 
     run_script(lambda: sys.exit(main()))

@@ -35,7 +35,7 @@ from safetensors import SafetensorError, safe_open
 
 from tune.audio.decode import RESAMPLER
 from tune.audio.hashing import HashCache
-from tune.store.cleanup import remove_stale_files_daily
+from tune.store.stale_files import remove_stale_files_daily
 from tune.system.files import atomic_write, atomic_write_text, cache_folder, save_tensors, slug
 
 log = logging.getLogger(__name__)

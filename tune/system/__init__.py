@@ -1,4 +1,4 @@
-"""What every other room stands on: signals, memory."""
+"""What every other room stands on: files, memory, signals, plug-ins, how threads wait, doors."""
 
 from tune.system.lazy import door
 

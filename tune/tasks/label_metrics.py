@@ -3,7 +3,7 @@
 The point values come from scikit-learn and mir_eval through `evaluate.Metric` (ours, because
 `evaluate.load` fetches a script from the hub). Intervals resample tracks, which is a weighting of
 them: each metric has a form for many weightings at once. `tune.tasks.label_kinds` says which kind
-has which of them; `tune.probing.metrics` draws the resamples.
+has which of them; `tune.probing.intervals` draws the resamples.
 """
 
 import sys

@@ -30,7 +30,7 @@ class TaskRow:
     hub : hub data set that holds the audio, or None
     encoder : encoder that the task brings along
     layer : hidden layer where --layer doesn't say: last, or mix (MARBLE's learned mix of all)
-    layout : how its files lie, a name of `tune.tasks.LAYOUTS`
+    layout : how its files lie, a name of `tune.tasks.load.LAYOUTS`
     folder : its folder below --data_dir; the hub data set's name where empty
     archives : addresses of archives to fetch and unpack into its folder
     n_classes : how many classes or tags it should have; 0 where that isn't known

@@ -1,4 +1,4 @@
-"""tune.system.threads: threads wait without spinning where a command begins."""
+"""tune.system.openmp_waiting: threads wait without spinning where a command begins."""
 
 import os
 import sys

@@ -12,7 +12,7 @@ from tune.aggregators.track_aggregator import TrackAggregator
 from tune.aggregators.track_features import token_times
 from tune.audio.find_files import shown
 from tune.embeddings.embedder import Embedder
-from tune.embeddings.files import SEGMENTS, TRACKS, make_table
+from tune.embeddings.file_formats import SEGMENTS, TRACKS, make_table
 from tune.store.store import Row
 
 
@@ -30,7 +30,7 @@ def track_rows(
 
     Returns
     -------
-    table : columns as `tune.embeddings.files.TRACKS`
+    table : columns as `tune.embeddings.file_formats.TRACKS`
     truncated : tracks that had more tokens than the aggregator takes
     """
     columns: dict[str, list] = {name: [] for name in TRACKS}
@@ -61,7 +61,7 @@ def segment_rows(embedder: Embedder, tracks: Mapping[str, Sequence[tuple]]) -> p
 
     Returns
     -------
-    table : columns as `tune.embeddings.files.SEGMENTS`
+    table : columns as `tune.embeddings.file_formats.SEGMENTS`
     """
     columns: dict[str, list] = {name: [] for name in SEGMENTS}
     rate, window_s = embedder.encoder.sample_rate, embedder.collection.window_s

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tune.cli.parser import Parser
-from tune.store.cleanup import sweep
+from tune.store.stale_files import sweep
 from tune.store.store import Store, default_root
 from tune.system.memory import parse_budget
 
