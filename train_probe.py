@@ -52,7 +52,7 @@ def parse_args(argv=None):
         help=f"{', '.join(TASKS)}; PATH: a folder or "
         ".jsonl in MARBLE's layout, or a .csv/.tsv with the columns "
         "path,label[,split]; or hub:NAME, a data set with a column of audio "
-        "(python -m tune.tasks tells of them and checks them)",
+        "(python -m tune.tasks lists and checks them)",
     )
     add(data, "data_dir")
     data.add_argument(
@@ -111,8 +111,8 @@ def parse_args(argv=None):
     strategy.add_argument(
         "--skip_degenerate",
         **BOOL,
-        help="end early, marked, where no track is cut: such a "
-        "cell is that of the full track (or not defined), as sweeps ask for",
+        help="stop, marked, if every track is one segment: the same as --seg full (or undefined), "
+        "as sweeps ask for",
     )
     trainable = parser.add_argument_group("aggregators that learn")
     add(trainable, "aggregator_checkpoint", "readout")

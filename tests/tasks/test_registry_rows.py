@@ -286,7 +286,7 @@ def test_the_script_and_comparisons_as_users_run_them(train_probe, data, tmp_pat
     )
     assert done.returncode == 0, done.stderr
     assert "roc_auc" in done.stdout
-    assert "guessing   roc_auc 0.500" in done.stdout
+    assert "chance     roc_auc 0.500" in done.stdout
     capsys.readouterr()
     paired.main([str(tmp_path / "full"), str(tmp_path / "short")])
     assert "mtt: roc_auc, against full" in capsys.readouterr().out

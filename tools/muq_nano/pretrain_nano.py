@@ -23,7 +23,7 @@ from the last of these, and ends with the same weights as if it hadn't been.
 Two more objectives help: from --track_from on, crops come in pairs of a song, and by their time
 means those of one song are told from others' (--track_weight 0 leaves it out); and from
 --order_from on, every --order_every steps, pieces are played in several orders, which the time
-means tell apart (tune/nano_orders.py; --order_weight 0 leaves it out).
+means tell apart (tools/muq_nano/nano_orders.py; --order_weight 0 leaves it out).
 
 Where to look: `masked accuracy` against `guess` (always the commonest token). A core does about two
 steps a second with --mixed_precision bf16 where it has AMX; on a GPU it's minutes. Weights are as

@@ -1,4 +1,4 @@
-"""Cells that needn't be run: another cell by definition, or nothing at all.
+"""Settings that can be skipped: they equal another cell by definition, or have no result.
 
 A cell whose tracks are all one piece is the full track's, and over one piece a maximum or a mean
 by duration is the mean. Whitening needs what varies within a track: over one piece it isn't

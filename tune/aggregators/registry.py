@@ -2,7 +2,7 @@
 
 A table of functions over tokens (B, N, D) and a mask (B, N) that is True at real tokens. Padding
 never changes a result. Each returns the embeddings (B, D') and a mask of the same shape that is
-False at values which only fill a hole (a segment that the track doesn't have); the probe's
+False at padding values (a segment that the track doesn't have); the probe's
 standardisation leaves those at zero.
 
 What learns is elsewhere: with the probe in `tune.aggregators.trainable`, before it in

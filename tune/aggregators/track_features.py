@@ -26,7 +26,7 @@ class Features:
     Attributes
     ----------
     values : (V, n, D') float64
-    valid : (V, n, D') bool, False at values that only fill a hole
+    valid : (V, n, D') bool, False at padding values
     truncated : tracks that had more tokens than the aggregator takes
     whitening : mean (D,) and matrix (D, D) of each layer, where the values are whitened by them
     """

@@ -2,7 +2,7 @@
 
 The first run is the baseline. Each other one is compared with it track by track, by a paired
 bootstrap (`tune.probing.intervals.paired_bootstrap`); where the interval of the difference holds
-zero, the runs can't be told apart.
+zero, there is no significant difference.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """Is an encoder fit for use? What `python -m tune.encoders list | check NAME` does.
 
-A check encodes seeded noise that ebbs away and looks at what every use relies on: shapes of all
-layers, finite values, a segment that doesn't depend on its batch, the same numbers twice, half
-precision that keeps the direction of an embedding, and what 10 s cost.
+A check encodes seeded noise with a linear fade-out and looks at what every use relies on: shapes
+of all layers, finite values, a segment that doesn't depend on its batch, the same numbers twice,
+half precision that keeps the direction of an embedding, and what 10 s cost.
 """
 
 import sys
@@ -32,7 +32,7 @@ class Finding:
 
 
 def noise(n_segments: int, seconds: float, sample_rate: int) -> np.ndarray:
-    """Seeded noise (n_segments, n_samples): of different levels, each ebbs away."""
+    """Seeded noise (n_segments, n_samples): of different levels, each with a linear fade-out."""
     rng = np.random.default_rng(1234)
     n_samples = round(seconds * sample_rate)
     audio = rng.standard_normal((n_segments, n_samples), np.float32) * np.float32(0.1)

@@ -28,7 +28,7 @@ class Standardiser:
     Parameters
     ----------
     values : (..., n, D) training embeddings; statistics are taken over n
-    valid : same shape, bool; False at values that only fill a hole: they count nowhere and become 0
+    valid : same shape, bool; False at padding values: they count nowhere and become 0
     """
 
     def __init__(self, values: torch.Tensor, valid: torch.Tensor):

@@ -3,7 +3,7 @@
 One multiply-add is two floating-point operations (FLOP). The arithmetic counted is that of the
 matrix products and convolutions of one pass over the segment; the Fourier transform, activations
 and normalisations (under one per cent of MuQ) and the halos that the front end's chunks compute
-twice are left out. GB are 10^9 bytes. What encoding costs in truth is measured by
+twice are left out. GB are 10^9 bytes. The cost of encoding is measured by
 `tune.profiling.measure`.
 """
 

@@ -1,4 +1,4 @@
-"""What encoding costs in truth: one strategy, measured in a process of its own.
+"""Measure the cost of one strategy in a subprocess.
 
 A process of its own, because memory that another cell used and gave back would hide what this one
 needs. The child loads the encoder, warms up, notes what is at rest, encodes the track once untimed

@@ -389,7 +389,7 @@ def print_result(result: Mapping, folder: Path, console: Console | None = None) 
     if result["degenerate"]:
         lines.insert(2, ("note", f"degenerate: {result['degenerate']}"))
     chance = result["chance"]
-    lines.insert(1, ("guessing", ", ".join(f"{k} {v:.3f}" for k, v in chance.items())))
+    lines.insert(1, ("chance", ", ".join(f"{k} {v:.3f}" for k, v in chance.items())))
     for label, text in lines:
         console.print(f"  {label:<10} {text}", highlight=False, soft_wrap=True, markup=False)
 

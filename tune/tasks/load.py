@@ -1,4 +1,4 @@
-"""Tasks: tracks, labels and splits, read into `datasets`; `python -m tune.tasks` tells of them.
+"""Tasks: tracks, labels and splits, read into `datasets`; `python -m tune.tasks` lists them.
 
 A task is a row of `TASKS` (`tune.tasks.registry`), a path, or `hub:` and the name of a data set.
 All layouts end in the same thing: a `DatasetDict` with the splits train, val and test and the

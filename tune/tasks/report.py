@@ -1,4 +1,4 @@
-"""Tell of tasks: `python -m tune.tasks list | show NAME | check NAME|PATH|hub:NAME`.
+"""List, describe, check tasks: python -m tune.tasks list | show NAME | check NAME|PATH|hub:NAME.
 
 list: the table of tasks. show: one task's layout, recipe, source and how to get it. check: a
 report on its data before hours are spent on it (durations, rates, classes, the same audio in
