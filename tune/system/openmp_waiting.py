@@ -9,8 +9,8 @@ DECIDED_BY = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 def wait_without_spinning() -> None:
     """Let OpenMP's waiting threads sleep, unless the user has decided how they wait.
 
-    To be called before torch is loaded. By default they spin: beside one other busy process on two
-    cores, encoding was then measured to take 2.6 times as long (docs/reliability.md).
+    To be called before torch is loaded. By default they spin, which takes the cores that other
+    programs would use, and theirs from them; docs/LOG.md (2026-11-26) has what it was measured to be.
     """
     if not any(name in os.environ for name in DECIDED_BY):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
