@@ -117,7 +117,7 @@ from rich.console import Console
 
 from tune.comparison import tables
 from tune.comparison.analysis import analyse
-from tune.comparison.cells import merge
+from tune.comparison.configurations import merge
 from tune.comparison.measured_costs import apply_costs
 from tune.comparison.recommend import Limits
 from tune.runs.load import read_folders
@@ -126,9 +126,9 @@ from tune.runs.load import read_folders
 def main(args):
     """Read, merge, compare, and write what was asked for."""
     set_up_logging(True)
-    cells, left = load(args)
+    configurations, left = load(args)
     views = analyse(
-        cells,
+        configurations,
         baseline=args.baseline,
         correction=args.correction,
         limits=Limits(args.budget, args.max_seconds),
@@ -153,10 +153,10 @@ def load(args):
         if left:
             why = f"; {len(left)} can't be used, such as {left[0].where}: {left[0].reason}"
         raise ValueError(f"{where}: no run of train_probe.py to compare{why}")
-    cells, replaced = merge(runs)
+    configurations, replaced = merge(runs)
     for path in args.costs:
-        apply_costs(cells, path)
-    return cells, left + replaced
+        apply_costs(configurations, path)
+    return configurations, left + replaced
 
 
 def write(args, views, left):

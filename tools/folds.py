@@ -61,7 +61,7 @@ from itertools import combinations
 
 import numpy as np
 
-from tune.comparison.cells import merge
+from tune.comparison.configurations import merge
 from tune.comparison.paired import verdict
 from tune.probing.intervals import bootstrap_curves, interval
 from tune.runs.load import read_folders
@@ -161,36 +161,40 @@ def compare(folders: list[Path], lists: list[Path] | None = None) -> list[str]:
         the lists are none of their tracks.
     """
     runs, _ = read_folders(folders)
-    cells, names = {}, set()
-    for cell in merge(runs)[0]:
-        found = re.fullmatch(r"(.+?)-?(\d+)", cell.result["task"])
-        if found and cell.twin is None and not cell.result.get("degenerate"):
-            strategy = tuple(str(cell.result[k]) for k in ("seg", "agg", "layer_asked"))
-            cells[cell.result["encoder"], strategy, int(found[2])] = cell
+    configurations, names = {}, set()
+    for configuration in merge(runs)[0]:
+        found = re.fullmatch(r"(.+?)-?(\d+)", configuration.result["task"])
+        if (
+            found
+            and configuration.duplicate_of is None
+            and not configuration.result.get("degenerate")
+        ):
+            strategy = tuple(str(configuration.result[k]) for k in ("seg", "agg", "layer_asked"))
+            configurations[configuration.result["encoder"], strategy, int(found[2])] = configuration
             names.add(found[1])
     if len(names) > 1:
         raise ValueError(
             f"these are folds of several tasks ({', '.join(sorted(names))}): give one's"
         )
-    encoders = sorted({key[0] for key in cells})
-    folds = sorted({key[2] for key in cells})
+    encoders = sorted({key[0] for key in configurations})
+    folds = sorted({key[2] for key in configurations})
     common = sorted(
         s
-        for s in {key[1] for key in cells}
-        if all((e, s, k) in cells for e in encoders for k in folds)
+        for s in {key[1] for key in configurations}
+        if all((e, s, k) in configurations for e in encoders for k in folds)
     )
     if len(encoders) < 2 or len(folds) < 2 or not common:
         raise ValueError(
             f"{', '.join(map(str, folders))}: {len(encoders)} encoders and {len(folds)} folds with "
             f"{len(common)} strategies that all of them have; it takes two of each, and a strategy"
         )
-    ids = np.concatenate([cells[encoders[0], common[0], k].ids for k in folds])
+    ids = np.concatenate([configurations[encoders[0], common[0], k].ids for k in folds])
     counts = np.isin(ids, read_lists(lists, set(ids))) if lists else np.ones(len(ids), bool)
     curves = {}
     for encoder in encoders:
         found = []
         for strategy in common:
-            parts = [cells[encoder, strategy, k] for k in folds]
+            parts = [configurations[encoder, strategy, k] for k in folds]
             labels = np.concatenate([p.labels for p in parts])
             predictions = np.concatenate([p.predictions for p in parts], 1)
             scores = bootstrap_curves("classes", labels[counts], predictions[:, counts], [])

@@ -11,7 +11,7 @@ from compare_runs import write_run
 from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score
 
 from tune.comparison.analysis import analyse
-from tune.comparison.cells import merge
+from tune.comparison.configurations import merge
 from tune.comparison.paired import compare
 from tune.probing.intervals import bootstrap, bootstrap_curves, main_score, paired_bootstrap, score
 from tune.runs.load import read_folders
@@ -254,7 +254,7 @@ def test_compare_breaks_tags_down(runs, tags):
     assert left == []
     (view,) = analyse(merge(read)[0])
     assert view.metric == "roc_auc"
-    found = {row.cell.label: row for row in view.rows}
+    found = {row.configuration.label: row for row in view.rows}
     assert found["10 s mean"].verdict == "better"
     curves = bootstrap_curves("tags", tags[0], weak, [])
     assert found["full mean"].mean == pytest.approx(curves["roc_auc"][0])

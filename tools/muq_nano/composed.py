@@ -21,7 +21,14 @@ from scipy.fft import irfft, next_fast_len, rfft
 from tune.demo import mix
 from tune.demo.compose import perform, render, take, write_song
 from tune.demo.moods import mood_recipe
-from tune.demo.recipes import NoFormFitsError, Recipe, form_recipe, from_row, pick, style_recipe
+from tune.demo.recipes import (
+    NoFormFitsError,
+    PieceRecipe,
+    form_recipe,
+    from_row,
+    pick,
+    style_recipe,
+)
 from tune.demo.styles import STYLES, Style
 from tune.demo.synth import SAMPLE_RATE
 
@@ -63,7 +70,7 @@ def held_out(tasks: Iterable) -> dict[str, str]:
     return found
 
 
-def _recipe(kind: str, rng: np.random.Generator) -> Recipe:
+def _recipe(kind: str, rng: np.random.Generator) -> PieceRecipe:
     """Draw a song of a kind."""
     styles = sorted(STYLES)
     if kind == "style":

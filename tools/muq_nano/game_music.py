@@ -143,10 +143,10 @@ def read_list(file: Path, chosen: list[str] | None) -> list[tuple[str, str, int,
         raise ValueError(f"--list {file} can't be read ({reason}): {wanted}") from error
     rows = []
     for number, line in enumerate(lines, start=1):
-        cells = line.split("\t")
-        if len(cells) != 4 or not cells[2].isdigit():
+        columns = line.split("\t")
+        if len(columns) != 4 or not columns[2].isdigit():
             raise ValueError(f"--list {file}, line {number}, is no package: {wanted}")
-        rows.append((cells[0], cells[1], int(cells[2]), cells[3]))
+        rows.append((columns[0], columns[1], int(columns[2]), columns[3]))
     unknown = sorted(set(chosen or ()) - {r[0] for r in rows})
     if unknown:
         raise ValueError(f"--packages {unknown[0]} is not in {file}")

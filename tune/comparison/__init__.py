@@ -1,4 +1,4 @@
-"""Runs compared: cells, significance, effects, advice, tables, pictures, report.
+"""Runs compared: configurations, significance, effects, advice, tables, pictures, report.
 
 python -m tune.comparison paired | attention
 """

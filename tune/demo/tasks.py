@@ -15,7 +15,7 @@ import numpy as np
 from tune.demo import mix
 from tune.demo.compose import perform, render, take, write_song
 from tune.demo.moods import mood_recipe, rate_moods
-from tune.demo.recipes import Recipe, form_recipe, style_recipe
+from tune.demo.recipes import PieceRecipe, form_recipe, style_recipe
 from tune.demo.styles import STYLES
 from tune.demo.synth import SAMPLE_RATE
 from tune.demo.theory import KEYS
@@ -36,7 +36,7 @@ def _rng(task: str, *index: int) -> np.random.Generator:
     return np.random.default_rng((VERSION, zlib.crc32(task.encode()), *index))
 
 
-def _describe(recipe: Recipe) -> dict:
+def _describe(recipe: PieceRecipe) -> dict:
     """The fields of a row that tell what was composed."""
     return {
         "tempo": recipe.tempo,

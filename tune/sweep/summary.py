@@ -68,7 +68,7 @@ def print_comparison(
     bool : whether there was anything to compare
     """
     from tune.comparison.analysis import analyse
-    from tune.comparison.cells import merge
+    from tune.comparison.configurations import merge
     from tune.comparison.html_report import render
     from tune.comparison.tables import print_views
     from tune.runs.load import read_run

@@ -1,7 +1,7 @@
-"""Cells, and the runs that they are made of: what `compare.py` compares.
+"""Configurations, and the runs that they are made of: what `compare.py` compares.
 
-Runs that differ in nothing but their seeds are one cell: task x encoder x layer x segments x
-aggregator x tokens, and whatever else changes a number (checkpoint, hop, precision, the probe's
+Runs that differ in nothing but their seeds are one configuration: task x encoder x layer x segments
+x aggregator x tokens, and whatever else changes a number (checkpoint, hop, precision, the probe's
 training).
 """
 
@@ -15,13 +15,13 @@ import numpy as np
 from tune.aggregators.registry import AGGREGATORS
 from tune.runs.load import Run, SkippedRun
 
-# What changes a probe's training; a value that isn't the default makes another cell.
+# What changes a probe's training; a value that isn't the default makes another configuration.
 TRAINING = {"lr": None, "aggregator_lr": None, "epochs": 50, "patience": 20, "batch_size": 64}
 MIN_TAIL_S, STRUCTURE_S = 1.0, (5.0, 30.0)
 
 
 @dataclass(eq=False)
-class Cell:
+class Configuration:
     """Runs of one strategy with different seeds.
 
     Attributes
@@ -43,7 +43,9 @@ class Cell:
     memory_bytes: int | None = None
     memory_kind: str = ""
     memory_source: str = ""
-    twin: "Cell | None" = None  # the cell that this degenerate one repeats
+    duplicate_of: "Configuration | None" = (
+        None  # the configuration that this degenerate one repeats
+    )
 
     @property
     def result(self) -> dict:
@@ -79,17 +81,17 @@ class Cell:
         return self.result.get("device", "")
 
 
-def merge(runs: Sequence[Run]) -> tuple[list[Cell], list[SkippedRun]]:
+def merge(runs: Sequence[Run]) -> tuple[list[Configuration], list[SkippedRun]]:
     """Put runs together that differ in their seeds only; of the same seeds the newest counts.
 
     Returns
     -------
-    cells, and the runs that another one replaced
+    configurations, and the runs that another one replaced
     """
     groups: dict[tuple, list[Run]] = {}
     for run in sorted(runs, key=lambda r: (-r.made, r.name, r.where)):
         groups.setdefault(_key(run), []).append(run)
-    cells, left = [], []
+    configurations, left = [], []
     for members in groups.values():
         kept = members[:1]
         for run in members[1:]:
@@ -100,14 +102,14 @@ def merge(runs: Sequence[Run]) -> tuple[list[Cell], list[SkippedRun]]:
                 left.append(SkippedRun(run.where, reason))
         first = kept[0].predictions
         merged = np.concatenate([run.predictions.predictions for run in kept])
-        cells.append(Cell(kept, first.ids, first.labels, merged))
-    _name(cells)
-    _find_memory(cells, runs)
-    _find_twins(cells)
-    return sorted(cells, key=_order), left
+        configurations.append(Configuration(kept, first.ids, first.labels, merged))
+    _name(configurations)
+    _find_memory(configurations, runs)
+    _find_duplicates(configurations)
+    return sorted(configurations, key=_order), left
 
 
-def task_key(run: Run | Cell) -> tuple:
+def task_key(run: Run | Configuration) -> tuple:
     """What two runs must share to be compared at all."""
     r = run.result
     return (r["task"], r["kind"], tuple(r["classes"] or ()), tuple(r["targets"] or ()))
@@ -140,7 +142,7 @@ def details(run: Run, whole_path: bool = False) -> list[str]:
         out.append(path if whole_path else Path(path).name)
     elif r["agg"] in AGGREGATORS and AGGREGATORS[r["agg"]].pretrained:
         out.append("from scratch")
-    if aggregator.get("plugin"):  # the same name with other code is another cell
+    if aggregator.get("plugin"):  # the same name with other code is another configuration
         out.append(f"source {aggregator['plugin']['sha256'][:8]}")
     if aggregator.get("readout"):
         out.append(aggregator["readout"])
@@ -154,7 +156,7 @@ def details(run: Run, whole_path: bool = False) -> list[str]:
 
 
 def _key(run: Run) -> tuple:
-    """What makes two runs one cell."""
+    """What makes two runs one configuration."""
     r = run.result
     return (
         *task_key(run),
@@ -169,7 +171,7 @@ def _key(run: Run) -> tuple:
 
 
 def _why_apart(kept: Sequence[Run], run: Run) -> str | None:
-    """Why a run can't join those of its cell, or None."""
+    """Why a run can't join those of its configuration, or None."""
     newest = kept[0]
     if newest.config.get("encoder_fingerprint") != run.config.get("encoder_fingerprint"):
         return f"other weights of the encoder than the newer {newest.name}"
@@ -179,35 +181,39 @@ def _why_apart(kept: Sequence[Run], run: Run) -> str | None:
     for other in kept:
         shared = set(other.result["seeds"]) & set(run.result["seeds"])
         if shared:
-            return f"replaced by the newer {other.name}: the same cell and seed {min(shared)}"
+            return (
+                f"replaced by the newer {other.name}: the same configuration and seed {min(shared)}"
+            )
     return None
 
 
-def _name(cells: Sequence[Cell]) -> None:
-    """Name cells by what sets them apart among those of their task and encoder."""
-    groups: dict[tuple, list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault((*task_key(cell), cell.result["encoder"]), []).append(cell)
+def _name(configurations: Sequence[Configuration]) -> None:
+    """Name configurations by what sets them apart among those of their task and encoder."""
+    groups: dict[tuple, list[Configuration]] = {}
+    for configuration in configurations:
+        groups.setdefault((*task_key(configuration), configuration.result["encoder"]), []).append(
+            configuration
+        )
     for group in groups.values():
         usual = Counter(layer_of(c.result) for c in group).most_common(1)[0][0]
         precisions = {c.result.get("precision") for c in group}
 
-        def text(cell, whole_path=False, usual=usual, precisions=precisions):
-            r = cell.result
-            parts = details(cell.runs[0], whole_path)
+        def text(configuration, whole_path=False, usual=usual, precisions=precisions):
+            r = configuration.result
+            parts = details(configuration.runs[0], whole_path)
             layer = layer_of(r)
             parts += [f"layer {layer}"] if layer != usual else []
             parts += [r["tokens"]] if r["tokens"] != "segment" else []
             parts += [str(r.get("precision"))] if len(precisions) > 1 else []
             return f"{seg_text(r['seg'])} {r['agg']}" + (f" ({', '.join(parts)})" if parts else "")
 
-        short = Counter(text(cell) for cell in group)
-        for cell in group:
-            cell.label = text(cell, whole_path=short[text(cell)] > 1)
+        short = Counter(text(configuration) for configuration in group)
+        for configuration in group:
+            configuration.label = text(configuration, whole_path=short[text(configuration)] > 1)
 
 
-def _find_memory(cells: Sequence[Cell], runs: Sequence[Run]) -> None:
-    """Find each cell's peak while encoding: kept in the store, or that of a run that encoded."""
+def _find_memory(configurations: Sequence[Configuration], runs: Sequence[Run]) -> None:
+    """Find each configuration's peak memory: kept in the store, or of a run that encoded."""
 
     def encoding(r):
         return (
@@ -225,49 +231,55 @@ def _find_memory(cells: Sequence[Cell], runs: Sequence[Run]) -> None:
         cost = run.result["cost"]
         if cost.get("encoder_passes") and cost.get("peak_memory_bytes"):
             peaks.setdefault(encoding(run.result), []).append((cost["peak_memory_bytes"], run))
-    for cell in cells:
-        cost, found = cell.result["cost"], peaks.get(encoding(cell.result))
+    for configuration in configurations:
+        cost, found = configuration.result["cost"], peaks.get(encoding(configuration.result))
         if cost.get("encode_peak_memory_bytes"):
-            cell.memory_bytes = cost["encode_peak_memory_bytes"]
-            cell.memory_kind = cost.get("peak_memory_kind", "")
-            cell.memory_source = "kept with the rows when they were encoded"
+            configuration.memory_bytes = cost["encode_peak_memory_bytes"]
+            configuration.memory_kind = cost.get("peak_memory_kind", "")
+            configuration.memory_source = "kept with the rows when they were encoded"
         elif found:
             peak, run = max(found, key=lambda pair: pair[0])
-            cell.memory_bytes = max(peak, cost.get("peak_memory_bytes") or 0)
-            cell.memory_kind = cost.get("peak_memory_kind", "")
-            own = run in cell.runs
-            cell.memory_source = "this run" if own else f"{run.name}, which encoded the same"
+            configuration.memory_bytes = max(peak, cost.get("peak_memory_bytes") or 0)
+            configuration.memory_kind = cost.get("peak_memory_kind", "")
+            own = run in configuration.runs
+            configuration.memory_source = (
+                "this run" if own else f"{run.name}, which encoded the same"
+            )
 
 
-def _find_twins(cells: Sequence[Cell]) -> None:
-    """Link each cell whose segments are the full track to the cell it repeats, if there is one.
+def _find_duplicates(configurations: Sequence[Configuration]) -> None:
+    """Link configurations that equal the full track to the one that they duplicate, if any.
 
-    Over one piece a maximum and a mean by duration are the mean: such a cell repeats the mean's,
-    unless its predictions say otherwise.
+    Over one piece a maximum and a mean by duration are the mean: such a configuration repeats the
+    mean's, unless its predictions say otherwise.
     """
-    full: dict[tuple, Cell] = {}
+    full: dict[tuple, Configuration] = {}
     usual = {name: row.of_one_piece for name, row in AGGREGATORS.items() if row.of_one_piece}
-    for cell in sorted(cells, key=lambda c: (c.result["seg"] != "full", c.result["agg"] in usual)):
-        r = cell.result
+    for configuration in sorted(
+        configurations, key=lambda c: (c.result["seg"] != "full", c.result["agg"] in usual)
+    ):
+        r = configuration.result
         if r["seg"] == "full" or r.get("degenerate") or r.get("same_as"):
             rest = (
-                *task_key(cell),
+                *task_key(configuration),
                 r["encoder"],
                 layer_of(r),
                 r["tokens"],
                 r.get("precision"),
-                *details(cell.runs[0], whole_path=True),
+                *details(configuration.runs[0], whole_path=True),
             )
             plain = full.get((*rest, usual.get(r["agg"])))
-            if plain is not None and (r.get("same_as") or _same(plain, cell)):
-                cell.twin = plain
+            if plain is not None and (r.get("same_as") or _same(plain, configuration)):
+                configuration.duplicate_of = plain
                 continue
-            cell.twin = full.setdefault((*rest, r["agg"]), cell)
-            cell.twin = None if cell.twin is cell else cell.twin
+            configuration.duplicate_of = full.setdefault((*rest, r["agg"]), configuration)
+            configuration.duplicate_of = (
+                None if configuration.duplicate_of is configuration else configuration.duplicate_of
+            )
 
 
-def _same(one: Cell, other: Cell) -> bool:
-    """Say whether two cells have the same predictions for each seed."""
+def _same(one: Configuration, other: Configuration) -> bool:
+    """Say whether two configurations have the same predictions for each seed."""
     return (
         one.ids == other.ids
         and one.predictions.shape == other.predictions.shape
@@ -275,8 +287,16 @@ def _same(one: Cell, other: Cell) -> bool:
     )
 
 
-def _order(cell: Cell) -> tuple:
+def _order(configuration: Configuration) -> tuple:
     """Tables run from short segments to the full track, then by aggregator."""
-    r = cell.result
+    r = configuration.result
     number = float(r["seg"]) if r["seg"].replace(".", "", 1).isdigit() else float("inf")
-    return (r["task"], r["encoder"], number, r["seg"] != "full", r["seg"], r["agg"], cell.label)
+    return (
+        r["task"],
+        r["encoder"],
+        number,
+        r["seg"] != "full",
+        r["seg"],
+        r["agg"],
+        configuration.label,
+    )
