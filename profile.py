@@ -261,7 +261,7 @@ def main(args) -> None:
     rows = record["rows"]
     for i, cell in enumerate(cells, start=1):
         settings = describe(cell)
-        print(f"[{i}/{len(cells)}] {report.describe_cell(settings)}", file=sys.stderr)
+        print(f"[{i}/{len(cells)}] {report.describe_config(settings)}", file=sys.stderr)
         found = measure(cell, args.repeats)
         rows.append(report.complete_row(settings, found, rates[cell.precision]))
         write_json(args.out, record)  # a long grid that is stopped keeps what it has
@@ -286,7 +286,7 @@ def grid(args, device, memory):
     from tune.aggregators.registry import find_row
     from tune.audio.decode import AudioError, check_file
     from tune.encoders.base import precision_on
-    from tune.profiling.measure import Cell
+    from tune.profiling.measure import ProfileConfig
     from tune.system.memory import parse_budget
 
     for path in args.audio:
@@ -320,7 +320,7 @@ def grid(args, device, memory):
         wanted += [((seconds, ()), "full", (plain or ["mean"])[0]) for seconds in sorted(lengths)]
     settings = itertools.product(args.encoder, precisions, args.layer, args.batch_seconds)
     cells = [
-        Cell(
+        ProfileConfig(
             seg,
             agg,
             track[0],

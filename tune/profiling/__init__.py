@@ -2,5 +2,5 @@
 
 from tune.system.lazy import door
 
-PUBLIC = {"Cell": "measure", "run_cell": "measure"}
+PUBLIC = {"ProfileConfig": "measure", "measure_here": "measure"}
 __getattr__, __dir__, __all__ = door(__name__, PUBLIC)

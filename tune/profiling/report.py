@@ -1,7 +1,7 @@
-"""Measured costs as people read them: a table, what fits a budget, a plot over track length.
+"""Reports of measured costs: a table, what fits a budget, a plot over track length.
 
-A row is a dict: the cell's settings and what `tune.profiling.measure.measure` found. GB are 10^9
-bytes.
+A row is a dict: a configuration's settings and the result of `tune.profiling.measure.measure`. GB
+are 10^9 bytes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ SETTINGS = {
 
 
 def complete_row(settings: Mapping, found: Mapping, matrix_rate: float) -> dict:
-    """Join a cell's settings with what was measured, the machine's rate and the study's figures.
+    """Join settings with what was measured, the machine's matrix rate and the study's figures.
 
     Adds `share_of_matrix_rate` (None for an encoder whose arithmetic isn't known) and `study`:
     None, or `study_cost` with `peak_ratio`, our peak over the study's; None for another encoder
@@ -42,7 +42,7 @@ def complete_row(settings: Mapping, found: Mapping, matrix_rate: float) -> dict:
 
 
 def print_costs(rows: Sequence[Mapping], device: str, console: Console) -> None:
-    """Print one row a cell, with the study's figures where it has some."""
+    """Print one row a configuration, with the study's figures where it has some."""
     varied = [key for key in SETTINGS if len({row[key] for row in rows}) > 1]
     study = any(row["study"] for row in rows)
     table = Table()
@@ -183,7 +183,7 @@ def _notes(rows, device, study) -> list[str]:
 
 
 def budget_answer(rows: Sequence[Mapping], budget_bytes: int) -> dict:
-    """Which cells fit a budget, and the longest full track that does.
+    """Which configurations fit a budget, and the longest full track that does.
 
     Returns
     -------
@@ -219,11 +219,12 @@ def print_budget(rows: Sequence[Mapping], answer: Mapping, console: Console) -> 
         console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     fits = answer["fits"]
-    say(f"\n{sum(fits)} of {len(fits)} cells fit into {answer['budget_bytes'] / 1e9:.2f} GB.")
+    budget_gb = answer["budget_bytes"] / 1e9
+    say(f"\n{sum(fits)} of {len(fits)} configurations fit into {budget_gb:.2f} GB.")
     for row, fit in zip(rows, fits, strict=True):
         if not fit:
             reason = row.get("failed") or f"{row['peak_memory_bytes'] / 1e9:.3f} GB"
-            say(f"  does not fit: {describe_cell(row)}: {reason}")
+            say(f"  does not fit: {describe_config(row)}: {reason}")
     for line in answer["longest_full_track"]:
         low, high = line["durations_s"][0], line["durations_s"][-1]
         seconds = line["seconds"]
@@ -240,8 +241,8 @@ def print_budget(rows: Sequence[Mapping], answer: Mapping, console: Console) -> 
         )
 
 
-def describe_cell(row: Mapping) -> str:
-    """A cell in a few words, for progress and messages."""
+def describe_config(row: Mapping) -> str:
+    """A configuration in a few words, for progress and messages."""
     track = "files" if row["duration_s"] is None else f"{row['duration_s']:g} s"
     return (
         f"{row['encoder']} seg {row['seg']} {row['agg']}, track {track}, layer {row['layer']}, "
