@@ -9,6 +9,7 @@ from gpu_bench import Bench, cosines, run_benchmark, segments
 
 from tune.encoders.base import DTYPES, SAMPLE_RATE
 from tune.profiling.arithmetic import muq_flops
+from tune.system.memory import PeakMemory
 
 LARGE_BUDGET = 40_000_000_000  # bytes: nearly all of a large card, instead of the default 2 GB
 TOP_KERNELS = 15
@@ -80,7 +81,7 @@ def measure(bench: Bench, encoder, audio: np.ndarray, rate: float, embed=None) -
     embed = embed or (lambda audio: encoder.embed(audio, [layer]))
     for _ in range(2):
         embed(audio)  # kernels are chosen
-    with common.PeakMemory(bench.device) as memory:
+    with PeakMemory(bench.device) as memory:
         embed(audio)
     took = [common.clock(bench.device, lambda: embed(audio))[1] for _ in range(5)]
     median = statistics.median(took)

@@ -98,7 +98,7 @@ class Lever:
 
 def main(args):
     """Make the runs, take them in turn, report."""
-    device = common.begin(args)
+    device = common.choose_device(args)
     ours = common.load_ours(args.encoder, args.weights, device)
     study = common.load_original(args.encoder, args.weights, device)
     track = common.compose(args.duration, SAMPLE_RATE, seed=1)
@@ -123,7 +123,7 @@ def main(args):
             seconds[name].append(common.clock(device, work)[1])
         print(f"round {i + 1} of {args.rounds} done", file=sys.stderr)
 
-    times = {name: common.summarise(each) for name, each in seconds.items()}
+    times = {name: common.time_statistics(each) for name, each in seconds.items()}
     rows = [describe(lever, times, embeddings) for lever in levers]
     agree = all(row["agrees"] for row in rows)
     at_once = side_by_side(ours, args.duration)
@@ -354,13 +354,8 @@ def measure_rates(device) -> dict:
 
 @torch.inference_mode()
 def linear_rate(device) -> float:
-    """Measure the rate of `tune.encoders.cpu_linear.linear` (oneDNN on CPUs) on square matrices."""
-    best = 0.0
-    for n in (1024, 2048):
-        a, b = torch.randn(2, n, n, device=device)
-        seconds = [common.clock(device, lambda a=a, b=b: linear(a, b, None))[1] for _ in range(4)]
-        best = max(best, 2 * n**3 / min(seconds[1:]))  # the first one warms up
-    return best
+    """FLOP/s of `tune.encoders.cpu_linear.linear` (oneDNN on CPUs)."""
+    return matrix_rate(device, torch.float32, [lambda x, y: linear(x, y, None)])
 
 
 def describe(lever: Lever, times, embeddings) -> dict:

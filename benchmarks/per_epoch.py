@@ -83,7 +83,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main(args):
     """Compose the task, encode it for one epoch, then run our way, and report."""
-    device = common.begin(args)
+    device = common.choose_device(args)
     accelerator = Accelerator(
         cpu=device.type == "cpu", dataloader_config=DataLoaderConfiguration(split_batches=True)
     )

@@ -72,7 +72,7 @@ from tune.store.store import Store
 
 def main(args):
     """Write the files, run both sides in turn, report."""
-    device = common.begin(args)
+    device = common.choose_device(args)
     if args.precision == "fp16" and device.type == "cpu":
         common.fail("--precision fp16 needs a GPU")
     encoder = common.load_ours(args.encoder, args.weights, device, args.precision)
@@ -108,7 +108,7 @@ def main(args):
             assert report.encoder_passes == sum(map(len, spans))
             print(f"round {i + 1} of {args.rounds} done", file=sys.stderr)
 
-    times = {name: common.summarise(each) for name, each in seconds.items()}
+    times = {name: common.time_statistics(each) for name, each in seconds.items()}
     ratio = times["pipeline"]["median_s"] / times["encoder"]["median_s"]
     audio_s = sum(map(len, tracks)) / SAMPLE_RATE
     path = common.write_report(

@@ -93,6 +93,7 @@ from tune.encoders.base import SAMPLE_RATE
 from tune.encoders.registry import load_encoder
 from tune.store.encode import encode_segments, encode_tracks
 from tune.store.store import Store
+from tune.system.memory import PeakMemory
 
 BATCH_S = 60.0  # seconds of audio in one of our batches
 WHOLE_S = 1e9  # a chunk as long as any track
@@ -104,7 +105,7 @@ def main(args):
         work = measure_tracks if "tracks" in args.cell else measure_length
         print(json.dumps(work(**args.cell)))
         return
-    device = common.begin(args)
+    device = common.choose_device(args)
     modes = ["chunked", "unchunked", *(["original"] if args.original else [])]
     cells = scale_length(args, device, modes)
     counts = scale_tracks(args.tracks)
@@ -225,7 +226,7 @@ def measure_length(mode, seg, duration_s, encoder, weights, device) -> dict:
     work([(0, min(len(track), SAMPLE_RATE))])  # warm
     if device.type == "cuda":
         work(spans)  # kernels are chosen for each shape
-    with common.PeakMemory(device) as memory:
+    with PeakMemory(device) as memory:
         out, seconds = common.clock(device, lambda: work(spans))
     assert np.isfinite(out).all()
     return {
@@ -249,7 +250,7 @@ def measure_tracks(tracks: int) -> dict:
             soundfile.write(path, common.compose(0.5, SAMPLE_RATE, seed=i), SAMPLE_RATE)
         store = Store(folder / "store")
         collection = store.collection(encoder, [0], None)
-        with common.PeakMemory(torch.device("cpu")) as memory:
+        with PeakMemory(torch.device("cpu")) as memory:
             report, encode_s = common.clock(
                 encoder.device, lambda: encode_tracks(paths, encoder, rule, store, collection)
             )

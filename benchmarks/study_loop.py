@@ -95,7 +95,7 @@ FLOP_S = 10  # seconds of audio that the arithmetic is counted for
 
 def main(args):
     """Load both sides, run them in turn, compare, report."""
-    device = common.begin(args)
+    device = common.choose_device(args)
     if args.precision == "fp16" and device.type == "cpu":
         common.fail("--precision fp16 needs a GPU")
     ours = common.load_ours(args.encoder, args.weights, device, args.precision)
@@ -142,7 +142,7 @@ def main(args):
         for i, layer in enumerate(layers):
             expected, got = embeddings[seg, "study"][i], embeddings[seg, layer][0]
             cosine = expected @ got / np.linalg.norm(expected) / np.linalg.norm(got)
-            times = {s: common.summarise(seconds[seg, s]) for s in ("study", layer)}
+            times = {s: common.time_statistics(seconds[seg, s]) for s in ("study", layer)}
             audio_s = sum(end - start for start, end in spans[seg]) / SAMPLE_RATE
             # Useful arithmetic: our halos, computed twice, don't count.
             speed = {

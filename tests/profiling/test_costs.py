@@ -357,7 +357,7 @@ def test_the_peak_is_seen_below_an_earlier_one():
     encoder = SimpleNamespace(device=torch.device("cpu"), part=nn.Linear(10, 10, bias=False))
     earlier = np.ones(40_000_000)  # 320 MB
     del earlier
-    with memory._resident_peak(encoder) as found:
+    with memory.peak_memory(encoder) as found:
         block = np.ones(20_000_000)  # 160 MB
         time.sleep(0.1)
         del block

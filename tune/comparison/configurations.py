@@ -14,10 +14,11 @@ import numpy as np
 
 from tune.aggregators.registry import AGGREGATORS
 from tune.runs.load import Run, SkippedRun
+from tune.segments.rules import MIN_TAIL_S, fixed_length, seg_text
+from tune.segments.structure import MAX_S, MIN_S
 
 # What changes a probe's training; a value that isn't the default makes another configuration.
 TRAINING = {"lr": None, "aggregator_lr": None, "epochs": 50, "patience": 20, "batch_size": 64}
-MIN_TAIL_S, STRUCTURE_S = 1.0, (5.0, 30.0)
 
 
 @dataclass(eq=False)
@@ -121,11 +122,6 @@ def layer_of(result: Mapping) -> str:
     return asked if asked in ("all", "mix") else str(result["layer"])
 
 
-def seg_text(seg: str) -> str:
-    """A segment rule as people read it."""
-    return f"{seg} s" if seg.replace(".", "").isdigit() else seg
-
-
 def details(run: Run, whole_path: bool = False) -> list[str]:
     """What sets a run apart beside segments, aggregator, layer and tokens; [] when nothing does."""
     r, out = run.result, []
@@ -134,7 +130,7 @@ def details(run: Run, whole_path: bool = False) -> list[str]:
     if r.get("min_tail") not in (None, MIN_TAIL_S):
         out.append(f"tail from {r['min_tail']:g} s")
     limits = (r.get("min_seg"), r.get("max_seg"))
-    if None not in limits and limits != STRUCTURE_S:
+    if None not in limits and limits != (MIN_S, MAX_S):
         out.append(f"pieces of {limits[0]:g} to {limits[1]:g} s")
     aggregator = r.get("aggregator") or {}
     if aggregator.get("checkpoint"):
@@ -290,7 +286,8 @@ def _same(one: Configuration, other: Configuration) -> bool:
 def _order(configuration: Configuration) -> tuple:
     """Tables run from short segments to the full track, then by aggregator."""
     r = configuration.result
-    number = float(r["seg"]) if r["seg"].replace(".", "", 1).isdigit() else float("inf")
+    length = fixed_length(r["seg"])
+    number = float("inf") if length is None else length
     return (
         r["task"],
         r["encoder"],

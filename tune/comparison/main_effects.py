@@ -13,9 +13,10 @@ from itertools import combinations
 import numpy as np
 
 from tune.aggregators.registry import AGGREGATORS
-from tune.comparison.configurations import Configuration, details, layer_of, seg_text
+from tune.comparison.configurations import Configuration, details, layer_of
 from tune.comparison.significance import Difference, Scores, common_ids, compare_differences
 from tune.probing.intervals import interval
+from tune.segments.rules import fixed_length, seg_text
 
 MOST_LEVELS = 12  # all subsets of as many levels are tried for a full grid
 SEVERAL = [name for name, row in AGGREGATORS.items() if row.several_segs]  # have no one length
@@ -207,6 +208,7 @@ def _sorted(names) -> list[str]:
     """Segments by length, then the rest by name."""
 
     def order(name):
-        return (0, float(name), "") if name.replace(".", "", 1).isdigit() else (1, 0.0, name)
+        length = fixed_length(name)
+        return (1, 0.0, name) if length is None else (0, length, "")
 
     return sorted(names, key=order)

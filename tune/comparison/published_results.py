@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from tune.comparison.configurations import Configuration
 from tune.profiling.arithmetic import STUDY
+from tune.segments.rules import seg_text
 
 # The columns are metrics of a result; the study reports EMO's targets one by one.
 STUDY_METRICS = {
@@ -72,7 +73,7 @@ def study_table(task: str, configurations: Sequence[Configuration], scores) -> l
         peak, seconds = STUDY[task.upper(), seg, "any" if seg == "full" else agg]
         mine = [c for c in configurations if (c.result["seg"], c.result["agg"]) == (seg, agg)]
         ours = {c: {n: scores.summary(c)[n] for n in names if n in scores.summary(c)} for c in mine}
-        text = f"{'full track' if seg == 'full' else seg + ' s'} {agg}"
+        text = f"{'full track' if seg == 'full' else seg_text(seg)} {agg}"
         study = {n: f"{v:.3f}" for n, v in zip(names, figures[columns], strict=True)}
         lines.append(StudyLine(text, study, f"{peak:.2f} GB, {seconds:.0f} s", ours))
     for name, figures in PUBLISHED.items():

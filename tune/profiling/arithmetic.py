@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-RATE_SIZES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}
+RATE_SIZES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192, 16384)}
 SLOW_S = 0.5  # a matrix product that takes longer than this is not followed by a larger one
 
 
@@ -64,13 +64,14 @@ def conformer_flops(layer, frames: int) -> float:
     return 2.0 * frames * sum(m.weight.numel() for m in parts) + 4.0 * frames**2 * size
 
 
-def matrix_rate(device, dtype) -> float:
+def matrix_rate(device, dtype, products=None) -> float:
     """Measure the rate of square matrix products, the best of a few sizes and implementations.
 
     Parameters
     ----------
     device : torch.device
     dtype : torch.dtype
+    products : functions of two matrices; None for PyTorch's and this project's
 
     Returns
     -------
@@ -79,7 +80,10 @@ def matrix_rate(device, dtype) -> float:
     """
     import torch
 
-    from tune.encoders.cpu_linear import linear
+    if products is None:
+        from tune.encoders.cpu_linear import linear
+
+        products = (torch.matmul, lambda x, y: linear(x, y, None))
 
     def wait():
         if device.type == "cuda":
@@ -89,7 +93,7 @@ def matrix_rate(device, dtype) -> float:
     for n in RATE_SIZES.get(device.type, RATE_SIZES["cpu"]):
         a, b = torch.ones(2, n, n, device=device, dtype=dtype).div_(n)
         seconds = []
-        for product in (torch.matmul, lambda x, y: linear(x, y, None)):
+        for product in products:
             for _ in range(4):  # the first one warms up
                 wait()
                 started = time.perf_counter()

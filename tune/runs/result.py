@@ -26,7 +26,7 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 from tune import __version__
-from tune.segments.rules import Rule, describe_counts, is_degenerate
+from tune.segments.rules import Rule, describe_counts, is_degenerate, seg_text
 from tune.store.encode import EncodeReport
 from tune.system.files import apply_umask, hide_home, save_tensors, slug, write_csv
 from tune.system.memory import peak_memory_bytes
@@ -347,8 +347,7 @@ def print_result(result: Mapping, folder: Path, console: Console | None = None) 
     encoder = result["encoder"] + (" (untrained)" if result["encoder_untrained"] else "")
     seeds = len(result["seeds"])
     layer = "mix of all layers" if result["layer"] == "mix" else f"layer {result['layer']}"
-    pieces = "full track" if result["seg"] == "full" else f"segments {result['seg']}"
-    pieces += " s" * result["seg"].replace(".", "").isdigit()
+    pieces = "full track" if result["seg"] == "full" else f"segments {seg_text(result['seg'])}"
     title = f"{result['task']}: {encoder}, {layer}, {pieces}, {result['agg']}"
     table = Table()
     table.add_column("test metric")

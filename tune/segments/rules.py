@@ -140,6 +140,28 @@ def parse_rule(
     return SegmentRule(length_s, hop_s, min_tail_s)
 
 
+def fixed_length(seg: str) -> float | None:
+    """Seconds of a fixed segment length by its name; None for "full", "structure" and several.
+
+    Examples
+    --------
+    >>> fixed_length("2.5"), fixed_length("full")
+    (2.5, None)
+    """
+    return float(seg) if seg.replace(".", "", 1).isdigit() else None
+
+
+def seg_text(seg: str) -> str:
+    """A segment rule's name as tables and titles show it.
+
+    Examples
+    --------
+    >>> seg_text("10"), seg_text("full"), seg_text("10+30+full")
+    ('10 s', 'full', '10+30+full')
+    """
+    return seg if fixed_length(seg) is None else f"{seg} s"
+
+
 def describe_counts(counts: Sequence[int]) -> dict:
     """Summarise the number of segments per track: {"min", "median", "max"}."""
     return {"min": int(min(counts)), "median": float(np.median(counts)), "max": int(max(counts))}
