@@ -9,7 +9,6 @@ A track's evenness is the entropy of its weights relative to that of equal weigh
 tokens weigh the same (which is the mean), 0 when one token has all the weight.
 """
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,9 @@ from rich.table import Table
 
 from tune.cli.parser import Parser, positive_int
 from tune.segments.plot import clock
+from tune.system.files import check_plot_file
 
 COLUMNS = ("seed", "id", "token", "start_s", "end_s", "weight")
-FORMATS = (".png", ".svg", ".pdf")
 BARS = 48  # a track with more tokens is shown in this many groups of neighbours, at most
 BAR_WIDTH = 40  # characters
 PLOT_TRACKS = 60
@@ -233,10 +232,8 @@ def _parse(argv):
     )
     args = parser.parse_args(argv)
     if args.plot:
-        if args.plot.suffix not in FORMATS:
-            parser.error(f"--plot must end in .png, .svg or .pdf, got {args.plot.name!r}")
-        if args.plot.is_dir() or not args.plot.parent.is_dir():
-            parser.error(f"--plot {args.plot}: a file in a folder that exists is needed")
-        if importlib.util.find_spec("matplotlib") is None:
-            parser.error("--plot needs matplotlib: pip install matplotlib")
+        try:
+            check_plot_file(args.plot, "--plot")
+        except ValueError as error:
+            parser.error(str(error))
     return args

@@ -10,6 +10,8 @@ segments: path, content_hash, seg, segment, start_s, end_s, embedding. The same 
 bytes, whenever and by however many processes; no time and no user's name is in them.
 """
 
+from __future__ import annotations
+
 import base64
 import hashlib
 import json
@@ -20,15 +22,17 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-import torch
-from safetensors.torch import load, save
 
 from tune.system.files import atomic_write, atomic_write_text
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +133,11 @@ def check_out(out: str | Path, overwrite: bool, flag: str = "--out") -> Path:
 def write(out: Path, made: Embeddings) -> None:
     """Write embeddings in the format that the ending names, replacing what was there."""
     text = json.dumps(made.meta, ensure_ascii=False, sort_keys=True)
-    raw = save(made.constants) if made.constants else b""
+    raw = b""
+    if made.constants:
+        from safetensors.torch import save
+
+        raw = save(made.constants)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".parquet":
         meta = {"tune": text} | ({"tune_constants": raw} if raw else {})
@@ -332,5 +340,9 @@ def _write_folder(out: Path, made: Embeddings, text: str) -> None:
 
 
 def _load(raw: bytes) -> dict[str, torch.Tensor]:
-    """Tensors as `write` kept them."""
-    return load(raw) if raw else {}
+    """Tensors as `write` kept them; torch is imported only where there are any."""
+    if not raw:
+        return {}
+    from safetensors.torch import load
+
+    return load(raw)

@@ -6,7 +6,6 @@ self-similarity matrix (Foote, "Visualizing music and audio using self-similarit
 again is a bright square beside it.
 """
 
-import importlib.util
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -16,11 +15,11 @@ import numpy as np
 from tune.audio.decode import AudioError, read_audio
 from tune.cli.parser import Parser
 from tune.segments.structure import MAX_S, MIN_S, StructureRule, describe, frame_length, novelty
+from tune.system.files import check_plot_file
 
 SAMPLE_RATE = 24_000  # MuQ's, so the picture shows what a run with it cuts
-MAX_CELLS = 900  # rows of the matrix: a longer track's frames are averaged
+MAX_ROWS = 900  # rows of the matrix: a longer track's frames are averaged
 WAVE_POINTS = 1500
-FORMATS = (".png", ".svg", ".pdf")
 BOUND, INK = "#e4572e", "#4c6a92"
 
 
@@ -75,10 +74,10 @@ def draw(samples, sample_rate: int, spans, name: str, path: Path) -> None:
     curve.fill_between(np.arange(len(features)) * frame_s, novelty(features), color=INK)
     curve.set(ylabel="novelty", ylim=(0, None), yticks=[])
     # The track's last, broken frame looks like the one before it.
-    cells = np.pad(similarity(features), (0, 1), mode="edge")
-    end_s = len(cells) * -(-len(features) // MAX_CELLS) * frame_s
+    rows = np.pad(similarity(features), (0, 1), mode="edge")
+    end_s = len(rows) * -(-len(features) // MAX_ROWS) * frame_s
     image = matrix.imshow(
-        cells,
+        rows,
         cmap="magma",
         origin="lower",
         aspect="auto",
@@ -121,14 +120,14 @@ def similarity(features: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray of float64, shape (M, M), in (0, 1]
-        exp(-d² / median d²) of the frames' distances d; M is F, or at most `MAX_CELLS` averages.
+        exp(-d² / median d²) of the frames' distances d; M is F, or at most `MAX_ROWS` averages.
     """
-    step = -(-len(features) // MAX_CELLS)
+    step = -(-len(features) // MAX_ROWS)
     starts = np.arange(0, len(features), step)
     counts = np.diff([*starts, len(features)])
-    cells = np.add.reduceat(features, starts) / counts[:, None]
-    squares = (cells**2).sum(1)
-    distance = np.maximum(squares[:, None] + squares - 2 * cells @ cells.T, 0)
+    rows = np.add.reduceat(features, starts) / counts[:, None]
+    squares = (rows**2).sum(1)
+    distance = np.maximum(squares[:, None] + squares - 2 * rows @ rows.T, 0)
     return np.exp(-distance / (np.median(distance) or 1.0))
 
 
@@ -169,10 +168,8 @@ def _parse(argv):
     parser.add_argument("--max_seg", type=float, default=MAX_S, metavar="S", help="longest piece")
     args = parser.parse_args(argv)
     args.out = args.out or Path(f"{args.file.stem}.structure.png")
-    if args.out.suffix not in FORMATS:
-        parser.error(f"--out must end in .png, .svg or .pdf, got {args.out.name!r}")
-    if args.out.is_dir() or not args.out.parent.is_dir():
-        parser.error(f"--out {args.out}: a file in a folder that exists is needed")
-    if importlib.util.find_spec("matplotlib") is None:
-        parser.error("plot needs matplotlib: pip install matplotlib")
+    try:
+        check_plot_file(args.out, "--out")
+    except ValueError as error:
+        parser.error(str(error))
     return args

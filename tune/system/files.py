@@ -1,6 +1,7 @@
 """Files: whole or not at all, with the permissions of any new file; names and paths as shown."""
 
 import csv
+import importlib.util
 import os
 import re
 import uuid
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
+
+PICTURES = (".png", ".svg", ".pdf")
 
 
 def cache_folder() -> Path:
@@ -65,6 +68,16 @@ def write_csv(path: Path, rows: Sequence[Mapping]) -> None:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
+
+
+def check_plot_file(path: Path, flag: str) -> None:
+    """Raise ValueError, before anything is computed, when no picture can be written to a path."""
+    if path.suffix not in PICTURES:
+        raise ValueError(f"{flag} must end in .png, .svg or .pdf, got {path.name!r}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"{flag} {path}: a file in a folder that exists is needed")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError(f"{flag} needs matplotlib: pip install matplotlib")
 
 
 def hide_home(value):
