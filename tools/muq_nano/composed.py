@@ -5,8 +5,8 @@ than the tasks give it: half of the songs are styles and moods, the others mix i
 harmony and tempo of any styles, or repeat ten-second sections in any order. Half of all are then
 equalised and levelled at random, as recordings differ. Nothing here has a label.
 
-A song is known by the hash of its 16 bit samples, and one that is in a val or test split of a task
-is refused (`held_out`): different seeds make that unlikely, the hash makes sure.
+A song is identified by the hash of its 16 bit samples, and one that is in a val or test split of a
+task is refused (`held_out`): different seeds make that unlikely, the hash makes sure.
 """
 
 import hashlib
@@ -39,18 +39,18 @@ SECTION_SAMPLES = 10 * SAMPLE_RATE
 
 
 def compose(seed: int, index: int) -> tuple[np.ndarray, str]:
-    """Song `index` of a corpus, and what it is known by.
+    """Song `index` of a corpus, and its hash.
 
     Returns
     -------
     samples : ndarray, float32, mono at 24 kHz, about a minute
-    known_by : SHA-256 of its 16 bit samples before it was equalised
+    song_hash : SHA-256 of its 16 bit samples before it was equalised
     """
     kind = TURNS[index % len(TURNS)]
     rng = np.random.default_rng((zlib.crc32(b"pretraining"), VERSION, seed, index))
     audio = _sections(rng) if kind == "form" else render(_recipe(kind, rng), rng)
-    known_by = samples_hash(np.round(audio * 32767).astype(np.int16))
-    return (_recorded(audio, rng) if rng.random() < 0.5 else audio), known_by
+    song_hash = samples_hash(np.round(audio * 32767).astype(np.int16))
+    return (_recorded(audio, rng) if rng.random() < 0.5 else audio), song_hash
 
 
 def samples_hash(samples: np.ndarray) -> str:

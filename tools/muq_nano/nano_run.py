@@ -32,7 +32,7 @@ OURS = {
 INDIFFERENT = {"out", "overwrite", "workers", "corpus", "cache_dir", "data_dir"}
 
 
-def begin(accelerator, out: Path, args: Mapping, overwrite: bool) -> dict:
+def open_run(accelerator, out: Path, args: Mapping, overwrite: bool) -> dict:
     """Open --out: a new run, or the unfinished one that the same command began.
 
     Returns

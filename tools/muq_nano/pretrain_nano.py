@@ -319,7 +319,7 @@ def main(args):
     """Pretrain: music, tokens, model, steps, the weights saved."""
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     set_up_logging(accelerator.is_main_process)
-    run = nano_run.begin(accelerator, args.out, vars(args), args.overwrite)
+    run = nano_run.open_run(accelerator, args.out, vars(args), args.overwrite)
     cache = cache_folder()
     with accelerator.main_process_first():
         corpus = nano_music.gather(
@@ -354,9 +354,11 @@ def main(args):
     if args.init:
         corpus.facts["init_sha256"] = nano.take_weights(model, args.init)
     run["corpus"] = corpus.facts
-    learning = [p for p in model.parameters() if p.requires_grad and p is not model.mark.weight]
+    learning = [
+        p for p in model.parameters() if p.requires_grad and p is not model.projection.weight
+    ]
     decayed = [p for p in learning if p.ndim > 1]
-    others = [p for p in learning if p.ndim <= 1] + [model.mark.weight]
+    others = [p for p in learning if p.ndim <= 1] + [model.projection.weight]
     optimizer = torch.optim.AdamW(
         [
             {"params": decayed, "weight_decay": args.weight_decay},
@@ -452,26 +454,26 @@ def train(accelerator, model, plain, optimizer, scheduler, crops, run, args):
 
 def predict(accelerator, model, batch, visible_weight, track_weight=0) -> tuple[torch.Tensor, dict]:
     """Loss, and what it is made of: cross-entropy and accuracy by stream, hidden and visible."""
-    mel, tokens, hidden, visible = (
-        batch[k].to(accelerator.device) for k in ("mel", "tokens", "hidden", "visible")
+    mel, tokens, masked, visible = (
+        batch[k].to(accelerator.device) for k in ("mel", "tokens", "masked", "visible")
     )
-    frames = torch.cat([hidden, visible], 1) if visible_weight else hidden  # (B, K)
+    frames = torch.cat([masked, visible], 1) if visible_weight else masked  # (B, K)
     with accelerator.autocast():
-        logits, marks, orders = model(mel, frames)  # (B, K, S * CODES), (B, 64) twice
+        logits, projections, orders = model(mel, frames)  # (B, K, S * CODES), (B, 64) twice
     logits = logits.float().unflatten(-1, (len(STREAMS), CODES))
     truth = tokens.gather(1, frames[..., None].expand(-1, -1, len(STREAMS))).long()  # (B, K, S)
     each = F.cross_entropy(logits.movedim(-1, 1), truth, reduction="none")  # (B, K, S)
     right = (logits.detach().argmax(-1) == truth).float()
-    n = hidden.shape[1]
+    n = masked.shape[1]
     found = {"loss": each[:, :n].mean(), "accuracy": right[:, :n].mean((0, 1))}
     loss = found["loss"]
     if visible_weight:
         found |= {"visible_loss": each[:, n:].mean(), "visible_accuracy": right[:, n:].mean((0, 1))}
         loss = loss + visible_weight * found["visible_loss"]
     if batch.get("pairs"):
-        found["track_loss"] = nano.nt_xent_loss(marks, batch["albums"].to(marks.device))
+        found["track_loss"] = nano.nt_xent_loss(projections, batch["albums"].to(projections.device))
     else:
-        found["track_loss"] = marks.sum() * 0
+        found["track_loss"] = projections.sum() * 0
     loss = loss + track_weight * found["track_loss"] + orders.sum() * 0
     return loss, {k: v.detach().cpu() for k, v in found.items()}
 
@@ -482,10 +484,10 @@ def order(accelerator, model, batch) -> tuple[torch.Tensor, dict]:
     with accelerator.autocast():
         # All heads take part: processes have to agree on what has a gradient.
         frames = torch.zeros(len(mel), 1, dtype=torch.long, device=mel.device)
-        logits, marks, orders = model(mel, frames)
+        logits, projections, orders = model(mel, frames)
     loss, accuracy = nano.order_contrastive_loss(orders, batch["orders"])
     found = {"order_loss": loss.detach().cpu(), "order_accuracy": accuracy.cpu()}
-    return loss + (logits.sum() + marks.sum()) * 0, found
+    return loss + (logits.sum() + projections.sum()) * 0, found
 
 
 @torch.no_grad()

@@ -73,7 +73,7 @@ def log_report(path: str, page: str, configurations) -> list[str]:
     """
     import wandb
 
-    from tune.runs.tracking import begin, finish_run, wandb_mode
+    from tune.runs.tracking import begin_wandb_run, finish_run, wandb_mode
     from tune.system.files import hide_home
 
     mode = wandb_mode()
@@ -84,7 +84,7 @@ def log_report(path: str, page: str, configurations) -> list[str]:
         "job_type": "comparison",
         "name": "compare",
     }
-    run, mode, why = begin(
+    run, mode, why = begin_wandb_run(
         lambda mode, settings: wandb.init(mode=mode, settings=settings, **about), mode
     )
     page = hide_home(page)

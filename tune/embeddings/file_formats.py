@@ -4,9 +4,7 @@
     x.npy, x.csv, x.json       the embeddings (NaN where there is none), the other columns, metadata
     x/                         `datasets.load_from_disk("x")`; the metadata in x/tune.json
 
-Columns of tracks: path, content_hash (SHA-256 of the file), duration_s, sample_rate (the file's
-own), n_segments, embedding (float32, fixed size), reason (null, or why there is no embedding). Of
-segments: path, content_hash, seg, segment, start_s, end_s, embedding. The same tracks give the same
+The columns are in `tune.embeddings.columns`. The same tracks give the same
 bytes, whenever and by however many processes; no time and no user's name is in them.
 """
 
@@ -29,6 +27,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from tune.embeddings.columns import SEGMENTS, TRACKS
 from tune.system.files import atomic_write, atomic_write_text
 
 if TYPE_CHECKING:
@@ -36,24 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TRACKS = {
-    "path": pa.string(),
-    "content_hash": pa.string(),
-    "duration_s": pa.float64(),
-    "sample_rate": pa.int32(),
-    "n_segments": pa.int32(),
-    "embedding": None,
-    "reason": pa.string(),
-}
-SEGMENTS = {
-    "path": pa.string(),
-    "content_hash": pa.string(),
-    "seg": pa.string(),
-    "segment": pa.int32(),
-    "start_s": pa.float64(),
-    "end_s": pa.float64(),
-    "embedding": None,
-}
 MAY_DIFFER = ("versions", "git_sha", "device")  # among the machines that made the parts
 
 
@@ -96,7 +77,7 @@ def make_table(columns: Mapping[str, Sequence], kinds: Mapping, size: int) -> pa
     for i, vector in enumerate(vectors):
         if vector is not None:
             flat[i] = vector
-    arrays = {name: pa.array(columns[name], kind) for name, kind in kinds.items() if kind}
+    arrays = {name: pa.array(columns[name], c.kind) for name, c in kinds.items() if c.kind}
     arrays["embedding"] = pa.FixedSizeListArray.from_arrays(
         pa.array(flat.reshape(-1)), size, mask=pa.array(missing)
     )
@@ -236,8 +217,8 @@ def merge(paths: Sequence[str]) -> Embeddings:
     kinds = TRACKS if "reason" in parts[0].table.schema.names else SEGMENTS
     columns = {
         name: [value for part in parts for value in part.table[name].to_pylist()]
-        for name, kind in kinds.items()
-        if kind
+        for name, column in kinds.items()
+        if column.kind
     }
     vectors = np.concatenate([part.matrix() for part in parts])
     usable = np.concatenate([part.usable for part in parts])
@@ -295,7 +276,7 @@ def _read_npy(path: Path) -> tuple[pa.Table, dict]:
     header = index.open(encoding="utf-8").readline()
     kinds = TRACKS if "reason" in header else SEGMENTS
     options = pyarrow.csv.ConvertOptions(
-        column_types={k: v for k, v in kinds.items() if v},
+        column_types={name: c.kind for name, c in kinds.items() if c.kind},
         strings_can_be_null=True,
         quoted_strings_can_be_null=False,
     )

@@ -122,13 +122,13 @@ class Tracker:
     def _begin_wandb(self, project: str, config: MutableMapping, about: Mapping) -> None:
         """Begin W&B's run, offline where it can't be online, which the configuration says."""
 
-        def begin_run(mode, settings):
+        def start(mode, settings):
             self.accelerator.trackers = []
             if mode != self.mode:
                 config["wandb_fallback"] = "offline"
             self._init(project, config, {"wandb": {**about, "mode": mode, "settings": settings}})
 
-        _, self.mode, self.why_offline = begin(begin_run, self.mode)
+        _, self.mode, self.why_offline = begin_wandb_run(start, self.mode)
 
     def _init(self, project: str, config: Mapping, init: Mapping) -> None:
         """Begin the run."""
@@ -180,7 +180,7 @@ class Tracker:
             return []
         with self._surviving():
             self._log_result(result, predictions, folder)
-        return self._farewell()
+        return self._finish_wandb()
 
     def _log_result(self, result, predictions, folder) -> None:
         """Log a probe's table, charts and artifact."""
@@ -223,7 +223,7 @@ class Tracker:
                 _add_text(artifact, folder / name)
             artifact.add_file(str(folder / "model.safetensors"))
             run.log_artifact(artifact)
-        return self._farewell()
+        return self._finish_wandb()
 
     def skip(self, why: Mapping[str, str]) -> list[str]:
         """Mark a run as one that needn't be done; it ends as finished.
@@ -240,7 +240,7 @@ class Tracker:
             return []
         with self._surviving():
             self.accelerator.get_tracker("wandb", unwrap=True).summary.update(dict(why))
-        return self._farewell()
+        return self._finish_wandb()
 
     def fail(self, error: BaseException) -> None:
         """Close the run as failed, with the reason in its summary."""
@@ -272,7 +272,7 @@ class Tracker:
             )
             self.accelerator.trackers = []  # nothing more is tried
 
-    def _farewell(self) -> list[str]:
+    def _finish_wandb(self) -> list[str]:
         """End the run; say where it is, and what to do with it."""
         import wandb
 
@@ -290,12 +290,12 @@ def best_values() -> dict[str, str]:
     return {"train/loss": "min", "val/loss": "min"} | {f"val/{name}": "max" for name in main}
 
 
-def begin(begin_run, mode: str) -> tuple:
+def begin_wandb_run(start, mode: str) -> tuple:
     """Begin a W&B run; offline where its server doesn't answer or refuses the key.
 
     Parameters
     ----------
-    begin_run : (mode, settings) to a run, such as `wandb.init`
+    start : (mode, settings) to a run, such as `wandb.init`
     mode : as `wandb_mode` says
 
     Returns
@@ -310,7 +310,7 @@ def begin(begin_run, mode: str) -> tuple:
     why = None
     try:
         try:
-            return begin_run(mode, _settings(mode)), mode, why
+            return start(mode, _settings(mode)), mode, why
         except _failures() as error:
             if mode != "online":
                 raise
@@ -320,7 +320,7 @@ def begin(begin_run, mode: str) -> tuple:
                 "says how to upload it",
                 why,
             )
-        return begin_run(mode, _settings(mode)), mode, why
+        return start(mode, _settings(mode)), mode, why
     except _failures() as error:
         raise ValueError(
             f"W&B's log can't be begun ({_clause(error)}): free its disk or name another folder by "

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-HELD = {signal.SIGINT, signal.SIGTERM}
+BLOCKED = {signal.SIGINT, signal.SIGTERM}
 AGAIN_S = 1.0
 COPY_S = 5.0  # a launcher passes on the SIGTERM that everybody got
 
@@ -123,9 +123,9 @@ def block_signals() -> Iterator[None]:
     noted: list[int] = []
     # The mask is this thread's and its children's; another thread may take the signal meanwhile.
     is_main = threading.current_thread() is threading.main_thread()
-    ours = {n for n in HELD if is_main and callable(signal.getsignal(n))}
+    ours = {n for n in BLOCKED if is_main and callable(signal.getsignal(n))}
     handlers = {n: signal.signal(n, lambda n, _: noted.append(n)) for n in ours}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
     try:
         yield
     finally:
@@ -146,4 +146,4 @@ def unblock_signals(interrupt=None) -> None:
     if interrupt is not None:
         signal.signal(signal.SIGINT, interrupt)
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
