@@ -720,9 +720,9 @@ def test_the_default_store_is_named_by_the_environment_or_in_the_users_cache(mon
 
 def test_a_store_that_can_not_be_made_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"the store .*file can't be made: .+"):
+    with pytest.raises(ValueError, match=r"the store .*file can't be created: .+"):
         Store(tmp_path / "file")
-    with pytest.raises(ValueError, match=r"the store .*below can't be made: .+"):
+    with pytest.raises(ValueError, match=r"the store .*below can't be created: .+"):
         Store(tmp_path / "file" / "below")
 
 

@@ -1,4 +1,4 @@
-"""From configurations to what is shown: a view of each task, with verdicts, fronts and effects.
+"""The comparison of each task: its table with verdicts, Pareto fronts, effects and advice.
 
 Quality and cost are compared within a task. Verdicts are given within an encoder, against that
 encoder's baseline, and corrected over its configurations. A degenerate configuration that repeats
@@ -18,7 +18,7 @@ from tune.comparison.published_results import StudyLine, study_table
 from tune.comparison.recommend import Advice, Limits, advise
 from tune.comparison.significance import Difference, Scores, compare_to_baseline, enough_resamples
 
-# What a strategy costs: name -> (heading, what must be equal for two costs to be compared).
+# Costs of a strategy: name -> (heading, what must be equal for two costs to be compared).
 AXES = {
     "memory": ("peak memory while encoding", lambda c: (c.memory_kind, c.device)),
     "seconds": ("encoding, seconds a track", lambda c: c.device),
@@ -52,7 +52,7 @@ class TableRow:
 
     @property
     def verdict(self) -> str:
-        """better, worse, tie, baseline, repeats ..., or - where nothing can be said."""
+        """better, worse, tie, baseline, = NAME for a duplicate, or - where there is no verdict."""
         if self.is_baseline:
             return "baseline"
         if self.configuration.duplicate_of is not None:
@@ -73,7 +73,7 @@ class TableRow:
 
 @dataclass(eq=False)
 class EncoderView:
-    """What is said about one encoder's strategies on a task."""
+    """One encoder's baseline, effects and advice on a task."""
 
     name: str
     untrained: bool
@@ -85,7 +85,7 @@ class EncoderView:
 
 @dataclass(eq=False)
 class TaskView:
-    """One task: its table and what follows from it."""
+    """One task: its table, and the effects and advice derived from it."""
 
     task: str
     metric: str
@@ -99,7 +99,7 @@ class TaskView:
 
     @property
     def notes(self) -> list[str]:
-        """What must be known to read the table."""
+        """Notes on how to read the table."""
         return [view.note for view in self.encoders if view.note]
 
 
@@ -168,7 +168,7 @@ def choose_baseline(
 
 
 def pareto(costs: Sequence[float], qualities: Sequence[float]) -> list[bool]:
-    """Say which points no other one beats: as cheap, as good, and better by one of both."""
+    """The Pareto front: True for points that no other point dominates."""
     cost, quality = np.asarray(costs, float), np.asarray(qualities, float)
     weakly = (cost <= cost[:, None]) & (quality >= quality[:, None])  # (i, j): j against i
     strictly = (cost < cost[:, None]) | (quality > quality[:, None])
@@ -251,11 +251,11 @@ def _encoder_view(name, configurations, rows, scores, asked, correction, limits)
     note = ""
     if baseline is None:
         want = asked or "full"
-        note = f"{name}: no run of the baseline {want} with this encoder, so no verdicts"
+        note = f"{name}: no verdicts, because the baseline {want} was not run with this encoder"
     else:
         rows[baseline].is_baseline = True
         if asked is None and baseline.result["seg"] != "full":
-            note = f"{name}: no run of the full track, so the baseline is {baseline.label}"
+            note = f"{name}: the full track was not run, so the baseline is {baseline.label}"
         family = [configuration for configuration in alone if configuration is not baseline]
         for configuration, found in compare_to_baseline(
             baseline, family, scores, correction

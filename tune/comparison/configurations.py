@@ -1,4 +1,4 @@
-"""Configurations, and the runs that they are made of: what `compare.py` compares.
+"""Merge runs that differ only in their seeds into configurations, which `compare.py` compares.
 
 Runs that differ in nothing but their seeds are one configuration: task x encoder x layer x segments
 x aggregator x tokens, and whatever else changes a number (checkpoint, hop, precision, the probe's
@@ -31,9 +31,9 @@ class Configuration:
     ids : (n,) test tracks, sorted
     labels : (n,) class numbers or (n, C) values
     predictions : (S, n) or (S, n, C), all seeds
-    label : what it's called, unique for a task and encoder
+    label : its name, unique for a task and encoder
     memory_bytes, memory_kind, memory_source : peak while encoding, allocated on a GPU or resident,
-        and where it was measured; None where no run encoded anything, so that the peak is not known
+        and where it was measured; None if no run encoded anything, so that the peak is unknown
     """
 
     runs: list[Run]
@@ -60,7 +60,7 @@ class Configuration:
 
     @property
     def seconds_per_track(self) -> float | None:
-        """What encoding a track took when its rows were made, whichever run made them."""
+        """Encoding time of a track, when its rows were made by whichever run."""
         seconds = self.result["cost"].get("encode_seconds_stored")
         n = sum(self.result["n_tracks"].values())
         # Rounded: sums in another order aren't another cost.
@@ -68,22 +68,22 @@ class Configuration:
 
     @property
     def dim(self) -> int | None:
-        """Values of a track's embedding."""
+        """Size of a track's embedding."""
         return self.result["cost"].get("embedding_dim")
 
     @property
     def store_bytes(self) -> int | None:
-        """What its segments take in the store, all tracks together."""
+        """Size of its segments in the store, all tracks together."""
         return self.result["cost"].get("store_bytes")
 
     @property
     def device(self) -> str:
-        """Where it ran: seconds of different devices are not compared."""
+        """The device it ran on: seconds of different devices are not compared."""
         return self.result.get("device", "")
 
 
 def merge(runs: Sequence[Run]) -> tuple[list[Configuration], list[SkippedRun]]:
-    """Put runs together that differ in their seeds only; of the same seeds the newest counts.
+    """Merge runs that differ in their seeds only; of the same seeds the newest counts.
 
     Returns
     -------
@@ -111,7 +111,7 @@ def merge(runs: Sequence[Run]) -> tuple[list[Configuration], list[SkippedRun]]:
 
 
 def task_key(run: Run | Configuration) -> tuple:
-    """What two runs must share to be compared at all."""
+    """Properties that two runs must share to be compared at all."""
     r = run.result
     return (r["task"], r["kind"], tuple(r["classes"] or ()), tuple(r["targets"] or ()))
 
@@ -123,7 +123,7 @@ def layer_of(result: Mapping) -> str:
 
 
 def details(run: Run, whole_path: bool = False) -> list[str]:
-    """What sets a run apart beside segments, aggregator, layer and tokens; [] when nothing does."""
+    """Settings of a run that aren't the defaults, beside segments, aggregator, layer and tokens."""
     r, out = run.result, []
     if r.get("hop"):
         out.append(f"hop {r['hop']:g} s")
@@ -131,7 +131,7 @@ def details(run: Run, whole_path: bool = False) -> list[str]:
         out.append(f"tail from {r['min_tail']:g} s")
     limits = (r.get("min_seg"), r.get("max_seg"))
     if None not in limits and limits != (MIN_S, MAX_S):
-        out.append(f"pieces of {limits[0]:g} to {limits[1]:g} s")
+        out.append(f"segments of {limits[0]:g} to {limits[1]:g} s")
     aggregator = r.get("aggregator") or {}
     if aggregator.get("checkpoint"):
         path = str(aggregator["checkpoint"])
@@ -152,7 +152,7 @@ def details(run: Run, whole_path: bool = False) -> list[str]:
 
 
 def _key(run: Run) -> tuple:
-    """What makes two runs one configuration."""
+    """Properties that runs of one configuration share."""
     r = run.result
     return (
         *task_key(run),
@@ -167,7 +167,7 @@ def _key(run: Run) -> tuple:
 
 
 def _why_apart(kept: Sequence[Run], run: Run) -> str | None:
-    """Why a run can't join those of its configuration, or None."""
+    """The reason why a run can't be merged with those kept, or None."""
     newest = kept[0]
     if newest.config.get("encoder_fingerprint") != run.config.get("encoder_fingerprint"):
         return f"other weights of the encoder than the newer {newest.name}"
@@ -184,7 +184,7 @@ def _why_apart(kept: Sequence[Run], run: Run) -> str | None:
 
 
 def _name(configurations: Sequence[Configuration]) -> None:
-    """Name configurations by what sets them apart among those of their task and encoder."""
+    """Name configurations by the settings in which those of a task and encoder differ."""
     groups: dict[tuple, list[Configuration]] = {}
     for configuration in configurations:
         groups.setdefault((*task_key(configuration), configuration.result["encoder"]), []).append(

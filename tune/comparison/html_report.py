@@ -1,4 +1,4 @@
-"""The report: one HTML file that holds everything and fetches nothing.
+"""The HTML report: one file that works offline.
 
 Jinja2 escapes every string; the page forbids all outside requests and every script but its own by
 a content security policy.
@@ -40,7 +40,7 @@ def render(
     ----------
     views, left : as `tune.comparison.analysis.analyse` and `tune.comparison` give them
     correction : "holm" or "none"
-    command : how it was made, for the footer
+    command : the command line, for the footer
     made : when; now if None
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -89,7 +89,7 @@ def _figures(views) -> list[list[dict]]:
 
 
 def _task(i: int, view: TaskView, drawn: list[dict]) -> dict:
-    """What the page shows of a task."""
+    """A task's part of the page."""
     scale = _scale([row.difference for row in view.rows])
     several = len(view.encoders) > 1
     missing = [
@@ -126,7 +126,7 @@ def _row(row: TableRow, scale) -> dict:
         "aside" if configuration.duplicate_of is not None else "dominated" if row.dominated else "",
         "base" if row.is_baseline else "",
     ]
-    source = configuration.memory_source or "not known: no run of this encoding computed anything"
+    source = configuration.memory_source or "unknown: no run of this encoding computed anything"
     interval = None
     if isinstance(d, Difference) and np.isfinite([d.low, d.high]).all():
         left, middle, right = (_percent(v, scale) for v in (d.low, d.value, d.high))
@@ -146,7 +146,7 @@ def _row(row: TableRow, scale) -> dict:
 
 
 def _about(configuration: Configuration) -> str:
-    """What is said when a strategy is pointed at."""
+    """The tooltip of a strategy."""
     seeds = ", ".join(map(str, configuration.seeds))
     runs = ", ".join(run.name for run in configuration.runs)
     text = f"layer {configuration.result['layer']}; seeds {seeds}; {runs}; {configuration.device}"
@@ -220,7 +220,7 @@ def _breakdown(b: Breakdown, several: bool) -> dict:
 
 
 def _attention(found: Attention) -> dict:
-    """Tracks as strips of tokens, darker where attention listens more."""
+    """Tracks as strips of tokens, darker where the weight is larger."""
     tracks = []
     for track in found.tracks:
         grouped = track.grouped(48)
@@ -231,7 +231,7 @@ def _attention(found: Attention) -> dict:
                 "width": round(100 * (end - start) / length, 2),
                 "shade": round(float(s), 3),
                 "tip": f"{clock(start)} to {clock(end)}: weight {w:.3f}, "
-                f"{w * len(grouped.mean):.2f} times an even share",
+                f"{w * len(grouped.mean):.2f} times the average",
             }
             for (start, end), s, w in zip(grouped.times, shares, grouped.mean, strict=True)
         ]

@@ -1,5 +1,5 @@
-"""Main effects: what the segments do on average over aggregators, and the other way round; and
-what an encoder does on average over both.
+"""Main effects of segments (averaged over aggregators), aggregators (over segments) and encoders
+(over both).
 
 An average over configurations says something about one factor only where every level of it has the
 same levels of the other, so effects are taken on the largest full grid of configurations that there
@@ -64,7 +64,7 @@ class EncoderPair:
 def encoder_pairs(
     by_encoder: Mapping[str, Sequence[Configuration]], scores: Scores, correction: str
 ) -> list[EncoderPair]:
-    """Compare encoders two by two, averaged over strategies, so that none has to be chosen.
+    """Compare each pair of encoders, averaged over the strategies that both have.
 
     Both are taken with the same segments, aggregators, layers (a number, or how it's found) and
     tokens. Configurations that repeat the full track are left out; encoders without a
@@ -102,7 +102,7 @@ def encoder_pairs(
 
 
 def _strategy(configuration: Configuration) -> tuple:
-    """What two encoders' configurations have to share."""
+    """The strategy, which configurations of two encoders have to share."""
     r = configuration.result
     asked = r.get("layer_asked")
     layer = asked if asked in ("all", "mix", "last") else str(r["layer"])
@@ -200,7 +200,7 @@ def _effect(factor, grid, levels, others, context, scores, correction) -> Effect
 
 
 def _level_text(factor: str, name: str) -> str:
-    """A level as people read it."""
+    """A level as tables show it."""
     return seg_text(name) if factor == "segments" else name
 
 

@@ -1,4 +1,4 @@
-"""Where strategies differ: by class or target, by track, and in what attention listens to."""
+"""Differences between strategies by class or target, by track, and in attention weights."""
 
 import logging
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Disagreement:
     Attributes
     ----------
     label : its class, or its targets' values, as text
-    spread : over configurations, of what `Breakdown.spread_of` says
+    spread : standard deviation over configurations, of `Breakdown.spread_of`
     best, worst : the configurations nearest to and farthest from the label
     """
 
@@ -52,12 +52,12 @@ class Breakdown:
     Attributes
     ----------
     parts : classes, targets or tags
-    heading : what `values` are
-    configurations : those shown, the baselines first, then by quality
+    heading : of the table of `values`
+    configurations : those in the table, the baselines first, then by quality
     n_configurations : how many there are in all
     values : (len(parts), len(configurations)), NaN where undefined
     noun : what a part is: class, target or tag
-    spread_of : what the spread of a disputed track is the deviation of
+    spread_of : the quantity whose deviation is a disputed track's spread
     """
 
     parts: list[str]
@@ -86,7 +86,7 @@ def break_down(
     parts = list(result[kind.parts]) if kind.by_part else []
 
     def by_part(configuration):
-        """What a configuration scores on each part, (P,)."""
+        """A configuration's score on each part, (P,)."""
         return kind.by_part(
             configuration.labels,
             configuration.predictions,
@@ -140,7 +140,7 @@ def disputed(configurations: Sequence[Configuration]) -> list[Disagreement]:
 
 
 def _attention(configurations) -> list[Attention]:
-    """What attention listens to, of each configuration that has a run with weights."""
+    """Attention weights of each configuration that has a run with them."""
     found = []
     for configuration in configurations:
         folders = [
@@ -151,7 +151,7 @@ def _attention(configurations) -> list[Attention]:
         if folders:
             try:
                 tracks = load_tracks(folders[0])
-            except ValueError as error:  # the run's scores are whole all the same
+            except ValueError as error:  # the run's scores are usable all the same
                 log.warning("%s", error)
                 continue
             evenness = float(np.mean([t.evenness for t in tracks]))

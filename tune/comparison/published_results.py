@@ -1,4 +1,4 @@
-"""The original study's quality, and what others have published, beside ours.
+"""The original study's results and other published ones, to show beside ours.
 
 The study's cost is in `tune.profiling.arithmetic`. Figures are accuracy (GTZAN) and R² (EMO), from
 0 to 1; those of the MuQ paper use its in-house weights or other encoders, and are no strategies

@@ -1,4 +1,4 @@
-"""Verdicts: differences on the same test tracks, corrected for how many were looked at.
+"""Verdicts: differences on the same test tracks, corrected for the number of comparisons.
 
 All configurations are scored on the same resamples of the test tracks
 (`tune.probing.intervals.bootstrap_curves`), so that differences are paired, and so are differences
@@ -22,7 +22,7 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference, its 95 % interval, p-value before and after correction, and the word for it."""
+    """A difference, its 95 % interval, its p-value before and after correction, and the verdict."""
 
     value: float
     low: float
@@ -75,12 +75,12 @@ class Scores:
 
 
 def enough_resamples(n_comparisons: int) -> int:
-    """Resamples with which even the strictest of so many corrected p-values can fall below 5 %."""
+    """Number of resamples with which the smallest corrected p-value can fall below 5 %."""
     return max(N_RESAMPLES, 40 * n_comparisons)
 
 
 def positions(configuration: Configuration, ids: Sequence[str]) -> np.ndarray:
-    """Where a configuration's tracks of these ids are."""
+    """Positions of these track ids in a configuration."""
     at = {name: i for i, name in enumerate(configuration.ids)}
     return np.array([at[name] for name in ids], dtype=int)
 
@@ -113,7 +113,7 @@ def p_value(differences: np.ndarray) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's correction: p-values to be held against the level; NaN stay and don't count."""
+    """Holm's correction of p-values; NaN stay and don't count."""
     p = np.asarray(p, dtype=float)
     out = p.copy()
     order = np.argsort(p, kind="stable")  # NaN come last

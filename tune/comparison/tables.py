@@ -128,7 +128,7 @@ def costs(row: TableRow) -> list[str]:
 
 
 def strategies_text(pair: EncoderPair) -> str:
-    """What a comparison of two encoders is the mean of."""
+    """The strategies that a comparison of two encoders is averaged over."""
     names, n = pair.strategies, len(pair.strategies)
     return ", ".join(names) if n <= 3 else f"{n} strategies"
 
@@ -302,7 +302,7 @@ def write_latex(views: Sequence[TaskView], correction: str, path: Path) -> None:
 
 
 def _table(rows: Sequence[TableRow], view: TaskView, correction: str) -> Table:
-    """A task's table for one encoder; what another configuration beats by every cost is dim."""
+    """A task's table for one encoder; dominated configurations are dim."""
     table = Table()
     heads = (HEADS[0], view.metric, *HEADS[2:6], _p_head(correction), *HEADS[7:])
     for i, head in enumerate(heads):

@@ -1,4 +1,4 @@
-"""Recipes: everything that is decided about a song before its first note is written.
+"""Recipes: all parameters of a song, drawn before its notes.
 
 Drawn from a style (``demo``), for sections of exactly ten seconds (``demo-form``) or, in
 :mod:`tune.demo.moods`, from a latent arousal and valence (``demo-mood``).
@@ -16,13 +16,13 @@ from tune.demo.styles import EIGHTHS, FORMS, HALVES, HOLD, QUARTERS, STYLES, Sty
 from tune.demo.theory import PROGRESSIONS, chord, is_minor, transpose
 
 LEVELS = {"bass": 0.42, "chords": 0.2, "lead": 0.34, "pad": 0.13, "arp": 0.24, "drums": 0.5}
-TAIL_S = 2.6  # the last chord rings this long
+TAIL_S = 2.6  # decay of the last chord
 TARGET_S, SHORTEST_S, LONGEST_S = 58.0, 48.0, 74.0  # with the tail, which a fade-out lacks
 
 
 @dataclass
 class PieceRecipe:
-    """A song to be. Tempo in beats a minute, levels in dB re full scale, pitches in MIDI."""
+    """A song's parameters. Tempo in beats a minute, levels in dB re full scale, pitches in MIDI."""
 
     style: str
     tempo: float

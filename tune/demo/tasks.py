@@ -1,4 +1,4 @@
-"""The table of the three tasks, and how each makes its tracks.
+"""The table of the three demo tasks, and how their tracks are made.
 
 Every track is seeded by (version, task, its number) alone, so that the music does not depend on
 what else is made, or in which order. Audio is float32, mono, at `SAMPLE_RATE`.
@@ -37,7 +37,7 @@ def _rng(task: str, *index: int) -> np.random.Generator:
 
 
 def _describe(recipe: PieceRecipe) -> dict:
-    """The fields of a row that tell what was composed."""
+    """The fields of a row that describe the composition."""
     return {
         "tempo": recipe.tempo,
         "key": f"{KEYS[recipe.key]} {recipe.scale}",
@@ -116,21 +116,21 @@ class DemoTask:
 
 TASKS: dict[str, DemoTask] = {
     "demo": DemoTask(
-        "name the style of a song of about a minute",
+        "style classification of songs of about a minute",
         ", ".join(sorted(STYLES)),
         style_tracks,
         (70, 20, 50),
     ),
     "demo-mood": DemoTask(
-        "predict what raters felt (regression)",
+        "mood regression (simulated raters)",
         "[arousal, valence], z-scored",
-        # Version 1 had 70, 20 and 50: too few to tell encoders apart.
+        # Version 1 had 70, 20 and 50: too few for differences between encoders.
         mood_tracks,
         (200, 40, 140),
         version=2,
     ),
     "demo-form": DemoTask(
-        "tell in which order the same six sections stand: blind to order, pooling is at chance",
+        "order of six sections: an aggregator that ignores order is at chance",
         ", ".join(FORM_ORDERS),
         form_tracks,
         (18, 6, 12),

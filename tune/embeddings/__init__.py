@@ -1,6 +1,12 @@
-"""Embeddings of your own music with a strategy that was chosen, their files and search.
+"""Embeddings of your own music with a chosen strategy.
 
-python -m tune.embeddings similar | agreement
+embedder        tune.embed, and the Embedder behind embed.py
+strategy        everything that an embedding depends on, as one record; --from_run
+columns         the columns of the files
+track_table     their rows, from the store
+file_formats    Parquet, .npy, datasets folder
+similar         python -m tune.embeddings similar
+agreement       python -m tune.embeddings agreement
 """
 
 from tune.system.lazy import door

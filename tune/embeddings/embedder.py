@@ -1,7 +1,7 @@
-"""Music files to one embedding each: by the scripts through `Embedder`, as a library by `embed`.
+"""One embedding for each music file: `Embedder` for embed.py, `embed` as a library function.
 
-Everything is encoded once, into the store that train_probe.py uses, so that a run that was stopped
-goes on where it stood and another aggregator costs nothing but reading.
+Everything is encoded once, into the store that train_probe.py uses, so an interrupted run continues
+where it stopped, and another aggregator only reads from the store.
 """
 
 import dataclasses
@@ -36,10 +36,10 @@ class Embedder:
     Parameters
     ----------
     strategy : tune.embeddings.strategy.Strategy
-    learned : what a run learned (`tune.embeddings.strategy.from_run`), or None
-    device : what the encoder and a Transformer run on; None is a GPU where there is one
+    learned : tensors of a run (`tune.embeddings.strategy.from_run`), or None
+    device : of the encoder and the Transformer; None is a GPU if there is one
     store : folder of the store; None is the default one
-    trust_remote_code : let an encoder that needs Python code of its own execute it
+    trust_remote_code : let an encoder run Python code of its own
     memory_budget, compile, batch_seconds : see train_probe.py; they change no result
 
     Attributes
@@ -165,7 +165,7 @@ class Embedder:
         return joiner
 
     def describe(self, joiner: TrackAggregator) -> dict:
-        """All that the numbers depend on, as JSON: the metadata of a file of embeddings."""
+        """Everything that the embeddings depend on: the metadata of their file."""
         encoder, key = self.encoder, self.collection.key
         fitted = self.aggregator_row.whitening and self.learned is None
         strategy = dataclasses.replace(self.strategy, n_tokens=joiner.n_tokens)
@@ -188,7 +188,7 @@ class Embedder:
 
 
 def embedder_like(meta: Mapping, constants: Mapping, **settings) -> Embedder:
-    """Load what made a file of embeddings, to embed other tracks alike.
+    """Load the Embedder that made a file of embeddings, to embed other tracks in the same way.
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ def embedder_like(meta: Mapping, constants: Mapping, **settings) -> Embedder:
         if old != new:
             raise ValueError(
                 f"the {what} has other weights than when these embeddings were made "
-                f"({old[:8]}, here {new[:8]}): make them again with embed.py"
+                f"({old[:8]}, here {new[:8]}): run embed.py again"
             )
     return loaded
 
@@ -271,7 +271,7 @@ def embed(
     from_run : a run of train_probe.py whose strategy (and attention, mix or whitening) is taken
         instead of the settings above, of its first seed or of `run_seed`
     precision : "auto", "no", "fp16" or "bf16"
-    device : None is a GPU where there is one
+    device : None is a GPU if there is one
     store : folder where encoded segments are kept; None is the store of all scripts
 
     Returns

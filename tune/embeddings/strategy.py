@@ -1,7 +1,7 @@
-"""A strategy: everything that makes a file's embedding, in one record that can be written down.
+"""A strategy: everything that a file's embedding depends on, as one record.
 
 It comes from the command line or a call, from a run of train_probe.py (with what that run learned),
-or from the metadata of a file of embeddings, so that another track can be embedded alike.
+or from the metadata of a file of embeddings, to embed other tracks in the same way.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ from tune.aggregators.registry import find_row
 from tune.segments.rules import MIN_TAIL_S, Rule, parse_rule
 from tune.system.files import hide_home
 
-# Written only where they say something, so that other files stay as they are.
+# Written only if they are set, so that the metadata of other files doesn't change.
 OPTIONAL = ("agg_sha256",)
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """How a file becomes an embedding; the fields are embed.py's flags.
+    """How a file is embedded; the fields are embed.py's flags.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class Strategy:
         if self.agg_sha256 not in (None, own.sha256):
             raise ValueError(
                 f"the aggregator {own.spec} has changed since ({self.agg_sha256[:8]}, now "
-                f"{own.sha256[:8]}): bring its file back, or make a new run and new embeddings"
+                f"{own.sha256[:8]}): restore its file, or make a new run and new embeddings"
             )
         return dataclasses.replace(self, agg=own.spec, agg_sha256=own.sha256)
 
@@ -130,7 +130,7 @@ class Strategy:
         if record.keys() - {*OPTIONAL} != known:
             raise ValueError(
                 "the file's metadata was written by another version of this project: "
-                f"{sorted(record.keys() ^ known)[0]} differs; make it again with embed.py"
+                f"{sorted(record.keys() ^ known)[0]} differs; run embed.py again"
             )
         paths = ("encoder", "aggregator_checkpoint", "agg")
         opened = {
@@ -143,7 +143,7 @@ class Strategy:
 
 @dataclass(frozen=True)
 class Learned:
-    """What a run gives an embedding beside its strategy.
+    """The tensors that a run learned before its probe.
 
     Attributes
     ----------
@@ -169,7 +169,7 @@ def from_run(
     precision: str = "auto",
     revision: str | None = None,
 ) -> tuple[Strategy, Learned]:
-    """Take a run's strategy, and what it learned in front of its probe.
+    """Read a run's strategy, and the tensors that it learned before its probe.
 
     Parameters
     ----------
@@ -212,7 +212,7 @@ def from_run(
     except FileNotFoundError as error:
         raise ValueError(f"{run} is no run of train_probe.py: no {error.filename}") from None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ValueError(f"the run {run} can't be read ({error!r}): make it again") from error
+        raise ValueError(f"the run {run} can't be read ({error!r}): run it again") from error
     if seed not in result["seeds"]:
         raise ValueError(f"{run} has the seeds {result['seeds']}, not {seed}")
     if tuned:

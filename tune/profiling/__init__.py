@@ -1,4 +1,9 @@
-"""What a strategy costs: arithmetic, measurement, report."""
+"""The cost of a strategy.
+
+measure       one strategy measured in a subprocess: peak memory, seconds, throughput
+arithmetic    floating-point operations, the machine's matrix rate, the study's costs
+report        table, budget and plot
+"""
 
 from tune.system.lazy import door
 

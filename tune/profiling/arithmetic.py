@@ -1,4 +1,4 @@
-"""What encoding costs on paper: arithmetic, the machine's own speed, the study's figures.
+"""The cost of encoding by arithmetic, the machine's matrix rate, and the study's measured costs.
 
 One multiply-add is two floating-point operations (FLOP). The arithmetic counted is that of the
 matrix products and convolutions of one pass over the segment; the Fourier transform, activations
@@ -76,7 +76,7 @@ def matrix_rate(device, dtype, products=None) -> float:
     Returns
     -------
     float
-        FLOP a second: what this machine reaches on the easiest work there is.
+        FLOP/s: an upper bound of what this machine reaches.
     """
     import torch
 
@@ -135,7 +135,7 @@ STUDY = {
 
 
 def study_cost(duration_s: float, seg: str, agg: str) -> dict | None:
-    """What the study reports for a strategy, or None where it reports nothing.
+    """The costs that the study reports for a strategy, or None.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from tune.profiling.arithmetic import STUDY_DEVICE, STUDY_TASKS, longest_within, study_cost
 
-NOTED_S = 1e-4  # what takes less time a track isn't worth a line
+NOTED_S = 1e-4  # shorter times a track are not mentioned
 # Settings that get a column only when they differ between the rows.
 SETTINGS = {
     "encoder": "encoder",
@@ -80,7 +80,7 @@ def print_costs(rows: Sequence[Mapping], device: str, console: Console) -> None:
 
 
 def _title(row, varied) -> str:
-    """What all rows have in common."""
+    """The settings that all rows share."""
     name = row["encoder"] + (" (random weights)" if row.get("encoder_untrained") else "")
     parts = {
         "encoder": name,
@@ -92,7 +92,7 @@ def _title(row, varied) -> str:
 
 
 def _precision(name) -> str:
-    """How a precision is called in words."""
+    """A precision in words."""
     return "float32" if name == "no" else name
 
 
@@ -135,22 +135,24 @@ def _comparable(row) -> bool:
 
 
 def _notes(rows, device, study) -> list[str]:
-    """What must be known to read the table."""
+    """Notes on how to read the table."""
     done = [row for row in rows if "failed" not in row]
     notes = []
     if done:
         weights_gb = done[0]["weights_bytes"] / 1e9
         notes.append(f"Peak: {done[0]['peak_memory_kind']}. Weights: {weights_gb:.3f} GB (row 1).")
     if any(row["degenerate"] for row in done):
-        notes.append("= full: the segment isn't shorter than the track, so nothing was cut.")
+        notes.append("= full: the segment isn't shorter than the track, so the track wasn't cut.")
     if any(row["redone_in_float32"] for row in done):
-        notes.append("Some batches overflowed and ran again in float32, which the times include.")
+        notes.append(
+            "Some batches overflowed and were repeated in float32; the times include that."
+        )
     if any(row["decode_seconds"] > NOTED_S for row in done):
         per = ", ".join(dict.fromkeys(f"{row['decode_seconds']:.3f} s" for row in done))
         notes.append(f"Times include decoding: {per} a track.")
     cutting = max((row["cut_seconds"] for row in done), default=0.0)
     if cutting > NOTED_S:
-        notes.append(f"Times include finding where to cut: up to {cutting:.3f} s a track.")
+        notes.append(f"Times include finding the boundaries: up to {cutting:.3f} s a track.")
     for agg in dict.fromkeys(row["agg"] for row in done if row["aggregator_parameters"]):
         part = [row for row in done if row["agg"] == agg]
         parameters, joining = (
@@ -213,7 +215,7 @@ def budget_answer(rows: Sequence[Mapping], budget_bytes: int) -> dict:
 
 
 def print_budget(rows: Sequence[Mapping], answer: Mapping, console: Console) -> None:
-    """Print a budget's answer in words."""
+    """Print which configurations fit a budget, and the longest full track that does."""
 
     def say(text):
         console.print(text, highlight=False, soft_wrap=True, markup=False)

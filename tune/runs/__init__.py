@@ -1,6 +1,11 @@
-"""What a run leaves: result, folder, trackers, model card.
+"""Runs: what train_probe.py writes, and reading it again.
 
-python -m tune.runs card | wandb_report
+result          result.json, the run's folder, the table that ends a run
+predictions     predictions.parquet
+load            runs read from folders
+tracking        W&B and other trackers
+model_card      python -m tune.runs card
+wandb_report    python -m tune.runs wandb_report
 """
 
 from tune.system.lazy import door

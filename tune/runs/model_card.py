@@ -1,11 +1,10 @@
-"""Runs as a model card's results for the hub: `python -m tune.runs card runs/NAME [more ...]`.
+"""Results of runs in a model card for the hub: `python -m tune.runs card runs/NAME [more ...]`.
 
-    python -m tune.runs card runs/NAME                          # prints the YAML header of a
-    README.md python -m tune.runs card runs/A runs/B --out README.md      # puts it into a card,
-    keeping the rest
+    python -m tune.runs card runs/NAME                       # prints the YAML header of a README.md
+    python -m tune.runs card runs/A runs/B --out README.md   # adds it to a card, keeping the rest
 
-The block is the hub's `model-index`: per run and metric the mean over seeds; the 95 % interval, the
-seeds and the strategy are in its `args`. It is read back before it is shown.
+The block is the hub's `model-index`: for each run and metric the mean over seeds, with the 95 %
+interval, the seeds and the strategy in its `args`. It is parsed again before it is printed.
 """
 
 import json
@@ -60,11 +59,11 @@ def eval_results(run: Path) -> list[EvalResult]:
         raise ValueError(f"{run} is no run of train_probe.py: no {error.filename}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else f"{error!r}"
-        raise ValueError(f"the run {run} can't be read ({what}): make it again") from error
+        raise ValueError(f"the run {run} can't be read ({what}): run it again") from error
 
 
 def card_data(runs: Sequence[Path], name: str | None = None) -> ModelCardData:
-    """The header of a model card with the results of runs of one encoder.
+    """The header of a model card with the results of one encoder's runs.
 
     Parameters
     ----------
@@ -77,7 +76,7 @@ def card_data(runs: Sequence[Path], name: str | None = None) -> ModelCardData:
     """
     results = [item for run in runs for item in eval_results(run)]
     if not results:
-        raise ValueError("the runs have no metric that is defined: nothing to put into a card")
+        raise ValueError("none of the runs has a defined metric, so there is nothing for a card")
     encoders = sorted({item.metric_args["encoder"] for item in results})
     if len(encoders) > 1 and name is None:
         raise ValueError(
@@ -89,7 +88,7 @@ def card_data(runs: Sequence[Path], name: str | None = None) -> ModelCardData:
 
 
 def write_card(data: ModelCardData, out: Path) -> None:
-    """Put the results into a README.md: its text and the rest of its header stay as they are."""
+    """Add the results to a README.md, keeping its text and the rest of its header."""
     if out.exists():
         card = ModelCard.load(out, ignore_metadata_errors=False)
         card.data.model_name, card.data.eval_results = data.model_name, data.eval_results
@@ -105,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
     parser.add_argument("--name", help="the model's name (default: the runs' encoder)")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="a README.md to put it into (made when missing)"
+        "--out", type=Path, metavar="FILE", help="a README.md to add it to (created if missing)"
     )
     args = parser.parse_args(argv)
     data = card_data(args.runs, args.name)

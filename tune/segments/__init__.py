@@ -1,6 +1,8 @@
-"""Where a track is cut: rules of a fixed length, or where the music changes.
+"""How a track is cut: at a fixed length, or where the music changes.
 
-python -m tune.segments plot song.mp3
+rules       fixed lengths, the full track, and reading --seg
+structure   boundaries where the music changes (--seg structure)
+plot        python -m tune.segments plot song.mp3
 """
 
 from tune.system.lazy import door

@@ -1,9 +1,9 @@
-"""See where a track is cut: `python -m tune.segments plot FILE`.
+"""Plot where a track is cut: `python -m tune.segments plot FILE`.
 
-Prints the pieces that `--seg structure` makes of a file and draws them over the track's
+Prints the segments that `--seg structure` makes of a file and draws them over the track's
 self-similarity matrix (Foote, "Visualizing music and audio using self-similarity", ACM Multimedia
-1999): sections that sound alike inside are bright squares on the diagonal, a section that comes
-again is a bright square beside it.
+1999): homogeneous sections are bright squares on the diagonal, repetitions are bright
+squares beside it.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ BOUND, INK = "#e4572e", "#4c6a92"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line: print the pieces of one file and draw them."""
+    """Command line: print the segments of one file and draw them."""
     args = _parse(argv)
     rule = StructureRule(args.min_seg, args.max_seg)
     try:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def table(spans: Sequence[tuple[int, int]], sample_rate: int) -> list[str]:
-    """Write start, end and length of every piece, one a line, under a heading."""
+    """Start, end and length of every segment, one a line, under a heading."""
     lines = ["  #      start        end    length"]
     for i, (start, end) in enumerate(spans, start=1):
         bounds = "".join(f"{clock(at / sample_rate, 2):>11}" for at in (start, end))
@@ -54,7 +54,7 @@ def clock(seconds: float, digits: int = 0) -> str:
 
 
 def draw(samples, sample_rate: int, spans, name: str, path: Path) -> None:
-    """Draw waveform, novelty and self-similarity of a track with the pieces' bounds.
+    """Draw waveform, novelty and self-similarity of a track with the segments' boundaries.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def draw(samples, sample_rate: int, spans, name: str, path: Path) -> None:
         extent=(0, end_s, 0, end_s),
         interpolation="nearest",
     )
-    width = 1.4 if len(spans) <= 24 else 0.5  # many bounds would hide what they part
+    width = 1.4 if len(spans) <= 24 else 0.5  # many boundaries would hide the picture
     for axes in (wave, curve):
         for edge in edges[1:-1]:
             axes.axvline(edge, color=BOUND, linewidth=width)
@@ -154,9 +154,9 @@ def _time_axes(axes, duration_s) -> None:
 
 
 def _parse(argv):
-    """Read the command line; say what is missing before anything is computed."""
+    """Read the command line and check it before anything is computed."""
     parser = Parser(prog="python -m tune.segments", description=__doc__)
-    parser.add_argument("verb", choices=["plot"], help="print and draw a file's pieces")
+    parser.add_argument("verb", choices=["plot"], help="print and draw a file's segments")
     parser.add_argument("file", type=Path, help="an audio file")
     parser.add_argument(
         "--out",
@@ -164,8 +164,10 @@ def _parse(argv):
         help="picture to write, .png, .svg or .pdf "
         "(default: FILE's name with .structure.png, in this folder)",
     )
-    parser.add_argument("--min_seg", type=float, default=MIN_S, metavar="S", help="shortest piece")
-    parser.add_argument("--max_seg", type=float, default=MAX_S, metavar="S", help="longest piece")
+    parser.add_argument(
+        "--min_seg", type=float, default=MIN_S, metavar="S", help="shortest segment"
+    )
+    parser.add_argument("--max_seg", type=float, default=MAX_S, metavar="S", help="longest segment")
     args = parser.parse_args(argv)
     args.out = args.out or Path(f"{args.file.stem}.structure.png")
     try:

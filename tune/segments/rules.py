@@ -1,4 +1,4 @@
-"""Segments: which parts of a track are encoded.
+"""Segment rules: which parts of a track are encoded.
 
 A rule turns a track into spans [start, end) in samples at the encoder's rate; nothing is ever
 padded. There are two kinds, with `name`, `needs_audio` and `cut(samples, sample_rate)` in common:
@@ -55,7 +55,7 @@ class SegmentRule:
 
     @property
     def name(self) -> str:
-        """How the rule is written on the command line: "10", "2.5" or "full"."""
+        """The rule on the command line: "10", "2.5" or "full"."""
         return "full" if self.length_s is None else f"{self.length_s:g}"
 
     def spans(self, n_samples: int, sample_rate: int) -> list[tuple[int, int]]:
@@ -168,7 +168,7 @@ def describe_counts(counts: Sequence[int]) -> dict:
 
 
 def is_degenerate(rule: Rule, counts: Sequence[int]) -> bool:
-    """Say whether cutting cut nothing: every track is one segment although the rule isn't full.
+    """Whether every track is one segment although the rule isn't "full".
 
     A hop beyond the length samples the track instead, so one segment isn't all of it.
     """

@@ -35,7 +35,7 @@ FLAT_NOVELTY = 1e-6
 
 @dataclass(frozen=True)
 class StructureRule:
-    """Pieces that follow the music's sections. Stands beside `tune.segments.rules.SegmentRule`.
+    """Segments that follow the music's sections; has the interface of `rules.SegmentRule`.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class StructureRule:
 
     name: ClassVar[str] = "structure"
     needs_audio: ClassVar[bool] = True
-    # What fixed lengths have and sections don't; None is what a rule without them says.
+    # Attributes that only fixed lengths have.
     length_s: ClassVar[None] = None
     hop_s: ClassVar[None] = None
     min_tail_s: ClassVar[None] = None
@@ -72,7 +72,7 @@ class StructureRule:
             )
 
     def key(self) -> dict:
-        """What the boundaries of a track's audio depend on, for storing them."""
+        """Everything that the boundaries depend on besides the audio: their key in the store."""
         return {
             "rule": self.name,
             "version": VERSION,

@@ -1,6 +1,13 @@
 """The embedding store: each segment is encoded once, for every aggregator, probe, seed and agent.
 
-python -m tune.store list | size | prune
+store         rows on disk: Store, Collection, Row
+encode        files to rows: decode, cut, encode, write
+extractor     encoder, layers and collection for a script
+spot_check    a stored row of a plug-in encoder is encoded again and compared
+prune         list and delete rows
+stale_files   removes temporary files of killed writers
+to_dataset    the rows as a datasets.Dataset
+command       python -m tune.store list | size | prune
 """
 
 from tune.system.lazy import door

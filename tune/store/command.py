@@ -66,20 +66,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=["list", "size", "prune"],
         default="list",
         help="list: collections with their tracks, rows and sizes; size: bytes of "
-        "the whole store, as one number; prune: delete the collections that fit "
-        "every condition given, or with --max_size their rows, those unused "
-        "longest first",
+        "the whole store, as one number; prune: delete the collections that meet "
+        "all given conditions, or with --max_size their least recently used "
+        "rows",
     )
     parser.add_argument("--store", type=Path, default=default_root(), help="the store's folder")
     cut = parser.add_argument_group("conditions of prune")
     cut.add_argument("--encoder", help="only this encoder's")
-    cut.add_argument("--older_than", type=float, metavar="DAYS", help="only if unused this long")
+    cut.add_argument(
+        "--older_than", type=float, metavar="DAYS", help="only if unused for this many days"
+    )
     cut.add_argument(
         "--max_size",
         metavar="SIZE",
         help="only until the store is no larger than this, such as 50GB",
     )
-    cut.add_argument("--dry_run", action="store_true", help="say what would go, delete nothing")
+    cut.add_argument(
+        "--dry_run", action="store_true", help="list what would be deleted, delete nothing"
+    )
     args = parser.parse_args(argv)
     conditions = (args.encoder, args.older_than, args.max_size)
     if args.verb != "prune" and (args.dry_run or any(c is not None for c in conditions)):
@@ -89,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(f"--max_size: {error}")
     if not args.store.is_dir():
-        print(f"no store at {args.store}: it is made by the first run", file=sys.stderr)
+        print(f"no store at {args.store}: the first run creates it", file=sys.stderr)
         return 2
     if args.verb == "size":
         rows = sum(item["bytes"] for item in describe(args.store))
@@ -105,9 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             gone = evict_least_recently_used(args.store, max_bytes, **which)
         if all(c is None for c in conditions):
-            print(
-                "nothing to prune: name --encoder, --older_than and/or --max_size", file=sys.stderr
-            )
+            print("nothing to prune: give --encoder, --older_than or --max_size", file=sys.stderr)
             return 2
         _print_collections(gone, "would be deleted" if args.dry_run else "deleted")
     else:

@@ -115,7 +115,7 @@ def encode_tracks(
     ValueError
         When `strict` and a file is unusable; when hidden states are not finite in float32; when
         a piece is longer than the encoder takes (found before anything is encoded); or when an
-        encoder with code of its own no longer gives what is stored.
+        encoder with code of its own no longer reproduces its stored rows.
     """
     check_lengths(rule, encoder, paths)
     report = EncodeReport()

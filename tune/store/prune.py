@@ -1,4 +1,4 @@
-"""What a store holds, and how rows are deleted from it; nothing is deleted without being asked for.
+"""List the collections of a store, and delete rows from it on request.
 
 The command line is `tune.store.command`.
 """
@@ -96,8 +96,8 @@ def evict_least_recently_used(
 ) -> list[dict]:
     """Delete the least recently used rows until the store has at most `max_bytes`.
 
-    When a row was used last is what the file system knows: the later of its times of access (to
-    a day, where it is mounted `relatime`; never, `noatime`) and of writing.
+    The time of last use is the later of the file's times of access (to a day if mounted `relatime`,
+    none with `noatime`) and of writing.
 
     Parameters
     ----------
@@ -108,9 +108,8 @@ def evict_least_recently_used(
     Returns
     -------
     list of dict
-        As `describe`, the collections that rows went (or would go) from; rows and bytes are what
-        went, tracks those that have no row left in the collection, used the latest use of a row
-        that went.
+        As `describe`, for the collections that lose rows: rows and bytes deleted (or to be
+        deleted), tracks without any row left, and the latest use of a deleted row.
     """
     now, items = time.time(), describe(root)
     excess = sum(item["bytes"] for item in items) + boundaries(root)["bytes"] - max_bytes

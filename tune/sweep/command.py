@@ -7,9 +7,9 @@
 The runs are those that W&B's own engine proposes (grid, random, Bayesian, with early termination).
 Each is an ordinary run of the file's program with an offline W&B run; `wandb sync` uploads them
 (with a login, WANDB_MODE=online tracks them live).
-Flags that this help doesn't list are passed on to every run, written as --flag=value. Stopped, the
-same command goes on: runs that have their result are skipped, the failed ones are tried again.
-A run whose tracks are all one segment is the full track's run; it is marked, not run twice.
+Other flags are passed on to every run, written as --flag=value. If the sweep is stopped, the same
+command continues it: finished runs are skipped, failed ones are tried again. A run whose tracks are
+all one segment equals the full track's; it is marked as such instead of being run again.
 At the end the runs are compared as compare.py does, on the terminal and in OUTPUT_DIR/NAME.html.
 """
 
@@ -52,13 +52,13 @@ def parse_args(argv: Sequence[str] | None = None):
         default=1,
         metavar="N",
         help="runs side by side, each worker with an encoder of its own (on "
-        "several GPUs they take turns)",
+        "several GPUs, distributed over them)",
     )
     parser.add_argument(
         "--count",
         type=positive_int,
         metavar="N",
-        help="at most this many runs in all (default: a whole grid, 20 of a "
+        help="at most this many runs (default: the whole grid, or 20 of a "
         "random or Bayesian search)",
     )
     parser.add_argument(
@@ -66,7 +66,7 @@ def parse_args(argv: Sequence[str] | None = None):
         type=int,
         default=1234,
         metavar="SEED",
-        help="of a random or Bayesian search",
+        help="seed of a random or Bayesian search",
     )
     parser.add_argument(
         "--output_dir",

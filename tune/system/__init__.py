@@ -1,4 +1,12 @@
-"""What every other room stands on: files, memory, signals, plug-ins, how threads wait, doors."""
+"""What all other packages build on.
+
+files            atomic writes, the cache folder, names and paths as shown
+memory           amounts, peaks, free memory, out-of-memory errors
+signals          Ctrl-C and SIGTERM
+plugins, local_modules    FILE.py:NAME, and the modules that such a file imports
+lazy             names imported when they are first used
+openmp_waiting   OpenMP threads that sleep while they wait
+"""
 
 from tune.system.lazy import door
 

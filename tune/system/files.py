@@ -1,4 +1,4 @@
-"""Files: whole or not at all, with the permissions of any new file; names and paths as shown."""
+"""Atomic writes with ordinary permissions; the cache folder; names and paths as shown."""
 
 import csv
 import importlib.util
@@ -37,13 +37,13 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 
 def flush(path: Path) -> None:
-    """Have a file's bytes on the disk before it gets its name: a power cut then can't empty it."""
+    """Flush a file to disk before it is renamed, so that a power cut can't leave it empty."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def save_tensors(tensors: dict, path: Path, metadata: dict, save=None) -> None:
-    """Write a safetensors file; what the machine refuses (a full disk) is an OSError that says it.
+    """Write a safetensors file; a full disk raises an OSError that says so.
 
     `save` is the library's function for the tensors' kind; NumPy's by default.
     """
@@ -81,7 +81,7 @@ def check_plot_file(path: Path, flag: str) -> None:
 
 
 def hide_home(value):
-    """A value in which the user's home is written ~, also inside lists, dicts and longer texts."""
+    """A value with the user's home written as ~, also inside lists, dicts and longer texts."""
     home = str(Path.home())
     if isinstance(value, Path | str) and home != "/":
         return re.sub(rf"(?<![\w.~-]){re.escape(home)}(?![\w.-])", "~", str(value))

@@ -1,6 +1,6 @@
-"""Doors of the rooms: a name is imported from its module when it is first used.
+"""Public names of packages, imported from their modules when they are first used.
 
-So importing a room costs nothing, and what a command doesn't need isn't loaded.
+So importing a package costs nothing, and a command loads only what it needs.
 """
 
 import importlib

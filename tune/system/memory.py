@@ -1,4 +1,4 @@
-"""Memory: amounts as people write them, the peak, what is free, and errors that say it ran out.
+"""Memory: amounts as text, peaks, free memory, out-of-memory errors.
 
 torch is imported where it is needed: arguments are read before it is loaded.
 """
@@ -33,7 +33,7 @@ UNITS = {
 }
 SAMPLE_EVERY_S = 0.005  # between two looks at the resident memory
 
-# What PyTorch's CPU allocator, cuBLAS and cuDNN say in a plain RuntimeError.
+# Messages of PyTorch's CPU allocator, cuBLAS and cuDNN in a plain RuntimeError.
 EXHAUSTED = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
 CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -82,7 +82,7 @@ def free_memory_bytes(device: torch.device) -> int:
 
 
 def warn_if_low(device: torch.device, needed: int) -> bool:
-    """Warn in one line when less memory is free than encoding will take; say whether it did.
+    """Warn in one line when less memory is free than encoding will take; return whether it did.
 
     Parameters
     ----------
