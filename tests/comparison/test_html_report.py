@@ -165,7 +165,7 @@ def test_what_the_page_says(page):
         "Effect of aggregator",
         "Left out",
         "Beside the original",
-        "What attention listens to",
+        "Attention weights",
         "disagree most",
         "MuQ iter",
         "= full mean",
