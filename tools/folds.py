@@ -1,4 +1,4 @@
-"""Compare encoders on all tracks of a task, by folds: when its own test split is too small to tell.
+"""Compare encoders on all tracks of a task by cross-validation, if its test split is too small.
 
     python tools/folds.py make MUSIC --out folds     # folds/NAME-0 ... folds/NAME-4
     python -m tune.sweep SWEEP.yaml                  # with task: {values: [folds/NAME-0, ...]}
@@ -6,16 +6,15 @@
     python tools/folds.py compare runs --only MUSIC/NAME.val.jsonl MUSIC/NAME.test.jsonl
 
 MUSIC is a folder with NAME.train.jsonl, NAME.val.jsonl, NAME.test.jsonl and the audio (MARBLE's
-layout, classes). The tracks of all three splits are shared out in folds with the classes' shares
-(scikit-learn's StratifiedKFold, shuffled, by --seed); in NAME-K fold K is the test split, the next
-one the val split, the others are the train split. Audio is linked, not copied, where that can be.
+layout, classes). The tracks of all three splits are split into stratified folds (scikit-learn's
+StratifiedKFold, shuffled, by --seed); in NAME-K fold K is the test split, the next
+one the val split, the others are the train split. Audio is hard-linked where possible, else copied.
 
 `compare` puts the folds' test tracks together and compares each two encoders by their accuracy, as
-the mean over the strategies (segments, aggregator, layer) that all encoders have in all folds, so
-that none is chosen: a paired bootstrap over tracks, as in compare.py; with --only over the tracks
-of these lists alone, such as those that an encoder hasn't heard in its pretraining. Folds share
-training tracks, which the bootstrap doesn't know: as in any cross-validation its intervals are
-somewhat too narrow.
+the mean over the strategies (segments, aggregator, layer) that all encoders have in all folds: a
+paired bootstrap over tracks, as in compare.py; with --only over the tracks of these lists alone,
+such as those that an encoder wasn't pretrained on. Folds share training tracks, which the bootstrap
+ignores: as in any cross-validation its intervals are somewhat too narrow.
 """
 
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
@@ -31,9 +30,9 @@ def parse_args(argv=None):
     """Read the command line."""
     parser = Parser(prog="folds.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    make = commands.add_parser("make", help="share out a task's tracks")
+    make = commands.add_parser("make", help="split a task's tracks into folds")
     make.add_argument("task", type=Path, help="folder in MARBLE's layout")
-    make.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets the folds")
+    make.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the folds")
     make.add_argument("--folds", type=positive_int, default=5, metavar="N", help="how many")
     make.add_argument("--seed", type=int, default=0, help="of the shuffle")
     compare = commands.add_parser("compare", help="compare encoders over all folds")
@@ -47,7 +46,7 @@ def parse_args(argv=None):
     )
     args = parser.parse_args(argv)
     if args.command == "make" and args.folds < 3:
-        parser.error("--folds must be at least 3: to train, to validate and to test")
+        parser.error("--folds must be at least 3, for training, validation and test")
     return args
 
 

@@ -80,7 +80,7 @@ def test_a_run_learns_and_one_that_was_cut_off_ends_the_same(folder, flags, main
     done = run(SCRIPT, *flags, "--out", folder / "whole", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "2,361,216 parameters; 6 tracks" in done.stdout  # three songs, three tones
-    assert "to beat: guess" in done.stdout
+    assert "chance: accuracy" in done.stdout
     facts = json.loads((folder / "whole" / "pretrain.json").read_text())
     assert facts["command"].startswith("tools/muq_nano/pretrain_nano.py --songs=4")
     first, last = facts["history"]

@@ -1,12 +1,12 @@
-"""Composed music without end, for pretraining: other songs than the demo tasks' own.
+"""Composed music in any amount, for pretraining; none of it is in the demo tasks.
 
-The composer of `tune.demo` is fed with seeds of its own, which no task uses, and lent more freedom
-than the tasks give it: half of the songs are styles and moods, the others mix instruments, grooves,
-harmony and tempo of any styles, or repeat ten-second sections in any order. Half of all are then
-equalised and levelled at random, as recordings differ. Nothing here has a label.
+The composer of `tune.demo` gets seeds that no task uses, and more variety than in the tasks: half
+of the songs are styles and moods, the others mix instruments, grooves, harmony and tempo of any
+styles, or repeat ten-second sections in any order. Half of all are then equalised and levelled at
+random, as recordings differ. Nothing here has a label.
 
 A song is identified by the hash of its 16 bit samples, and one that is in a val or test split of a
-task is refused (`held_out`): different seeds make that unlikely, the hash makes sure.
+task is refused (`held_out`).
 """
 
 import hashlib

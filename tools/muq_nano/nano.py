@@ -1,4 +1,4 @@
-"""Pretraining of muq-nano: MuQ's classes with what predicts tokens, tells songs apart, and orders.
+"""Pretraining of muq-nano: MuQ's classes with heads for tokens, songs and orders; the losses.
 
 The model is built by the configuration that the package ships; `write_model` leaves what
 `tune.encoders.muq` loads. See tools/muq_nano/pretrain_nano.py.
@@ -20,7 +20,7 @@ from tune.encoders.muq import nano_config, needed_weights
 from tune.system.files import apply_umask
 
 PROJECTION_SIZE, TEMPERATURE = 64, 0.1
-HEADS = ("head.", "projection.", "order.")  # what only the pretraining needs
+HEADS = ("head.", "projection.", "order.")  # used in pretraining only
 
 
 class MaskedMuQ(nn.Module):
@@ -58,14 +58,14 @@ class MaskedMuQ(nn.Module):
 
 
 def nt_xent_loss(projections: torch.Tensor, albums: torch.Tensor | None = None) -> torch.Tensor:
-    """Loss of telling a crop's partner from the other crops (Chen et al. 2020).
+    """NT-Xent: a crop's partner against the other crops (Chen et al. 2020).
 
     Partners are of one song, or of one album, as in Alonso-Jimenez et al. 2023 by artists.
 
     Parameters
     ----------
     projections : (2 n, 64); rows i and n + i are partners
-    albums : (2 n,), number of each crop's album: others of the same one aren't told apart
+    albums : (2 n,), number of each crop's album: other crops of it are left out
     """
     projections = nn.functional.normalize(projections.float(), dim=1)
     partner = torch.arange(len(projections), device=projections.device).roll(len(projections) // 2)
@@ -80,7 +80,7 @@ def nt_xent_loss(projections: torch.Tensor, albums: torch.Tensor | None = None) 
 def order_contrastive_loss(
     projections: torch.Tensor, orders: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss of finding an example's other take among all orders of the same pieces, and accuracy.
+    """Contrastive loss of an example's other take among all orders of its pieces, and accuracy.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ def take_weights(model: MaskedMuQ, folder: Path) -> str:
 
 
 def count(model: MaskedMuQ) -> int:
-    """Parameters of what is kept: without the head and what MuQ has but doesn't use."""
+    """Number of parameters that are saved: without heads and MuQ's unused parts."""
     return sum(
         v.numel()
         for k, v in model.named_parameters()

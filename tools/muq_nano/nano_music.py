@@ -1,4 +1,4 @@
-"""What muq-nano learns from: songs and tracks as spectrograms, tokens, and crops with hidden spans.
+"""The training data of muq-nano: spectrograms of tracks, tokens, and crops with masked spans.
 
 A crop is a piece of a track's spectrogram. Of its spans of 0.4 s a fixed share, drawn anew at every
 step, is replaced by the spectrogram of white noise, as MuQ replaces samples by noise of deviation
@@ -178,7 +178,7 @@ def tokenise(music: Music, seed: int, progress: bool = True) -> list[np.ndarray]
 
 class Crops(Dataset):
     """A step's crops: dict of mel (B, 4 T, 128) in dB, tokens (B, T, 9) and the numbers of the
-    hidden frames (B, K) and of the visible ones (B, T - K).
+    masked frames (B, K) and of the visible ones (B, T - K).
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ tables, figures, html_report, wandb_runs    output, and runs read from W&B
 paired, attention_weights                   python -m tune.comparison paired | attention
 """
 
-from tune.system.lazy import door
+from tune.system.lazy import lazy_names
 
 PUBLIC = {"analyse": "analysis"}
-__getattr__, __dir__, __all__ = door(__name__, PUBLIC)
+__getattr__, __dir__, __all__ = lazy_names(__name__, PUBLIC)

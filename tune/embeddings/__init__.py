@@ -9,7 +9,7 @@ similar         python -m tune.embeddings similar
 agreement       python -m tune.embeddings agreement
 """
 
-from tune.system.lazy import door
+from tune.system.lazy import lazy_names
 
 PUBLIC = {"Embedder": "embedder", "Strategy": "strategy", "embed": "embedder"}
-__getattr__, __dir__, __all__ = door(__name__, PUBLIC)
+__getattr__, __dir__, __all__ = lazy_names(__name__, PUBLIC)

@@ -5,7 +5,7 @@ arithmetic    floating-point operations, the machine's matrix rate, the study's 
 report        table, budget and plot
 """
 
-from tune.system.lazy import door
+from tune.system.lazy import lazy_names
 
 PUBLIC = {"ProfileConfig": "measure", "measure_here": "measure"}
-__getattr__, __dir__, __all__ = door(__name__, PUBLIC)
+__getattr__, __dir__, __all__ = lazy_names(__name__, PUBLIC)

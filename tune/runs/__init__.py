@@ -8,7 +8,7 @@ model_card      python -m tune.runs card
 wandb_report    python -m tune.runs wandb_report
 """
 
-from tune.system.lazy import door
+from tune.system.lazy import lazy_names
 
 PUBLIC = {"read_run": "load"}
-__getattr__, __dir__, __all__ = door(__name__, PUBLIC)
+__getattr__, __dir__, __all__ = lazy_names(__name__, PUBLIC)

@@ -10,7 +10,7 @@ to_dataset    the rows as a datasets.Dataset
 command       python -m tune.store list | size | prune
 """
 
-from tune.system.lazy import door
+from tune.system.lazy import lazy_names
 
 PUBLIC = {
     "Collection": "store",
@@ -21,4 +21,4 @@ PUBLIC = {
     "encode_tracks": "encode",
     "open": "store",
 }
-__getattr__, __dir__, __all__ = door(__name__, PUBLIC)
+__getattr__, __dir__, __all__ = lazy_names(__name__, PUBLIC)

@@ -8,7 +8,7 @@ lazy             names imported when they are first used
 openmp_waiting   OpenMP threads that sleep while they wait
 """
 
-from tune.system.lazy import door
+from tune.system.lazy import lazy_names
 
 PUBLIC = {
     "free_memory_bytes": "memory",
@@ -16,4 +16,4 @@ PUBLIC = {
     "peak_memory_bytes": "memory",
     "warn_if_low": "memory",
 }
-__getattr__, __dir__, __all__ = door(__name__, PUBLIC)
+__getattr__, __dir__, __all__ = lazy_names(__name__, PUBLIC)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 
-def door(package: str, public: Mapping[str, str]) -> tuple[Callable, Callable, list[str]]:
+def lazy_names(package: str, public: Mapping[str, str]) -> tuple[Callable, Callable, list[str]]:
     """Make `__getattr__`, `__dir__` and `__all__` of a package.
 
     Parameters
@@ -18,7 +18,7 @@ def door(package: str, public: Mapping[str, str]) -> tuple[Callable, Callable, l
 
     Examples
     --------
-    >>> get, _, names = door("tune.segments", {"parse_rule": "rules"})
+    >>> get, _, names = lazy_names("tune.segments", {"parse_rule": "rules"})
     >>> get("parse_rule")("10").name
     '10'
     """
