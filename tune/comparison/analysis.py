@@ -168,7 +168,13 @@ def choose_baseline(
 
 
 def pareto(costs: Sequence[float], qualities: Sequence[float]) -> list[bool]:
-    """The Pareto front: True for points that no other point dominates."""
+    """The Pareto front: True for points that no other point dominates.
+
+    Examples
+    --------
+    >>> pareto(costs=[1.0, 2.0, 3.0], qualities=[0.5, 0.4, 0.7])
+    [True, False, True]
+    """
     cost, quality = np.asarray(costs, float), np.asarray(qualities, float)
     weakly = (cost <= cost[:, None]) & (quality >= quality[:, None])  # (i, j): j against i
     strictly = (cost < cost[:, None]) | (quality > quality[:, None])

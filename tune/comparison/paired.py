@@ -43,7 +43,13 @@ def compare(baseline: Predictions, other: Predictions) -> dict[str, tuple[float,
 
 
 def verdict(low: float, high: float) -> str:
-    """The verdict on an interval of a difference: better, worse or tie."""
+    """The verdict on an interval of a difference: better, worse or tie.
+
+    Examples
+    --------
+    >>> verdict(0.01, 0.2), verdict(-0.1, 0.1)
+    ('better', 'tie')
+    """
     return "better" if low > 0 else "worse" if high < 0 else "tie"
 
 

@@ -39,6 +39,12 @@ def distances(matrix: np.ndarray, query: np.ndarray, *, whiten: bool = False) ->
     Returns
     -------
     (n,) float64 in [0, 2]
+
+    Examples
+    --------
+    >>> collection = np.array([[3.0, 1.0], [1.0, 3.0]])
+    >>> distances(collection, collection[0]).round(6)
+    array([0., 2.])
     """
     matrix, query = matrix.astype(np.float64), query.astype(np.float64)
     centre = matrix.mean(0)

@@ -147,6 +147,11 @@ def study_cost(duration_s: float, seg: str, agg: str) -> dict | None:
     dict
         task, device, peak_memory_bytes, seconds_per_track (its seconds over the test split divided
         by the number of test tracks)
+
+    Examples
+    --------
+    >>> study_cost(45.0, "10", "mean")["peak_memory_bytes"]
+    3552000000
     """
     for task, row in STUDY_TASKS.items():
         found = STUDY.get((task, seg, "any" if seg == "full" else agg))
@@ -175,6 +180,11 @@ def longest_within(
     dict
         bytes_at_0_s and bytes_per_second of the line, and `seconds`: 0.0 when not even the
         shortest track fits, None when the measured peaks don't grow, so that they set no limit
+
+    Examples
+    --------
+    >>> round(longest_within(5_000, [10, 20], peaks_bytes=[1_000, 2_000])["seconds"], 6)
+    50.0
     """
     import numpy as np
 

@@ -48,7 +48,13 @@ def table(spans: Sequence[tuple[int, int]], sample_rate: int) -> list[str]:
 
 
 def clock(seconds: float, digits: int = 0) -> str:
-    """Write a time as min:sec."""
+    """Write a time as min:sec.
+
+    Examples
+    --------
+    >>> clock(75.5), clock(75.5, digits=1)
+    ('1:16', '1:15.5')
+    """
     minutes, rest = divmod(round(seconds, digits), 60)
     return f"{minutes:.0f}:{rest:0{digits + 3 if digits else 2}.{digits}f}"
 

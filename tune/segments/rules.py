@@ -73,6 +73,11 @@ class SegmentRule:
         list of (start, end)
             In samples, in order. Without a hop there are N = ceil(T / L) of them, one fewer when
             the tail is shorter than `min_tail_s`; never none.
+
+        Examples
+        --------
+        >>> SegmentRule(10).spans(n_samples=25, sample_rate=1)
+        [(0, 10), (10, 20), (20, 25)]
         """
         if n_samples < 1:
             raise ValueError(f"a track needs at least 1 sample, got {n_samples}")
@@ -119,6 +124,11 @@ def parse_rule(
     ------
     ValueError
         When `seg` is none of these, a value is out of range, or they don't belong together.
+
+    Examples
+    --------
+    >>> parse_rule("10", hop_s=5.0)
+    SegmentRule(length_s=10.0, hop_s=5.0, min_tail_s=1.0)
     """
     if seg == "structure":
         if hop_s is not None:
@@ -163,7 +173,13 @@ def seg_text(seg: str) -> str:
 
 
 def describe_counts(counts: Sequence[int]) -> dict:
-    """Summarise the number of segments per track: {"min", "median", "max"}."""
+    """Summarise the number of segments per track.
+
+    Examples
+    --------
+    >>> describe_counts([3, 6, 5])
+    {'min': 3, 'median': 5.0, 'max': 6}
+    """
     return {"min": int(min(counts)), "median": float(np.median(counts)), "max": int(max(counts))}
 
 

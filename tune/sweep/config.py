@@ -128,7 +128,13 @@ def fixed(config: Mapping) -> dict:
 
 
 def swept(config: Mapping) -> list[str]:
-    """Names of the parameters that vary."""
+    """Names of the parameters that vary.
+
+    Examples
+    --------
+    >>> swept({"parameters": {"seg": {"values": [10, 30]}, "agg": {"value": "mean"}}})
+    ['seg']
+    """
     return sorted(set(config["parameters"]) - set(fixed(config)))
 
 

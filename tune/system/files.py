@@ -81,7 +81,13 @@ def check_plot_file(path: Path, flag: str) -> None:
 
 
 def hide_home(value):
-    """A value with the user's home written as ~, also inside lists, dicts and longer texts."""
+    """A value with the user's home written as ~, also inside lists, dicts and longer texts.
+
+    Examples
+    --------
+    >>> hide_home({"path": Path.home() / "music"})
+    {'path': '~/music'}
+    """
     home = str(Path.home())
     if isinstance(value, Path | str) and home != "/":
         return re.sub(rf"(?<![\w.~-]){re.escape(home)}(?![\w.-])", "~", str(value))

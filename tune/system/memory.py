@@ -124,6 +124,11 @@ def parse_budget(text: str, total_bytes: int) -> int:
     ------
     ValueError
         When it is neither.
+
+    Examples
+    --------
+    >>> parse_budget("1.5GB", total_bytes=0), parse_budget("0.5", total_bytes=8_000_000_000)
+    (1500000000, 4000000000)
     """
     match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(?:([kmgt]i?)?(b))?\s*", text, re.IGNORECASE)
     if match is None:
