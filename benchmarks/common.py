@@ -1,4 +1,4 @@
-"""What the benchmarks share: composed audio, the study's way of encoding, clocks and reports.
+"""Shared by the benchmarks: synthetic audio, the study's encoding loop, timing and reports.
 
 Audio is mono float32, lengths are in seconds, memory in bytes. Layers are counted as in
 `tune.encoders.base`: 0 is the front end's output, k the output of layer k.
@@ -34,13 +34,13 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def compose(duration_s: float, sample_rate: int, seed: int, channels: int = 1) -> np.ndarray:
-    """Make music of a kind: a harmonic tone every half second over a little noise.
+    """Make test music: a harmonic tone every half second with a little noise.
 
     Parameters
     ----------
     duration_s : seconds
     sample_rate : Hz
-    seed : what pitches and noise are drawn from
+    seed : of pitches and noise
 
     Returns
     -------
@@ -73,7 +73,7 @@ def choose_device(args) -> torch.device:
     if args.load_at_start and args.load_at_start > os.cpu_count() / 2:
         print(
             f"warning: the machine is busy (load {args.load_at_start:.1f} on {os.cpu_count()} "
-            "cores), which shows in the times",
+            "cores), which affects the times",
             file=sys.stderr,
         )
     return torch.device(name)
@@ -86,7 +86,7 @@ def fail(message: str) -> NoReturn:
 
 
 def load_ours(name: str, weights: str, device: torch.device, precision: str = "no"):
-    """Our encoder, as train_probe.py has it."""
+    """Our encoder, as train_probe.py loads it."""
     return load_encoder(name, weights=weights, device=device, precision=precision)
 
 
@@ -115,9 +115,9 @@ def load_original(name: str, weights: str, device: torch.device) -> nn.Module:
 
 @torch.no_grad()
 def study_states(model: nn.Module, audio: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Walk muq's own parts, as its get_predictions does: yield every hidden state (B, T, D).
+    """Run muq's own modules, as its get_predictions does: yield every hidden state (B, T, D).
 
-    muq's forward itself breaks on transformers from 5.16.
+    muq's forward itself fails with transformers from 5.16 on.
     """
     x = model.preprocessing(audio, features=["melspec_2048"])
     x = model.conv(model.normalize(x)["melspec_2048"])  # (B, T, D)
@@ -269,7 +269,7 @@ def write_report(name: str, args, device: torch.device, results: dict) -> Path:
 
 
 def describe_machine(device: torch.device) -> dict:
-    """What the numbers were measured on."""
+    """The machine that the numbers were measured on."""
     return {
         "device": device_name(device),
         "processor": _processor(),
@@ -311,7 +311,7 @@ def _command(name: str) -> str:
 
 
 def _processor() -> str:
-    """The processor's name where the system tells it."""
+    """The processor's name, if the system reports it."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8").splitlines():

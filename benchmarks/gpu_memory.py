@@ -1,4 +1,4 @@
-"""What fits into a small card: the allocator is capped, and full tracks are encoded."""
+"""Memory on a small card: full tracks are encoded with a capped allocator."""
 
 import common
 import torch

@@ -1,4 +1,4 @@
-"""How fast is a GPU, and where does its time go?"""
+"""Speed on a GPU, and a profile of its time."""
 
 import statistics
 

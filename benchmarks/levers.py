@@ -1,15 +1,16 @@
-"""What makes ours faster than the study's way, lever by lever: predicted and measured.
+"""The speed-up over the study's code, optimisation by optimisation: predicted and measured.
 
     python benchmarks/levers.py
     python benchmarks/levers.py --encoder muq-nano --duration 3 --rounds 2
 
-First a ladder from the study's way (one segment; its loop over segments is in `study_loop.py`) to
-ours: each step pulls one lever more and is compared with the step before. Then single levers
-against ours: early exit, chunks of the front end, batches, half precision and, with --compile,
-torch.compile. All run in turn in every round. `measured` is the time without the lever by the time
-with it: above 1 it pays. `predicted` is the same ratio from arithmetic, and from this machine's
-rates where a lever changes the rate; a dash where arithmetic says nothing. In float32 the
-embeddings must agree within 1e-4, in half precision to a cosine of 0.9999, or the exit code is 1.
+First a ladder from the study's code (one segment; its loop over segments is in `study_loop.py`) to
+ours: each step adds one optimisation and is compared with the step before. Then single ones against
+ours: early exit, chunks of the front end, batches, half precision and, with --compile,
+torch.compile. All run in turn in every round. `measured` is the time without the optimisation
+divided by the time with it: above 1 it is faster. `predicted` is the same ratio from arithmetic,
+and from this machine's rates where it changes the rate; a dash where arithmetic says nothing. In
+float32 the embeddings must agree within 1e-4, in half precision to a cosine of 0.9999, or the exit
+code is 1.
 """
 
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast

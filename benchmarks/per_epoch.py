@@ -1,4 +1,4 @@
-"""A whole probe our way, encoding once, against encoding in every epoch.
+"""A probe that encodes once, compared with one that encodes in every epoch.
 
     python benchmarks/per_epoch.py
     python benchmarks/per_epoch.py --encoder muq-nano --tracks 6 --duration 3

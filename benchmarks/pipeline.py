@@ -1,4 +1,4 @@
-"""End to end from compressed files against the encoder alone.
+"""The pipeline from compressed files, compared with the encoder alone.
 
     python benchmarks/pipeline.py
     python benchmarks/pipeline.py --encoder muq-nano --tracks 2 --duration 5

@@ -1,12 +1,12 @@
-"""Time and peak memory against the length of a track, and host memory against their number.
+"""Time and peak memory by track length, and host memory by number of tracks.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --durations 60 300 --tracks --segs full --original
     python benchmarks/scaling.py --durations --tracks 10 100 1000 10000
 
 First part: the front end in chunks (ours) against the same code with a chunk as long as the track,
-and, with --original, muq's own parts walked as the study does. Each cell is a process of its own,
-which reports its weights, resting memory, peak above it (resident memory, looked at every 5 ms;
+and, with --original, muq's own modules run as in the study. Each cell is a process of its own,
+which reports its weights, resting memory, peak above it (resident memory, sampled every 5 ms;
 on a GPU the allocator's peak) and seconds. The track itself is part of the resting memory. The
 slope is megabytes per second of audio, by least squares over the durations from 60 s up. Cells
 predicted not to fit into --max_memory are skipped, and the JSON says why.

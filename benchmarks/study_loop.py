@@ -1,13 +1,13 @@
-"""Our way of encoding a track against the study's, on the same audio and the same weights.
+"""Our encoding of a track compared with the study's, on the same audio and the same weights.
 
     python benchmarks/study_loop.py
     python benchmarks/study_loop.py --encoder muq-nano --duration 12 --rounds 2
 
 The study's way: one segment at a time, float32, all layers computed and kept, eager attention, no
 folding, no chunking, codebook logits computed too, and the CUDA cache emptied after each segment.
-Ours: batches of segments, front end in chunks, SDPA, and an end at the layer asked for. Both sides
-run in turn in every round. The track embeddings (mean over segments) must agree within 1e-4, or
-the exit code is 1. Writes medians, spreads and ratios as JSON.
+Ours: batches of segments, front end in chunks, SDPA, and an early exit at the layer asked for. Both
+sides run in turn in every round. The track embeddings (mean over segments) must agree within 1e-4,
+or the exit code is 1. Writes medians, spreads and ratios as JSON.
 """
 
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
