@@ -272,7 +272,7 @@ def test_shards_put_together_are_the_whole(music, scripts):
     with pytest.raises(ValueError, match="1/3 is missing"):
         scripts("embed", "--merge", "x.shard-*.parquet", "--out=y.parquet")
     scripts("embed", "music", *COMMON, "--agg=max", "--out=x.parquet", "--shard=1/3")
-    with pytest.raises(ValueError, match="made in another way than"):
+    with pytest.raises(ValueError, match="made with other settings than"):
         scripts("embed", "--merge", "x.shard-*.parquet", "--out=y.parquet")
 
 

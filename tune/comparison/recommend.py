@@ -114,8 +114,8 @@ def _best(configurations, scores, correction):
 def _equals(best, others) -> list[Configuration]:
     """The best configuration and those whose difference to it may be none, by quality.
 
-    Uncorrected: correction guards against calling a difference where there is none, and here a
-    configuration is to be recommended because there is none.
+    Uncorrected: correction avoids false differences, but here a missing difference is the reason
+    for a recommendation.
     """
     same = [(c, d) for c, d in others.items() if isinstance(d, Difference) and not d.p < ALPHA]
     return [best, *(c for c, _ in sorted(same, key=lambda pair: -pair[1].value))]

@@ -1,4 +1,4 @@
-"""Files of embeddings: Parquet, .npy with an index, or a `datasets` folder; whole or not at all.
+"""Files of embeddings: Parquet, .npy with an index, or a `datasets` folder; written atomically.
 
     x.parquet                  one row a track; the metadata under the key "tune"
     x.npy, x.csv, x.json       the embeddings (NaN where there is none), the other columns, metadata
@@ -40,7 +40,7 @@ MAY_DIFFER = ("versions", "git_sha", "device")  # among the machines that made t
 
 @dataclass
 class Embeddings:
-    """Rows, how they were made, and what another track needs to be embedded alike.
+    """Rows, the settings that made them, and the tensors to embed other tracks in the same way.
 
     Attributes
     ----------
@@ -85,13 +85,13 @@ def make_table(columns: Mapping[str, Sequence], kinds: Mapping, size: int) -> pa
 
 
 def check_out(out: str | Path, overwrite: bool, flag: str = "--out") -> Path:
-    """Say early whether a file of embeddings can be written there.
+    """Check early that a file of embeddings can be written.
 
     Raises
     ------
     ValueError
-        When the ending is unknown, or something else lies there: what embed.py made before is
-        replaced, other files only with `overwrite`.
+        When the ending is unknown, or another file exists: embed.py's own files are replaced,
+        others only with `overwrite`.
     """
     out = Path(out)
     if out.suffix not in (".parquet", ".npy", ""):
@@ -112,7 +112,7 @@ def check_out(out: str | Path, overwrite: bool, flag: str = "--out") -> Path:
 
 
 def write(out: Path, made: Embeddings) -> None:
-    """Write embeddings in the format that the ending names, replacing what was there."""
+    """Write embeddings in the format given by the ending, replacing an existing file."""
     text = json.dumps(made.meta, ensure_ascii=False, sort_keys=True)
     raw = b""
     if made.constants:
@@ -129,7 +129,7 @@ def write(out: Path, made: Embeddings) -> None:
     text = json.dumps(kept, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
     if out.suffix == ".npy":
         _, index, info = _parts(out)
-        out.unlink(missing_ok=True)  # the last to come back: with it the three are complete
+        out.unlink(missing_ok=True)  # written last: with it the three are complete
         rest = made.table.drop_columns("embedding")
         atomic_write_text(info, text)
         atomic_write(index, lambda aside: pyarrow.csv.write_csv(rest, aside))
@@ -176,12 +176,12 @@ def shard_name(out: Path, shard: tuple[int, int]) -> Path:
 
 
 def merge(paths: Sequence[str]) -> Embeddings:
-    """Put the shards of one command together: the same as if one machine had made them all.
+    """Merge the shards of one command, as if one machine had made them all.
 
     Raises
     ------
     ValueError
-        When one is missing or twice there, or they were made in different ways.
+        When one is missing or given twice, or they were made with different settings.
     """
     parts = [read(path) for path in paths]
     shards = [part.meta.get("shard") for part in parts]
@@ -191,7 +191,7 @@ def merge(paths: Sequence[str]) -> Embeddings:
     n = shards[0][1]
     missing = sorted({(i, n) for i in range(n)} - {tuple(s) for s in shards})
     if missing or len(shards) != n:
-        what = f"{missing[0][0]}/{missing[0][1]} is missing" if missing else "one is there twice"
+        what = f"{missing[0][0]}/{missing[0][1]} is missing" if missing else "one is given twice"
         raise ValueError(f"{len(shards)} shards of {n} were given: {what}")
     varying = {"shard", "n_tracks", "n_failed", "n_truncated", *MAY_DIFFER}
     metas = [{k: v for k, v in part.meta.items() if k not in varying} for part in parts]
@@ -201,8 +201,8 @@ def merge(paths: Sequence[str]) -> Embeddings:
             differing = ["kind of rows"]
         if part.constants.keys() != parts[0].constants.keys() or differing:
             raise ValueError(
-                f"{path} was made in another way than {paths[0]}: "
-                f"{differing[0] if differing else 'what was learned'} differs"
+                f"{path} was made with other settings than {paths[0]}: "
+                f"{differing[0] if differing else 'learned tensors'} differs"
             )
     meta = metas[0] | {
         k: sum(part.meta[k] for part in parts) for k in ("n_tracks", "n_failed", "n_truncated")
@@ -213,7 +213,7 @@ def merge(paths: Sequence[str]) -> Embeddings:
         if len(different) > 1:
             log.warning("the shards were made with different %s; all are kept", key)
         meta[key] = different[0] if len(different) == 1 else different
-    # Made anew, not taken: what Parquet gives back differs from it in names that aren't seen.
+    # A new table: the one read from Parquet differs in internal field names.
     kinds = TRACKS if "reason" in parts[0].table.schema.names else SEGMENTS
     columns = {
         name: [value for part in parts for value in part.table[name].to_pylist()]
@@ -249,7 +249,7 @@ def _parts(out: Path) -> list[Path]:
 
 
 def _is_ours(out: Path) -> bool:
-    """Say whether what lies there was made by us."""
+    """Whether an existing file was made by embed.py."""
     try:
         if out.suffix == ".parquet":
             return b"tune" in (pq.read_schema(out).metadata or {})
@@ -271,7 +271,7 @@ def _read_npy(path: Path) -> tuple[pa.Table, dict]:
     try:
         matrix = np.load(path, allow_pickle=False)
     except ValueError as error:  # NumPy's own advice is to unpickle it
-        raise ValueError("no array of numbers, and pickles are never loaded") from error
+        raise ValueError("it is no array of numbers, and pickles are never loaded") from error
     meta = json.loads(info.read_text(encoding="utf-8"))
     header = index.open(encoding="utf-8").readline()
     kinds = TRACKS if "reason" in header else SEGMENTS

@@ -150,7 +150,7 @@ class Learned:
     constants : tensors by name: standardise.*, joiner.*, whitening.*; empty where nothing learns
     encoder_fingerprint : of the encoder that the run used
     name : the run's name and the seed whose probe it is
-    n_in : values that the run's probe gets of a track
+    n_in : size of the run's track embeddings
     precision : of the encoder in that run
     """
 
@@ -182,7 +182,7 @@ def from_run(
     Raises
     ------
     ValueError
-        When it is no run, or what it learned isn't in it.
+        When it is no run, or lacks its learned tensors.
     """
     run = Path(run)
     try:
@@ -217,7 +217,7 @@ def from_run(
         raise ValueError(f"{run} has the seeds {result['seeds']}, not {seed}")
     if tuned:
         raise ValueError(
-            f"{run} trained its Transformer on with the probe, and that isn't kept as an "
+            f"{run} fine-tuned its Transformer with the probe, which isn't saved as an "
             f"aggregator: use one of pretrain_aggregator.py (--aggregator_checkpoint)"
         )
     strategy = strategy.identified()
@@ -242,7 +242,7 @@ def from_run(
 
 
 def _agg_of(result: Mapping, config: Mapping) -> str:
-    """A run's aggregator; of one's own, where its file lies."""
+    """A run's aggregator; the file of a custom one."""
     return _opened(config["agg"]) if "plugin" in result["aggregator"] else result["agg"]
 
 

@@ -5,7 +5,7 @@ one needs. The child loads the encoder, warms up, notes what is at rest, encodes
 untimed and `repeats` times timed (decode, cut, encode, join: train_probe.py's own functions) and
 writes its report. Peak memory is, on a GPU, what PyTorch allocated at most; on a CPU, the weights
 and the largest rise of resident memory above the resting process. Aggregators that learn have
-random weights: what joining costs doesn't depend on them.
+random weights: the cost of joining doesn't depend on them.
 """
 
 import json
@@ -361,7 +361,7 @@ def _warm_up_cutting(rule, sample_rate) -> None:
 
 
 def _noise(seconds: float, sample_rate: int):
-    """Quiet white noise, the same every time: what encoding costs doesn't depend on the sound."""
+    """Quiet white noise, always the same: the cost of encoding doesn't depend on the sound."""
     import numpy as np
 
     noise = np.random.default_rng(SEED).standard_normal(round(seconds * sample_rate), np.float32)

@@ -406,7 +406,7 @@ class Collection:
         Returns
         -------
         datasets.Dataset or IterableDataset
-            content (SHA-256 of the file), cut (tells apart several ways of cutting one track),
+            content (SHA-256 of the file), cut (a digest of how the track is cut),
             segment (number within the track), start_s, end_s, layer, embedding (D, float32),
             silent. A track cut in several ways (--seg 10 and --seg 30) has its rows for each.
             With pooled frames a token is a frame, and several share a segment.

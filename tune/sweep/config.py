@@ -27,7 +27,7 @@ TEXT_LENGTH = 40  # of a run's name, beside its digest
 
 
 def engine() -> ModuleType:
-    """Import W&B's package `sweeps`, without what it says about a newer pydantic.
+    """Import W&B's package `sweeps`, without its warnings about pydantic.
 
     Raises
     ------
@@ -224,7 +224,7 @@ def _as_runs(config: Mapping, runs: Sequence[SweepRun]) -> list:
 
 
 def _plain_copy(config: Mapping) -> dict:
-    """A copy with what the engine knows; it changes what it is given."""
+    """A copy without keys that the engine doesn't know; it changes its arguments."""
     return json.loads(json.dumps({k: config[k] for k in config if k != "command"}))
 
 
