@@ -115,7 +115,7 @@ def study(bench: Bench, record) -> None:
 
 
 def where(bench: Bench, record) -> None:
-    """Where the time of a pass goes: kernels by name, launches, copies, gaps between kernels."""
+    """Profile of a pass: kernels by name, launches, copies, gaps between kernels."""
     found, p = {}, bench.halves[0]
     encoder = bench.encoder(bench.large, p)
     for n in (1, 6):

@@ -317,7 +317,7 @@ def growth(counts: list[dict]) -> dict | None:
 
 
 def _outcome(cell: dict) -> str:
-    """What became of a cell, in one line."""
+    """The result of a cell, in one line."""
     if "skipped" in cell:
         return f"skipped, {cell['skipped']}"
     if "failed" in cell:

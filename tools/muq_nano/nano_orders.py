@@ -89,7 +89,7 @@ def among(chances: np.ndarray | None, chosen: np.ndarray) -> np.ndarray | None:
 
 
 def _start(frames: int, i: int, pieces: int, length: int, one: bool, rng) -> int:
-    """Where piece i begins: in its own part of the one song, or anywhere in a song of its own."""
+    """Start of piece i: in its own part of the one song, or anywhere in a song of its own."""
     if not one:
         return int(rng.integers(frames - length + 1))
     part = frames // pieces

@@ -1,4 +1,4 @@
-"""What pretraining muq-nano leaves on disk: the model so far, and the state to go on from.
+"""The output folder of muq-nano's pretraining: the model so far, and the state to resume from.
 
     OUT/config.json, model.safetensors, history.csv     what --encoder OUT loads, and the curve
     OUT/pretrain.json                      when it is finished: command, music, curve, versions

@@ -275,7 +275,7 @@ def _find_duplicates(configurations: Sequence[Configuration]) -> None:
 
 
 def _same(one: Configuration, other: Configuration) -> bool:
-    """Say whether two configurations have the same predictions for each seed."""
+    """Whether two configurations have the same predictions for each seed."""
     return (
         one.ids == other.ids
         and one.predictions.shape == other.predictions.shape

@@ -219,7 +219,7 @@ def _x(row: TableRow, axis: str) -> float:
 
 
 def _unit(axis: str) -> str:
-    """What stands after a cost."""
+    """The unit of a cost."""
     return {"memory": " GB", "seconds": " s a track", "dim": " values"}[axis]
 
 

@@ -168,7 +168,7 @@ def _scale(differences) -> tuple[float, float]:
 
 
 def _percent(value: float, scale) -> float:
-    """Where a value lies in a range, in per cent."""
+    """The position of a value in a range, in per cent."""
     return round(100 * (value - scale[0]) / (scale[1] - scale[0]), 2)
 
 

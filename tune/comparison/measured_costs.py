@@ -64,5 +64,5 @@ def apply_costs(configurations: Sequence[Configuration], path: Path) -> int:
 
 
 def _key(encoder, layer, seg, agg, precision, frame_rate) -> tuple:
-    """What a cost depends on."""
+    """The settings that a cost depends on."""
     return (Path(str(encoder)).name, str(layer), seg, agg, precision, frame_rate)

@@ -96,7 +96,7 @@ def cheapest(configurations: Sequence[Configuration]) -> Configuration:
 
 
 def fits(configuration: Configuration, limits: Limits) -> bool:
-    """Say whether a configuration is known to stay within limits."""
+    """Whether a configuration is known to stay within limits."""
     pairs = (
         (configuration.memory_bytes, limits.bytes),
         (configuration.seconds_per_track, limits.seconds),

@@ -29,7 +29,7 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class EmbeddedTrack:
-    """What a row of a track is made of; of an unusable file only shown, path and reason are known.
+    """The values for a track's row; of an unusable file only shown, path and reason are known.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class EmbeddedTrack:
 
 @dataclass(frozen=True)
 class EmbeddedSegment:
-    """What a row of a segment (or pooled frame) is made of.
+    """The values for the row of a segment (or pooled frame).
 
     Attributes
     ----------

@@ -55,7 +55,7 @@ class Embeddings:
 
     @property
     def usable(self) -> np.ndarray:
-        """Which rows have an embedding: (n,) bool."""
+        """Mask of the rows that have an embedding, (n,) bool."""
         return np.array(self.table["embedding"].is_valid())
 
     def matrix(self) -> np.ndarray:
@@ -171,7 +171,7 @@ def read(path: str | Path) -> Embeddings:
 
 
 def shard_name(out: Path, shard: tuple[int, int]) -> Path:
-    """Where shard i of n goes: x.shard-0-of-4.parquet."""
+    """The file of shard i of n: x.shard-0-of-4.parquet."""
     return out.with_name(f"{out.stem}.shard-{shard[0]}-of-{shard[1]}{out.suffix}")
 
 

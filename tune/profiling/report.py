@@ -130,7 +130,7 @@ def _study_numbers(row) -> list[str]:
 
 
 def _comparable(row) -> bool:
-    """Say whether the study measured the same encoder on tracks as long."""
+    """Whether the study measured the same encoder on tracks as long."""
     return row["study"] is not None and row["study"]["peak_ratio"] is not None
 
 

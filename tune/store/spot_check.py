@@ -20,7 +20,7 @@ TOLERANCE = {"no": 1e-3, "fp16": 0.05, "bf16": 0.05}
 
 
 def is_due(encoder: Encoder, collection: Collection) -> bool:
-    """Say whether the collection's rows are still to be compared with the encoder."""
+    """Whether the collection's rows are still to be compared with the encoder."""
     return encoder.own_code and str(collection.folder) not in encoder.compared
 
 

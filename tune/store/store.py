@@ -119,7 +119,7 @@ class Row:
     peak_bytes: int = 0
 
     def times(self, sample_rate: int, window_s: float | None = None) -> np.ndarray:
-        """Where each token begins and ends, in seconds: (N, 2).
+        """Start and end of each token in seconds, (N, 2).
 
         Pooled frames are windows of `window_s`, of which the last in a segment may be shorter.
 
@@ -290,7 +290,7 @@ class Collection:
         return None
 
     def has(self, content: str, spans: Sequence) -> bool:
-        """Say whether a track's row for these segments is there (without checking it)."""
+        """Whether a track's row for these segments is there (without checking it)."""
         return any(
             self._path(folder, content, spans).exists()
             for folder in filter(None, (self.folder, self.fallback))
@@ -417,7 +417,7 @@ class Collection:
 
     @staticmethod
     def _path(folder: Path, content: str, spans: Sequence) -> Path:
-        """Where a track's row for these segments lies."""
+        """The file of a track's row for these segments."""
         text = json.dumps([list(map(int, span)) for span in spans])
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         return folder / content[:2] / f"{content}-{digest}.safetensors"
@@ -432,7 +432,7 @@ def _remove(path: Path) -> None:
 
 
 def _equal(kept: Sequence, wanted: Sequence) -> bool:
-    """Say whether two lists of spans are the same."""
+    """Whether two lists of spans are the same."""
     return [tuple(map(int, span)) for span in kept] == [tuple(map(int, span)) for span in wanted]
 
 

@@ -110,7 +110,7 @@ def read_sweep(path: Path) -> dict:
 
 
 def violations(config: Mapping) -> list[str]:
-    """Say what W&B's schema finds wrong, in one line each; none when the file is valid."""
+    """Violations of W&B's schema, one line each."""
     try:
         found = engine().schema_violations_from_proposed_config(config)
     except (ValueError, TypeError, AttributeError) as error:  # it checks while it parses

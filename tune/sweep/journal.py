@@ -54,7 +54,7 @@ class Sweep:
         self.owners: dict[str, str] = {}  # a full track's run -> the run that runs in its place
 
     def folder(self, name: str) -> Path:
-        """Where a run's result goes."""
+        """The folder of a run's result."""
         return (self.output_dir if self.program == "train_probe.py" else Path("aggregators")) / name
 
     def argv(self, run: SweepRun) -> list[str]:

@@ -18,7 +18,7 @@ COPIED = ("predictions.parquet", "history.csv", "attention.parquet", "split.csv"
 
 
 def is_done(folder: Path, program: str) -> bool:
-    """Say whether a run's folder is complete."""
+    """Whether a run's folder is complete."""
     return (folder / DONE[program]).is_file()
 
 

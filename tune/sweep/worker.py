@@ -84,7 +84,7 @@ class Worker:
         self.script.Extractor = self._extractor(self.script.Extractor)
 
     def check(self, argv: Sequence[str]) -> str | None:
-        """Say in one line what the script finds wrong with a command line."""
+        """Parse a command line by the script; return its error as one line, or None."""
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):

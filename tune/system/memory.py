@@ -58,7 +58,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error means that memory ran out, on a GPU or in this process."""
+    """Whether an error means that memory ran out, on a GPU or in this process."""
     import torch
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
