@@ -88,7 +88,7 @@ def test_what_is_opened_is_one_collection(tmp_path, rng):
         tune.store.open(tmp_path, encoder="muq")
     with pytest.raises(ValueError, match=r"no such collection \(encoder='mel'"):
         tune.store.open(tmp_path, encoder="mert")
-    with pytest.raises(ValueError, match="made by the first run"):
+    with pytest.raises(ValueError, match="the first run creates it"):
         tune.store.open(tmp_path / "nothing")
     with pytest.raises(ValueError, match="not by colour"):
         tune.store.open(tmp_path, colour="red")
