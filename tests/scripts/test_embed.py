@@ -557,7 +557,7 @@ def test_the_example_runs(tmp_path, monkeypatch, capsys):
     assert found["embeddings"].shape == (9, 192)
     assert sum(found["hits"]) >= 5  # by chance 2.2
     out = capsys.readouterr().out
-    assert "most similar" in out
+    assert "most like" in out
     assert "num_rows: 27" in out
 
 
