@@ -103,7 +103,7 @@ def _decimal_commas(labels, n_missing, where) -> tuple[list, list[str]]:
     Raises
     ------
     TaskError
-        When the comma may as well part thousands.
+        When the comma may as well separate thousands.
     """
 
     def parts(label) -> list[str]:
@@ -160,7 +160,7 @@ def _no_separator(labels, n_missing, where) -> tuple[list, list[str]]:
     several = [text for text in texts if "|" in text or "," in text]
     if not several or any(TAG_SEPARATOR in text for text in texts):
         return labels, []
-    return labels, [f"{several[0]!r} is read as one tag: tags are parted by semicolons"]
+    return labels, [f"{several[0]!r} is read as one tag: tags are separated by semicolons"]
 
 
 def _missing_words(labels, n_missing, where) -> tuple[list, list[str]]:

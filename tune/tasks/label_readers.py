@@ -47,6 +47,8 @@ def tags(label) -> list[str] | None:
 
 def one_class(label) -> str | None:
     """A label as the name of a class, None when it is none."""
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)
     return (str(label).strip() or None) if isinstance(label, str | int) else None
 
 
@@ -65,6 +67,14 @@ def folded(name: str) -> str:
     if NUMBER.fullmatch(name):
         return str(float(name))
     return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name))
+
+
+def difference(one: str, other: str) -> str:
+    """What two names of the same `folded` form differ by."""
+    for what, alike in DIFFERENCES.items():
+        if alike(one) == alike(other):
+            return what
+    return "their spelling"
 
 
 def mostly_numbers(labels: list) -> bool:
@@ -97,6 +107,17 @@ def mostly_lists(labels: list) -> bool:
     """Whether most labels are lists, not all of them empty."""
     lists = [label for label in labels if isinstance(label, list)]
     return any(lists) and len(lists) * 2 > len(labels)
+
+
+DIFFERENCES = {
+    "case": str.casefold,
+    "composed or decomposed characters": lambda name: unicodedata.normalize("NFC", name),
+    "characters without width": lambda name: re.sub(f"[{INVISIBLE}]", "", name),
+    "kinds of blanks": lambda name: re.sub(r"\s+", " ", name),
+    "blanks, hyphens or underscores": lambda name: re.sub(r"[\s_-]+", " ", name),
+    "how a number is written": lambda name: NUMBER.fullmatch(name) and float(name),
+    "kinds of characters": lambda name: unicodedata.normalize("NFKC", name),
+}
 
 
 def defined_tags(labels: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Layouts of a task's files: MARBLE's jsonl, CSV and TSV, read into rows (`tune.tasks.rows`).
 
-What a file of one's own leaves open (how fields are parted, what a label is, how a path is written)
+What a file of one's own leaves open (what separates fields, what a label is, how a path is written)
 is guessed from all of its rows, and each guess is said in a line. Rows without a label are counted.
 """
 

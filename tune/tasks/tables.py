@@ -1,7 +1,6 @@
 """Tables of a task (CSV, TSV) as spreadsheets, pandas and people write them.
 
-Whichever of comma, semicolon, tab and bar gives the columns that are asked for parts the fields.
-Names of columns are found whatever their case and the blanks around them; lines that begin with #
+Fields are separated by comma, semicolon, tab or bar: whichever gives the columns asked for. Names of columns are found whatever their case and the blanks around them; lines that begin with #
 are comments, unless there is a file of that name.
 """
 
@@ -17,7 +16,7 @@ from tune.tasks.rows import EVALUATION, SPLIT_NAMES, TaskError, split_word, stri
 from tune.tasks.text_files import read_text
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-SUFFIXES = {".csv": ",", ".tsv": "\t"}  # what parts the fields of most such files
+SUFFIXES = {".csv": ",", ".tsv": "\t"}  # what separates the fields of most such files
 ALIASES = {  # what others call the columns, for a hint
     "path": (
         "file",
@@ -85,7 +84,9 @@ def read_table(
     if len(head.found) < 2:
         raise TaskError(_no_columns(file, head, wanted))
     if head.delimiter != usual:
-        notes.append(f"its fields are parted by {DELIMITERS.get(head.delimiter, head.delimiter)}")
+        notes.append(
+            f"its fields are separated by {DELIMITERS.get(head.delimiter, head.delimiter)}"
+        )
     columns = head.found | {
         name: at
         for name in ("split", "ori_uid")
