@@ -21,6 +21,7 @@ COMMANDS = {
     "tune.tasks list | show | check": "the tasks, and what is wrong with a data set",
     "tune.runs card | wandb_report": "a model card's results; a report in W&B",
     "tune.embeddings similar | agreement": "the nearest tracks; k-NN label agreement",
+    "tune.embeddings duplicates": "the same samples, lossy copies and excerpts in a folder",
     "tune.comparison paired | attention": "runs on the same test tracks; what attention listens to",
     "tune.sweep": "a W&B sweep file without an account",
 }

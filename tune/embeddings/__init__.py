@@ -1,6 +1,6 @@
 """Embeddings of your own music with a strategy that was chosen, their files and search.
 
-python -m tune.embeddings similar | agreement
+python -m tune.embeddings similar | agreement | duplicates
 """
 
 from tune.system.lazy import door

@@ -103,7 +103,8 @@ def check(
 def thresholds(min_tracks: int = MIN_TRACKS) -> list[str]:
     """What counts as a problem, a line each."""
     rates = ", ".join(
-        f"{name} {least or 0} to {most}" for name, (least, most, _) in BIT_RATES.items()
+        f"{name} " + (f"{least} to {most}" if least else f"up to {most}")
+        for name, (least, most, _) in BIT_RATES.items()
     )
     return [
         f"a class or tag: at least {min_tracks} test tracks",
@@ -197,12 +198,13 @@ def _targets(task) -> dict:
 
 def _same_audio(task, files) -> list[Problem]:
     """Find the same audio in several splits, twice in one, and with several labels."""
-    groups: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
+    kind = label_kind(task.kind)
+    names, groups = getattr(task, kind.parts), defaultdict(list)
     for split in SPLITS:
         data = task.splits[split]
         for path, label in zip(data["path"], data["label"], strict=True):
             known = None if files[path].silent else files[path].hash
-            groups[known or path].append((split, path, str(label)))
+            groups[known or path].append((split, path, kind.show(label, names)))
     problems = []
     for found in groups.values():
         splits = [s for s in SPLITS if any(split == s for split, _, _ in found)]
@@ -219,7 +221,7 @@ def _same_audio(task, files) -> list[Problem]:
             text = f"the same audio is {len(found)} times in {splits[0]}: {listed}"
             problems.append(Problem("twice", text, where))
         if len(labels) > 1:
-            text = f"the same audio has different labels: {listed}"
+            text = f"the same audio has different labels ({' | '.join(labels[:5])}): {listed}"
             problems.append(Problem("label", text, where))
     return problems
 
@@ -259,8 +261,9 @@ def _look_alike(task) -> list[Problem]:
     noun, problems = label_kind(task.kind).noun, []
     for names in groups.values():
         if len(names) > 1:
-            shown = " and ".join(ascii(name) for name in names)
-            text = f"the names {shown} differ by {difference(*names[:2])}: one {noun}?"
+            by = difference(*names[:2])
+            shown = " and ".join(map(repr if by == "case" else ascii, names))
+            text = f"the names {shown} differ by {by}: one {noun}?"
             problems.append(Problem("class", text, tuple(names)))
     return problems
 

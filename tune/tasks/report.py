@@ -141,7 +141,7 @@ def print_report(report: dict, console: Console) -> None:
         console.print(f"{name:<10} {counts or 'none'}", markup=False)
     if not report["decoded"]:
         console.print(
-            "files were not decoded: truncated and silent ones, and copies in "
+            "files were not decoded: truncated and silent ones, opposite phase, and copies in "
             "another format, aren't found"
         )
     _print_labels(report, console)

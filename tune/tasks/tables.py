@@ -1,7 +1,8 @@
 """Tables of a task (CSV, TSV) as spreadsheets, pandas and people write them.
 
-Fields are separated by comma, semicolon, tab or bar: whichever gives the columns asked for. Names of columns are found whatever their case and the blanks around them; lines that begin with #
-are comments, unless there is a file of that name.
+Fields are separated by comma, semicolon, tab or bar: whichever gives the columns asked for. Names
+of columns are found whatever their case and the blanks around them; lines that begin with # are
+comments, unless there is a file of that name.
 """
 
 import csv
