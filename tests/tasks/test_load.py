@@ -350,10 +350,7 @@ def test_a_few_bad_labels_do_not_change_the_kind(tmp_path):
     folder = write_folder(tmp_path / "mine", train=train, val=numbers, test=numbers)
     task = load(folder, tmp_path)
     assert task.kind == "numbers"
-    assert reasons(task) == {
-        "2": "no label (n/a)",
-        "4": "no label (empty)",
-    }
+    assert reasons(task) == {"2": "no label (n/a)", "4": "no label (empty)"}
 
 
 def spread(task) -> dict[str, str]:

@@ -24,8 +24,9 @@ from tune.audio.find_files import find_music, shown
 from tune.audio.fingerprint import MIN_COMMON, MIN_DIFFERENT, MIN_SHARE, find_alike
 from tune.cli.parser import Parser, positive_int, set_up_logging
 from tune.system.files import atomic_write_text
-from tune.tasks.inspect_files import FileInfo, inspect_files
+from tune.tasks.inspect_files import FileInfo, inspect_files, thinning
 
+FILES_UNTHINNED = 2000  # so that comparing takes about a minute for any number of files above
 SAME_LENGTH_S = 2.0  # codecs add a little, players cut a little
 THRESHOLDS = (
     f"same: equal to 16 bits at one rate. copy or excerpt: {MIN_COMMON} landmarks in common at one "
@@ -140,7 +141,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    files = inspect_files(find_music(args.music), workers=args.workers, title="listen")
+    paths = find_music(args.music)
+    files = inspect_files(paths, workers=args.workers, title="listen", unthinned=FILES_UNTHINNED)
     duplicates = find_duplicates(files)
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     root = os.path.commonpath([os.path.dirname(p) or "." for p in files]) if len(files) > 1 else "."
@@ -163,6 +165,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = ", ".join(f"{n:,} {kind}" for kind, n in kinds.items()) or "no duplicate found"
     console.print(f"{text}; {len(files):,} files, {len(unusable)} unusable, {silent} silent")
     console.print(f"thresholds  {THRESHOLDS}", markup=False, soft_wrap=True)
+    if (thin := thinning(len(paths), FILES_UNTHINNED)) > 1:
+        print(
+            f"of {len(paths):,} files one landmark in {thin} was kept: excerpts of less than about "
+            f"{thin} s are not found"
+        )
     if args.out:
         _write_csv(duplicates, args.out)
         print(f"written to {args.out}")

@@ -13,14 +13,14 @@ from pathlib import Path
 from urllib.parse import unquote
 from urllib.request import url2pathname
 
-from tune.tasks.rows import stripped
+from tune.tasks.rows import number, stripped
 
 ADDRESS = re.compile(r"(https?|ftp|s3|gs|hf)://", re.I)
 DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\\w")
 SAID = {
-    "slashes": "{n} paths with backslashes are read with slashes",
-    "form": "{n} names are composed otherwise on disk (Unicode NFC and NFD) and found all the same",
-    "drive": "{n} paths are of a Windows machine (a drive or a share) and not here",
+    "slashes": "with backslashes read with slashes",
+    "form": "found whose characters are composed otherwise on disk (Unicode NFC and NFD)",
+    "drive": "of a Windows machine (a drive or a share) not found here",
 }
 
 
@@ -62,7 +62,7 @@ class AudioFiles:
 
     def notes(self) -> list[str]:
         """A line on each way in which paths had to be read."""
-        return [SAID[how].format(n=n) for how, n in self.spelled.items()]
+        return [f"{number(n, 'path')} {SAID[how]}" for how, n in self.spelled.items()]
 
     def _found(self, path: Path, how: str) -> str:
         """Count how a path was read."""

@@ -62,14 +62,23 @@ def inspect_files(
     workers: int | None = None,
     progress: bool = True,
     title: str = "check",
+    unthinned: int = FILES_UNTHINNED,
 ) -> dict[str, FileInfo]:
-    """Look at files, each once, in threads (default: one a processor)."""
+    """Look at files, each once, in threads (default: one a processor).
+
+    Of more than `unthinned` files not all landmarks are kept (`thinning`).
+    """
     paths = list(dict.fromkeys(paths))
-    thin = 2 ** max(0, math.ceil(math.log2(max(1, len(paths)) / FILES_UNTHINNED)))
+    thin = thinning(len(paths), unthinned)
     with ThreadPoolExecutor(workers) as pool:
         found = pool.map(lambda path: inspect_file(path, decode, thin), paths)
         bar = tqdm(found, total=len(paths), unit="file", desc=title, disable=not progress)
         return {info.path: info for info in bar}
+
+
+def thinning(n_files: int, unthinned: int) -> int:
+    """Of how many landmarks one is kept, so that no more are than so many files have."""
+    return 2 ** max(0, math.ceil(math.log2(max(1, n_files) / unthinned)))
 
 
 def inspect_file(path: str, decode: bool = True, thin: int = 1) -> FileInfo:

@@ -9,6 +9,8 @@ import unicodedata
 
 import numpy as np
 
+from tune.tasks.rows import number
+
 PITCHES = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
 MODES = ("major", "minor")
 # In MARBLE's order: the number of a key is its pitch class, and 12 more for minor.
@@ -62,4 +64,5 @@ def bare_keys(labels: list) -> list[str]:
     bare = [text for text in texts if "m" not in text.lower()]
     if not bare:
         return []
-    return [f"{len(bare)} keys without a mode are read as major: {bare[0]} as {key_name(bare[0])}"]
+    keys = number(len(bare), "key")
+    return [f"{keys} without a mode read as major: {bare[0]} as {key_name(bare[0])}"]

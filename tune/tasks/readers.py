@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tune.tasks.audio_paths import ADDRESS, AudioFiles
 from tune.tasks.label_columns import read_labels
-from tune.tasks.rows import SPLITS, TaskError, counted, is_missing, why
+from tune.tasks.rows import SPLITS, TaskError, counted, is_missing, number, why
 from tune.tasks.tables import is_table, read_table
 from tune.tasks.text_files import DamagedTextError, read_text
 
@@ -69,8 +69,8 @@ def read_jsonl(files: dict[str | None, Path]) -> tuple[list[dict], list[dict]]:
         if not file.exists():
             raise TaskError(f"{file} is missing: a task needs train, val and test")
         items = []
-        for number, line in enumerate(_lines(file), start=1):
-            where = f"{file}:{number}"
+        for n, line in enumerate(_lines(file), start=1):
+            where = f"{file}:{n}"
             if not line.strip():
                 continue
             try:
@@ -85,7 +85,7 @@ def read_jsonl(files: dict[str | None, Path]) -> tuple[list[dict], list[dict]]:
             if not _is_text(f"{path}{item['label']}{item.get('ori_uid')}"):
                 skipped.append({"where": where, "reason": "a name that is not valid Unicode"})
                 continue
-            items.append((number, item | {"path": path, "split": split or item.get("split")}))
+            items.append((n, item | {"path": path, "split": split or item.get("split")}))
         found = _rows(file, items, AudioFiles(file.parent), skipped)
         # A given split that is empty is a mistake: nothing is made up in its place.
         if split and not any(not is_missing(row["label"]) for row in found):
@@ -155,7 +155,8 @@ def _as_meant(rows: list[dict], skipped: list[dict], kind: str, file: Path) -> l
     if missing:
         skipped += _unlabelled(missing)
         words = counted(row["label"] for row in missing)
-        log.info("%s: %d rows without a label are left out: %s", file, len(missing), words)
+        rows_out = number(len(missing), "row")
+        log.info("%s: %s without a label left out: %s", file, rows_out, words)
     return [
         {**row, "label": label}
         for row, label in zip(rows, labels, strict=True)

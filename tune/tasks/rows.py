@@ -54,6 +54,11 @@ def is_missing(value) -> bool:
     return value is None or (isinstance(value, float) and value != value)
 
 
+def number(n: int, noun: str) -> str:
+    """A number of things: 1 row, 2 rows."""
+    return f"{n:,} {noun}" + "s" * (n != 1)
+
+
 def counted(values) -> str:
     """Values and how often each occurs: "nan (3), empty (1)"."""
     counts = Counter("empty" if value in ("", None) else str(value) for value in values)
@@ -67,7 +72,7 @@ def why(skipped: list[dict], shown: int = 3) -> str:
     groups: dict[str, list[dict]] = {}
     for item in skipped:
         # Reasons that differ in the value they quote are of one kind.
-        kind = re.sub(r"'[^']*'|\"[^\"]*\"|\[[^]]*\]|[\d.,+-]+", "", item["reason"])
+        kind = re.sub(r"'[^']*'|\"[^\"]*\"|\([^)]*\)|\[[^]]*\]|[\d.,+-]+", "", item["reason"])
         groups.setdefault(kind, []).append(item)
     if len(groups) == 1:
         first = skipped[0]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tune.tasks.rows import EVALUATION, SPLIT_NAMES, TaskError, split_word, stripped
+from tune.tasks.rows import EVALUATION, SPLIT_NAMES, TaskError, number, split_word, stripped
 from tune.tasks.text_files import read_text
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -96,7 +96,8 @@ def read_table(
     table = Table([], notes=notes)
     passed = _read_rows(file, text, head, columns, is_file, table)
     if passed:
-        notes.append(f"{passed} lines that begin with # or repeat the first line are passed over")
+        lines = number(passed, "line")
+        notes.append(f"{lines} passed over: comments (#), or the first line again")
     if "split" not in columns:
         notes += _other_split(text, head)
     return table
