@@ -242,7 +242,7 @@ def test_a_name_that_begins_with_a_hash_is_a_file_where_there_is_one(tmp_path):
     check_path(tmp_path, "csv", "#1 hit.wav", tmp_path / "#1 hit.wav")
 
 
-@pytest.mark.parametrize("written", [r"C:\Music\a.wav", r"\\server\music\a.wav"])
+@pytest.mark.parametrize("written", [r"C:\Music\a.wav", r"\\server\a.wav", "file:///D:/a.wav"])
 def test_a_path_of_another_machine_is_said_to_be_one(tmp_path, said, written):
     (tmp_path / "task.csv").write_text(PLAIN.replace("a.wav", written))
     assert load(tmp_path / "task.csv")[0].splits["test"]["id"][0] == written

@@ -143,6 +143,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     paths = find_music(args.music)
     files = inspect_files(paths, workers=args.workers, title="listen", unthinned=FILES_UNTHINNED)
+    unusable = [f for f in files.values() if f.reason]
+    if len(unusable) == len(files):
+        first = unusable[0]
+        raise ValueError(
+            f"none of {len(files)} files can be read: {shown(first.path)}: {first.reason}"
+        )
     duplicates = find_duplicates(files)
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     root = os.path.commonpath([os.path.dirname(p) or "." for p in files]) if len(files) > 1 else "."
@@ -156,7 +162,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         console.print(table)
         if len(duplicates) > args.top:
             console.print(f"and {len(duplicates) - args.top:,} more (--top, or --out has them all)")
-    unusable = [f for f in files.values() if f.reason]
     for info in unusable:
         line = f"unusable   {shown(info.path)}: {info.reason}"
         console.print(line, markup=False, soft_wrap=True)

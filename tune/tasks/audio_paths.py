@@ -9,6 +9,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 from urllib.request import url2pathname
@@ -36,6 +37,7 @@ class AudioFiles:
     def __init__(self, folder: Path):
         # Links are not followed: data/EMO may be one to a folder of another name.
         self.folder = Path(os.path.abspath(folder))
+        self._bases = (self.folder, *list(self.folder.parents)[:3])
         self.spelled: Counter[str] = Counter()
         self._names: dict[Path, dict[str, str]] = {}
 
@@ -44,17 +46,18 @@ class AudioFiles:
 
         Nothing found: the path below the list's folder, which the encoder will report as missing.
         """
-        readings = list(_readings(written))
-        for how, text in readings:
+        for how, text in _readings(written):
             for candidate in self._candidates(text):
                 if os.path.exists(candidate):  # unlike Path.exists, False for a name too long
                     return self._found(candidate, how)
+        readings = list(_readings(written))
         for _, text in readings:
-            for candidate in [] if text.isascii() else self._candidates(text):
+            for candidate in () if text.isascii() else self._candidates(text):
                 if same := self._in_other_form(candidate):
                     return self._found(same, "form")
         missing = readings[-1][1] if _is_url(written) else written
-        return self._found(self.folder / missing, "drive" if DRIVE.match(written) else "")
+        elsewhere = DRIVE.match(missing.lstrip("/"))
+        return self._found(self.folder / missing, "drive" if elsewhere else "")
 
     def is_there(self, written: str) -> bool:
         """Say whether there is a file of exactly this name."""
@@ -70,15 +73,18 @@ class AudioFiles:
             self.spelled[how] += 1
         return str(path)
 
-    def _candidates(self, text: str) -> list[Path]:
+    def _candidates(self, text: str) -> Iterator[Path]:
         """Where a path may lead, the nearest first."""
         relative = Path(text)
         if relative.is_absolute():
-            return [relative]
+            yield relative
+            return
         # Rows of the hub begin with data/, whatever the user's data folder is called.
         bare = Path(*relative.parts[1:]) if relative.parts[:1] == ("data",) else relative
-        bases = (self.folder, *list(self.folder.parents)[:3])
-        return [base / name for base in bases for name in dict.fromkeys((relative, bare))]
+        for base in self._bases:
+            yield base / relative
+            if bare is not relative:
+                yield base / bare
 
     def _in_other_form(self, path: Path) -> Path | None:
         """The path with its parts as the disk spells them; None where there is no such file."""
@@ -107,7 +113,7 @@ def _is_url(text: str) -> bool:
     return stripped(text).lower().startswith("file:/")
 
 
-def _readings(written: str):
+def _readings(written: str) -> Iterator[tuple[str, str]]:
     """A path as it is written, then the others that may be meant: (name of `SAID` or "", path)."""
     yield "", written
     text = stripped(written)

@@ -115,7 +115,7 @@ DIFFERENCES = {
     "characters without width": lambda name: re.sub(f"[{INVISIBLE}]", "", name),
     "kinds of blanks": lambda name: re.sub(r"\s+", " ", name),
     "blanks, hyphens or underscores": lambda name: re.sub(r"[\s_-]+", " ", name),
-    "how a number is written": lambda name: NUMBER.fullmatch(name) and float(name),
+    "how a number is written": lambda name: float(name) if NUMBER.fullmatch(name) else name,
     "kinds of characters": lambda name: unicodedata.normalize("NFKC", name),
 }
 

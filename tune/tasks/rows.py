@@ -39,6 +39,8 @@ class TaskError(ValueError):
 
 def stripped(text: str) -> str:
     """Text without the blanks and zero-width characters around it."""
+    if text.isascii():
+        return text.strip()
     return re.sub(f"^[\\s{INVISIBLE}]+|[\\s{INVISIBLE}]+$", "", text)
 
 

@@ -9,6 +9,7 @@ import csv
 import difflib
 import io
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,9 +149,14 @@ def _find(file, names, wanted) -> dict[str, int]:
     return {key: at for key, at in found.items() if at is not None}
 
 
+def _plain_name(name: str) -> str:
+    """A column's name without quotes, case and whether its characters are composed."""
+    return stripped(unicodedata.normalize("NFC", stripped(name).strip("\"'"))).casefold()
+
+
 def _column(file, names: list[str], name: str) -> int | None:
     """The number of a column; None where there is none of that name."""
-    for same in (lambda a: a, lambda a: stripped(a), lambda a: stripped(a.strip("\"'")).casefold()):
+    for same in (str, stripped, _plain_name):
         found = [i for i, each in enumerate(names) if same(each) == same(name)]
         if len(found) > 1:
             raise TaskError(
