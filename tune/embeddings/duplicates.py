@@ -26,7 +26,7 @@ from tune.cli.parser import Parser, positive_int, set_up_logging
 from tune.system.files import atomic_write_text
 from tune.tasks.inspect_files import FileInfo, inspect_files, thinning
 
-FILES_UNTHINNED = 2000  # so that comparing takes about a minute for any number of files above
+FILES_UNTHINNED = 2000  # beyond them comparing takes as long for each file, not longer
 SAME_LENGTH_S = 2.0  # codecs add a little, players cut a little
 THRESHOLDS = (
     f"same: equal to 16 bits at one rate. copy or excerpt: {MIN_COMMON} landmarks in common at one "
