@@ -124,6 +124,7 @@ def of_labels(*labels: str) -> str:
 NUMBERS_22 = [str(i) for i in range(60, 82)]
 LABELS = [
     (["0.0", "1.0", ""], "auto", "classes", ["0", "1"], "read as 0, a class (--kind numbers"),
+    (["0", "1.0", "nan"], "auto", "classes", ["0", "1"], "labels such as 1.0"),
     (["2.0", "-1.0", "nan"], "auto", "classes", ["2", "-1"], "left out: nan (3)"),
     (["0.0", "1.0", ""], "numbers", "numbers", [[0.0], [1.0]], "left out: empty (3)"),
     (["0.0", "1.0"], "auto", "numbers", [[0.0], [1.0]], ""),
@@ -140,6 +141,8 @@ LABELS = [
     (["[unknown]", "jazz"], "auto", "classes", ["[unknown]", "jazz"], ""),
     (["(none)", "(other)"], "auto", "classes", ["(none)", "(other)"], ""),
     (["['rock']", "['jazz']"], "classes", "classes", ["['rock']", "['jazz']"], ""),
+    (["rock; loud", "a"], "auto", "classes", ["rock; loud", "a"], "one class (--kind tags"),
+    (["0.5; 1", "1; 2"], "auto", "numbers", [[0.5, 1.0], [1.0, 2.0]], ""),
     (["rock; loud", "jazz"], "tags", "tags", [{"rock", "loud"}, {"jazz"}], ""),
     (["rock, loud", "a"], "tags", "tags", [{"rock, loud"}, {"a"}], "is read as one tag"),
     (["[0.1, 0.14]", "[0.2, 1]"], "auto", "numbers", [[0.1, 0.14], [0.2, 1.0]], "of numbers"),

@@ -9,10 +9,10 @@ import ast
 import re
 from collections.abc import Callable
 
-from tune.tasks.label_readers import NUMBER, TAG_SEPARATOR
+from tune.tasks.label_readers import NUMBER, TAG_SEPARATOR, mostly_numbers
 from tune.tasks.rows import TaskError, is_missing, stripped
 
-WHOLE = re.compile(r"[+-]?\d+\.0+")
+WHOLE = re.compile(r"[+-]?\d+(\.0+)?")
 DECIMAL = re.compile(r"[+-]?(\d+(,\d+)?|\d{1,3}(\.\d{3})+,\d+)([eE][+-]?\d+)?")
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 ITEM = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,'"\[\](){}]+)\s*(,|(?=\s)|$)""")
@@ -145,12 +145,13 @@ def _whole_numbers(labels, n_missing, where) -> tuple[list, list[str]]:
             return bool(WHOLE.fullmatch(stripped(label)))
         return isinstance(label, float) and label.is_integer()
 
-    if not n_missing or not all(map(is_whole, labels)):
+    decimal = [label for label in labels if isinstance(label, float) or "." in str(label)]
+    if not n_missing or not decimal or not all(map(is_whole, labels)):
         return labels, []
     out = [str(int(float(label))) if isinstance(label, str) else int(label) for label in labels]
     return out, [
-        f"labels such as {labels[0]} beside missing ones are whole numbers as pandas writes them: "
-        f"read as {out[0]}, a class (--kind numbers for a regression)"
+        f"labels such as {decimal[0]} beside missing ones are whole numbers as pandas writes them: "
+        f"read as {float(decimal[0]):.0f}, a class (--kind numbers for a regression)"
     ]
 
 
@@ -163,11 +164,20 @@ def _no_separator(labels, n_missing, where) -> tuple[list, list[str]]:
     return labels, [f"{several[0]!r} is read as one tag: tags are separated by semicolons"]
 
 
+def _several_in_one(labels, n_missing, where) -> tuple[list, list[str]]:
+    """Say of classes that may be several tags that they are read as one class."""
+    texts = [label for label in labels if isinstance(label, str)]
+    several = [text for text in texts if re.search(r"[^\s;|]\s*[;|]\s*[^\s;|]", text)]
+    if not several or mostly_numbers(labels):
+        return labels, []
+    return labels, [f"{several[0]!r} is read as one class (--kind tags reads a;b as two tags)"]
+
+
 def _missing_words(labels, n_missing, where) -> tuple[list, list[str]]:
     """Say of classes that may stand for a missing label that they are read as classes."""
     words = {stripped(label) for label in labels if isinstance(label, str)}
     found = sorted(word for word in words if word.lower() in MISSING_WORDS)
-    if not found:
+    if not found or mostly_numbers(labels):
         return labels, []
     names = ", ".join(map(repr, found))
     return labels, [f"{names} is read as a label, not as a missing one (empty or NaN is)"]
@@ -179,5 +189,6 @@ READINGS: tuple[tuple[set[str], Callable], ...] = (
     ({"auto", "numbers"}, _decimal_commas),
     ({"auto", "classes"}, _whole_numbers),
     ({"tags"}, _no_separator),
+    ({"auto"}, _several_in_one),
     ({"auto", "classes", "tags"}, _missing_words),
 )
