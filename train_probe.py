@@ -355,7 +355,8 @@ def main(args):
             print(*tracker.skip(why), sep="\n")
             accelerator.end_training()
             return
-        task = task.without({item["path"] for report in reports for item in report.skipped})
+        skipped = (item for report in reports for item in report.skipped)
+        task = task.without({item["path"]: item["reason"] for item in skipped})
         scales = [report.rows for report in reports]
         features, tokens, truncated = aggregator.load(task.splits, collection, scales, device)
         data = ProbeData(

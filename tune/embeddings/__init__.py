@@ -7,6 +7,7 @@ track_table     their rows, from the store
 file_formats    Parquet, .npy, datasets folder
 similar         python -m tune.embeddings similar
 agreement       python -m tune.embeddings agreement
+duplicates      python -m tune.embeddings duplicates
 """
 
 from tune.system.lazy import lazy_names

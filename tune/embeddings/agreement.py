@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tune.cli.parser import Parser
+from tune.cli.parser import Parser, set_up_logging
 from tune.embeddings.file_formats import Embeddings, read
 from tune.embeddings.similar import distances
 from tune.probing.intervals import bootstrap
@@ -100,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="folder that the tracks' paths are relative to (default: here)",
     )
     args = parser.parse_args(argv)
+    set_up_logging(True)
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
