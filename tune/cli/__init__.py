@@ -2,5 +2,5 @@
 
 from tune.system.lazy import door
 
-PUBLIC = {"Parser": "parser", "begin": "parser", "run_script": "parser"}
+PUBLIC = {"Parser": "parser", "read_arguments": "parser", "run_script": "parser"}
 __getattr__, __dir__, __all__ = door(__name__, PUBLIC)

@@ -136,7 +136,7 @@ class Embedder:
         """A track's rows, one a segment rule; `found` is what `encode` says of it."""
         return self.extractor.rows(path, found)
 
-    def joiner(
+    def aggregator(
         self,
         tracks: Mapping[str, Sequence[tuple]],
         constants: Mapping | None = None,
@@ -150,7 +150,7 @@ class Embedder:
         constants, n_tokens : of embeddings made before, that others are to be joined like
         """
         given = constants or (self.learned.constants if self.learned else None)
-        joiner = TrackAggregator(
+        aggregator = TrackAggregator(
             self.strategy.agg,
             self.strategy.seg,
             sample_rate=self.encoder.sample_rate,
@@ -161,14 +161,14 @@ class Embedder:
             constants=given,
         )
         if tracks:
-            joiner.fit(self.rows(path, found) for path, found in sorted(tracks.items()))
-        return joiner
+            aggregator.fit(self.rows(path, found) for path, found in sorted(tracks.items()))
+        return aggregator
 
-    def describe(self, joiner: TrackAggregator) -> dict:
+    def describe(self, aggregator: TrackAggregator) -> dict:
         """All that the numbers depend on, as JSON: the metadata of a file of embeddings."""
         encoder, key = self.encoder, self.collection.key
         fitted = self.aggregator_row.whitening and self.learned is None
-        strategy = dataclasses.replace(self.strategy, n_tokens=joiner.n_tokens)
+        strategy = dataclasses.replace(self.strategy, n_tokens=aggregator.n_tokens)
         return {
             "tune": __version__,
             "strategy": strategy.as_json(),
@@ -289,10 +289,9 @@ def embed(
         raise ValueError("embed() needs a path or a sequence of paths, got an empty sequence")
     segs = [seg] if isinstance(seg, int | float | str) else seg
     names = tuple(f"{s:g}" if isinstance(s, int | float) else s for s in segs)
-    agg, named = split_name(agg)
-    checkpoint = aggregator_checkpoint or named or None
+    agg, checkpoint = split_name(agg, aggregator_checkpoint and str(aggregator_checkpoint))
     if frame_rate is None and checkpoint:
-        tokens, rate = transformer.tokens_of(str(checkpoint), 1.0)
+        tokens, rate = transformer.tokens_of(checkpoint, 1.0)
         frame_rate = rate if tokens == "frame" else None
     strategy = Strategy(
         encoder=encoder or "muq",
@@ -304,7 +303,7 @@ def embed(
         max_seg=max_seg,
         agg=agg,
         frame_rate=frame_rate,
-        aggregator_checkpoint=None if checkpoint is None else str(checkpoint),
+        aggregator_checkpoint=checkpoint,
         readout=readout,
         n_tokens=n_tokens,
         precision=precision,
@@ -330,8 +329,8 @@ def embed(
         str(store or default_root()),
     )
     tracks, _, _ = loaded.encode(paths, strict=True)
-    joiner = loaded.joiner(tracks)
-    vectors = {path: joiner(loaded.rows(path, found))[0] for path, found in tracks.items()}
+    aggregator = loaded.aggregator(tracks)
+    vectors = {path: aggregator(loaded.rows(path, found))[0] for path, found in tracks.items()}
     out = np.stack([vectors[path] for path in paths])  # (n, D)
     return out[0] if single else out
 

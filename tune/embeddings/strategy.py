@@ -14,8 +14,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from tune.aggregators.flag_rules import check_flags
 from tune.aggregators.registry import find_row
-from tune.segments.rules import MIN_TAIL_S, Rule, parse_rule
+from tune.segments.rules import MIN_TAIL_S, Rule, parse_rules
 from tune.system.files import hide_home
 
 # Written only where they say something, so that other files stay as they are.
@@ -76,13 +77,7 @@ class Strategy:
 
     def rules(self) -> list[Rule]:
         """The segment rules; among several, each takes the settings that it knows."""
-        several, rules = len(self.seg) > 1, []
-        for seg in self.seg:
-            hop = None if several and seg in ("full", "structure") else self.hop
-            limits = (self.min_seg, self.max_seg)
-            limits = (None, None) if several and seg != "structure" else limits
-            rules.append(parse_rule(seg, hop, self.min_tail, *limits))
-        return rules
+        return parse_rules(self.seg, self.hop, self.min_tail, self.min_seg, self.max_seg)
 
     def check(self, learned: Mapping | None = None) -> None:
         """Raise ValueError when the settings don't belong together.
@@ -102,17 +97,14 @@ class Strategy:
                 f"an embedding is made of one layer, --layer last or K, not {self.layer}: which "
                 f"one, or in which mix, a probe says (--from_run runs/NAME)"
             )
-        if len(self.seg) > 1 and not row.several_segs:
-            raise ValueError(f"several --seg need --agg hierarchical, got --agg {self.agg}")
-        if row.pretrained and not self.aggregator_checkpoint:
-            raise ValueError(
-                f"--agg {self.agg} needs --aggregator_checkpoint (pretrain_aggregator.py makes one)"
-            )
-        for flag in ("aggregator_checkpoint", "readout"):
-            if getattr(self, flag) and not row.pretrained:
-                raise ValueError(f"--{flag} belongs to --agg transformer, got --agg {self.agg}")
-        if self.n_tokens and not row.fixed_n:
-            raise ValueError(f"--n_tokens belongs to --agg concat, got --agg {self.agg}")
+        check_flags(
+            self.agg,
+            self.seg,
+            self.layer,
+            aggregator_checkpoint=self.aggregator_checkpoint,
+            readout=self.readout,
+            n_tokens=self.n_tokens,
+        )
         self.rules()
 
     def as_json(self) -> dict:

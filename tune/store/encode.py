@@ -265,7 +265,7 @@ def encode_shared(
     return EncodeReport.merged([share for share, _ in shares])
 
 
-def check_fits(
+def check_rules_fit(
     rules: Sequence[Rule], frame_rate: float | None, encoder: Encoder, layers: Sequence[int] = ()
 ) -> None:
     """Raise when the encoder can't take the rules' pieces, the frame rate or these layers."""
