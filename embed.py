@@ -23,25 +23,9 @@ from tune.cli.flags import add_groups
 from tune.cli.parser import Parser, one_line, read_arguments, run_script, set_up_logging
 from tune.segments.rules import parse_rule
 
-STRATEGY = [
-    "encoder",
-    "revision",
-    "layer",
-    "seg",
-    "hop",
-    "min_tail",
-    "min_seg",
-    "max_seg",
-    "agg",
-    "tokens",
-    "frame_rate",
-    "aggregator_checkpoint",
-    "readout",
-    "n_tokens",
-    "from_run",
-    "run_seed",
-    "mixed_precision",
-]
+STRATEGY = ("encoder", "revision", "layer", "seg", "hop", "min_tail", "min_seg", "max_seg", "agg")
+STRATEGY += ("tokens", "frame_rate", "aggregator_checkpoint", "readout", "n_tokens", "from_run")
+STRATEGY += ("run_seed", "mixed_precision")
 GROUPS = {
     "": "out segments overwrite strict shard merge",
     "strategy (as in train_probe.py)": "encoder revision trust_remote_code layer seg hop min_tail "

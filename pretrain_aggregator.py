@@ -90,7 +90,6 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import get_scheduler
 
 from tune.aggregators.transformer import pretraining_state
 from tune.aggregators.transformer.batches import (
@@ -226,7 +225,6 @@ def load(args, accelerator, encoder_name, frame_rate, precision):
         ]
         others = local_tasks(args.data_dir, cache_dir, args.tasks)
         corpus = gather(tasks, args.audio_dir, others, extractor.store, val_share=args.val_share)
-        corpus.sources = {t.own.spec: t.own.sha256 for t in tasks if t.own}
     for item in corpus.refused + corpus.skipped:
         if args.strict:
             raise ValueError("{path}: {reason}".format(**item))
@@ -341,6 +339,8 @@ def train(accelerator, tracker, model, tracks, token_statistics, recipe, out, pr
 
 def make_optimizer(model, recipe, n_tracks):
     """AdamW, with decay for matrices only, and its schedule."""
+    from transformers import get_scheduler  # which imports most of the library
+
     learning = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in learning if p.ndim > 1], "weight_decay": recipe.weight_decay},

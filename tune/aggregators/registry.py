@@ -205,6 +205,11 @@ def find_row(name: str) -> AggregatorRow:
         function = plugins.load_object(spec)
     except ValueError as error:
         raise ValueError(f"--agg {name}: {error}") from error
+    if not callable(function):
+        raise ValueError(
+            f"--agg {name} must be a function (tokens (B, N, D), mask (B, N)) -> (B, D'), or a "
+            f"torch module's class, got a {type(function).__name__}"
+        )
     own = Own.of(spec, function)
     if isinstance(function, type):
         from tune.aggregators.trainable import own_pooling
@@ -213,11 +218,6 @@ def find_row(name: str) -> AggregatorRow:
         about = function.__doc__ or ""
         return AggregatorRow(
             mean, about, pooling=lambda: pooling, learns=True, needs_run=True, own=own
-        )
-    if not callable(function):
-        raise ValueError(
-            f"--agg {name} must be a function (tokens (B, N, D), mask (B, N)) -> (B, D'), or a "
-            f"torch module's class, got a {type(function).__name__}"
         )
     return AggregatorRow(checked(function, own), function.__doc__ or "", own=own)
 

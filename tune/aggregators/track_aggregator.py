@@ -72,7 +72,11 @@ class TrackAggregator:
         self.sample_rate, self.window_s = sample_rate, window_s
         self.mix, self.model, self.readout, self.tune = mix, model, readout, tune
         self.checkpoint = checkpoint
-        self.n_tokens, self.constants = n_tokens, dict(constants or {})
+        self.n_tokens = n_tokens
+        self.constants = {
+            name: value if isinstance(value, torch.Tensor) else torch.tensor(value)
+            for name, value in (constants or {}).items()
+        }
         self.device, self.dtype = torch.device("cpu"), torch.float64
         self.pooling = self._load_pooling()
 

@@ -165,9 +165,8 @@ class OwnPooling(nn.Module):
         try:
             pooling.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(
-                f"{cls.flag} has other weights than the run's: {str(error).splitlines()[-1].strip()}"
-            ) from error
+            said = str(error).splitlines()[-1].strip()
+            raise ValueError(f"{cls.flag} has other weights than the run's: {said}") from error
         return pooling
 
     def default_lr(self, lr: float) -> float:

@@ -25,8 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-import torch
-from safetensors.torch import load, save
+from safetensors.numpy import load, save
 
 from tune.system.files import atomic_write, atomic_write_text
 
@@ -61,12 +60,12 @@ class Embeddings:
     ----------
     table : columns as `TRACKS` or `SEGMENTS`, sorted by path
     meta : JSON values; see `Embedder.describe`
-    constants : tensors by name; see `tune.aggregators.TrackAggregator`
+    constants : arrays (or tensors) by name; see `tune.aggregators.TrackAggregator`
     """
 
     table: pa.Table
     meta: dict
-    constants: dict[str, torch.Tensor]
+    constants: dict[str, np.ndarray]
 
     @property
     def usable(self) -> np.ndarray:
@@ -129,7 +128,7 @@ def check_out(out: str | Path, overwrite: bool, flag: str = "--out") -> Path:
 def write(out: Path, made: Embeddings) -> None:
     """Write embeddings in the format that the ending names, replacing what was there."""
     text = json.dumps(made.meta, ensure_ascii=False, sort_keys=True)
-    raw = save(made.constants) if made.constants else b""
+    raw = save({k: np.asarray(v) for k, v in made.constants.items()}) if made.constants else b""
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".parquet":
         meta = {"tune": text} | ({"tune_constants": raw} if raw else {})
@@ -331,6 +330,6 @@ def _write_folder(out: Path, made: Embeddings, text: str) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _load(raw: bytes) -> dict[str, torch.Tensor]:
+def _load(raw: bytes) -> dict[str, np.ndarray]:
     """Tensors as `write` kept them."""
     return load(raw) if raw else {}

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, Features, Value
 
-from tune.demo import DEMO_TASKS, build
+from tune.demo import DEMO_TASKS
 from tune.system.plugins import Own, slug_of
 from tune.tasks.download import archive_folder, hub_folder
 from tune.tasks.hub_dataset import PREFIX, hub_folders, read_hub
@@ -199,6 +199,8 @@ def load_task(
             found = confine(*found, data_folders(path if path.is_dir() else path.parent))
         return _finish(short_name(name), *found, kind=kind, usable=usable)
     if name in DEMO_TASKS:
+        from tune.demo import build  # SciPy's signal processing takes two seconds to import
+
         folder = build(name, cache_dir, progress=progress)
     elif row.hub:
         folder = hub_folder(row, data_dir)

@@ -4,13 +4,18 @@
 it came about).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
-from tune.aggregators.transformer.model import AggregatorConfig, AggregatorModel
 from tune.aggregators.whitening import WithinTrack
+
+if TYPE_CHECKING:  # transformers' models take seconds to import
+    from tune.aggregators.transformer.model import AggregatorConfig, AggregatorModel
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,8 @@ def make_config(recipe: AggregatorRecipe, input_size: int, **trained_on) -> Aggr
     ----------
     trained_on : encoder, encoder_fingerprint, layer, tokens, seg, hop, min_tail, precision
     """
+    from tune.aggregators.transformer.model import AggregatorConfig
+
     return AggregatorConfig(
         input_size=input_size,
         hidden_size=recipe.hidden_size or input_size,
@@ -129,6 +136,8 @@ def standardisation(tracks: Iterable[torch.Tensor], how: str) -> tuple:
 
 def make_model(config: AggregatorConfig, seed: int, statistics: tuple | None) -> AggregatorModel:
     """A model with weights from a seed, standardising by the training tokens' (mean, scale)."""
+    from tune.aggregators.transformer.model import AggregatorModel
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AggregatorModel(config)
