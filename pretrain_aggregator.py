@@ -6,7 +6,7 @@
     accelerate launch train_probe.py --agg transformer --aggregator_checkpoint aggregators/NAME
 
 Tokens are a track's segments, or frames pooled to a set rate, read from the same store as
-train_probe.py's (encoded once, if they aren't there). Some are hidden and predicted from the rest.
+train_probe.py's (encoded once, if they aren't there). Some are masked and predicted from the rest.
 Tracks that are in a known task's test split are refused. Writes --out: config.json and
 model.safetensors (the best epoch by validation loss), a model card and history.csv; interrupted,
 the same command goes on from the last epoch.
@@ -389,12 +389,12 @@ def train_epoch(accelerator, model, optimizer, scheduler, tracks, steps, recipe,
 
 def step_losses(model, batch, recipe, device):
     """Losses of a micro-batch's tracks, zero for stand-ins: weighted sum, tokens', [CLS]'s (B,)."""
-    tokens, mask, hidden = (batch[k].to(device) for k in ("tokens", "mask", "hidden"))
-    out = model(tokens, mask, hidden)
-    of_tokens = losses(recipe.objective, out.predicted.float(), out.tokens, hidden, mask)
+    tokens, mask, masked = (batch[k].to(device) for k in ("tokens", "attention_mask", "masked"))
+    out = model(tokens, mask, masked)
+    of_tokens = losses(recipe.objective, out.predicted.float(), out.tokens, masked, mask)
     of_track = torch.zeros_like(of_tokens)
     if recipe.track_weight:  # of a track alone it is 0, but all processes use the same weights
-        of_track = track_losses(out.summary.float(), out.tokens, hidden)[0]
+        of_track = track_losses(out.summary.float(), out.tokens, masked)[0]
     real = batch["weight"]
     each = (of_tokens + recipe.track_weight * of_track) * real
     return each, of_tokens * real, of_track * real
@@ -402,28 +402,29 @@ def step_losses(model, batch, recipe, device):
 
 @torch.no_grad()
 def validate(accelerator, model, tracks, recipe, micro_tokens, predictor=None) -> dict:
-    """Mean losses over the validation tracks, always with the same tokens hidden.
+    """Mean losses over the validation tracks, always with the same tokens masked.
 
     Parameters
     ----------
-    predictor : (tokens, hidden, mask) -> predictions, instead of the model's
+    predictor : (tokens, masked, mask) -> predictions, instead of the model's
     """
     plain = accelerator.unwrap_model(model).eval()
     parts = micro_batches(range(len(tracks)), tracks.lengths, micro_tokens)
     total = torch.zeros(3, dtype=torch.float64)
     for batch in make_loader(accelerator, tracks, [[part] for part in parts], VALIDATION):
-        x, mask, hidden = (batch[k].to(accelerator.device) for k in ("tokens", "mask", "hidden"))
+        names = ("tokens", "attention_mask", "masked")
+        x, mask, masked = (batch[name].to(accelerator.device) for name in names)
         of_track = right = torch.zeros(len(x))
         if predictor is not None:
             x = plain.standardised(x, mask)
-            predicted = predictor(x, hidden, mask)
+            predicted = predictor(x, masked, mask)
         else:
             with accelerator.autocast():
-                out = plain(x, mask, hidden)
+                out = plain(x, mask, masked)
             x, predicted = out.tokens, out.predicted.float()
             if recipe.track_weight and len(x) > 1:
-                of_track, right = track_losses(out.summary.float(), x, hidden)
-        each = losses(recipe.objective, predicted, x, hidden, mask)
+                of_track, right = track_losses(out.summary.float(), x, masked)
+        each = losses(recipe.objective, predicted, x, masked, mask)
         sums = [part.double().sum().cpu() for part in (each, of_track, right)]
         total += torch.stack(sums) * batch["weight"]
     total = accelerator.reduce(total.to(accelerator.device, torch.float32)) / len(tracks)

@@ -209,7 +209,7 @@ def train(data: ProbeData, seeds, poolings, *, rate=None, lr=5e-3, epochs=4, bat
     for _ in range(epochs):
         for index in bank.orders(data.n_train).split(batch_size, 1):
             keep = bank.dropout_masks(batch_size)[:, : index.shape[1]]
-            x, mask = data.pick("train", rows, index)
+            x, mask = data.get_batch("train", rows, index)
             for optimizer in optimizers:
                 optimizer.zero_grad()
             out = bank(x, keep, mask)
@@ -223,7 +223,7 @@ def train(data: ProbeData, seeds, poolings, *, rate=None, lr=5e-3, epochs=4, bat
 def predict(bank: ProbeBank, data: ProbeData, n_seeds: int) -> torch.Tensor:
     """Outputs of every probe for the test split, (M, n, C)."""
     bank.eval()
-    x, mask = data.pick("test", data.layer_of(n_seeds), torch.arange(SIZES["test"]))
+    x, mask = data.get_batch("test", data.layer_of(n_seeds), torch.arange(SIZES["test"]))
     return bank(x, mask=mask)
 
 

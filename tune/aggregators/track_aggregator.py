@@ -23,6 +23,7 @@ from tune.aggregators.track_features import (
     track_views,
 )
 from tune.aggregators.transformer import checkpoint as transformer
+from tune.aggregators.whitening import accumulate
 from tune.store.store import Collection, Row
 
 if TYPE_CHECKING:
@@ -193,11 +194,8 @@ class TrackAggregator:
         if self.row.fixed_n and self.n_tokens is None:
             self.n_tokens = max(len(rows[0].tokens) for rows in tracks)
         if self.row.whitening and "whitening.matrix" not in self.constants:
-            within = None
-            for rows in tracks:
-                tokens = torch.from_numpy(rows[0].tokens[:, 0])  # (N, D)
-                within = within or self.row.whitening(tokens.shape[1])
-                within.add(tokens)
+            tokens = (torch.from_numpy(rows[0].tokens[:, :1]) for rows in tracks)  # (N, 1, D)
+            (within,) = accumulate(tokens, self.row.whitening)
             mean, matrix = within.fit()
             # As they are kept with the embeddings: a track that comes later is joined alike.
             self.constants |= {"whitening.mean": mean.float(), "whitening.matrix": matrix.float()}

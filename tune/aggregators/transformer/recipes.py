@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tune.aggregators.whitening import WithinTrack
+from tune.aggregators.whitening import WithinTrack, accumulate
 
 if TYPE_CHECKING:  # transformers' models take seconds to import
     from tune.aggregators.transformer.model import AggregatorConfig, AggregatorModel
@@ -28,7 +28,7 @@ class AggregatorRecipe:
     hidden_size : width; 0 is the encoder's
     num_layers, num_heads, intermediate_size, dropout, positions, cls_token, mask_token,
     standardise, readout : see `AggregatorConfig`
-    mask_prob, span : see `tune.aggregators.transformer.masking.draw_hidden`
+    mask_prob, span : see `tune.aggregators.transformer.masking.draw_masked`
     objective : a name of `tune.aggregators.transformer.masking.OBJECTIVES`
     track_weight : weight of the [CLS] token's own objective
     (`tune.aggregators.transformer.masking.track_losses`) lr, weight_decay, schedule ("cosine" or
@@ -121,10 +121,7 @@ def standardisation(tracks: Iterable[torch.Tensor], how: str) -> tuple:
     ValueError
         When nothing varies within tracks and that is what is asked for.
     """
-    within = None
-    for tokens in tracks:
-        within = within or WithinTrack(tokens.shape[1])
-        within.add(tokens)
+    (within,) = accumulate((tokens[:, None] for tokens in tracks), WithinTrack)
     if how != "within":
         deviation = within.covariance().diagonal().sqrt()
         scale = torch.where(deviation > 1e-12 * (1 + within.mean.abs()), 1 / deviation, 0.0)
