@@ -144,15 +144,7 @@ def main(args):
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
-    argv, name = sys.argv[1:], "pretrain_aggregator.py"
-    described = result.describe_run(name, vars(args), argv, extractor, accelerator)
-    described |= dataclasses.asdict(recipe)
-    described |= {
-        "recipe": dataclasses.asdict(recipe),
-        "recipe_name": args.recipe,
-        "tokens": extractor.collection.key["tokens"],
-        **({"task_sha256": corpus.sources} if corpus.sources else {}),
-    }
+    described = describe(args, extractor, accelerator, recipe, corpus)
     tracker = Tracker(accelerator, args.report_to)
     tracker.start(
         args.project,
@@ -175,6 +167,17 @@ def main(args):
         tracker.fail(error)
         raise
     accelerator.end_training()
+
+
+def describe(args, extractor, accelerator, recipe, corpus) -> dict:
+    """Everything that the weights may depend on."""
+    described = result.describe_run(
+        "pretrain_aggregator.py", vars(args), sys.argv[1:], extractor, accelerator
+    )
+    settings = dataclasses.asdict(recipe)
+    described |= settings | {"recipe": settings, "recipe_name": args.recipe}
+    described["tokens"] = extractor.collection.key["tokens"]
+    return described | ({"task_sha256": corpus.sources} if corpus.sources else {})
 
 
 def recipe_of(args):
@@ -225,6 +228,7 @@ def load(args, accelerator, encoder_name, frame_rate, precision):
         ]
         others = local_tasks(args.data_dir, cache_dir, args.tasks)
         corpus = gather(tasks, args.audio_dir, others, extractor.store, val_share=args.val_share)
+        corpus.sources = {task.own.spec: task.own.sha256 for task in tasks if task.own}
     for item in corpus.refused + corpus.skipped:
         if args.strict:
             raise ValueError("{path}: {reason}".format(**item))

@@ -184,21 +184,11 @@ def from_run(
         )
         saved = load_file(run / "probe.safetensors")
         seed = result["seeds"][0] if seed is None else seed
-        strategy = Strategy(
+        strategy = dataclasses.replace(
+            _strategy_of(result, config),
             encoder=encoder or config["encoder"],
-            layer=str(result["layer"]),
-            seg=tuple(result["seg"].split("+")),
-            hop=result["hop"],
-            min_tail=MIN_TAIL_S if result["min_tail"] is None else result["min_tail"],
-            min_seg=result["min_seg"],
-            max_seg=result["max_seg"],
-            agg=_agg_of(result, config),
-            frame_rate=config["frame_rate"] if config["tokens"] == "frame" else None,
-            aggregator_checkpoint=_opened(config["aggregator_checkpoint"]),
-            readout=result["aggregator"]["readout"],
             precision=precision,
             revision=revision or config.get("encoder_revision"),
-            agg_sha256=result["aggregator"].get("plugin", {}).get("sha256"),
         )
         tuned, fingerprint = result["aggregator"]["tuned"], config["encoder_fingerprint"]
     except FileNotFoundError as error:
@@ -213,16 +203,8 @@ def from_run(
             f"aggregator: use one of pretrain_aggregator.py (--aggregator_checkpoint)"
         )
     strategy = strategy.identified()
-    prefix = f"seed{seed}."
-    constants = {
-        k.removeprefix(prefix): v
-        for k, v in saved.items()
-        if k.startswith((f"{prefix}joiner.", "whitening."))
-    }
-    if constants:
-        constants |= {k: v for k, v in saved.items() if k.startswith("standardise.")}
-    row = find_row(strategy.agg)
-    if row.whitening and "whitening.matrix" not in constants:
+    constants = _constants_of(saved, f"seed{seed}.")
+    if find_row(strategy.agg).whitening and "whitening.matrix" not in constants:
         raise ValueError(
             f"{run} doesn't hold its whitening (older runs and those of --layer mix don't): "
             f"give --agg {strategy.agg} without --from_run, which fits it on the tracks given"
@@ -231,6 +213,32 @@ def from_run(
     return strategy, Learned(
         constants, fingerprint, f"{run.name}, seed {seed}", n_in, result["precision"]
     )
+
+
+def _strategy_of(result: Mapping, config: Mapping) -> Strategy:
+    """A run's strategy, but for its encoder."""
+    return Strategy(
+        layer=str(result["layer"]),
+        seg=tuple(result["seg"].split("+")),
+        hop=result["hop"],
+        min_tail=MIN_TAIL_S if result["min_tail"] is None else result["min_tail"],
+        min_seg=result["min_seg"],
+        max_seg=result["max_seg"],
+        agg=_agg_of(result, config),
+        frame_rate=config["frame_rate"] if config["tokens"] == "frame" else None,
+        aggregator_checkpoint=_opened(config["aggregator_checkpoint"]),
+        readout=result["aggregator"]["readout"],
+        agg_sha256=result["aggregator"].get("plugin", {}).get("sha256"),
+    )
+
+
+def _constants_of(saved: Mapping, prefix: str) -> dict:
+    """What was learned in front of a seed's probe, with what its input is standardised by."""
+    kept = (f"{prefix}joiner.", "whitening.")
+    constants = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(kept)}
+    if constants:
+        constants |= {k: v for k, v in saved.items() if k.startswith("standardise.")}
+    return constants
 
 
 def _agg_of(result: Mapping, config: Mapping) -> str:
