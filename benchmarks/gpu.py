@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tune.cli.parser import Parser, begin, positive_float, run_script
+from tune.cli.parser import Parser, positive_float, read_arguments, run_script
 
 POLL_S = 0.1
 WORKER = [sys.executable, __file__]
@@ -101,7 +101,7 @@ def parse_args(argv=None):
     return args
 
 
-args = begin(parse_args) if __name__ == "__main__" else None
+args = read_arguments(parse_args) if __name__ == "__main__" else None
 
 
 def main(args) -> None:

@@ -18,7 +18,14 @@ import sys
 
 from flags import add_common, check_common
 
-from tune.cli.parser import Parser, begin, positive_float, positive_int, run_script, to_bool
+from tune.cli.parser import (
+    Parser,
+    positive_float,
+    positive_int,
+    read_arguments,
+    run_script,
+    to_bool,
+)
 
 NAME = "levers"
 TOLERANCE = 1e-4  # of the embedding, where both sides compute in float32
@@ -61,7 +68,7 @@ def parse_args(argv=None):
     return args
 
 
-args = begin(parse_args) if __name__ == "__main__" else None
+args = read_arguments(parse_args) if __name__ == "__main__" else None
 
 import copy
 import itertools

@@ -16,7 +16,7 @@ import sys
 
 from flags import add_common, check_common
 
-from tune.cli.parser import Parser, begin, positive_float, positive_int, run_script
+from tune.cli.parser import Parser, positive_float, positive_int, read_arguments, run_script
 from tune.segments.rules import parse_rule
 
 NAME = "per_epoch"
@@ -56,7 +56,7 @@ def parse_args(argv=None):
     return args
 
 
-args = begin(parse_args) if __name__ == "__main__" else None
+args = read_arguments(parse_args) if __name__ == "__main__" else None
 
 import contextlib
 import importlib.util

@@ -310,6 +310,19 @@ def test_importing_the_package_imports_no_torch(tmp_path):
         _ = tune.nothing
 
 
+def test_similar_tracks_are_found_without_torch(music, scripts):
+    scripts("embed", "music", *COMMON, "--agg=whitened", "--out=w.parquet")
+    done = run(
+        "-c",
+        "import sys\nfrom tune.embeddings.similar import main\n"
+        "main(['w.parquet', 'sub/1.ogg'])\n"
+        "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])",
+        cwd=os.getcwd(),
+        env={"PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
 def test_distances_by_hand(rng):
     matrix = np.array([[1.0, 0], [3, 0], [2, 1], [2, -1]])  # the mean is (2, 0)
     away = similar.distances(matrix, np.array([4.0, 0]))

@@ -24,7 +24,14 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (2, 1)]  # tune, muq_nano
 
-from tune.cli.parser import Parser, begin, positive_float, run_script, set_up_logging, to_bool
+from tune.cli.parser import (
+    Parser,
+    positive_float,
+    read_arguments,
+    run_script,
+    set_up_logging,
+    to_bool,
+)
 
 LIST = Path(__file__).with_suffix(".tsv")
 
@@ -73,7 +80,7 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-args = begin(parse_args) if __name__ == "__main__" else None
+args = read_arguments(parse_args) if __name__ == "__main__" else None
 
 import hashlib
 import json

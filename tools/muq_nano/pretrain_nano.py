@@ -38,9 +38,9 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (2, 1)]  # tun
 
 from tune.cli.parser import (
     Parser,
-    begin,
     positive_float,
     positive_int,
+    read_arguments,
     run_script,
     set_up_logging,
     share,
@@ -288,7 +288,7 @@ def parse_args(argv=None):
     return args
 
 
-args = begin(parse_args) if __name__ == "__main__" else None
+args = read_arguments(parse_args) if __name__ == "__main__" else None
 
 import logging
 import math

@@ -10,7 +10,8 @@
 >>> folder = build("demo", "data")  # doctest: +SKIP
 """
 
-from tune.demo.datasets import build
-from tune.demo.tasks import DEMO_TASKS
+from tune.system.lazy import lazy_names
 
-__all__ = ["DEMO_TASKS", "build"]
+DEMO_TASKS = ("demo", "demo-mood", "demo-form")
+__getattr__, __dir__, __all__ = lazy_names(__name__, {"build": "datasets"})
+__all__ += ["DEMO_TASKS"]

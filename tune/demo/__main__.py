@@ -12,8 +12,9 @@ from pathlib import Path
 import soundfile
 
 from tune.cli.parser import Parser
+from tune.demo import DEMO_TASKS
 from tune.demo.synth import SAMPLE_RATE
-from tune.demo.tasks import DEMO_TASKS, SPLITS, TASKS, Track, make_track, n_tracks, style_indices
+from tune.demo.tasks import SPLITS, TASKS, Track, make_track, n_tracks, style_indices
 
 _EXAMPLES = """\
 examples:

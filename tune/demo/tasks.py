@@ -137,7 +137,6 @@ TASKS: dict[str, DemoTask] = {
         len(FORM_ORDERS),
     ),
 }
-DEMO_TASKS = tuple(TASKS)
 
 
 def check_task(task: str) -> DemoTask:
@@ -149,7 +148,7 @@ def check_task(task: str) -> DemoTask:
         If there is no such task.
     """
     if task not in TASKS:
-        raise ValueError(f"expected a demo task ({', '.join(DEMO_TASKS)}), got {task!r}")
+        raise ValueError(f"expected a demo task ({', '.join(TASKS)}), got {task!r}")
     return TASKS[task]
 
 

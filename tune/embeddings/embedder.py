@@ -136,7 +136,7 @@ class Embedder:
         """A track's rows, one a segment rule; `found` is what `encode` says of it."""
         return self.extractor.rows(path, found)
 
-    def joiner(
+    def aggregator(
         self,
         tracks: Mapping[str, Sequence[tuple]],
         constants: Mapping | None = None,
@@ -150,7 +150,7 @@ class Embedder:
         constants, n_tokens : of embeddings made before, that others are to be joined like
         """
         given = constants or (self.learned.constants if self.learned else None)
-        joiner = TrackAggregator(
+        aggregator = TrackAggregator(
             self.strategy.agg,
             self.strategy.seg,
             sample_rate=self.encoder.sample_rate,
@@ -161,14 +161,14 @@ class Embedder:
             constants=given,
         )
         if tracks:
-            joiner.fit(self.rows(path, found) for path, found in sorted(tracks.items()))
-        return joiner
+            aggregator.fit(self.rows(path, found) for path, found in sorted(tracks.items()))
+        return aggregator
 
-    def describe(self, joiner: TrackAggregator) -> dict:
+    def describe(self, aggregator: TrackAggregator) -> dict:
         """Everything that the embeddings depend on: the metadata of their file."""
         encoder, key = self.encoder, self.collection.key
         fitted = self.aggregator_row.whitening and self.learned is None
-        strategy = dataclasses.replace(self.strategy, n_tokens=joiner.n_tokens)
+        strategy = dataclasses.replace(self.strategy, n_tokens=aggregator.n_tokens)
         return {
             "tune": __version__,
             "strategy": strategy.as_json(),
@@ -287,53 +287,47 @@ def embed(
     paths = [str(path) for path in ([music] if single else music)]
     if not paths:
         raise ValueError("embed() needs a path or a sequence of paths, got an empty sequence")
-    segs = [seg] if isinstance(seg, int | float | str) else seg
-    names = tuple(f"{s:g}" if isinstance(s, int | float) else s for s in segs)
-    agg, named = split_name(agg)
-    checkpoint = aggregator_checkpoint or named or None
+    agg, checkpoint = split_name(agg, aggregator_checkpoint and str(aggregator_checkpoint))
     if frame_rate is None and checkpoint:
-        tokens, rate = transformer.tokens_of(str(checkpoint), 1.0)
+        tokens, rate = transformer.tokens_of(checkpoint, 1.0)
         frame_rate = rate if tokens == "frame" else None
+    segs = [seg] if isinstance(seg, int | float | str) else seg
     strategy = Strategy(
         encoder=encoder or "muq",
         layer=str(layer),
-        seg=names,
+        seg=tuple(f"{s:g}" if isinstance(s, int | float) else s for s in segs),
         hop=hop,
         min_tail=min_tail,
         min_seg=min_seg,
         max_seg=max_seg,
         agg=agg,
         frame_rate=frame_rate,
-        aggregator_checkpoint=None if checkpoint is None else str(checkpoint),
+        aggregator_checkpoint=checkpoint,
         readout=readout,
         n_tokens=n_tokens,
         precision=precision,
         revision=revision,
     ).identified()
     run = None if from_run is None else str(from_run)
-    if run and dataclasses.replace(strategy, encoder="muq") != Strategy(
-        precision=precision, revision=revision
-    ):
+    settings = (trust_remote_code, device, str(store or default_root()))
+    loaded = _load_kept(strategy, run, run_seed, encoder, settings, len(set(paths)))
+    tracks, _, _ = loaded.encode(paths, strict=True)
+    aggregator = loaded.aggregator(tracks)
+    vectors = {path: aggregator(loaded.rows(path, found))[0] for path, found in tracks.items()}
+    out = np.stack([vectors[path] for path in paths])  # (n, D)
+    return out[0] if single else out
+
+
+def _load_kept(strategy, run, run_seed, encoder, settings, n_tracks) -> Embedder:
+    """The embedder of a call, loaded or kept from an earlier one; refuses what doesn't fit."""
+    plain = Strategy(precision=strategy.precision, revision=strategy.revision)
+    if run and dataclasses.replace(strategy, encoder="muq") != plain:
         raise ValueError("from_run brings the whole strategy: leave the other settings out")
-    if find_row(agg).whitening and not run and len(set(paths)) < 2:
+    if find_row(strategy.agg).whitening and not run and n_tracks < 2:
         raise ValueError("whitening is fitted on the tracks given: give several, or from_run")
     own = encoder is not None and is_plugin(encoder)
     code = source_digest(load_module(encoder)) if own else None  # changed meanwhile: loaded anew
-    loaded = _loaded(
-        strategy,
-        run,
-        run_seed,
-        encoder,
-        code,
-        trust_remote_code,
-        device,
-        str(store or default_root()),
-    )
-    tracks, _, _ = loaded.encode(paths, strict=True)
-    joiner = loaded.joiner(tracks)
-    vectors = {path: joiner(loaded.rows(path, found))[0] for path, found in tracks.items()}
-    out = np.stack([vectors[path] for path in paths])  # (n, D)
-    return out[0] if single else out
+    return _loaded(strategy, run, run_seed, encoder, code, *settings)
 
 
 @lru_cache(maxsize=2)

@@ -20,18 +20,18 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
+from safetensors.numpy import load, save
 
 from tune.embeddings.columns import SEGMENTS, TRACKS
 from tune.system.files import atomic_write, atomic_write_text
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +46,12 @@ class Embeddings:
     ----------
     table : columns as `TRACKS` or `SEGMENTS`, sorted by path
     meta : JSON values; see `Embedder.describe`
-    constants : tensors by name; see `tune.aggregators.TrackAggregator`
+    constants : arrays (or tensors) by name; see `tune.aggregators.TrackAggregator`
     """
 
     table: pa.Table
     meta: dict
-    constants: dict[str, torch.Tensor]
+    constants: dict[str, np.ndarray]
 
     @property
     def usable(self) -> np.ndarray:
@@ -114,11 +114,7 @@ def check_out(out: str | Path, overwrite: bool, flag: str = "--out") -> Path:
 def write(out: Path, made: Embeddings) -> None:
     """Write embeddings in the format given by the ending, replacing an existing file."""
     text = json.dumps(made.meta, ensure_ascii=False, sort_keys=True)
-    raw = b""
-    if made.constants:
-        from safetensors.torch import save
-
-        raw = save(made.constants)
+    raw = save({k: np.asarray(v) for k, v in made.constants.items()}) if made.constants else b""
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".parquet":
         meta = {"tune": text} | ({"tune_constants": raw} if raw else {})
@@ -320,10 +316,6 @@ def _write_folder(out: Path, made: Embeddings, text: str) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _load(raw: bytes) -> dict[str, torch.Tensor]:
-    """Tensors as `write` kept them; torch is imported only where there are any."""
-    if not raw:
-        return {}
-    from safetensors.torch import load
-
-    return load(raw)
+def _load(raw: bytes) -> dict[str, np.ndarray]:
+    """Tensors as `write` kept them."""
+    return load(raw) if raw else {}

@@ -130,8 +130,8 @@ def embed_alike(made: Embeddings, song: str, embedder=None, **settings) -> np.nd
 
     loaded = embedder or embedder_like(made.meta, made.constants, **settings)
     tracks, _, _ = loaded.encode([song], strict=True)
-    joiner = loaded.joiner({}, made.constants, n_tokens=made.meta["strategy"]["n_tokens"])
-    return joiner(loaded.rows(song, tracks[song]))[0]
+    aggregator = loaded.aggregator({}, made.constants, n_tokens=made.meta["strategy"]["n_tokens"])
+    return aggregator(loaded.rows(song, tracks[song]))[0]
 
 
 def print_nearest(song: str, found: Sequence[dict]) -> None:

@@ -14,8 +14,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from tune.aggregators.flag_rules import check_flags
 from tune.aggregators.registry import find_row
-from tune.segments.rules import MIN_TAIL_S, Rule, parse_rule
+from tune.segments.rules import MIN_TAIL_S, Rule, parse_rules
 from tune.system.files import hide_home
 
 # Written only if they are set, so that the metadata of other files doesn't change.
@@ -76,13 +77,7 @@ class Strategy:
 
     def rules(self) -> list[Rule]:
         """The segment rules; among several, each takes the settings that it knows."""
-        several, rules = len(self.seg) > 1, []
-        for seg in self.seg:
-            hop = None if several and seg in ("full", "structure") else self.hop
-            limits = (self.min_seg, self.max_seg)
-            limits = (None, None) if several and seg != "structure" else limits
-            rules.append(parse_rule(seg, hop, self.min_tail, *limits))
-        return rules
+        return parse_rules(self.seg, self.hop, self.min_tail, self.min_seg, self.max_seg)
 
     def check(self, learned: Mapping | None = None) -> None:
         """Raise ValueError when the settings don't belong together.
@@ -102,17 +97,14 @@ class Strategy:
                 f"an embedding is made of one layer, --layer last or K, not {self.layer}: which "
                 f"one, or in which mix, a probe says (--from_run runs/NAME)"
             )
-        if len(self.seg) > 1 and not row.several_segs:
-            raise ValueError(f"several --seg need --agg hierarchical, got --agg {self.agg}")
-        if row.pretrained and not self.aggregator_checkpoint:
-            raise ValueError(
-                f"--agg {self.agg} needs --aggregator_checkpoint (pretrain_aggregator.py makes one)"
-            )
-        for flag in ("aggregator_checkpoint", "readout"):
-            if getattr(self, flag) and not row.pretrained:
-                raise ValueError(f"--{flag} belongs to --agg transformer, got --agg {self.agg}")
-        if self.n_tokens and not row.fixed_n:
-            raise ValueError(f"--n_tokens belongs to --agg concat, got --agg {self.agg}")
+        check_flags(
+            self.agg,
+            self.seg,
+            self.layer,
+            aggregator_checkpoint=self.aggregator_checkpoint,
+            readout=self.readout,
+            n_tokens=self.n_tokens,
+        )
         self.rules()
 
     def as_json(self) -> dict:
@@ -192,21 +184,11 @@ def from_run(
         )
         saved = load_file(run / "probe.safetensors")
         seed = result["seeds"][0] if seed is None else seed
-        strategy = Strategy(
+        strategy = dataclasses.replace(
+            _strategy_of(result, config),
             encoder=encoder or config["encoder"],
-            layer=str(result["layer"]),
-            seg=tuple(result["seg"].split("+")),
-            hop=result["hop"],
-            min_tail=MIN_TAIL_S if result["min_tail"] is None else result["min_tail"],
-            min_seg=result["min_seg"],
-            max_seg=result["max_seg"],
-            agg=_agg_of(result, config),
-            frame_rate=config["frame_rate"] if config["tokens"] == "frame" else None,
-            aggregator_checkpoint=_opened(config["aggregator_checkpoint"]),
-            readout=result["aggregator"]["readout"],
             precision=precision,
             revision=revision or config.get("encoder_revision"),
-            agg_sha256=result["aggregator"].get("plugin", {}).get("sha256"),
         )
         tuned, fingerprint = result["aggregator"]["tuned"], config["encoder_fingerprint"]
     except FileNotFoundError as error:
@@ -221,16 +203,8 @@ def from_run(
             f"aggregator: use one of pretrain_aggregator.py (--aggregator_checkpoint)"
         )
     strategy = strategy.identified()
-    prefix = f"seed{seed}."
-    constants = {
-        k.removeprefix(prefix): v
-        for k, v in saved.items()
-        if k.startswith((f"{prefix}joiner.", "whitening."))
-    }
-    if constants:
-        constants |= {k: v for k, v in saved.items() if k.startswith("standardise.")}
-    row = find_row(strategy.agg)
-    if row.whitening and "whitening.matrix" not in constants:
+    constants = _constants_of(saved, f"seed{seed}.")
+    if find_row(strategy.agg).whitening and "whitening.matrix" not in constants:
         raise ValueError(
             f"{run} doesn't hold its whitening (older runs and those of --layer mix don't): "
             f"give --agg {strategy.agg} without --from_run, which fits it on the tracks given"
@@ -239,6 +213,32 @@ def from_run(
     return strategy, Learned(
         constants, fingerprint, f"{run.name}, seed {seed}", n_in, result["precision"]
     )
+
+
+def _strategy_of(result: Mapping, config: Mapping) -> Strategy:
+    """A run's strategy, but for its encoder."""
+    return Strategy(
+        layer=str(result["layer"]),
+        seg=tuple(result["seg"].split("+")),
+        hop=result["hop"],
+        min_tail=MIN_TAIL_S if result["min_tail"] is None else result["min_tail"],
+        min_seg=result["min_seg"],
+        max_seg=result["max_seg"],
+        agg=_agg_of(result, config),
+        frame_rate=config["frame_rate"] if config["tokens"] == "frame" else None,
+        aggregator_checkpoint=_opened(config["aggregator_checkpoint"]),
+        readout=result["aggregator"]["readout"],
+        agg_sha256=result["aggregator"].get("plugin", {}).get("sha256"),
+    )
+
+
+def _constants_of(saved: Mapping, prefix: str) -> dict:
+    """What was learned in front of a seed's probe, with what its input is standardised by."""
+    kept = (f"{prefix}joiner.", "whitening.")
+    constants = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(kept)}
+    if constants:
+        constants |= {k: v for k, v in saved.items() if k.startswith("standardise.")}
+    return constants
 
 
 def _agg_of(result: Mapping, config: Mapping) -> str:

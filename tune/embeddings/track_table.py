@@ -18,7 +18,7 @@ from tune.store.store import Row
 
 def track_rows(
     embedder: Embedder,
-    joiner: TrackAggregator,
+    aggregator: TrackAggregator,
     tracks: Mapping[str, Sequence[tuple]],
     bad: Mapping[str, str],
 ) -> tuple[pa.Table, int]:
@@ -39,7 +39,7 @@ def track_rows(
     for path in tqdm(paths, desc="join", unit="track", leave=False, disable=None):
         track = EmbeddedTrack(path, shown(path), bad.get(path))
         if path in tracks:
-            vector, cut = joiner(embedder.rows(path, tracks[path]))
+            vector, cut = aggregator(embedder.rows(path, tracks[path]))
             truncated += cut
             content = tracks[path][0][0]
             track = dataclasses.replace(
@@ -52,7 +52,7 @@ def track_rows(
         for name, column in TRACKS.items():
             columns[name].append(column.value(track))
     size = next((len(v) for v in columns["embedding"] if v is not None), None)
-    return make_table(columns, TRACKS, size or _size(embedder, joiner)), truncated
+    return make_table(columns, TRACKS, size or _size(embedder, aggregator)), truncated
 
 
 def segment_rows(embedder: Embedder, tracks: Mapping[str, Sequence[tuple]]) -> pa.Table:
@@ -76,8 +76,8 @@ def segment_rows(embedder: Embedder, tracks: Mapping[str, Sequence[tuple]]) -> p
     return make_table(columns, SEGMENTS, embedder.encoder.embedding_dim)
 
 
-def _size(embedder: Embedder, joiner: TrackAggregator) -> int:
+def _size(embedder: Embedder, aggregator: TrackAggregator) -> int:
     """Values of an embedding, where no track has one: what joining nothing but zeros gives."""
     layers, size = len(embedder.collection.layers), embedder.encoder.embedding_dim
     zeros = Row(np.zeros((1, layers, size), np.float32), [(0, 1)], [1], True, 0.0)
-    return len(joiner([zeros] * len(embedder.rules))[0])
+    return len(aggregator([zeros] * len(embedder.rules))[0])

@@ -171,7 +171,6 @@ def measure_here(config: ProfileConfig, repeats: int) -> dict:
         peak_resident_bytes (CPU), segments_per_track (of all scales), degenerate,
         redone_in_float32, encoder_untrained, muq_large.
     """
-    from tune.segments.rules import describe_counts
     from tune.store.extractor import Extractor
 
     rules = config.rules
@@ -205,35 +204,42 @@ def measure_here(config: ProfileConfig, repeats: int) -> dict:
         given = (sources, encoder, layers, rules, aggregator, config)
         runs = [_run(*given) for _ in range(repeats + 1)][1:]
     passes, redone = encoder.passes - passes, encoder.redone - redone
+    return {
+        **_times(runs, len(sources), encoder, max(layers)),
+        "degenerate": _degenerate(rules, [track["counts"] for track in runs[0]["tracks"]]),
+        **peak,
+        "aggregator_parameters": 0 if model is None else sum(p.numel() for p in model.parameters()),
+        "encoder_passes": passes / (repeats + 1) / len(sources),
+        "redone_in_float32": redone / (repeats + 1) / len(sources),
+        "encoder_untrained": encoder.untrained,
+        "muq_large": (encoder.n_layers, encoder.embedding_dim) == (12, 1024),
+    }
 
-    n = len(sources)
+
+def _times(runs: Sequence[dict], n: int, encoder, layer: int) -> dict:
+    """Times and sizes of a track, from runs over n tracks."""
+    from tune.segments.rules import describe_counts
+
     tracks = runs[0]["tracks"]
     each = [sum(run[stage] for stage in STAGES) / n for run in runs]
     stages = {f"{s}_seconds": statistics.median(run[s] for run in runs) / n for s in STAGES}
     spans = [span for track in tracks for span in track["spans"]]
     audio_s = sum(end - start for start, end in spans) / encoder.sample_rate / n
-    flops = _flops(encoder, max(layers), spans)
+    flops = _flops(encoder, layer, spans)
     return {
         "duration_s": sum(track["n_samples"] for track in tracks) / encoder.sample_rate / n,
         "n_tracks": n,
         "segments_per_track": describe_counts([sum(track["counts"]) for track in tracks]),
-        "degenerate": _degenerate(rules, [track["counts"] for track in tracks]),
         "seconds_per_track": statistics.median(each),
         "seconds_per_track_min": min(each),
         "seconds_per_track_max": max(each),
         **stages,
         "audio_seconds": audio_s,
         "audio_seconds_per_second": audio_s / statistics.median(each),
-        **peak,
         "embedding_dim": tracks[0]["embedding_dim"],
-        "aggregator_parameters": 0 if model is None else sum(p.numel() for p in model.parameters()),
         "store_bytes": sum(track["store_bytes"] for track in tracks) / n,
-        "encoder_passes": passes / (repeats + 1) / n,
-        "redone_in_float32": redone / (repeats + 1) / n,
         "flops": None if flops is None else flops / n,
         "flops_per_second": None if flops is None else flops / n / stages["encode_seconds"],
-        "encoder_untrained": encoder.untrained,
-        "muq_large": (encoder.n_layers, encoder.embedding_dim) == (12, 1024),
     }
 
 

@@ -172,6 +172,32 @@ def seg_text(seg: str) -> str:
     return seg if fixed_length(seg) is None else f"{seg} s"
 
 
+def parse_rules(
+    segs: Sequence[str],
+    hop_s: float | None = None,
+    min_tail_s: float = MIN_TAIL_S,
+    min_seg_s: float | None = None,
+    max_seg_s: float | None = None,
+) -> list[Rule]:
+    """Read the rules asked for; among several, each takes the settings that it knows.
+
+    Parameters
+    ----------
+    segs : each as in `parse_rule`, as the other settings are
+
+    Examples
+    --------
+    >>> [rule.hop_s for rule in parse_rules(["10", "full"], hop_s=5.0)]
+    [5.0, None]
+    """
+    several, rules = len(segs) > 1, []
+    for seg in segs:
+        hop = None if several and seg in ("full", "structure") else hop_s
+        limits = (None, None) if several and seg != "structure" else (min_seg_s, max_seg_s)
+        rules.append(parse_rule(seg, hop, min_tail_s, *limits))
+    return rules
+
+
 def describe_counts(counts: Sequence[int]) -> dict:
     """Summarise the number of segments per track.
 

@@ -17,8 +17,10 @@ from types import ModuleType
 import numpy as np
 
 from tune.aggregators.registry import ENTRY_POINTS, find_row, readable_name
+from tune.cli.parser import to_words
 from tune.system.files import slug
 from tune.system.plugins import registered
+from tune.tasks.own_task import identify, own_spec
 
 PROGRAMS = ("train_probe.py", "pretrain_aggregator.py")
 # Flags that say where files go: they don't change a run's result.
@@ -152,7 +154,7 @@ def propose(
 
     Returns
     -------
-    list of Cell
+    list of SweepRun
         Fewer than n when a grid is exhausted.
     """
     random.seed(seed * 1_000_003 + len(runs))
@@ -190,6 +192,9 @@ def sources(argv: Sequence[str]) -> list[str]:
     given = [flag.partition("=")[2] for flag in argv if flag.startswith("--agg=")]
     named = {agg for agg in given if readable_name(agg) != agg or agg in registered(ENTRY_POINTS)}
     own = [find_row(agg).own for agg in given if agg in named]
+    tasks = [flag.partition("=")[2] for flag in argv if flag.startswith(("--task=", "--tasks="))]
+    specs = [own_spec(word) for text in tasks for word in to_words(text)]
+    own += [identify(spec)[1] for spec in specs if spec]
     return [found.sha256 for found in own if found]
 
 

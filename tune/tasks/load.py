@@ -19,12 +19,14 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, Features, Value
 
-from tune.demo import DEMO_TASKS, build
+from tune.demo import DEMO_TASKS
+from tune.system.plugins import Own, slug_of
 from tune.tasks.download import archive_folder, hub_folder
 from tune.tasks.hub_dataset import PREFIX, hub_folders, read_hub
 from tune.tasks.label_kinds import CLASSES, Recipe, check_labels, guess_kind, label_kind
 from tune.tasks.label_readers import many_numbers
 from tune.tasks.nsynth_vocalset import read_nsynth, read_vocalset
+from tune.tasks.own_task import own_spec, read_own
 from tune.tasks.path_safety import confine, data_folders
 from tune.tasks.readers import SPLITS, TaskError, read_jsonl, read_path, why
 from tune.tasks.registry import TASKS, TaskRow
@@ -80,6 +82,7 @@ class Task:
     unknown_tags : tag -> tracks of val and test that have it, of tags that no training track has;
         the tracks stay, without them
     row : its row of the table, if it has one
+    own : where a task of one's own comes from, else None
     recipe : MARBLE's training recipe for this task, or this kind
     """
 
@@ -92,6 +95,17 @@ class Task:
     split_made: list[dict] | None = None
     unknown_tags: dict[str, int] = field(default_factory=dict)
     row: TaskRow | None = None
+    own: Own | None = None
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What a run's configuration says of a task of one's own: where its file is, its digest."""
+        return {"task": self.own.spec, "task_sha256": self.own.sha256} if self.own else {}
+
+    @property
+    def record(self) -> dict:
+        """What results say of a task of one's own: its name and its source's digest."""
+        return {"task_plugin": self.own.as_json()} if self.own else {}
 
     @property
     def recipe(self) -> Recipe:
@@ -119,6 +133,8 @@ def short_name(name: str) -> str:
     """A task's name in results: as in `TASKS`, or the path's last part without its endings."""
     if name in TASKS:
         return name
+    if spec := own_spec(name):
+        return slug_of(spec)
     short = Path(name.removeprefix(PREFIX)).resolve().name
     for ending in (".jsonl", ".csv", ".tsv", *(f".{split}" for split in SPLITS)):
         if short.lower().endswith(ending):
@@ -128,11 +144,12 @@ def short_name(name: str) -> str:
 
 def check_task(name: str) -> None:
     """Raise TaskError when there is no such task, before anything is downloaded for it."""
-    if name not in TASKS and not name.startswith(PREFIX) and not Path(name).exists():
-        raise TaskError(
-            f"unknown task {name!r}: it is none of {', '.join(TASKS)}, and no such file or "
-            f"folder exists (a data set of the hub is {PREFIX}NAME)"
-        )
+    if name in TASKS or name.startswith(PREFIX) or own_spec(name) or Path(name).exists():
+        return
+    raise TaskError(
+        f"unknown task {name!r}: it is none of {', '.join(TASKS)}, and no such file or folder "
+        f"exists (a data set of the hub is {PREFIX}NAME, a function of your own FILE.py:NAME)"
+    )
 
 
 def load_task(
@@ -153,7 +170,8 @@ def load_task(
     ----------
     name : str
         A name of `TASKS`; or a folder in MARBLE's layout, one of its jsonl files, a single jsonl,
-        or a CSV/TSV with the columns path, label and, if wanted, split; or hub: and a data set.
+        or a CSV/TSV with the columns path, label and, if wanted, split; or hub: and a data set;
+        or FILE.py:NAME, PACKAGE.MODULE:NAME (`tune.tasks.own_task`).
     data_dir : folder of the hub's data sets (data_dir/EMO, data_dir/GTZAN)
     cache_dir : folder where the composed demo tasks are kept
     kind : "auto" reads the kind off the labels; another sets it (not for names of `TASKS`)
@@ -173,6 +191,10 @@ def load_task(
     given = [f"--{flag}" for flag, value in columns.items() if value]
     if given and not (name.startswith(PREFIX) or is_table(name)):
         raise TaskError(f"{given[0]} belongs to a .csv, a .tsv or {PREFIX}NAME, not to {name}")
+    if spec := own_spec(name):
+        rows, skipped, own = read_own(spec, data_dir / "own")
+        task = _finish(own.slug, rows, skipped, kind=kind, usable=usable)
+        return replace(task, own=own)
     if name.startswith(PREFIX):
         found = read_hub(name.removeprefix(PREFIX), data_dir, progress=progress, **columns)
         if not allow_outside:
@@ -185,6 +207,8 @@ def load_task(
             found = confine(*found, data_folders(path if path.is_dir() else path.parent))
         return _finish(short_name(name), *found, kind=kind, usable=usable)
     if name in DEMO_TASKS:
+        from tune.demo import build  # SciPy's signal processing takes two seconds to import
+
         folder = build(name, cache_dir, progress=progress)
     elif row.hub:
         folder = hub_folder(row, data_dir)
