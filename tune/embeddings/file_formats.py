@@ -30,9 +30,6 @@ from safetensors.numpy import load, save
 from tune.embeddings.columns import SEGMENTS, TRACKS
 from tune.system.files import atomic_write, atomic_write_text
 
-if TYPE_CHECKING:
-    pass
-
 log = logging.getLogger(__name__)
 
 MAY_DIFFER = ("versions", "git_sha", "device")  # among the machines that made the parts
