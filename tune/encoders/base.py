@@ -6,10 +6,12 @@ runs a batch of equally long segments up to the deepest layer asked for and keep
 pooled states. The mel front end always runs in float32; half precision begins after it.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import nn
 
 SAMPLE_RATE = 24_000
 MIN_SECONDS = 0.1  # the mel window reflects 43 ms at each edge; below this there's no signal left
@@ -243,6 +245,22 @@ class Encoder:
                 width = self.pool_width(frame_rate)
                 out.append(torch.stack([self.pool(w) for w in states.split(width, 1)], 1))
         return torch.stack(out, 2)
+
+
+def cast_copy(
+    model: nn.Module, dtype: torch.dtype, device: torch.device, keep: tuple[str, ...] = ()
+) -> nn.Module:
+    """A copy of a model in half precision on a device, made tensor by tensor.
+
+    Parameters
+    ----------
+    keep : ends of the names of buffers that stay in float32
+    """
+    memo = {id(p): nn.Parameter(p.to(device, dtype), False) for p in model.parameters()}
+    for key, buffer in model.named_buffers():
+        half = buffer.is_floating_point() and not key.endswith(keep)
+        memo[id(buffer)] = buffer.to(device, dtype if half else buffer.dtype, copy=True)
+    return copy.deepcopy(model, memo)
 
 
 def resolve_layers(layer: str, n_layers: int) -> list[int]:

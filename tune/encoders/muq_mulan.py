@@ -121,7 +121,8 @@ def load_folder(folder, name, **kwargs) -> MuLanEncoder:
     muq_config = hub.read_json(place / "config.json")
     if not is_muq(muq_config):
         raise EncoderError(f"{name}: its audio model {inside} is no MuQ (no encoder_dim)")
-    return MuLanEncoder(name, config, muq_config, hub.read_weights(files), **kwargs)
+    weights = hub.read_weights(files, "mulan.audio")  # the text tower's stay where they are
+    return MuLanEncoder(name, config, muq_config, weights, **kwargs)
 
 
 def _build_head(name, config: dict, weights: dict) -> tuple[nn.ModuleDict, str]:
