@@ -30,7 +30,13 @@ CONFIGS = ["config.json", "preprocessor_config.json", "processor_config.json"]
 WEIGHTS = ["model.safetensors", "model.safetensors.index.json", "model-?????-of-?????.safetensors"]
 CARD = "README.md"  # names the licence
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack"}
-LICENCES = {"cc-by-nc-4.0": "CC-BY-NC 4.0", "cc-by-4.0": "CC-BY 4.0", "apache-2.0": "Apache 2.0"}
+LICENCES = {  # as the hub writes them -> as they are shown; others are shown as written
+    "cc-by-nc-4.0": "CC-BY-NC 4.0",
+    "cc-by-4.0": "CC-BY 4.0",
+    "apache-2.0": "Apache 2.0",
+    "mit": "MIT",
+    "isc": "ISC",
+}
 WITHOUT_HUB = (
     "Without a network, put its config.json, model.safetensors and, if it has one, "
     "preprocessor_config.json into a folder and pass --encoder FOLDER, or use --encoder muq-nano "
@@ -58,15 +64,9 @@ def fetch(
     from huggingface_hub import snapshot_download
 
     patterns = patterns or CONFIGS + WEIGHTS
-    folder = None
-    with contextlib.suppress(OSError):
-        folder = Path(
-            snapshot_download(
-                repo, revision=revision, allow_patterns=patterns, local_files_only=True
-            )
-        )
-    if folder is None or not _is_complete(folder, patterns):  # perhaps only other files of it
-        if set(WEIGHTS) & set(patterns):
+    folder = cached(repo, revision, patterns)
+    if folder is None:
+        if about or set(WEIGHTS) & set(patterns):
             log.info(
                 "downloading %s%s from the Hugging Face hub", repo, f" ({about})" * bool(about)
             )
@@ -75,14 +75,26 @@ def fetch(
                 snapshot_download(repo, revision=revision, allow_patterns=[*patterns, CARD])
             )
         except Exception as error:  # the hub's client raises its own and its HTTP library's errors
-            raise EncoderError(
-                f"{repo} is not in the local cache and could not be downloaded: "
-                f"{explain(error, repo, revision=revision)}. {WITHOUT_HUB}"
-            ) from error
+            said = explain(error, repo, revision=revision)
+            raise EncoderError(f"{said}. {WITHOUT_HUB}") from error
     for path in sorted(folder.iterdir()):
         if path.is_file() and any(path.match(pattern) for pattern in patterns):
             replace_if_damaged(path, repo)
     return folder
+
+
+def cached(
+    repo: str, revision: str | None = None, patterns: list[str] | None = None
+) -> Path | None:
+    """Folder of a hub model in the local cache; None when a wanted file is not there."""
+    from huggingface_hub import snapshot_download
+
+    given = {"revision": revision, "allow_patterns": patterns or CONFIGS + WEIGHTS}
+    try:
+        folder = Path(snapshot_download(repo, local_files_only=True, **given))
+    except OSError:
+        return None
+    return folder if _is_complete(folder, given["allow_patterns"]) else None
 
 
 def replace_if_damaged(path: Path, repo: str, kind: str = "model") -> None:
@@ -161,8 +173,15 @@ def _is_complete(folder: Path, patterns) -> bool:
     return (
         (folder / "config.json").is_file()
         and (not set(WEIGHTS) & set(patterns) or _has_weights(folder))
-        and ("*.py" not in patterns or any(folder.glob("*.py")))
+        and ("*.py" not in patterns or any(folder.glob("*.py")) or not _names_code(folder))
     )
+
+
+def _names_code(folder: Path) -> bool:
+    """Say whether a model's configuration names Python code of its own."""
+    with contextlib.suppress(EncoderError):
+        return "auto_map" in read_json(folder / "config.json")
+    return False
 
 
 def _has_weights(folder: Path) -> bool:
@@ -234,10 +253,14 @@ def check_weights(folder: Path, name: str, convert: str) -> list[Path]:
             if pickles
             else ("pickles such as pytorch_model.bin are never loaded")
         )
+        if commit_of(folder) and "/" in name:
+            convert = f"python -m tune.encoders convert {name}"
+        else:
+            convert = f"{convert}, then --encoder FOLDER"
         raise EncoderError(
             f"{name} holds no model.safetensors ({there}). Another --revision may hold one (the "
             f"hub's converter proposes it as refs/pr/N); or convert it once where you trust it: "
-            f"{convert}, then --encoder FOLDER"
+            f"{convert}"
         )
     missing = [path.name for path in found if not path.is_file()]
     if missing:

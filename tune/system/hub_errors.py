@@ -8,6 +8,7 @@ the whole chain for the cause, for models and for data sets.
 import contextlib
 import difflib
 import errno
+import re
 
 ENDPOINT = "https://huggingface.co"
 LOGIN = "`hf auth login` (or set HF_TOKEN)"
@@ -43,12 +44,13 @@ def explain(
     --------
     >>> full = OSError(28, "No space left on device")
     >>> explain(full, "m-a-p/GTZAN", "dataset").partition(": free")[0]
-    'the data set m-a-p/GTZAN was not fetched: the disk is full (No space left on device)'
+    'the data set m-a-p/GTZAN could not be downloaded: the disk is full (No space left on device)'
     """
     from huggingface_hub import errors
 
     what = "data set" if kind == "dataset" else kind
     page = f"{ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
+    failed = f"the {what} {name} could not be downloaded"
     chain = list(_chain(error))
 
     def first(*types):
@@ -58,7 +60,7 @@ def explain(
         fix = "free some space, or set HF_HOME to a larger disk, and run again"
         if full.errno in (errno.EROFS, errno.EACCES):
             fix = "set HF_HOME to a folder of yours"
-        return f"the {what} {name} was not fetched: {DISK[full.errno]} ({full.strerror}): {fix}"
+        return f"{failed}: {DISK[full.errno]} ({full.strerror}): {fix}"
     if (cause := first(errors.GatedRepoError)) is not None:
         return (
             f"the {what} {name} is gated ({_line(cause)}): accept its terms at {page} while "
@@ -78,7 +80,7 @@ def explain(
         )
     if (missing := first(errors.RepositoryNotFoundError)) is not None or status == 401:
         near = near_names(name, kind)
-        hint = f"there are {', '.join(near)}" if near else "check the spelling"
+        hint = f"nearest are {', '.join(near)}" if near else "check the spelling"
         return (
             f"there is no {what} {name} on the hub, or it is private ({_line(missing or cause)}): "
             f"{hint}, or {LOGIN} with an account that may see it"
@@ -99,9 +101,7 @@ def explain(
                 "the hub has a problem of its own (https://status.huggingface.co): run again later"
             )
         fix = fix or f"see whether {page} opens in a browser, and run again"
-        return (
-            f"the {what} {name} was not fetched, the hub answered {status} ({_line(cause)}): {fix}"
-        )
+        return f"{failed}, the hub answered {status} ({_line(cause)}): {fix}"
     if (cause := first(errors.OfflineModeIsEnabled)) is not None:
         return (
             f"the {what} {name} is not in the local cache, and the hub's client is told to stay "
@@ -113,13 +113,13 @@ def explain(
     ):
         found = [e for e in chain if names & {c.__name__ for c in type(e).__mro__}]
         if found:
-            return f"the {what} {name} was not fetched: {said} ({_line(found[-1])}): {fix}"
+            return f"{failed}: {said} ({_line(found[-1])}): {fix}"
     if "Consistency check failed" in str(error):
         return (
             f"the {what} {name} did not arrive whole ({_line(error)}): run again, and look for a "
             f"proxy or full disk in between if it comes back"
         )
-    return f"the {what} {name} was not fetched ({_line(chain[0])}): run again with a network"
+    return f"{failed} ({_line(chain[0])}): run again with a network"
 
 
 def near_names(name: str, kind: str = "model") -> list[str]:
@@ -157,7 +157,8 @@ def _message(error) -> str:
 
 
 def _line(error: BaseException) -> str:
-    """The first line of an error's message without the request's number, or the error's name."""
+    """The first line of an error's message without numbers and addresses, or the error's name."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0].partition(" (Request ID:")[0].rstrip(".:") if lines else ""
+    text = lines[0].partition(" (Request ID:")[0] if lines else ""
+    text = re.sub(r" for url:? \S+|\[Errno -?\d+\] |: None\b", "", text).rstrip(".:")
     return text[:200] or type(error).__name__
