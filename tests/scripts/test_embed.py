@@ -192,6 +192,7 @@ def test_the_metadata_says_how_it_was_made_and_not_by_whom(embedded):
     meta = json.loads(found[b"tune"])
     encoder = load_encoder("muq-nano")
     assert meta["encoder_fingerprint"] == encoder.fingerprint
+    assert meta["encoder_licence"] == "MIT, see its card"
     assert meta["strategy"] == {
         "encoder": "muq-nano",
         "layer": str(encoder.n_layers),

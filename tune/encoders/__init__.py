@@ -3,8 +3,10 @@
     registry      the table of encoders             base          the class Encoder
     muq, muq_frontend, muq_mulan                    plugin        custom encoders: FILE.py:NAME
     transformers, hidden_states, feature_extractors               transformers' audio models
+    remote_code   models with Python code of their own
     hub           downloads                         cpu_linear    matrix products on CPUs
-    check         python -m tune.encoders list | check NAME
+    convert, unpickle                               pickles to safetensors
+    check         python -m tune.encoders list | check NAME | convert NAME
 
 Hidden states are counted from 0 (the front end's output) to the last layer.
 """
