@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from tune.encoders import hub, muq, muq_mulan, plugin
+from tune.encoders import hub, muq, muq_mulan, musicnn, plugin
 from tune.encoders.base import SAMPLE_RATE, Encoder, EncoderError
 from tune.encoders.muq import MEMORY_BUDGET, load_nano, load_nano_untrained, load_random
 from tune.system.plugins import is_plugin
@@ -104,6 +104,13 @@ ENCODERS = {
             "weights are a pickle (.pt), which is never loaded: use muq"
         ),
         "MusicFM: refused (no package, pickled weights)",
+    ),
+    "musicnn": EncoderRow(
+        musicnn.load_musicnn,
+        f"musicnn, trained on tags of the Million Song Dataset: {musicnn.INSTALL} (weights ISC)",
+    ),
+    "musicnn-mtt": EncoderRow(
+        musicnn.load_musicnn, "the same, trained on MagnaTagATune (weights ISC)"
     ),
     "muq-nano": EncoderRow(
         load_nano, "MuQ in small, 2.4 M parameters, pretrained here on composed and game music"
