@@ -26,11 +26,12 @@ from tune.encoders.tensor_bundle import read_bundle
 
 FORWARD_VERSION = 1  # raised when a change here changes the numbers
 INSTALL = "pip install --no-deps musicnn==0.1.0"
+REINSTALL = "pip install --no-deps --force-reinstall musicnn==0.1.0"
 CHECKPOINTS = {"musicnn": "MSD_musicnn", "musicnn-mtt": "MTT_musicnn"}  # folders of the package
 SAMPLE_RATE, N_FFT, HOP, N_BANDS = 16_000, 512, 256, 96
 PATCH = 187  # frames
 PATCHES_AT_ONCE = 8
-PATCH_BYTES = 30_000_000  # activations of one patch
+PATCH_BYTES = 20_000_000  # activations of one patch: two tensors (204, 187, 59)
 SIZES = (561, 64, 64, 64, 753, 200)  # of the layers
 STATISTICS = ("gamma", "beta", "moving_mean", "moving_variance")
 EPSILON = 1e-3  # of TensorFlow's batch normalisation
@@ -216,6 +217,5 @@ def load_musicnn(name, *, device, compile=False, **kwargs) -> MusicnnEncoder:
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise EncoderError(
-            f"{name}: the weights in {folder} aren't those of musicnn 0.1.0 ({reason}): "
-            f"{INSTALL} --force-reinstall"
+            f"{name}: the weights in {folder} aren't those of musicnn 0.1.0 ({reason}): {REINSTALL}"
         ) from error

@@ -54,7 +54,7 @@ def masked_crc32c(data: bytes) -> int:
     """CRC-32C as LevelDB and TensorFlow store it: rotated and shifted.
 
     >>> hex(masked_crc32c(b"123456789"))
-    '0x29ff22d0'
+    '0xc78ab0e5'
     """
     crc = 0xFFFFFFFF
     for byte in data:
@@ -94,7 +94,7 @@ def _handle(data: bytes, at: int) -> tuple[int, int, int]:
 
 
 def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of a block: a key is stored without the part that the last one begins with."""
+    """Keys and values of a block: of a key only what differs from the one before is stored."""
     block = table[offset : offset + size + BLOCK_END_BYTES]
     compression, crc = struct.unpack("<BI", block[size:])
     if masked_crc32c(block[: size + 1]) != crc:
