@@ -31,7 +31,7 @@ CHECKPOINTS = {"musicnn": "MSD_musicnn", "musicnn-mtt": "MTT_musicnn"}  # folder
 SAMPLE_RATE, N_FFT, HOP, N_BANDS = 16_000, 512, 256, 96
 PATCH = 187  # frames
 PATCHES_AT_ONCE = 8
-PATCH_BYTES = 20_000_000  # activations of one patch: two tensors (204, 187, 59)
+PATCH_BYTES = 10_000_000  # activations of one patch, most of all (204, 187, 59)
 SIZES = (561, 64, 64, 64, 753, 200)  # of the layers
 STATISTICS = ("gamma", "beta", "moving_mean", "moving_variance")
 EPSILON = 1e-3  # of TensorFlow's batch normalisation
@@ -120,11 +120,9 @@ class Musicnn(nn.Module):
     def forward(self, patches: torch.Tensor, layers) -> list[torch.Tensor]:
         """Log-mel patches (P, F, 96) to the hidden states (P, F, D) of the layers."""
         x = self.norms[0](patches[:, None])  # (P, 1, F, 96)
-        front = [self._convolve(i, x).amax(3) for i in range(5)]  # (P, D, F) each
-        x = torch.cat(front, 1)
-        states = [x]
+        states = [torch.cat([self._convolve(i, x) for i in range(5)], 1)]  # (P, 561, F)
         for i in range(5, 8):
-            y = self._convolve(i, states[-1].transpose(1, 2)[:, None])[..., 0]
+            y = self._convolve(i, states[-1].transpose(1, 2)[:, None])  # (P, 64, F)
             states.append(y + states[-1] if i > 5 else y)
         states.append(torch.cat(states, 1))  # (P, 753, F)
         if len(SIZES) - 1 in layers:
@@ -134,10 +132,17 @@ class Musicnn(nn.Module):
         return [states[k].transpose(1, 2) for k in layers]
 
     def _convolve(self, i: int, x: torch.Tensor) -> torch.Tensor:
-        """Convolution i, as long in time as its input (..., F, bands), ReLU, normalisation."""
-        n = self.convs[i].kernel_size[0] - 1
-        x = F.pad(x, (0, 0, n // 2, n - n // 2))
-        return self.norms[i + 1](F.relu_(self.convs[i](x)))
+        """Convolution i, ReLU, normalisation, maximum over bands: (P, 1, F, bands) to (P, D, F).
+
+        The maximum comes first, which saves time and memory and is the same: all between them is
+        monotone. Where the normalisation's factor is negative it has to be the minimum.
+        """
+        conv, norm = self.convs[i], self.norms[i + 1]
+        before = (conv.kernel_size[0] - 1) // 2  # as TensorFlow pads to the same length
+        x = F.pad(x, (0, 0, before, conv.kernel_size[0] - 1 - before))
+        sign = norm.gamma.sign()[:, None]
+        x = F.conv2d(x, conv.weight * sign[..., None, None]).amax(3) * sign
+        return norm(F.relu(x + conv.bias[:, None]))
 
 
 class Norm(nn.Module):
