@@ -3,6 +3,7 @@
     registry      the table of encoders             base          the class Encoder
     muq, muq_frontend, muq_mulan                    plugin        custom encoders: FILE.py:NAME
     transformers, hidden_states, feature_extractors               transformers' audio models
+    musicnn, tensor_bundle                          musicnn from its TensorFlow checkpoint
     remote_code   models with Python code of their own
     hub           downloads                         cpu_linear    matrix products on CPUs
     convert, unpickle                               pickles to safetensors

@@ -6,6 +6,7 @@ the same numbers when it is loaded again, half precision that keeps the directio
 and what 10 s cost.
 """
 
+import importlib.util
 import sys
 import time
 from collections.abc import Sequence
@@ -253,6 +254,8 @@ def _state_of(name: str, row) -> str:
     """What a row of the table needs before it can be used."""
     from tune.encoders import convert
 
+    if row.package and importlib.util.find_spec(row.package) is None:
+        return f"needs a step: {row.install}"
     if row.repo is None:
         return "refused" if name == "musicfm" else "works now"
     needs = []

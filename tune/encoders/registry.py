@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from tune.encoders import hub, muq, muq_mulan, plugin
+from tune.encoders import hub, muq, muq_mulan, musicnn, plugin
 from tune.encoders.base import SAMPLE_RATE, Encoder, EncoderError
 from tune.encoders.muq import MEMORY_BUDGET, load_nano, load_nano_untrained, load_random
 from tune.system.plugins import is_plugin
@@ -82,6 +82,7 @@ class EncoderRow:
     licence, size : of the weights, as shown
     code : it executes Python code of its own
     pickled : the hub has a pickle only, which has to be converted
+    package, install : the Python package that has to be installed, and the command for it
     min_seconds, max_seconds : the lengths that it was made for, where the model doesn't state them
     """
 
@@ -94,11 +95,14 @@ class EncoderRow:
     size: str = ""
     code: bool = False
     pickled: bool = False
+    package: str = ""
+    install: str = ""
     min_seconds: float | None = None
     max_seconds: float | None = None
 
 
 NC = "CC-BY-NC 4.0"
+_MUSICNN = dict(licence="ISC", size="29 MB", package="musicnn", install=musicnn.INSTALL)
 ENCODERS = {
     "muq": EncoderRow(None, "MuQ, 300 M parameters", repo=muq.HUB_ID, licence=NC, size="1.33 GB"),
     "muq-mulan": EncoderRow(
@@ -155,13 +159,19 @@ ENCODERS = {
         ),
         "MusicFM: refused (no package, pickled weights)",
     ),
+    "musicnn": EncoderRow(
+        musicnn.load_musicnn,
+        "musicnn, 0.8 M parameters, trained on tags of the Million Song Dataset",
+        **_MUSICNN,
+    ),
+    "musicnn-mtt": EncoderRow(musicnn.load_musicnn, "musicnn trained on MagnaTagATune", **_MUSICNN),
     "muq-nano": EncoderRow(
         load_nano,
         "MuQ in small, 2.4 M parameters, pretrained here on composed and game music",
         licence="MIT, see its card",
     ),
     "muq-nano-untrained": EncoderRow(
-        load_nano_untrained, "muq-nano with weights from a seed: what learning has to beat"
+        load_nano_untrained, "muq-nano with random weights: the control"
     ),
     "mel": EncoderRow(_load_mel, "log-mel mean and deviation per band: the baseline to beat"),
 }
