@@ -75,13 +75,12 @@ def loaded(code, cwd) -> set:
     """Modules that are there when a program has run."""
     done = run(
         "-c",
-        "import runpy, sys\ntry:\n"
-        f"    {code}\nexcept SystemExit:\n    pass\nprint('\\n'.join(sys.modules))",
+        f"import runpy, sys\ntry:\n    {code}\nexcept SystemExit:\n    pass\nprint(*sys.modules)",
         cwd=cwd,
         env={"PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
+    return set(done.stdout.splitlines()[-1].split())
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
