@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from tune.audio import decode
+from tune.audio import readers
 from tune.audio.decode import AudioError, check_file, is_silent, read_audio
 
 HZ = 440
@@ -151,7 +151,7 @@ def test_float_wav_beyond_one_is_not_clipped(tmp_path, rate):
 def test_block_size_changes_nothing(tmp_path, rng, monkeypatch):
     path = write(tmp_path, rng.uniform(-1, 1, (10_000, 2)), 44_100, FLOAT)
     at_once = read_audio(path, RATE)
-    monkeypatch.setattr(decode, "BLOCK_FRAMES", 777)
+    monkeypatch.setattr(readers, "BLOCK_FRAMES", 777)
     np.testing.assert_array_equal(read_audio(path, RATE), at_once)
 
 
