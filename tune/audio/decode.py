@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import soxr
 
 from tune.audio import readers
@@ -105,25 +104,22 @@ def decode(
     if channels not in CHANNELS:
         raise ValueError(f"channels must be one of {', '.join(CHANNELS)}, got {channels!r}")
     whole = start_s == 0 and end_s is None
-    try:
-        with readers.opened(path) as reader:
-            check_limits(reader.header)
-            reader.check()
-            mono = _Mono(reader, channels)
-            if whole or not reader.can_seek:
-                samples = _all(mono, sample_rate, None if whole else end_s)
-                if whole:
-                    reader.check(mono.seconds)
-                    mono.check()
-                else:
-                    mono.check()
-                    last = None if end_s is None else round(end_s * sample_rate)
-                    samples = samples[round(start_s * sample_rate) : last]
+    with readers.opened(path) as reader:
+        check_limits(reader.header)
+        reader.check()
+        mono = _Mono(reader, channels)
+        if whole or not reader.can_seek:
+            samples = _all(mono, sample_rate, None if whole else end_s)
+            if whole:
+                reader.check(mono.seconds)
+                mono.check()
             else:
-                samples = _part(mono, sample_rate, start_s, end_s)
-            notes = (*reader.notes, *filter(None, [mono.cancellation.note()]))
-    except soundfile.LibsndfileError as error:
-        raise AudioError("damaged: the stream breaks off or can't be decoded") from error
+                mono.check()
+                last = None if end_s is None else round(end_s * sample_rate)
+                samples = samples[round(start_s * sample_rate) : last]
+        else:
+            samples = _part(mono, sample_rate, start_s, end_s)
+        notes = (*reader.notes, *filter(None, [mono.cancellation.note()]))
     if not len(samples):
         part = "" if whole else f" from {start_s:g} s" + (f" to {end_s:g} s" if end_s else "")
         raise AudioError(f"holds no samples{part}")

@@ -239,7 +239,6 @@ def decode_packets(
     if extradata is not None:
         context.extradata = extradata
     context.thread_count = 1
-    context.options = {"flags2": "+skip_manual"}  # what is to be left out is cut by the callers
 
     def frames():
         n_bad, at, first_bad = 0, 0.0, 0.0

@@ -51,7 +51,13 @@ class SndfileReader(Reader):
         left = float("inf") if frames is None else frames
         size = max(1, 2 * BLOCK_FRAMES // max(2, self.file.channels))  # a file has up to 1024
         while left > 0:
-            block = self.file.read(int(min(size, left)), dtype="float32", always_2d=True)
+            try:
+                block = self.file.read(int(min(size, left)), dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError as error:
+                announced = self.header.seconds
+                raise AudioError(
+                    f"damaged or truncated: can't be decoded up to the {announced:.2f} s announced"
+                ) from error
             if not len(block):
                 return
             left -= len(block)
@@ -192,10 +198,11 @@ class OggReader(Reader):
             if granule is not None:
                 count = ffmpeg.decode_packets(codec, first_page, ffmpeg.Failures(), extradata)
                 n_first = sum(block.shape[1] for block, _ in count)
-                start = 0 if last else granule - n_first
+                start = 0 if last else granule - link.pre_skip - n_first
                 break
         # Before 0 lie samples that are left out; a stream that was joined late begins after it.
-        skip = link.pre_skip + (max(0, -start) if link.codec == "Vorbis" else 0)
+        # Opus's decoder leaves out the pre-skip by itself.
+        skip = max(0, -start) if link.codec == "Vorbis" else 0
         n_samples = max(0, link.last_granule - link.pre_skip - max(0, start))
         every = itertools.chain(first_page, (packet for packet, _, _ in packets))
         blocks = ffmpeg.decode_packets(codec, every, failed, extradata)
