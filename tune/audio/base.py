@@ -63,4 +63,4 @@ class Reader:
     def note_surplus(self, n_bytes: int) -> None:
         """Note bytes behind the audio that are neither tags nor zeros."""
         if n_bytes >= SURPLUS_BYTES:
-            self.notes.append(f"{n_bytes:,} bytes behind its end are no audio and were passed over")
+            self.notes.append("the bytes behind its end are no audio and were passed over")

@@ -9,25 +9,30 @@ from dataclasses import dataclass, field
 import av
 import numpy as np
 
+from tune.audio import ends
 from tune.audio.base import SLACK_S, AudioError, Block, Header
 from tune.audio.file_bytes import FileBytes
 from tune.audio.file_types import FETCH, FileType
 
 BLOCK_FRAMES = 1 << 16
 HOLD_FRAMES = 8192  # of padding at the end at most, in an MP4
-DECLARES = {  # FFmpeg's containers whose own header says how long the sound track is
-    "mov,mp4,m4a,3gp,3g2,mj2",
-    "asf",
-    "wv",
-    "tta",
-    "ape",
-    "mpc",
-    "mpc8",
-    "tak",
-    "dsf",
-    "flac",
-    "aiff",
-    "w64",
+# Kinds of file whose own header says how long the sound track is; of others FFmpeg estimates.
+DECLARES = {"MP4", "ASF", "FLAC", "WavPack", "TTA", "Monkey's Audio", "Musepack", "TAK", "DSF"}
+# Kind of file -> FFmpeg's demuxer: what the file is has been found out already.
+DEMUXERS = {
+    "MP4": "mov",
+    "ASF": "asf",
+    "Matroska": "matroska",
+    "AVI": "avi",
+    "FLV": "flv",
+    "MPEG-TS": "mpegts",
+    "MPEG-PS": "mpeg",
+    "FLAC": "flac",
+    "WAV": "wav",
+    "CAF": "caf",
+    "AIFF": "aiff",
+    "WavPack": "wv",
+    "TTA": "tta",
 }
 MAX_PLANES = 8
 SCALES = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "flt": 1.0, "dbl": 1.0}
@@ -79,40 +84,27 @@ class Description:
 
 
 @contextlib.contextmanager
-def opened(source, format: str | None, kind: FileType, data: FileBytes | None = None):
-    """Open a container, a path or a stream; AudioError with the reason where that fails."""
+def opened(source, kind: FileType, data: FileBytes):
+    """Open a container; AudioError with the reason where that fails.
+
+    Parameters
+    ----------
+    source : its bytes, a binary file
+    data : the same, for the reason
+    """
     try:
-        container = av.open(
-            source if hasattr(source, "read") else str(source),
-            format=format,
-            metadata_errors="replace",
-        )
-    except (av.error.FFmpegError, ValueError, UnicodeError) as error:
+        container = av.open(source, format=DEMUXERS.get(kind.name), metadata_errors="replace")
+    except (av.error.FFmpegError, ValueError) as error:
         raise AudioError(_why_not_opened(kind, data)) from error
     with container:
         yield container
 
 
-def _why_not_opened(kind: FileType, data: FileBytes | None) -> str:
+def _why_not_opened(kind: FileType, data: FileBytes) -> str:
     """The reason that a file with a known signature can't be opened."""
-    if kind.name == "MP4" and data is not None:
-        names = list(_boxes(data, kind.start))
-        if "moov" not in names:
-            return f"truncated: MP4 without its index (moov), which recorders write last; {FETCH}"
+    if kind.name == "MP4" and b"moov" not in [name for name, _ in ends.boxes(data, kind.start)]:
+        return f"truncated: MP4 without its index (moov), which recorders write last; {FETCH}"
     return f"can't be decoded: its {kind.name} header is damaged; {FETCH}"
-
-
-def _boxes(data: FileBytes, at: int) -> Iterator[str]:
-    """Names of an MP4's top-level boxes."""
-    while at + 8 <= data.size:
-        head = data.read(at, 16)
-        size = int.from_bytes(head[:4], "big")
-        if size == 1:
-            size = int.from_bytes(head[8:16], "big")
-        yield head[4:8].decode("latin-1")
-        if size < 8:
-            return
-        at += size
 
 
 def sound_track(container, kind: FileType):
@@ -148,9 +140,9 @@ def _codec_name(stream) -> str:
 def describe(container, stream, kind: FileType) -> Description:
     """What a container says of its sound track."""
     context, declared = stream.codec_context, None
-    if container.format.name in DECLARES and stream.duration:
+    if kind.name in DECLARES and stream.duration:
         declared = float(stream.duration * stream.time_base)
-    elif container.format.name == "matroska,webm":
+    elif kind.name == "Matroska":
         declared = _matroska_seconds(container, stream)
     codec = NAMES.get(context.name, context.name)
     same = codec.lower().startswith(kind.name.lower()) or kind.name == "WAV"
@@ -161,7 +153,7 @@ def describe(container, stream, kind: FileType) -> Description:
         float("nan") if declared is None else declared,
     )
     trim = None
-    if container.format.name.startswith("mov"):
+    if kind.name == "MP4":
         trim = _gapless(container, stream, declared)
     return Description(header, declared, trim)
 

@@ -66,6 +66,10 @@ SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b".ra\xfd", "RealAudio", FFMPEG),
     (0, b"\x00\x00\x01\xba", "MPEG-PS", FFMPEG),
 )
+BEHIND_JUNK = (  # beginnings that are long enough to be looked for
+    (b"OggS\0\x02", "OGG", OGG),
+    (b"fLaC\0\0\0\x22", "FLAC", LIBSNDFILE),
+)
 FETCH = "a failed download? fetch it again"
 OTHERS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"version https://git-lfs", "a Git LFS pointer", "fetch the file itself: git lfs pull"),
@@ -124,6 +128,10 @@ def identify(data: FileBytes, find_frames: Callable[[int, int], tuple[str, int] 
         return FileType("MPEG-TS", FFMPEG, start)
     if found := find_frames(start, start + JUNK_BYTES):
         return FileType(*found[:1], FRAMES, found[1])
+    for signature, name, reader in BEHIND_JUNK:
+        at = data.find(signature, start, start + JUNK_BYTES)
+        if at >= 0:
+            return FileType(name, reader, at)
     if start:  # a tag, and nothing behind it that plays
         return FileType("a tag (ID3 or APE) with no audio behind it", NOT_AUDIO, 0, FETCH)
     return what_text(data.read(0, 4096))

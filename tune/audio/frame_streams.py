@@ -201,16 +201,15 @@ def _next_frame(data: FileBytes, start: int, end: int) -> int:
     """First place in [start, end) where a chain of frames begins, or -1."""
     at = start
     while at < end:
-        if n := tag_size(data.read(at, 32)):
+        n = tag_size(data.read(at, 32))
+        if n and at + n <= data.size:
             at += n
             continue
         following = data.find(b"\xff", at, end)
         tag = data.find(b"ID3", at, following if following >= 0 else end)
         if tag > at:  # a tag's contents hold no frame
-            at = tag
-            if tag_size(data.read(at, 32)) and at + tag_size(data.read(at, 32)) <= data.size:
-                continue
-            at += 1
+            n = tag_size(data.read(tag, 32))
+            at = tag + n if n and tag + n <= data.size else tag + 1
             continue
         if following < 0:
             return -1

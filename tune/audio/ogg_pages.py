@@ -12,6 +12,7 @@ from tune.audio.file_bytes import FileBytes
 from tune.audio.file_types import is_tag_or_padding
 
 REVERSED = bytes(int(f"{i:08b}"[::-1], 2) for i in range(256))
+LATE_S = 10.0  # longer than a page lasts
 NO_GRANULE = (1 << 64) - 1
 
 
@@ -25,7 +26,7 @@ class Link:
     codec : "Vorbis", "Opus", "FLAC", "Speex", or "" without audio; "other" names what there is
     rate, channels : as its header says; positions count samples of this rate
     pre_skip : samples that the encoder added in front
-    last_granule : position of the last sample
+    first_granule, last_granule : positions after the first page and after the last
     complete : whether its last page says that it is the last
     damage : what is wrong, a clause each
     """
@@ -37,6 +38,7 @@ class Link:
     rate: int = 0
     channels: int = 0
     pre_skip: int = 0
+    first_granule: int = 0
     last_granule: int = 0
     n_pages: int = 0
     complete: bool = False
@@ -45,9 +47,15 @@ class Link:
     _number: int = -1
 
     @property
+    def joined_late(self) -> bool:
+        """Whether it begins in the middle of something longer, as a recorded radio stream does."""
+        return self.first_granule > LATE_S * self.rate and self.n_pages > 3
+
+    @property
     def seconds(self) -> float:
-        """Length by the last position, of a stream that begins at 0."""
-        return max(0, self.last_granule - self.pre_skip) / self.rate if self.rate else 0.0
+        """How far it goes from its beginning, or from its first page if that was joined late."""
+        first = self.first_granule if self.joined_late else self.pre_skip
+        return max(0, self.last_granule - first) / self.rate if self.rate else 0.0
 
 
 def read_links(data: FileBytes, start: int) -> tuple[list[Link], int]:
@@ -65,7 +73,7 @@ def read_links(data: FileBytes, start: int) -> tuple[list[Link], int]:
                 surplus = 0 if is_tag_or_padding(data, at, data.size) or torn else data.size - at
                 return links, surplus
             if links:
-                where = f"{after - at:,} bytes at {_time(links[-1]):.2f} s are no Ogg page"
+                where = f"{after - at:,} bytes at {links[-1].seconds:.2f} s are no Ogg page"
                 links[-1].damage.append(where)
             at = after
             continue
@@ -85,19 +93,15 @@ def read_links(data: FileBytes, start: int) -> tuple[list[Link], int]:
         if serial == link.serial:
             if link._number >= 0 and number > link._number + 1:
                 n = number - link._number - 1
-                link.damage.append(f"{n} Ogg pages are missing at {_time(link):.2f} s")
+                link.damage.append(f"{n} Ogg pages are missing at {link.seconds:.2f} s")
             link._number = number
             link.n_pages += 1
             if granule != NO_GRANULE:
+                link.first_granule = link.first_granule or granule
                 link.last_granule = granule
             link.complete |= bool(flags & 4)
         at += size
     return links, 0
-
-
-def _time(link: Link) -> float:
-    """How far a link has been read, in seconds."""
-    return link.seconds
 
 
 def _page(data: FileBytes, at: int):

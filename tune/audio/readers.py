@@ -14,7 +14,7 @@ from pathlib import Path
 
 import soundfile
 
-from tune.audio import file_types, frame_streams, ogg_pages, riff
+from tune.audio import ends, file_types, frame_streams, ogg_pages, riff
 from tune.audio.base import SLACK_S, AudioError, Block, Header, Reader
 from tune.audio.file_bytes import FileBytes, Pieces
 from tune.audio.file_types import FRAMES, LIBSNDFILE, NOT_AUDIO, OGG, FileType
@@ -166,7 +166,8 @@ class OggReader(Reader):
         first = heard[0]
         if first.n_pages < 3 and first.last_granule == 0 and first.complete:
             raise AudioError("holds no samples")
-        seconds = sum(link.seconds for link in heard)
+        late = any(link.joined_late for link in heard)
+        seconds = float("nan") if late else sum(link.seconds for link in heard)
         super().__init__(Header(first.rate, first.channels, f"{first.codec} in Ogg", seconds))
         for link in heard:
             self.damage += link.damage
@@ -253,9 +254,12 @@ def _reader(path, file, data: FileBytes, kind: FileType | None, stack) -> Reader
         reader = _by_libsndfile(path, file, data, kind, stack)
         if reader is not None:
             return reader
-    source = path if not kind.start else Pieces(file, [(kind.start, data.size)])
-    container = stack.enter_context(ffmpeg.opened(source, None, kind, data))
-    return ContainerReader(container, kind)
+    # Never by its name: FFmpeg takes some for addresses, and none that isn't UTF-8.
+    source = Pieces(file, [(kind.start, data.size)])
+    container = stack.enter_context(ffmpeg.opened(source, kind, data))
+    reader = ContainerReader(container, kind)
+    _note_surplus(reader, data, kind)
+    return reader
 
 
 def _by_libsndfile(path, file, data: FileBytes, kind: FileType, stack) -> SndfileReader | None:
@@ -275,10 +279,16 @@ def _by_libsndfile(path, file, data: FileBytes, kind: FileType, stack) -> Sndfil
     if sound.format == "RAW":
         return None
     reader = SndfileReader(sound)
-    rest = riff.surplus_bytes(data, kind.start) if pieces is None and kind.name == "WAV" else None
-    if rest and not file_types.is_tag_or_padding(data, *rest):
-        reader.note_surplus(rest[1] - rest[0])
+    if pieces is None or pieces == [(kind.start, data.size)]:
+        _note_surplus(reader, data, kind)
     return reader
+
+
+def _note_surplus(reader: Reader, data: FileBytes, kind: FileType) -> None:
+    """Note what is behind the end of a file whose chunks, boxes or last frame say where that is."""
+    end = ends.END_OF.get(kind.name, lambda data, start: data.size)(data, kind.start)
+    if end < data.size and not file_types.is_tag_or_padding(data, end, data.size):
+        reader.note_surplus(data.size - end)
 
 
 def _unknown(path, file, data: FileBytes, stack) -> Reader:

@@ -1,5 +1,6 @@
 """WAV files whose header doesn't say where the samples are: interrupted recorders, joined files."""
 
+from tune.audio.ends import is_name
 from tune.audio.file_bytes import FileBytes
 
 UNKNOWN_SIZES = (  # what writers that can't seek put into the header: nothing to check
@@ -45,28 +46,10 @@ def repaired(data: FileBytes, start: int) -> Pieces | None:
     return [b"RIFF" + riff + b"WAVE" + form + b"data" + size, *filled]
 
 
-def surplus_bytes(data: FileBytes, start: int) -> tuple[int, int] | None:
-    """Bytes (start, end) behind the last chunk of a WAV; None where there are none."""
-    at = start + 12
-    if data.read(start, 4) != b"RIFF":
-        return None
-    while at + 8 <= data.size:
-        name, size = data.read(at, 4), int.from_bytes(data.read(at + 4, 4), "little")
-        if not _is_name(name):
-            return at, data.size
-        at += 8 + size + (size & 1)
-    return (at, data.size) if at < data.size else None
-
-
-def _is_name(name: bytes) -> bool:
-    """Say whether four bytes can be a chunk's name."""
-    return len(name) == 4 and all(32 <= c < 127 for c in name)
-
-
 def _chunks_follow(data: FileBytes, at: int) -> bool:
     """Say whether chunks with names fill the file from here to its end."""
     while at + 8 <= data.size:
-        if not _is_name(data.read(at, 4)):
+        if not is_name(data.read(at, 4)):
             return False
         size = int.from_bytes(data.read(at + 4, 4), "little")
         at += 8 + size + (size & 1)
