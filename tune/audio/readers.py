@@ -237,6 +237,20 @@ def opened(path) -> Iterator[Reader]:
         yield _reader(path, file, data, kind, stack)
 
 
+def is_plain(path) -> bool:
+    """Say whether libsndfile reads the file from its beginning, as it is."""
+    try:
+        with open(path, "rb") as file:
+            data = FileBytes(file)
+            kind = file_types.identify(data, lambda a, b: frame_streams.find_frames(data, a, b))
+            if kind is None:
+                return True
+            plain = kind.reader == LIBSNDFILE and not kind.start
+            return plain and riff.repaired(data, 0) is None
+    except OSError:
+        return False
+
+
 def _reader(path, file, data: FileBytes, kind: FileType | None, stack) -> Reader:
     """The reader of a kind of file."""
     from tune.audio import ffmpeg

@@ -1,15 +1,14 @@
 """From the store to the rows of a file of embeddings: one a track, and one a segment."""
 
-import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
-import soundfile
 from tqdm import tqdm
 
 from tune.aggregators.track_aggregator import TrackAggregator
 from tune.aggregators.track_features import token_times
+from tune.audio.decode import read_header
 from tune.audio.find_files import shown
 from tune.embeddings.embedder import Embedder
 from tune.embeddings.file_formats import SEGMENTS, TRACKS, make_table
@@ -88,4 +87,4 @@ def _size(embedder: Embedder, joiner: TrackAggregator) -> int:
 
 def _native_rate(path: str) -> int:
     """A usable file's own sample rate in Hz."""
-    return soundfile.info(os.fsencode(path) if os.name == "posix" else path).samplerate
+    return read_header(path).sample_rate

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tune.cli.parser import Parser
 from tune.store.stale_files import sweep
-from tune.store.store import Store, default_root
+from tune.store.store import Store, default_root, is_old
 from tune.system.memory import parse_budget
 
 log = logging.getLogger(__name__)
@@ -27,13 +27,16 @@ def describe(root: Path) -> list[dict]:
     Returns
     -------
     list of dict
-        path, encoder, precision, tokens, layers, tracks, rows, bytes, used (seconds since epoch).
+        path, encoder, precision, tokens, channels, layers, tracks, rows, bytes, used (seconds since
+        epoch), old (whether another version of TUNE made it, which this one reads no rows from but
+        those it can take over).
     """
     found = []
     for file in sorted(Path(root).glob("*/layers-*/collection.json")):
         try:
             key = json.loads(file.read_text(encoding="utf-8"))
             shown = {k: str(key[k]) for k in ("encoder", "precision", "tokens")}
+            shown |= {"channels": key.get("channels", "mix"), "old": is_old(key)}
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("unreadable %s: %r", file, error)
             continue
@@ -69,18 +72,20 @@ def prune(
     *,
     encoder: str | None = None,
     older_than_days: float | None = None,
+    old: bool = False,
     dry_run: bool = False,
 ) -> list[dict]:
-    """Delete collections by encoder name and by days since last use, and stale temporary files.
+    """Delete collections by encoder name, days since last use and version, and temporary files.
 
-    Returns the collections that were (or, with `dry_run`, would be) deleted. With neither
-    condition none is: only temporary files of dead writers go.
+    Returns the collections that were (or, with `dry_run`, would be) deleted. With no condition none
+    is: only temporary files of dead writers go.
     """
     now, gone = time.time(), []
-    if encoder is not None or older_than_days is not None:
+    if encoder is not None or older_than_days is not None or old:
         for item in describe(root):
-            old = older_than_days is None or now - item["used"] > older_than_days * 86400
-            if (encoder is None or item["encoder"] == encoder) and old:
+            unused = older_than_days is None or now - item["used"] > older_than_days * 86400
+            mine = encoder is None or item["encoder"] == encoder
+            if mine and unused and (item["old"] or not old):
                 gone.append(item)
                 if not dry_run:
                     shutil.rmtree(item["path"])
@@ -170,7 +175,7 @@ def _print_collections(items: list[dict], title: str) -> None:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
-    for head in ("encoder", "layers", "tokens", "precision"):
+    for head in ("encoder", "layers", "tokens", "channels", "precision"):
         table.add_column(head, overflow="fold")
     for head in ("tracks", "rows", "size", "last used"):
         table.add_column(head, justify="right", overflow="fold")
@@ -179,7 +184,8 @@ def _print_collections(items: list[dict], title: str) -> None:
             item["encoder"],
             item["layers"],
             item["tokens"],
-            item["precision"],
+            item["channels"],
+            item["precision"] + (", old" if item["old"] else ""),
             f"{item['tracks']:,}",
             f"{item['rows']:,}",
             _human(item["bytes"]),
@@ -209,15 +215,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     cut.add_argument("--encoder", help="only this encoder's")
     cut.add_argument("--older_than", type=float, metavar="DAYS", help="only if unused this long")
     cut.add_argument(
+        "--old",
+        action="store_true",
+        help="only what an older version of TUNE made (list says old): rows of files that are "
+        "decoded as they were are taken over when they are met, others are encoded again",
+    )
+    cut.add_argument(
         "--max_size",
         metavar="SIZE",
         help="only until the store is no larger than this, such as 50GB",
     )
     cut.add_argument("--dry_run", action="store_true", help="say what would go, delete nothing")
     args = parser.parse_args(argv)
-    conditions = (args.encoder, args.older_than, args.max_size)
+    conditions = (args.encoder, args.older_than, args.max_size, args.old or None)
     if args.verb != "prune" and (args.dry_run or any(c is not None for c in conditions)):
-        parser.error("--encoder, --older_than, --max_size and --dry_run belong to prune")
+        parser.error("--encoder, --older_than, --old, --max_size and --dry_run belong to prune")
+    if args.old and args.max_size is not None:
+        parser.error("--old deletes whole collections, --max_size single rows: give one of them")
     try:
         max_bytes = None if args.max_size is None else _size(args.max_size)
     except ValueError as error:
@@ -235,12 +249,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             "dry_run": args.dry_run,
         }
         if max_bytes is None:
-            gone = prune(args.store, **which)
+            gone = prune(args.store, **which, old=args.old)
         else:
             gone = shrink(args.store, max_bytes, **which)
         if all(c is None for c in conditions):
             print(
-                "nothing to prune: name --encoder, --older_than and/or --max_size", file=sys.stderr
+                "nothing to prune: name --encoder, --older_than, --old and/or --max_size",
+                file=sys.stderr,
             )
             return 2
         _print_collections(gone, "would be deleted" if args.dry_run else "deleted")
