@@ -632,7 +632,9 @@ def _containers(add) -> None:
             lambda s=share: cut(encoded("libopus", "matroska", 48_000, seconds=4.0), s),
             reason="^truncated|^damaged",
         )
-    long = lambda codec, format: encoded(codec, format, 48_000, seconds=4.0)  # noqa: E731
+    long = lambda codec, format: encoded(  # noqa: E731
+        codec, format, 48_000, seconds=4.0, bit_rate=128_000
+    )
     torn = "other containers, cut or with a hole"
     for codec, format, ending in (
         ("libopus", "matroska", "mka"),

@@ -10,6 +10,7 @@ import audio_variants
 import numpy as np
 import pytest
 from audio_variants import VARIANTS
+from conftest import SHARED
 
 from tune.audio.decode import AudioError, decode, read_header
 
@@ -60,3 +61,61 @@ def test_a_variant_has_its_right_value(tmp_path, variant, capfd):
             assert header.channels == variant.parts[0][1]
             assert np.isnan(header.seconds) or abs(header.seconds - seconds) < 0.1
     assert capfd.readouterr() == ("", "")  # no library writes remarks of its own
+
+
+# What ../shared/cases/EXPECTED.tsv says: seconds, or None where a file must be refused.
+CASES = {
+    "mp3_vbr_noxing.mp3": 12.38,
+    "cbr128.mp3": 61.7,
+    "opus_by_ffmpeg.opus": 13.0,
+    "ogg_chained.ogg": 20.56,
+    "ogg_cut_mid.ogg": None,
+    "flac_total0.flac": 12.345,
+    "wav_data0.wav": 12.345,
+    "wav_antiphase.wav": 12.345,
+    "m4a_named.mp3": 12.35,
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_shared_cases_have_their_right_values(name):
+    path = SHARED / "cases" / "audio" / name
+    if not path.is_file():
+        pytest.skip("the cases (../shared/cases) are not here")
+    if CASES[name] is None:
+        with pytest.raises(AudioError, match=r"^damaged: .* at 5\.89 s are no Ogg page"):
+            decode(path, RATE)
+        return
+    sound = decode(path, RATE)
+    assert len(sound.samples) / RATE == pytest.approx(CASES[name], abs=LENGTH_S)
+    assert bool(sound.notes) == ("antiphase" in name)
+
+
+def test_a_part_of_what_ffmpeg_reads_is_that_part_of_the_whole(tmp_path):
+    for name in ("xing-44100-2.mp3", "rates.ogg", "44100-2.m4a", "libopus.webm", "two-data.wav"):
+        (variant,) = (v for v in VARIANTS if v.name == name)
+        path = tmp_path / name
+        path.write_bytes(variant.make())
+        whole = decode(path, RATE).samples
+        for start, end in ((0.2, 0.9), (0.0, 0.5), (0.7, None)):
+            last = None if end is None else round(end * RATE)
+            part = decode(path, RATE, start, end).samples
+            np.testing.assert_allclose(part, whole[round(start * RATE) : last], atol=1e-5)
+
+
+def test_what_becomes_of_the_channels(tmp_path):
+    path = tmp_path / "5.1.m4a"
+    (variant,) = (v for v in VARIANTS if v.name == path.name)
+    path.write_bytes(variant.make())
+    own = audio_variants.music(audio_variants.SECONDS, 48_000, 6)
+    for channels, right in {
+        "mix": own.mean(1),
+        "first": own[:, 0],
+        "left": own[:, 0],
+        "right": own[:, 1],
+        "mid": own[:, :2].mean(1),
+    }.items():
+        heard = decode(path, 48_000, channels=channels).samples
+        assert best_lag(heard, right)[1] > CORRELATION, channels
+    with pytest.raises(ValueError, match="channels must be one of mix, first"):
+        decode(path, 48_000, channels="centre")

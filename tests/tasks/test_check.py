@@ -147,7 +147,7 @@ def test_headers(tmp_path):
     header = read_header(tmp_path / "a.flac")
     assert (header.sample_rate, header.channels, header.format) == (44_100, 2, "FLAC")
     assert header.seconds == pytest.approx(0.1)
-    for name, text, reason in (("b.raw", "x", "no header"), ("c.wav", "x", "can't be decoded")):
+    for name, text, reason in (("b.raw", "\0x", "no header"), ("c.wav", "x", "can't be decoded")):
         (tmp_path / name).write_text(text)
         with pytest.raises(AudioError, match=reason):
             read_header(tmp_path / name)

@@ -38,6 +38,7 @@ SUFFIXES = {
 MAX_HOURS = 4.0  # longer files are refused; $TUNE_MAX_HOURS says otherwise
 MIN_RATE, MAX_RATE = 1_000, 1_000_000  # Hz; what a damaged header says beyond them is no rate
 LOUDEST = 2.0**32  # beyond 32-bit samples that were written as floats it isn't audio any more
+ROOM = 1 << 26  # samples that a header is believed; more are made room for as they come
 HALO_S = 0.05  # audio read to each side of a part, so that resampling it changes nothing
 
 
@@ -135,11 +136,13 @@ def read_header(path: str | Path) -> Header:
     Raises
     ------
     AudioError
-        With the reason, when there is none to be read.
+        With the reason, when there is none to be read, or it is seen without decoding that the file
+        is damaged.
     """
     check_file(path)
     with readers.opened(path) as reader:
         check_limits(reader.header)
+        reader.check()
         return reader.header
 
 
@@ -253,10 +256,11 @@ class _Never(Cancellation):
 
 
 class _Growing:
-    """An array that grows in place."""
+    """An array that grows in place, of about so many samples."""
 
-    def __init__(self):
-        self._kept, self.size = np.empty(1 << 20, np.float32), 0
+    def __init__(self, expected: float):
+        n = min(expected, ROOM) if expected > 0 else 1 << 20  # NaN: not known
+        self._kept, self.size = np.empty(int(n) + 1024, np.float32), 0
 
     def append(self, samples: np.ndarray) -> None:
         """Add samples (n,)."""
@@ -274,7 +278,7 @@ class _Growing:
 
 def _all(mono: _Mono, sample_rate: int, end_s: float | None) -> np.ndarray:
     """Everything from the beginning, resampled as it comes; no further than `end_s`."""
-    out, resampler, rate = _Growing(), None, None
+    out, resampler, rate = _Growing(mono.reader.header.seconds * sample_rate), None, None
     enough = math.inf if end_s is None else round(end_s * sample_rate)
     with np.errstate(invalid="ignore", over="ignore"):
         for block, block_rate in mono.blocks():
@@ -311,7 +315,7 @@ def _part(mono: _Mono, sample_rate: int, start_s: float, end_s: float | None) ->
         frames = math.ceil((start + length) * rate / sample_rate) + halo - first
     if first >= mono.reader.header.seconds * rate:
         return np.zeros(0, np.float32)
-    found = [block for block, _ in mono.blocks(first, frames, start_s=first / rate)]
+    found = [block.copy() for block, _ in mono.blocks(first, frames, start_s=first / rate)]
     mono.check()
     samples = np.concatenate(found) if found else np.zeros(0, np.float32)
     if rate != sample_rate:

@@ -6,7 +6,7 @@ import numpy as np
 
 CHANNELS: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
 CANCELLED_DB = 20.0  # a mix this far below its channels has lost most of the music
-STRIDE = 8  # one sample in so many tells the energy well enough
+STRIDE = 61  # one sample in so many tells the energy well enough
 
 
 def _rule(function):
@@ -20,7 +20,9 @@ def mix(block: np.ndarray) -> np.ndarray:
     if len(block) == 1:
         return block[0]
     if len(block) == 2:  # the same bits as mean(), six times as fast
-        return (block[0] + block[1]) / 2
+        mono = block[0] + block[1]
+        mono *= 0.5
+        return mono
     return np.ascontiguousarray(block.T).mean(axis=1)
 
 
@@ -58,11 +60,11 @@ class Cancellation:
         """Count a block (C, n) and what became of it (n,)."""
         if len(block) == 1:
             return
-        some, one = block[:, ::STRIDE].astype(np.float64), mono[::STRIDE].astype(np.float64)
+        some, one = np.ascontiguousarray(block[:, ::STRIDE]), np.ascontiguousarray(mono[::STRIDE])
         with np.errstate(invalid="ignore", over="ignore"):
-            self._mono += float((one * one).sum())
+            self._mono += float(np.vdot(one, one))
             # n independent channels leave 1/n of their mean energy: that is no cancelling.
-            self._channels += float((some * some).mean(axis=0).sum()) * 2 / len(block)
+            self._channels += float(np.vdot(some, some)) * 2 / len(block) ** 2
 
     def note(self) -> str | None:
         """A clause when the channels cancel each other, or None."""

@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 
 BLOCK_BYTES = 1 << 20
+FIRST_BYTES = 1 << 14  # of a read that doesn't go on from the one before
 
 
 class FileBytes:
@@ -15,15 +16,16 @@ class FileBytes:
     def __init__(self, file):
         self.file = file
         self.size = file.seek(0, io.SEEK_END)
-        self._start, self._block = 0, b""
+        self._start, self._block = -1, b""
 
     def read(self, start: int, n: int) -> bytes:
         """Up to n bytes from a position."""
         at = start - self._start
         if at < 0 or at + n > len(self._block):
+            goes_on = 0 <= start - self._start <= len(self._block)
             self.file.seek(start)
-            self._start, self._block = start, self.file.read(max(n, BLOCK_BYTES))
-            at = 0
+            block = self.file.read(max(n, BLOCK_BYTES if goes_on else FIRST_BYTES))
+            self._start, self._block, at = start, block, 0
         return self._block[at : at + n]
 
     def find(self, pattern: bytes, start: int, end: int | None = None) -> int:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import soundfile
 
 from tune.audio import ends, file_types, frame_streams, ogg_pages, riff
@@ -45,14 +46,17 @@ class SndfileReader(Reader):
         self.file = file
 
     def blocks(self, first: int = 0, frames: int | None = None) -> Iterator[Block]:
-        """Samples from a frame on."""
+        """Samples from a frame on; a block's memory is used again for the next one."""
         if first:
             self.file.seek(first)
-        left = float("inf") if frames is None else frames
+        # Reading into memory of our own isn't stopped at the end: what is behind it is no audio.
+        left = self.file.frames - first
+        left = left if frames is None else min(left, frames)
         size = max(1, 2 * BLOCK_FRAMES // max(2, self.file.channels))  # a file has up to 1024
+        room = np.empty((size, self.file.channels), np.float32)
         while left > 0:
             try:
-                block = self.file.read(int(min(size, left)), dtype="float32", always_2d=True)
+                block = self.file.read(out=room[: int(min(size, left))])
             except soundfile.LibsndfileError as error:
                 announced = self.header.seconds
                 raise AudioError(
