@@ -163,7 +163,7 @@ def test_a_folder_becomes_a_table_with_bad_files_as_rows(embedded):
         assert line.embedding.dtype == np.float32
         assert line.embedding.shape == (192,)
     assert "6 embedded, 4 can't be used" in done.stdout
-    assert "1 files without an audio ending" in done.stderr
+    assert "passed over, by their endings: 1 .jpg" in done.stderr
     assert pq.read_schema(home / "e.parquet").field("embedding").type.list_size == 192
 
 

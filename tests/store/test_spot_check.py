@@ -91,7 +91,7 @@ def test_the_comparison_is_made_once(music, encoded, monkeypatch):
     assert len(encoder.compared) == 1
     reads = []
     monkeypatch.setattr(
-        encode.spot_check, "read_audio", lambda *a: reads.append(a) or np.zeros(48_000)
+        encode.spot_check, "read_audio", lambda *a, **k: reads.append(a) or np.zeros(48_000)
     )
     monkeypatch.setattr(encode.spot_check, "_difference", lambda *a: 0.0)
     monkeypatch.setattr(encode, "encode_segments", lambda *a, **k: (None, None))

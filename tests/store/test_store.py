@@ -667,8 +667,8 @@ def test_the_command_lists_sizes_and_prunes(filled, tmp_path):
         "muq",
         "3",
         "frame at 2 Hz",
+        "mix",
         "fp16",
-        "1",
         "1",
     ]
 
@@ -703,7 +703,7 @@ def test_the_command_answers_mistakes_in_one_line_with_code_2(tmp_path, args, me
 def test_the_command_prunes_nothing_without_a_condition(filled, tmp_path):
     done = command("prune", "--store", filled.root, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "nothing to prune: give --encoder, --older_than or --max_size\n"
+    assert done.stderr == "nothing to prune: give --encoder, --older_than, --old or --max_size\n"
     assert len(describe(filled.root)) == 4
 
 

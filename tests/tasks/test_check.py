@@ -148,7 +148,7 @@ def test_headers(tmp_path):
     header = read_header(tmp_path / "a.flac")
     assert (header.sample_rate, header.channels, header.format) == (44_100, 2, "FLAC")
     assert header.seconds == pytest.approx(0.1)
-    for name, text, reason in (("b.raw", "x", "no header"), ("c.wav", "x", "can't be decoded")):
+    for name, text, reason in (("b.raw", "\0x", "no header"), ("c.wav", "x", "can't be decoded")):
         (tmp_path / name).write_text(text)
         with pytest.raises(AudioError, match=reason):
             read_header(tmp_path / name)
@@ -286,10 +286,9 @@ def test_channels_of_opposite_phase(folder, tmp_path):
         soundfile.write(audio / f"{i:03d}.wav", stereo, rate, subtype="FLOAT")
     report = report_of(folder, tmp_path)
     whole, nearly = problems(report, "antiphase")
-    assert whole.endswith("001.wav: its channels are of opposite phase: the mono mix is silent")
-    assert nearly.endswith(
-        "003.wav: its channels are of opposite phase: the mono mix is 32 dB below them"
-    )  # 20 log10(0.975 / 0.025)
+    assert "001.wav: its channels are of opposite phase and cancel in the mix to nothing" in whole
+    assert "003.wav: its channels are of opposite phase" in nearly
+    assert "to 32 dB below them" in nearly  # 20 log10(0.975 / 0.025)
     assert problems(report, "silent") == []
 
 

@@ -15,7 +15,7 @@ SCRIPTS = {
 }
 COMMANDS = {
     "tune.segments plot": "plot where a file is cut by structure",
-    "tune.encoders list | check | convert": "list the encoders; check one; make safetensors of a pickle",
+    "tune.encoders list | check | convert": "list encoders; check one; convert a pickle",
     "tune.store list | size | prune": "list the embedding store; delete rows",
     "tune.demo list | export | play": "the synthetic music of the demo tasks",
     "tune.tasks list | show | check": "list and describe tasks; check a data set",

@@ -5,13 +5,11 @@ A column is added by one row here; every format writes and reads it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
-import soundfile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +74,9 @@ def _native_rate(track: EmbeddedTrack) -> int | None:
     """A usable file's own sample rate in Hz."""
     if track.content is None:
         return None
-    return soundfile.info(os.fsencode(track.path) if os.name == "posix" else track.path).samplerate
+    from tune.audio.decode import read_header
+
+    return read_header(track.path).sample_rate
 
 
 TRACKS = {

@@ -186,6 +186,7 @@ def assemble(
         **{k: outcome[k] for k in ("n_test_scored", "tags_left_out", "unknown_tags")},
         "skipped": task.skipped + skipped,
         "silent": sorted({path for path in report.silent if path in reports[0].rows}),
+        "warned": [i for k, i in enumerate(report.warned) if i not in report.warned[:k]],
         "truncated_tracks": truncated,
         "same_audio_in_test_and_training": _count_leaked(paths, reports[0].rows),
         **{k: outcome[k] for k in ("best_epochs", "metrics", "chance")},

@@ -36,7 +36,7 @@ def _print_collections(items: list[dict], title: str) -> None:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
-    for head in ("encoder", "layers", "tokens", "precision"):
+    for head in ("encoder", "layers", "tokens", "channels", "precision"):
         table.add_column(head, overflow="fold")
     for head in ("tracks", "rows", "size", "last used"):
         table.add_column(head, justify="right", overflow="fold")
@@ -45,7 +45,8 @@ def _print_collections(items: list[dict], title: str) -> None:
             item["encoder"],
             item["layers"],
             item["tokens"],
-            item["precision"],
+            item["channels"],
+            item["precision"] + (", old" if item["old"] else ""),
             f"{item['tracks']:,}",
             f"{item['rows']:,}",
             _human(item["bytes"]),
@@ -77,6 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--older_than", type=float, metavar="DAYS", help="only if unused for this many days"
     )
     cut.add_argument(
+        "--old",
+        action="store_true",
+        help="only collections of an older version of TUNE (list says old). Their rows are reused where "
+        "files are decoded as before; other files are encoded again",
+    )
+    cut.add_argument(
         "--max_size",
         metavar="SIZE",
         help="only until the store is no larger than this, such as 50GB",
@@ -85,9 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--dry_run", action="store_true", help="list what would be deleted, delete nothing"
     )
     args = parser.parse_args(argv)
-    conditions = (args.encoder, args.older_than, args.max_size)
+    conditions = (args.encoder, args.older_than, args.max_size, args.old or None)
     if args.verb != "prune" and (args.dry_run or any(c is not None for c in conditions)):
-        parser.error("--encoder, --older_than, --max_size and --dry_run belong to prune")
+        parser.error("--encoder, --older_than, --old, --max_size and --dry_run belong to prune")
+    if args.old and args.max_size is not None:
+        parser.error("--old deletes whole collections, --max_size single rows: give one of them")
     try:
         max_bytes = None if args.max_size is None else _size(args.max_size)
     except ValueError as error:
@@ -105,11 +114,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             "dry_run": args.dry_run,
         }
         if max_bytes is None:
-            gone = prune(args.store, **which)
+            gone = prune(args.store, **which, old=args.old)
         else:
             gone = evict_least_recently_used(args.store, max_bytes, **which)
         if all(c is None for c in conditions):
-            print("nothing to prune: give --encoder, --older_than or --max_size", file=sys.stderr)
+            print(
+                "nothing to prune: give --encoder, --older_than, --old or --max_size",
+                file=sys.stderr,
+            )
             return 2
         _print_collections(gone, "would be deleted" if args.dry_run else "deleted")
     else:

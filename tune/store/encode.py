@@ -23,7 +23,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from tune.audio.decode import AudioError, is_silent, read_audio, read_header
+from tune.audio import decode as audio
+from tune.audio.decode import AudioError, is_silent, read_header
 from tune.encoders.base import Encoder, NonFiniteError
 from tune.segments.rules import Rule
 from tune.store import spot_check
@@ -49,6 +50,8 @@ class EncodeReport:
         Where each usable track's row is.
     skipped : list of {"path", "reason"}
     silent : list of paths that are digital silence
+    warned : list of {"path", "reason"}
+        What is odd about files that were used all the same, such as channels that cancel.
     encoded_tracks, encoder_passes, redone : int
         Tracks and segments encoded now (0 when all were stored), batches redone in float32.
     encode_seconds, audio_seconds : float
@@ -63,6 +66,7 @@ class EncodeReport:
     rows: dict = field(default_factory=dict)
     skipped: list = field(default_factory=list)
     silent: list = field(default_factory=list)
+    warned: list = field(default_factory=list)
     encoded_tracks: int = 0
     encoder_passes: int = 0
     redone: int = 0
@@ -127,6 +131,8 @@ def encode_tracks(
         except AudioError as error:
             done.skip(path, str(error))
             continue
+        if collection.older and audio.is_decoded_as_before(path):
+            _adopt(store, collection, encoder, rule, content)
         stored = _stored(store, collection, encoder, rule, content)
         if stored is None:
             pending.append((path, content))
@@ -140,7 +146,7 @@ def encode_tracks(
         warn_if_low(encoder.device, encoder.expected_bytes(batch_seconds))
 
     def decode(path, content):
-        return _decode(path, content, encoder, rule, store)
+        return _decode(path, content, encoder, rule, store, collection)
 
     for path, content, decoded, lock in _claimed(pending, store, decode):
         try:
@@ -148,11 +154,11 @@ def encode_tracks(
             if stored is not None:  # another process was quicker, or the same audio came twice
                 done.finish(path, content, *stored)
                 continue
-            samples, spans = decoded.result()
+            samples, spans, notes = decoded.result()
             row = collection.read(content, spans)
             if row is None:  # else it's cut by its sound, and another rule had cut it alike
                 row = done.encode(
-                    samples, spans, encoder, collection.layers, frame_rate, batch_seconds
+                    samples, spans, notes, encoder, collection.layers, frame_rate, batch_seconds
                 )
                 collection.write(content, len(samples), row)
             done.finish(path, content, spans, row)
@@ -182,6 +188,9 @@ class _Done:
         if row.silent:
             log.warning("%s is digital silence: it was encoded all the same", path)
             self.report.silent.append(path)
+        for note in row.notes:
+            log.warning("%s: %s", path, note)
+            self.report.warned.append({"path": path, "reason": note})
         self.on_track(path)
 
     def skip(self, path: str, reason: str) -> None:
@@ -192,8 +201,13 @@ class _Done:
         self.report.skipped.append({"path": path, "reason": reason})
         self.on_track(path)
 
-    def encode(self, samples: np.ndarray, spans, encoder: Encoder, *settings) -> Row:
-        """Encode a track, and note what that took; `settings` are `encode_segments`'s."""
+    def encode(self, samples: np.ndarray, spans, notes, encoder: Encoder, *settings) -> Row:
+        """Encode a track, and note what that took; `settings` are `encode_segments`'s.
+
+        Parameters
+        ----------
+        notes : of its decoding, which the row keeps
+        """
         started = time.perf_counter()
         tokens, counts = encode_segments(samples, spans, encoder, *settings)
         seconds = round(time.perf_counter() - started, 6)  # as the row keeps it
@@ -201,12 +215,16 @@ class _Done:
         self.report.audio_seconds += sum(end - start for start, end in spans) / encoder.sample_rate
         self.report.encoded_tracks += 1
         peak = peak_memory_bytes(encoder.device)
-        return Row(tokens, spans, counts, is_silent(samples), seconds, peak)
+        return Row(tokens, spans, counts, is_silent(samples), seconds, peak, notes)
 
 
-def _decode(path, content, encoder, rule, store) -> tuple[np.ndarray, list]:
-    """A track's samples and spans; raises AudioError when its length doesn't suit the encoder."""
-    samples = read_audio(path, encoder.sample_rate)
+def _decode(path, content, encoder, rule, store, collection) -> tuple[np.ndarray, list, tuple]:
+    """A track's samples, spans and notes on its decoding.
+
+    Raises AudioError when its length doesn't suit the encoder.
+    """
+    sound = audio.decode(path, encoder.sample_rate, channels=collection.key["channels"])
+    samples = sound.samples
     seconds = len(samples) / encoder.sample_rate
     if seconds < encoder.min_seconds:
         raise AudioError(
@@ -217,7 +235,8 @@ def _decode(path, content, encoder, rule, store) -> tuple[np.ndarray, list]:
         raise AudioError(
             f"too long: {seconds:.4g} s; {encoder.name} takes at most {encoder.max_seconds:.4g}"
         )
-    return samples, _cut(store, rule, content, samples, encoder.sample_rate)
+    spans = _cut(store, collection, rule, content, samples, encoder.sample_rate)
+    return samples, spans, sound.notes
 
 
 def check_lengths(rule: Rule, encoder: Encoder, paths: Sequence[str] = ()) -> None:
@@ -370,7 +389,8 @@ def _header_seconds(path) -> float | None:
 def _stored(store, collection, encoder, rule, content) -> tuple[list, Row] | None:
     """A track's spans and row when the store has them; nothing is decoded for it."""
     if rule.needs_audio:
-        spans = store.read_boundaries(content, rule.key(), encoder.sample_rate)
+        cut = {**rule.key(), **collection.decoding}
+        spans = store.read_boundaries(content, cut, encoder.sample_rate)
     else:
         n_samples = collection.length(content)
         spans = None if n_samples is None else rule.spans(n_samples, encoder.sample_rate)
@@ -378,14 +398,25 @@ def _stored(store, collection, encoder, rule, content) -> tuple[list, Row] | Non
     return None if row is None else (spans, row)
 
 
-def _cut(store, rule, content, samples, sample_rate) -> list[tuple[int, int]]:
+def _adopt(store, collection, encoder, rule, content) -> None:
+    """Take over what an older decoder's samples gave, of a file that it decoded alike."""
+    collection.adopt(content)
+    if rule.needs_audio:
+        cut, rate = {**rule.key(), **collection.decoding}, encoder.sample_rate
+        spans = store.read_boundaries(content, rule.key(), rate)
+        if spans is not None and store.read_boundaries(content, cut, rate) is None:
+            store.write_boundaries(content, cut, rate, spans)
+
+
+def _cut(store, collection, rule, content, samples, sample_rate) -> list[tuple[int, int]]:
     """Cut a decoded track; boundaries that follow from the sound are found once and kept."""
     if not rule.needs_audio:
         return rule.cut(samples, sample_rate)
-    spans = store.read_boundaries(content, rule.key(), sample_rate)
-    if spans is None or spans[-1][1] != len(samples):  # another decoder, another length
+    key = {**rule.key(), **collection.decoding}
+    spans = store.read_boundaries(content, key, sample_rate)
+    if spans is None or spans[-1][1] != len(samples):  # another library, another length
         spans = rule.cut(samples, sample_rate)
-        store.write_boundaries(content, rule.key(), sample_rate, spans)
+        store.write_boundaries(content, key, sample_rate, spans)
     return spans
 
 

@@ -29,6 +29,7 @@ class Extractor:
     memory_budget : str or int, optional
         "2GB", a fraction of the device's memory, or bytes; None is the encoder's default.
     batch_seconds : audio seconds of one encoder batch
+    channels : what becomes of a file's channels: see `tune.audio.read_audio`
     store : the store's folder; None is the default one. It is opened when it is first used.
     check : called with the encoder when it is loaded, to refuse it before anything else is asked
     settings : weights, compile, trust_remote_code, revision: see `load_encoder`
@@ -65,6 +66,7 @@ class Extractor:
         precision: str = "auto",
         memory_budget: str | int | None = None,
         batch_seconds: float = 60.0,
+        channels: str = "mix",
         store: str | Path | None = None,
         check: Callable[[Encoder], None] | None = None,
         **settings,
@@ -82,7 +84,7 @@ class Extractor:
         self.layers = resolve_layers(layer, self.encoder.n_layers, self.encoder.first_layer)
         self.encoder.keep_layers(max(self.layers))
         check_rules_fit(self.rules, frame_rate, self.encoder, self.layers)
-        self._root = store
+        self._root, self.channels = store, channels
 
     def load(self, name: str, **settings) -> Encoder:
         """Load the encoder; a sweep keeps it for the next run."""
@@ -96,7 +98,7 @@ class Extractor:
     @cached_property
     def collection(self) -> Collection:
         """The rows of this encoder, precision, set of layers and kind of token."""
-        return self.store.collection(self.encoder, self.layers, self.frame_rate)
+        return self.store.collection(self.encoder, self.layers, self.frame_rate, self.channels)
 
     def encode(
         self, paths: Sequence[str], accelerator=None, *, strict: bool = False

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from tune.store.stale_files import remove_stale_files
-from tune.store.store import Store
+from tune.store.store import Store, is_old
 
 log = logging.getLogger(__name__)
 
@@ -22,13 +22,16 @@ def describe(root: Path) -> list[dict]:
     Returns
     -------
     list of dict
-        path, encoder, precision, tokens, layers, tracks, rows, bytes, used (seconds since epoch).
+        path, encoder, precision, tokens, channels, layers, tracks, rows, bytes, used (seconds since
+        epoch), old (whether another version of TUNE made it, which this one reads no rows from but
+        those it can take over).
     """
     found = []
     for file in sorted(Path(root).glob("*/layers-*/collection.json")):
         try:
             key = json.loads(file.read_text(encoding="utf-8"))
             shown = {k: str(key[k]) for k in ("encoder", "precision", "tokens")}
+            shown |= {"channels": key.get("channels", "mix"), "old": is_old(key)}
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("unreadable %s: %r", file, error)
             continue
@@ -64,18 +67,20 @@ def prune(
     *,
     encoder: str | None = None,
     older_than_days: float | None = None,
+    old: bool = False,
     dry_run: bool = False,
 ) -> list[dict]:
-    """Delete collections by encoder name and by days since last use, and stale temporary files.
+    """Delete collections by encoder name, days since last use and version, and temporary files.
 
-    Returns the collections that were (or, with `dry_run`, would be) deleted. With neither
-    condition none is: only temporary files of dead writers go.
+    Returns the collections that were (or, with `dry_run`, would be) deleted. With no condition none
+    is: only temporary files of dead writers go.
     """
     now, gone = time.time(), []
-    if encoder is not None or older_than_days is not None:
+    if encoder is not None or older_than_days is not None or old:
         for item in describe(root):
-            old = older_than_days is None or now - item["used"] > older_than_days * 86400
-            if (encoder is None or item["encoder"] == encoder) and old:
+            unused = older_than_days is None or now - item["used"] > older_than_days * 86400
+            mine = encoder is None or item["encoder"] == encoder
+            if mine and unused and (item["old"] or not old):
                 gone.append(item)
                 if not dry_run:
                     shutil.rmtree(item["path"])

@@ -50,7 +50,8 @@ def compare_row(
     first = sum(row.counts[:index])
     stored = row.tokens[first : first + row.counts[index]]  # (P, L, D)
     try:
-        samples = read_audio(path, encoder.sample_rate)
+        channels = collection.key["channels"]
+        samples = read_audio(path, encoder.sample_rate, channels=channels)
     except AudioError as error:
         log.warning("%s can't be compared with its stored row: %s", path, error)
         return

@@ -14,8 +14,9 @@ from itertools import chain
 import numpy as np
 from tqdm import tqdm
 
+from tune.audio.downmix import CANCELLED_DB, OPPOSITE_PHASE
 from tune.audio.fingerprint import MIN_COMMON, MIN_SHARE, AudioMatch, find_alike
-from tune.tasks.inspect_files import BIT_RATE_SLACK, BIT_RATES, MIX_DROP_DB, FileInfo, inspect_files
+from tune.tasks.inspect_files import BIT_RATE_SLACK, BIT_RATES, FileInfo, inspect_files
 from tune.tasks.label_kinds import label_kind
 from tune.tasks.label_readers import MANY_NUMBERS, difference, folded
 from tune.tasks.load import Task
@@ -109,20 +110,19 @@ def thresholds(min_tracks: int = MIN_TRACKS) -> list[str]:
     return [
         f"a class or tag: at least {min_tracks} test tracks",
         f"alike: {MIN_COMMON} landmarks in common at one shift, {MIN_SHARE:.0%} of the overlap",
-        f"opposite phase: a mono mix {MIX_DROP_DB:g} dB below its channels",
+        f"opposite phase: a mono mix {CANCELLED_DB:g} dB below its channels",
         f"length: kbit/s of the file over the decoded time, {rates}, and {BIT_RATE_SLACK - 1:.0%}",
         f"classes as numbers: up to {MANY_NUMBERS} different values, all whole",
     ]
 
 
 def _odd_sound(info: FileInfo) -> list[Problem]:
-    """Silence, opposite phase, and a length that doesn't go with the file's size."""
-    path, drop, problems = info.path, info.mix_drop_db, []
-    if drop > MIX_DROP_DB:
-        how = "silent" if drop == float("inf") else f"{drop:.0f} dB below them"
-        text = f"{path}: its channels are of opposite phase: the mono mix is {how}"
-        problems.append(Problem("antiphase", text, (path,)))
-    elif info.silent:
+    """Silence, what decoding noted, and a length that doesn't go with the file's size."""
+    path, problems = info.path, []
+    for note in info.notes:
+        kind = "antiphase" if note.startswith(OPPOSITE_PHASE) else "decoding"
+        problems.append(Problem(kind, f"{path}: {note}", (path,)))
+    if info.silent and not any(problem.kind == "antiphase" for problem in problems):
         problems.append(Problem("silent", f"{path}: digital silence", (path,)))
     if info.bit_rate is not None:
         text = (

@@ -1,27 +1,22 @@
 """Files looked at one by one: length, channels, what they sound like, and what is odd about them.
 
-Every file is decoded once (or, without decoding, only its header is read). The channels of one
-whose mono mix is quiet are read again: left and right may be of opposite phase.
+Every file is decoded once (or, without decoding, only its header is read).
 """
 
 import math
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import soundfile
 from tqdm import tqdm
 
-from tune.audio.decode import AudioError, Header, is_silent, read_audio, read_header
+from tune.audio.decode import AudioError, Header, is_silent, read_header
+from tune.audio.decode import decode as decode_file
 from tune.audio.fingerprint import Landmarks, find_landmarks
 from tune.audio.hashing import content_hash, sound_hash
 
 FILES_UNTHINNED = 8000  # of more files not all landmarks are kept: 50 a second, 8 bytes each
-MIX_DROP_DB = 20.0  # how far a mono mix may be below its channels
-BLOCK_FRAMES = 1 << 16
 # What its codec can need: part of a format's name -> kbit/s, least and most, and bytes of pictures.
 BIT_RATES = {"mp3": (8, 320, 0), "ogg": (0, 512, 1 << 20), "opus": (0, 512, 1 << 20)}
 BIT_RATE_SLACK = 1.1
@@ -39,7 +34,7 @@ class FileInfo:
     hash : equal for files that are the same to 16 bits, in whichever lossless container
     marks : its landmarks
     silent : whether its mono mix is digital silence
-    mix_drop_db : how far its mono mix is below its channels, where that was looked at
+    notes : of its decoding: what is odd about it and loses no audio
     bit_rate : kbit/s of its bytes without tags, where that is more or less than its codec needs
     reason : why it can't be used
     """
@@ -50,7 +45,7 @@ class FileInfo:
     hash: str | None = None
     marks: Landmarks | None = None
     silent: bool = False
-    mix_drop_db: float = 0.0
+    notes: tuple[str, ...] = ()
     bit_rate: float | None = None
     reason: str | None = None
 
@@ -87,9 +82,10 @@ def inspect_file(path: str, decode: bool = True, thin: int = 1) -> FileInfo:
         header = read_header(path)
         if not decode:
             return FileInfo(path, header, header.seconds, content_hash(path))
-        samples = read_audio(path, header.sample_rate)
+        sound = decode_file(path, header.sample_rate)
     except AudioError as error:
         return FileInfo(path, reason=str(error))
+    samples = sound.samples
     seconds = len(samples) / header.sample_rate
     return FileInfo(
         path,
@@ -98,31 +94,9 @@ def inspect_file(path: str, decode: bool = True, thin: int = 1) -> FileInfo:
         sound_hash(samples, header.sample_rate),
         find_landmarks(samples, header.sample_rate, thin),
         is_silent(samples),
-        _mix_drop_db(path, header.channels, float(np.square(samples, dtype=np.float64).mean())),
+        sound.notes,
         _odd_bit_rate(path, header.format, seconds),
     )
-
-
-def _mix_drop_db(path: str, channels: int, mix_power: float) -> float:
-    """How far the mono mix is below the mean of its channels, in dB; 0 where it can't be far.
-
-    Channels have a power of 1 at most (full scale), so only a quiet mix can be far below them.
-    """
-    if channels < 2 or mix_power > 10 ** (-MIX_DROP_DB / 10):
-        return 0.0
-    total, n = 0.0, 0
-    try:
-        name = os.fsencode(path) if os.name == "posix" else path
-        with soundfile.SoundFile(name) as file:
-            while len(block := file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
-                total += float(np.square(block, dtype=np.float64).sum())
-                n += block.size
-    except soundfile.LibsndfileError:
-        return 0.0
-    power = total / max(n, 1)
-    if not power:
-        return 0.0
-    return 10 * math.log10(power / mix_power) if mix_power else math.inf
 
 
 def _odd_bit_rate(path: str, format: str, seconds: float) -> float | None:

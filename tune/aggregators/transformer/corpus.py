@@ -136,7 +136,7 @@ def audio_files(folder: Path) -> list[Path]:
     ]
     if not found:
         raise ValueError(
-            f"--audio_dir {folder} holds no audio file ({', '.join(sorted(SUFFIXES))})"
+            f"--audio_dir {folder} holds no audio file by its ending (.mp3, .wav, ...)"
         )
     return sorted(found)
 
