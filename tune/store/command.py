@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cut.add_argument(
         "--old",
         action="store_true",
-        help="only collections of an older version of TUNE (list says old). Their rows are reused where "
-        "files are decoded as before; other files are encoded again",
+        help="only collections of an older version of TUNE (list says old). Their rows are "
+        "reused where files are decoded as before; other files are encoded again",
     )
     cut.add_argument(
         "--max_size",

@@ -31,7 +31,7 @@ class Problem:
 
     Attributes
     ----------
-    kind : row, file, silent, antiphase, length, twice, duplicate, alike, label, class, target,
+    kind : row, file, decoding, silent, antiphase, length, twice, duplicate, alike, label, class, target,
         clips or count
     text : one line
     where : the files or classes concerned
