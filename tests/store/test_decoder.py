@@ -13,7 +13,7 @@ from tune import store as rooms
 from tune.encoders.registry import load_encoder
 from tune.segments.rules import SegmentRule
 from tune.segments.structure import StructureRule
-from tune.store import prune
+from tune.store import command, prune
 from tune.store.encode import encode_tracks
 from tune.store.store import DECODER, Store, _digest, is_old
 
@@ -93,9 +93,9 @@ def test_an_old_collection_is_told_as_old_and_pruned_as_such(files, mel, tmp_pat
         rooms.open(root)
     encode(files, mel, root)
     assert rooms.open(root).key["decoder"] == DECODER
-    prune.main(["--store", str(root)])
+    command.main(["--store", str(root)])
     assert capsys.readouterr().out.count(", old") == 1
-    prune.main(["prune", "--old", "--store", str(root)])
+    command.main(["prune", "--old", "--store", str(root)])
     (left,) = prune.describe(root)
     assert not left["old"]
     assert encode(files, mel, root)[0].encoded_tracks == 0  # what was taken over stays
@@ -128,7 +128,7 @@ def test_each_choice_of_channels_has_its_own_rows(tmp_path, mel):
     np.testing.assert_array_equal(found["left"], found["first"])
     np.testing.assert_array_equal(found["mid"], found["mix"])
     assert np.abs(found["left"] - found["right"]).max() > 0.1
-    with pytest.raises(ValueError, match="5 collections fit"):
+    with pytest.raises(ValueError, match="5 collections match"):
         rooms.open(root)
     assert rooms.open(root, channels="right").key["channels"] == "right"
     with pytest.raises(ValueError, match="channels must be one of mix, first, left, right, mid"):

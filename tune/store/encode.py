@@ -119,37 +119,17 @@ def encode_tracks(
     ValueError
         When `strict` and a file is unusable; when hidden states are not finite in float32; when
         a piece is longer than the encoder takes (found before anything is encoded); or when an
-        encoder with code of its own no longer gives what is stored.
+        encoder with code of its own no longer reproduces its stored rows.
     """
     check_lengths(rule, encoder, paths)
-    report = EncodeReport()
     passes, redone = encoder.passes, encoder.redone
+    done = _Done(strict, on_track)
     pending: deque[tuple[str, str]] = deque()
-
-    def finish(path, content, spans, row: Row):
-        report.rows[path] = (content, spans)
-        report.stored_seconds += row.seconds
-        report.stored_peak_bytes = max(report.stored_peak_bytes, row.peak_bytes)
-        if row.silent:
-            log.warning("%s is digital silence: it was encoded all the same", path)
-            report.silent.append(path)
-        for note in row.notes:
-            log.warning("%s: %s", path, note)
-            report.warned.append({"path": path, "reason": note})
-        on_track(path)
-
-    def skip(path, reason):
-        if strict:
-            raise ValueError(f"{path}: {reason}")
-        log.warning("skipped %s: %s", path, reason)
-        report.skipped.append({"path": path, "reason": reason})
-        on_track(path)
-
     for path in dict.fromkeys(paths):
         try:
             content = store.content(path)
         except AudioError as error:
-            skip(path, str(error))
+            done.skip(path, str(error))
             continue
         if collection.older and audio.is_decoded_as_before(path):
             _adopt(store, collection, encoder, rule, content)
@@ -157,65 +137,98 @@ def encode_tracks(
         if stored is None:
             pending.append((path, content))
         else:
-            finish(path, content, *stored)
+            done.finish(path, content, *stored)
             if not stored[1].silent and spot_check.is_due(encoder, collection):
                 spot_check.compare_row(
                     path, stored[1], encoder, collection, encode_segments, frame_rate
                 )
-
     if pending:
         warn_if_low(encoder.device, encoder.expected_bytes(batch_seconds))
 
     def decode(path, content):
-        channels = collection.key["channels"]
-        sound = audio.decode(path, encoder.sample_rate, channels=channels)
-        samples = sound.samples
-        seconds = len(samples) / encoder.sample_rate
-        if seconds < encoder.min_seconds:
-            raise AudioError(
-                f"too short: {len(samples)} samples ({seconds:.4f} s); "
-                f"the encoder needs {encoder.min_seconds:g} s"
-            )
-        if rule.name == "full" and encoder.is_too_long(len(samples)):  # its header said otherwise
-            raise AudioError(
-                f"too long: {seconds:.4g} s; {encoder.name} takes at most {encoder.max_seconds:.4g}"
-            )
-        spans = _cut(store, collection, rule, content, samples, encoder.sample_rate)
-        return samples, spans, sound.notes
+        return _decode(path, content, encoder, rule, store, collection)
 
     for path, content, decoded, lock in _claimed(pending, store, decode):
         try:
             stored = _stored(store, collection, encoder, rule, content)
             if stored is not None:  # another process was quicker, or the same audio came twice
-                finish(path, content, *stored)
+                done.finish(path, content, *stored)
                 continue
-            samples, spans, notes = decoded.result()
+            sound, spans = decoded.result()
             row = collection.read(content, spans)
-            if row is not None:  # cut by its sound, and another rule had cut it alike
-                finish(path, content, spans, row)
-                continue
-            started = time.perf_counter()
-            tokens, counts = encode_segments(
-                samples, spans, encoder, collection.layers, frame_rate, batch_seconds
-            )
-            seconds = round(time.perf_counter() - started, 6)  # as the row keeps it
-            report.encode_seconds += seconds
-            report.audio_seconds += sum(end - start for start, end in spans) / encoder.sample_rate
-            report.encoded_tracks += 1
-            peak = peak_memory_bytes(encoder.device)
-            row = Row(tokens, spans, counts, is_silent(samples), seconds, peak, notes)
-            collection.write(content, len(samples), row)
-            finish(path, content, spans, row)
+            if row is None:  # else it's cut by its sound, and another rule had cut it alike
+                row = done.encode(
+                    sound, spans, encoder, collection.layers, frame_rate, batch_seconds
+                )
+                collection.write(content, len(sound.samples), row)
+            done.finish(path, content, spans, row)
         except AudioError as error:
-            skip(path, str(error))
+            done.skip(path, str(error))
         except NonFiniteError as error:
             raise ValueError(f"{path}: {error}") from error
         finally:
             lock.release()
-    report.encoder_passes = encoder.passes - passes
-    report.redone = encoder.redone - redone
-    report.damaged = list(collection.damaged)
-    return report
+    done.report.encoder_passes = encoder.passes - passes
+    done.report.redone = encoder.redone - redone
+    done.report.damaged = list(collection.damaged)
+    return done.report
+
+
+class _Done:
+    """The report of `encode_tracks`, while it is at work."""
+
+    def __init__(self, strict: bool, on_track: Callable[[str], None]):
+        self.report, self.strict, self.on_track = EncodeReport(), strict, on_track
+
+    def finish(self, path: str, content: str, spans, row: Row) -> None:
+        """Note where a track's row is."""
+        self.report.rows[path] = (content, spans)
+        self.report.stored_seconds += row.seconds
+        self.report.stored_peak_bytes = max(self.report.stored_peak_bytes, row.peak_bytes)
+        if row.silent:
+            log.warning("%s is digital silence: it was encoded all the same", path)
+            self.report.silent.append(path)
+        for note in row.notes:
+            log.warning("%s: %s", path, note)
+            self.report.warned.append({"path": path, "reason": note})
+        self.on_track(path)
+
+    def skip(self, path: str, reason: str) -> None:
+        """Note a file that can't be used."""
+        if self.strict:
+            raise ValueError(f"{path}: {reason}")
+        log.warning("skipped %s: %s", path, reason)
+        self.report.skipped.append({"path": path, "reason": reason})
+        self.on_track(path)
+
+    def encode(self, sound: audio.Sound, spans, encoder: Encoder, *settings) -> Row:
+        """Encode a track, and note what that took; `settings` are `encode_segments`'s."""
+        started = time.perf_counter()
+        tokens, counts = encode_segments(sound.samples, spans, encoder, *settings)
+        seconds = round(time.perf_counter() - started, 6)  # as the row keeps it
+        self.report.encode_seconds += seconds
+        self.report.audio_seconds += sum(end - start for start, end in spans) / encoder.sample_rate
+        self.report.encoded_tracks += 1
+        peak = peak_memory_bytes(encoder.device)
+        silent = is_silent(sound.samples)
+        return Row(tokens, spans, counts, silent, seconds, peak, sound.notes)
+
+
+def _decode(path, content, encoder, rule, store, collection) -> tuple[audio.Sound, list]:
+    """A track and its spans; raises AudioError when its length doesn't suit the encoder."""
+    sound = audio.decode(path, encoder.sample_rate, channels=collection.key["channels"])
+    samples = sound.samples
+    seconds = len(samples) / encoder.sample_rate
+    if seconds < encoder.min_seconds:
+        raise AudioError(
+            f"too short: {len(samples)} samples ({seconds:.4f} s); "
+            f"the encoder needs {encoder.min_seconds:g} s"
+        )
+    if rule.name == "full" and encoder.is_too_long(len(samples)):  # its header said otherwise
+        raise AudioError(
+            f"too long: {seconds:.4g} s; {encoder.name} takes at most {encoder.max_seconds:.4g}"
+        )
+    return sound, _cut(store, collection, rule, content, samples, encoder.sample_rate)
 
 
 def check_lengths(rule: Rule, encoder: Encoder, paths: Sequence[str] = ()) -> None:
@@ -277,7 +290,7 @@ def encode_shared(
     return EncodeReport.merged([share for share, _ in shares])
 
 
-def check_fits(
+def check_rules_fit(
     rules: Sequence[Rule], frame_rate: float | None, encoder: Encoder, layers: Sequence[int] = ()
 ) -> None:
     """Raise when the encoder can't take the rules' pieces, the frame rate or these layers."""
@@ -291,8 +304,11 @@ def check_fits(
         }
         for flag, value in lengths.items():
             if value is not None and value < encoder.min_seconds:
+                most = encoder.max_seconds
+                takes = f"takes {encoder.min_seconds:g} to {most:g} s at once" if most else ""
                 raise ValueError(
-                    f"{flag} {value:g}: {encoder.name} needs at least {encoder.min_seconds:g} s"
+                    f"{flag} {value:g}: {encoder.name} "
+                    f"{takes or f'needs at least {encoder.min_seconds:g} s'}"
                 )
         check_lengths(rule, encoder)
     if frame_rate is not None:

@@ -9,7 +9,7 @@ import torch
 from tune.encoders.base import Encoder, precision_on, resolve_layers
 from tune.encoders.registry import load_encoder
 from tune.segments.rules import Rule
-from tune.store.encode import EncodeReport, check_fits, encode_shared, encode_tracks, read_row
+from tune.store.encode import EncodeReport, check_rules_fit, encode_shared, encode_tracks, read_row
 from tune.store.store import Collection, Row, Store, default_root
 from tune.system.memory import device_memory, parse_budget
 
@@ -81,9 +81,9 @@ class Extractor:
         self.encoder = self.load(encoder, device=device, **settings)
         if check:
             check(self.encoder)
-        self.layers = resolve_layers(layer, self.encoder.n_layers)
+        self.layers = resolve_layers(layer, self.encoder.n_layers, self.encoder.first_layer)
         self.encoder.keep_layers(max(self.layers))
-        check_fits(self.rules, frame_rate, self.encoder, self.layers)
+        check_rules_fit(self.rules, frame_rate, self.encoder, self.layers)
         self._root, self.channels = store, channels
 
     def load(self, name: str, **settings) -> Encoder:

@@ -4,20 +4,19 @@ Layout::
 
     STORE/<encoder>-<digest>/<layers>/collection.json      what the numbers depend on
     STORE/<encoder>-<digest>/<layers>/ab/<content>-<spans>.safetensors      one track, cut one way
-    STORE/boundaries/<digest>/ab/<content>.json            where the sound itself says to cut
-    STORE/locks/ab.lock                                    who is encoding what right now
+    STORE/boundaries/<digest>/ab/<content>.json            boundaries found by --seg structure
+    STORE/locks/ab.lock                                    locks of tracks being encoded
 
 The digest covers encoder weights and code, precision, decoder, resampler, channels and the kind of
-token; `content`
-is the SHA-256 of the audio file, `spans` a digest of the segments' bounds. Two rules that cut a
-track alike (60 s segments of a 30 s track and the full track) therefore share its rows, and all
-layers stored together serve a request for any of them. Boundaries that follow from the sound
-(`--seg structure`) are kept apart from the rows: all encoders of one sample rate share them, and a
+token; `content` is the SHA-256 of the audio file, `spans` a digest of the segments' bounds. Two
+rules that cut a track alike (60 s segments of a 30 s track and the full track) therefore share its
+rows, and all layers stored together serve a request for any of them. Boundaries found by
+`--seg structure` are stored apart from the rows: all encoders of one sample rate share them, and a
 row is found by its spans without decoding.
 
-A file appears whole or not at all (written aside, then renamed) and carries a checksum. Readers
-need no lock. A lock only keeps two agents from encoding the same track twice; it dies with its
-process. What killed writers left aside is removed a day later. Nothing is ever unpickled.
+Files are written atomically and have a checksum. Readers need no lock. A lock only keeps two agents
+from encoding the same track twice; it ends with its process. Temporary files of killed writers are
+removed a day later. Nothing is ever unpickled.
 """
 
 import contextlib
@@ -59,8 +58,8 @@ def open(root: str | Path | None = None, **wanted) -> "Collection":
     ----------
     root : the store's folder (None: the default store), or a collection's own folder
     wanted : encoder, precision, tokens ("segment", or such as "frame at 1 Hz"), channels ("mix"),
-        layers ("all", or such as "4"), as `python -m tune.store list` shows them; what is needed to
-        name just one
+        layers ("all", or such as "4"), as `python -m tune.store list` shows them; as many as
+        identify one
 
     Raises
     ------
@@ -89,8 +88,8 @@ def open(root: str | Path | None = None, **wanted) -> "Collection":
         text += "" if ours else f", of another version of TUNE ({version(key)})"
         (found if fits else others).append((text, file.parent, key, layers, window_s))
     if len(found) != 1:
-        listed = "; ".join(item[0] for item in found or others) or "it is made by the first run"
-        many = f"{len(found)} collections fit, say which" if found else "no such collection"
+        listed = "; ".join(item[0] for item in found or others) or "the first run creates it"
+        many = f"{len(found)} collections match, choose one" if found else "no such collection"
         raise ValueError(f"the store {root}: {many} ({listed})")
     _, folder, key, layers, window_s = found[0]
     return Collection(folder.parent.parent, folder, None, key, layers, window_s)
@@ -137,7 +136,7 @@ class Row:
     notes: tuple[str, ...] = ()
 
     def times(self, sample_rate: int, window_s: float | None = None) -> np.ndarray:
-        """Where each token begins and ends, in seconds: (N, 2).
+        """Start and end of each token in seconds, (N, 2).
 
         Pooled frames are windows of `window_s`, of which the last in a segment may be shorter.
 
@@ -172,7 +171,7 @@ class Store:
         try:
             (self.root / "locks").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"the store {self.root} can't be made: {error.strerror}") from error
+            raise ValueError(f"the store {self.root} can't be created: {error.strerror}") from error
         # One a machine: the same path may be another file there, and SQLite isn't for networks.
         machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
         self._hashes = HashCache(self.root / f"hashes-{machine}.sqlite")
@@ -223,7 +222,7 @@ class Store:
         return Collection(self.root, folder / name, fallback, key, list(layers), window_s, before)
 
     def read_boundaries(self, content: str, rule: dict, sample_rate: int) -> list | None:
-        """Read where a track is cut by its sound, or None when that isn't stored.
+        """Read a track's boundaries by structure, or None if they aren't stored.
 
         Parameters
         ----------
@@ -246,14 +245,14 @@ class Store:
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
-            log.warning("damaged boundaries %s (%s): they will be found again", path, error)
+            log.warning("damaged boundaries %s (%s): they will be computed again", path, error)
             _remove(path)
             return None
 
     def write_boundaries(
         self, content: str, rule: dict, sample_rate: int, spans: Sequence[tuple[int, int]]
     ) -> None:
-        """Store where a track is cut by its sound, whole or not at all."""
+        """Store a track's boundaries by structure, atomically."""
         path, key = self._boundaries(content, rule, sample_rate)
         path.parent.mkdir(parents=True, exist_ok=True)
         spans = [list(map(int, span)) for span in spans]
@@ -261,7 +260,7 @@ class Store:
         atomic_write_text(path, text)
 
     def _boundaries(self, content, rule, sample_rate) -> tuple[Path, dict]:
-        """Where a track's boundaries lie, and all that they depend on besides its content."""
+        """The file of a track's boundaries, and their key."""
         key = {**rule, "sample_rate": sample_rate, "resampler": f"soxr {RESAMPLER}"}
         folder = self.root / "boundaries" / f"{slug(rule['rule'])}-{_digest(key)}"
         return folder / content[:2] / f"{content}.json", key
@@ -349,7 +348,7 @@ class Collection:
         return None
 
     def has(self, content: str, spans: Sequence) -> bool:
-        """Say whether a track's row for these segments is there (without checking it)."""
+        """Whether a track's row for these segments is there (without checking it)."""
         return any(
             self._path(folder, content, spans).exists()
             for folder in filter(None, (self.folder, self.fallback))
@@ -463,7 +462,7 @@ class Collection:
         Returns
         -------
         datasets.Dataset or IterableDataset
-            content (SHA-256 of the file), cut (tells apart several ways of cutting one track),
+            content (SHA-256 of the file), cut (a digest of how the track is cut),
             segment (number within the track), start_s, end_s, layer, embedding (D, float32),
             silent. A track cut in several ways (--seg 10 and --seg 30) has its rows for each.
             With pooled frames a token is a frame, and several share a segment.
@@ -474,7 +473,7 @@ class Collection:
 
     @staticmethod
     def _path(folder: Path, content: str, spans: Sequence) -> Path:
-        """Where a track's row for these segments lies."""
+        """The file of a track's row for these segments."""
         text = json.dumps([list(map(int, span)) for span in spans])
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         return folder / content[:2] / f"{content}-{digest}.safetensors"
@@ -499,7 +498,7 @@ def _remove(path: Path) -> None:
 
 
 def _equal(kept: Sequence, wanted: Sequence) -> bool:
-    """Say whether two lists of spans are the same."""
+    """Whether two lists of spans are the same."""
     return [tuple(map(int, span)) for span in kept] == [tuple(map(int, span)) for span in wanted]
 
 
