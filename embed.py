@@ -25,12 +25,12 @@ from tune.segments.rules import parse_rule
 
 STRATEGY = ("encoder", "revision", "layer", "seg", "hop", "min_tail", "min_seg", "max_seg", "agg")
 STRATEGY += ("tokens", "frame_rate", "aggregator_checkpoint", "readout", "n_tokens", "from_run")
-STRATEGY += ("run_seed", "mixed_precision")
+STRATEGY += ("run_seed", "mixed_precision", "channels")
 GROUPS = {
     "": "out segments overwrite strict shard merge",
-    "strategy (as in train_probe.py)": "encoder revision trust_remote_code layer seg hop min_tail "
-    "min_seg max_seg agg n_tokens tokens frame_rate aggregator_checkpoint readout from_run "
-    "run_seed",
+    "strategy (as in train_probe.py)": "encoder revision trust_remote_code channels layer seg hop "
+    "min_tail min_seg max_seg agg n_tokens tokens frame_rate aggregator_checkpoint readout "
+    "from_run run_seed",
     "machine": "mixed_precision batch_seconds memory_budget compile store",
     "listening": "like k whiten m3u",
 }

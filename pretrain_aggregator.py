@@ -22,7 +22,7 @@ from tune.segments.rules import parse_rule
 
 GROUPS = {
     "data": "tasks audio_dir val_share data_dir allow_outside strict",
-    "tokens": "encoder trust_remote_code revision layer seg hop min_tail min_seg max_seg",
+    "tokens": "encoder trust_remote_code revision channels layer seg hop min_tail min_seg max_seg",
     "recipe\nWhat isn't given is the recipe's. study: frames at 25 Hz, zeros for masked ones, "
     "squared error, no [CLS], one epoch, as the original study did it. tune: ours.": "recipe "
     "tokens frame_rate hidden_size num_layers num_heads intermediate_size dropout standardise "
@@ -217,6 +217,7 @@ def load(args, accelerator, encoder_name, frame_rate, precision):
             device=accelerator.device,
             precision=precision,
             batch_seconds=args.batch_seconds,
+            channels=args.channels,
             store=args.store,
             trust_remote_code=args.trust_remote_code,
             revision=args.revision,

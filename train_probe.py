@@ -26,8 +26,8 @@ from tune.tasks.registry import TASKS, default_encoder, default_layer
 
 GROUPS = {
     "data": "task data_dir kind label_column audio_column allow_outside strict",
-    "strategy": "encoder trust_remote_code revision layer seg hop min_tail min_seg max_seg agg "
-    "tokens frame_rate skip_degenerate",
+    "strategy": "encoder trust_remote_code revision channels layer seg hop min_tail min_seg "
+    "max_seg agg tokens frame_rate skip_degenerate",
     "aggregators that learn": "aggregator_checkpoint readout tune_aggregator aggregator_lr",
     "probe (MARBLE's protocol)": "seeds epochs patience batch_size lr",
     "machine": "mixed_precision batch_seconds memory_budget compile store cache_dir",
@@ -198,6 +198,7 @@ def load(args, accelerator):
             precision=args.mixed_precision,
             memory_budget=args.memory_budget,
             batch_seconds=args.batch_seconds,
+            channels=args.channels,
             store=args.store,
             compile=args.compile,
             trust_remote_code=args.trust_remote_code,

@@ -128,7 +128,7 @@ def test_each_choice_of_channels_has_its_own_rows(tmp_path, mel):
     np.testing.assert_array_equal(found["left"], found["first"])
     np.testing.assert_array_equal(found["mid"], found["mix"])
     assert np.abs(found["left"] - found["right"]).max() > 0.1
-    with pytest.raises(ValueError, match="5 collections fit"):
+    with pytest.raises(ValueError, match="5 collections match"):
         rooms.open(root)
     assert rooms.open(root, channels="right").key["channels"] == "right"
     with pytest.raises(ValueError, match="channels must be one of mix, first, left, right, mid"):

@@ -110,6 +110,12 @@ FLAGS = {
         metavar="COMMIT",
         help="branch, tag or commit of an encoder from the hub (default: its main branch)",
     ),
+    "channels": dict(
+        choices=["mix", "first", "left", "right", "mid"],
+        default="mix",
+        help="what becomes of a file's channels: their mean, one of them, or mid, the mean of the "
+        "front pair (default: mix)",
+    ),
     "layer": dict(help="hidden layer"),
     "seg": dict(
         metavar="SECONDS|full|structure",

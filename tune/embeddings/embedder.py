@@ -78,6 +78,7 @@ class Embedder:
             precision=strategy.precision,
             memory_budget=memory_budget,
             batch_seconds=batch_seconds,
+            channels=strategy.channels,
             store=store,
             compile=compile,
             revision=strategy.revision,
@@ -249,6 +250,7 @@ def embed(
     precision: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    channels: str = "mix",
     device: str | None = None,
     store: str | Path | None = None,
 ) -> np.ndarray:
@@ -272,6 +274,7 @@ def embed(
     from_run : a run of train_probe.py whose strategy (and attention, mix or whitening) is taken
         instead of the settings above, of its first seed or of `run_seed`
     precision : "auto", "no", "fp16" or "bf16"
+    channels : "mix", "first", "left", "right" or "mid", of a file's channels
     device : None is a GPU if there is one
     store : folder where encoded segments are kept; None is the store of all scripts
 
@@ -308,6 +311,7 @@ def embed(
         n_tokens=n_tokens,
         precision=precision,
         revision=revision,
+        channels=channels,
     ).identified()
     run = None if from_run is None else str(from_run)
     settings = (trust_remote_code, device, str(store or default_root()))

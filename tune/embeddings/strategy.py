@@ -19,8 +19,8 @@ from tune.aggregators.registry import find_row
 from tune.segments.rules import MIN_TAIL_S, Rule, parse_rules
 from tune.system.files import hide_home
 
-# Written only if they are set, so that the metadata of other files doesn't change.
-OPTIONAL = ("agg_sha256",)
+# Written only if they differ from this, so that the metadata of other files doesn't change.
+OPTIONAL = {"agg_sha256": None, "channels": "mix"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Strategy:
     n_tokens : how many tokens concat lays end to end; None is the longest track's number
     precision : "auto", "no", "fp16" or "bf16"
     revision : branch, tag or commit of an encoder from the hub
+    channels : what becomes of a file's channels: see `tune.audio.read_audio`
     agg_sha256 : of the source file of an aggregator of one's own
     """
 
@@ -55,6 +56,7 @@ class Strategy:
     n_tokens: int | None = None
     precision: str = "auto"
     revision: str | None = None
+    channels: str = "mix"
     agg_sha256: str | None = None
 
     def identified(self) -> "Strategy":
@@ -112,7 +114,7 @@ class Strategy:
         return {
             k: hide_home(v) if isinstance(v, str) else v
             for k, v in dataclasses.asdict(self).items()
-            if not (k in OPTIONAL and v is None)
+            if not (k in OPTIONAL and v == OPTIONAL[k])
         } | {"seg": list(self.seg)}
 
     @classmethod
@@ -189,6 +191,7 @@ def from_run(
             encoder=encoder or config["encoder"],
             precision=precision,
             revision=revision or config.get("encoder_revision"),
+            channels=config.get("channels", "mix"),
         )
         tuned, fingerprint = result["aggregator"]["tuned"], config["encoder_fingerprint"]
     except FileNotFoundError as error:

@@ -175,6 +175,7 @@ def assemble(
         "max_seg": _first(rules, "max_s"),
         "agg": readable_name(config["agg"]),
         "tokens": extractor.collection.key["tokens"],
+        "channels": extractor.channels,
         "seeds": list(config["seeds"]),
         **{k: config[k] for k in ("precision", "device", "versions", "git_sha", "command")},
         "aggregator": outcome["aggregator"],

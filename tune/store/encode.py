@@ -154,13 +154,13 @@ def encode_tracks(
             if stored is not None:  # another process was quicker, or the same audio came twice
                 done.finish(path, content, *stored)
                 continue
-            samples, spans, notes = decoded.result()
+            sound, spans = decoded.result()
             row = collection.read(content, spans)
             if row is None:  # else it's cut by its sound, and another rule had cut it alike
                 row = done.encode(
-                    samples, spans, notes, encoder, collection.layers, frame_rate, batch_seconds
+                    sound, spans, encoder, collection.layers, frame_rate, batch_seconds
                 )
-                collection.write(content, len(samples), row)
+                collection.write(content, len(sound.samples), row)
             done.finish(path, content, spans, row)
         except AudioError as error:
             done.skip(path, str(error))
@@ -201,28 +201,21 @@ class _Done:
         self.report.skipped.append({"path": path, "reason": reason})
         self.on_track(path)
 
-    def encode(self, samples: np.ndarray, spans, notes, encoder: Encoder, *settings) -> Row:
-        """Encode a track, and note what that took; `settings` are `encode_segments`'s.
-
-        Parameters
-        ----------
-        notes : of its decoding, which the row keeps
-        """
+    def encode(self, sound: audio.Sound, spans, encoder: Encoder, *settings) -> Row:
+        """Encode a track, and note what that took; `settings` are `encode_segments`'s."""
         started = time.perf_counter()
-        tokens, counts = encode_segments(samples, spans, encoder, *settings)
+        tokens, counts = encode_segments(sound.samples, spans, encoder, *settings)
         seconds = round(time.perf_counter() - started, 6)  # as the row keeps it
         self.report.encode_seconds += seconds
         self.report.audio_seconds += sum(end - start for start, end in spans) / encoder.sample_rate
         self.report.encoded_tracks += 1
         peak = peak_memory_bytes(encoder.device)
-        return Row(tokens, spans, counts, is_silent(samples), seconds, peak, notes)
+        silent = is_silent(sound.samples)
+        return Row(tokens, spans, counts, silent, seconds, peak, sound.notes)
 
 
-def _decode(path, content, encoder, rule, store, collection) -> tuple[np.ndarray, list, tuple]:
-    """A track's samples, spans and notes on its decoding.
-
-    Raises AudioError when its length doesn't suit the encoder.
-    """
+def _decode(path, content, encoder, rule, store, collection) -> tuple[audio.Sound, list]:
+    """A track and its spans; raises AudioError when its length doesn't suit the encoder."""
     sound = audio.decode(path, encoder.sample_rate, channels=collection.key["channels"])
     samples = sound.samples
     seconds = len(samples) / encoder.sample_rate
@@ -235,8 +228,7 @@ def _decode(path, content, encoder, rule, store, collection) -> tuple[np.ndarray
         raise AudioError(
             f"too long: {seconds:.4g} s; {encoder.name} takes at most {encoder.max_seconds:.4g}"
         )
-    spans = _cut(store, collection, rule, content, samples, encoder.sample_rate)
-    return samples, spans, sound.notes
+    return sound, _cut(store, collection, rule, content, samples, encoder.sample_rate)
 
 
 def check_lengths(rule: Rule, encoder: Encoder, paths: Sequence[str] = ()) -> None:

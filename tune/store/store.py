@@ -8,10 +8,9 @@ Layout::
     STORE/locks/ab.lock                                    locks of tracks being encoded
 
 The digest covers encoder weights and code, precision, decoder, resampler, channels and the kind of
-token; `content`
-is the SHA-256 of the audio file, `spans` a digest of the segments' bounds. Two rules that cut a
-track alike (60 s segments of a 30 s track and the full track) therefore share its rows, and all
-layers stored together serve a request for any of them. Boundaries found by
+token; `content` is the SHA-256 of the audio file, `spans` a digest of the segments' bounds. Two
+rules that cut a track alike (60 s segments of a 30 s track and the full track) therefore share its
+rows, and all layers stored together serve a request for any of them. Boundaries found by
 `--seg structure` are stored apart from the rows: all encoders of one sample rate share them, and a
 row is found by its spans without decoding.
 

@@ -31,8 +31,8 @@ class Problem:
 
     Attributes
     ----------
-    kind : row, file, decoding, silent, antiphase, length, twice, duplicate, alike, label, class, target,
-        clips or count
+    kind : row, file, decoding, silent, antiphase, length, twice, duplicate, alike, label,
+        class, target, clips or count
     text : one line
     where : the files or classes concerned
     """
