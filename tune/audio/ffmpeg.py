@@ -124,7 +124,11 @@ def sound_track(container, kind: FileType):
     context = stream.codec_context
     if context is None or stream.codec_context.codec is None:
         raise AudioError(f"can't be decoded: FFmpeg has no decoder for its sound track ({name})")
-    if str(getattr(stream, "codec_tag", "")).lower() in ("drms", "enca"):
+    try:
+        tag = context.codec_tag.lower()
+    except UnicodeDecodeError:  # of a damaged header
+        tag = ""
+    if tag in ("drms", "enca"):
         raise AudioError(f"can't be decoded: its sound track is protected against copying ({name})")
     context.thread_count = 1
     context.options = OPTIONS.get(context.name, {})
@@ -189,7 +193,7 @@ def decode_stream(container, stream, failed: Failures) -> Iterator[Block]:
                 packet = next(packets)
             except StopIteration:
                 break
-            except av.error.FFmpegError:
+            except (av.error.FFmpegError, IndexError):  # IndexError: of a stream that came later
                 failed.clauses.append(f"its container can't be read on from {at:.2f} s")
                 break
             try:
@@ -272,7 +276,8 @@ def _blocks(frames: Iterable) -> Iterator[Block]:
 def _samples(frame) -> np.ndarray:
     """A frame's samples: (C, n) float32 within [-1, 1]."""
     n_channels = frame.layout.nb_channels
-    if frame.format.is_planar and n_channels >= MAX_PLANES:
+    known = frame.format.name.removesuffix("p") in SCALES
+    if not known or (frame.format.is_planar and n_channels >= MAX_PLANES):
         frame = _packed(frame)
     samples, format = frame.to_ndarray(), frame.format
     if not format.is_planar:
@@ -284,7 +289,7 @@ def _samples(frame) -> np.ndarray:
 
 
 def _packed(frame):
-    """The same frame with its channels in one plane.
+    """The same frame as float32 with its channels in one plane.
 
     PyAV 18 counts planes up to the first null pointer, which the eight that a frame has room for
     don't end with: reading them ends the process.

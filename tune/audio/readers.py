@@ -250,6 +250,7 @@ def is_plain(path) -> bool:
             if kind is None:
                 return True
             plain = kind.reader == LIBSNDFILE and not kind.start
+            plain &= riff.codec(data, 0) not in riff.MPEG
             return plain and riff.repaired(data, 0) is None
     except OSError:
         return False
@@ -268,7 +269,9 @@ def _reader(path, file, data: FileBytes, kind: FileType | None, stack) -> Reader
         return FrameReader(data, kind)
     if kind.reader == OGG:
         return OggReader(data, kind)
-    if kind.reader == LIBSNDFILE and not (kind.name == "FLAC" and not _flac_samples(data, kind)):
+    by_ffmpeg = kind.name == "FLAC" and not _flac_samples(data, kind)
+    by_ffmpeg |= kind.name == "WAV" and riff.codec(data, kind.start) in riff.MPEG
+    if kind.reader == LIBSNDFILE and not by_ffmpeg:
         reader = _by_libsndfile(path, file, data, kind, stack)
         if reader is not None:
             return reader
@@ -312,6 +315,9 @@ def _note_surplus(reader: Reader, data: FileBytes, kind: FileType) -> None:
 def _unknown(path, file, data: FileBytes, stack) -> Reader:
     """A file without a signature that is known here: libsndfile may know it."""
     ending = Path(path).suffix.lower()
+    head = data.read(0, 2)
+    if head[:1] == b"\xff" and head[1:] >= b"\xe0":  # libsndfile would look for mp3, aloud
+        raise AudioError("can't be decoded: not a kind of audio that is known here")
     # Of other files it sees no name: for .mp3 it would look for frames, and write remarks.
     source = _name(path) if ending == ".sd2" else Pieces(file, [(0, data.size)])
     try:

@@ -7,6 +7,7 @@ UNKNOWN_SIZES = (  # what writers that can't seek put into the header: nothing t
     range(0xFFFFFF00, 0x100000000),  # FFmpeg and others
     range(0x7FFFE000, 0x80000001),  # SoX and others
 )
+MPEG = (0x50, 0x55)  # codecs: MPEG audio in a WAV
 Pieces = list[bytes | tuple[int, int]]
 
 
@@ -44,6 +45,17 @@ def repaired(data: FileBytes, start: int) -> Pieces | None:
     size = n.to_bytes(4, "little") if n < 0xFFFFFF00 else b"\xff\xff\xff\xff"
     riff = min(0xFFFFFFFF, n + len(form) + 12).to_bytes(4, "little")
     return [b"RIFF" + riff + b"WAVE" + form + b"data" + size, *filled]
+
+
+def codec(data: FileBytes, start: int) -> int:
+    """Number of a WAV's codec (1 is PCM), or 0."""
+    at = start + 12
+    while at + 8 <= data.size and is_name(data.read(at, 4)):
+        name, size = data.read(at, 4), int.from_bytes(data.read(at + 4, 4), "little")
+        if name == b"fmt ":
+            return int.from_bytes(data.read(at + 8, 2), "little")
+        at += 8 + size + (size & 1)
+    return 0
 
 
 def _chunks_follow(data: FileBytes, at: int) -> bool:
