@@ -93,7 +93,8 @@ from collections.abc import Iterator
 
 import requests
 
-from tune.audio.decode import SUFFIXES, AudioError, read_header
+from tune.audio.decode import AudioError, read_header
+from tune.audio.file_types import ENDINGS
 from tune.tasks.download import fetch
 from tune.tasks.readers import TaskError
 
@@ -239,7 +240,7 @@ def audio_in(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
     """(place, bytes) of the audio files and the copyright file, also of archives within."""
     for member in archive:
         suffix = Path(member.name).suffix.lower()
-        wanted = suffix in SUFFIXES | ARCHIVES or member.name.endswith("/copyright")
+        wanted = suffix in ENDINGS | ARCHIVES or member.name.endswith("/copyright")
         if not member.isfile() or not wanted:
             continue
         content = archive.extractfile(member)
@@ -250,7 +251,7 @@ def audio_in(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
             shutil.copyfileobj(content, inner)
             with zipfile.ZipFile(inner) as opened:
                 for name in opened.namelist():
-                    if Path(name).suffix.lower() in SUFFIXES:
+                    if Path(name).suffix.lower() in ENDINGS:
                         yield f"{member.name}!{name}", opened.read(name)
 
 

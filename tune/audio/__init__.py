@@ -1,6 +1,12 @@
 """Audio files to mono float32: decoding, identifying recordings, finding files.
 
     decode        files to samples, headers
+    file_types    the table of formats: signatures, endings, who reads them
+    readers       one open file: libsndfile, FFmpeg (ffmpeg), MPEG and AAC frames (frame_streams),
+                  Ogg pages (ogg_pages), the chunks of a wav (riff)
+    base          the header, what counts as complete, AudioError
+    ends, file_bytes                              where the audio ends; bytes with a memory
+    downmix       channels to mono
     hashing       hashes of a file's bytes and of its samples
     fingerprint   recordings that sound the same, by their landmarks
     find_files    folders, lists and globs to paths

@@ -27,14 +27,6 @@ RESAMPLER = "HQ"  # soxr's recipe; part of what the store's key is made of
 # Raised when decoding changes the samples of some file; 1 was libsndfile for everything. Part of
 # the store's key; `is_decoded_as_before` says whose rows stay right.
 DECODER = 2
-# What a folder's audio files are known by: what music comes in, and libsndfile's commoner formats.
-SUFFIXES = {
-    *(".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf"),
-    *(".flac", ".fla", ".ogg", ".oga", ".opus", ".spx"),
-    *(".mp3", ".mp2", ".mp1", ".mpga", ".m4a", ".m4b", ".aac", ".adts", ".alac"),
-    *(".wma", ".asf", ".webm", ".weba", ".mka", ".ac3", ".eac3", ".ec3", ".dts"),
-    *(".ape", ".wv", ".tta", ".mpc", ".tak", ".dsf", ".amr"),
-}
 MAX_HOURS = 4.0  # longer files are refused; $TUNE_MAX_HOURS says otherwise
 MIN_RATE, MAX_RATE = 1_000, 1_000_000  # Hz; what a damaged header says beyond them is no rate
 LOUDEST = 2.0**32  # beyond 32-bit samples that were written as floats it isn't audio any more

@@ -12,28 +12,10 @@ import numpy as np
 from tune.audio import ends
 from tune.audio.base import SLACK_S, AudioError, Block, Header
 from tune.audio.file_bytes import FileBytes
-from tune.audio.file_types import FETCH, FileType
+from tune.audio.file_types import FETCH, FORMATS, FileType
 
 BLOCK_FRAMES = 1 << 16
 HOLD_FRAMES = 8192  # of padding at the end at most, in an MP4
-# Kinds of file whose own header says how long the sound track is; of others FFmpeg estimates.
-DECLARES = {"MP4", "ASF", "FLAC", "WavPack", "TTA", "Monkey's Audio", "Musepack", "TAK", "DSF"}
-# Kind of file -> FFmpeg's demuxer: what the file is has been found out already.
-DEMUXERS = {
-    "MP4": "mov",
-    "ASF": "asf",
-    "Matroska": "matroska",
-    "AVI": "avi",
-    "FLV": "flv",
-    "MPEG-TS": "mpegts",
-    "MPEG-PS": "mpeg",
-    "FLAC": "flac",
-    "WAV": "wav",
-    "CAF": "caf",
-    "AIFF": "aiff",
-    "WavPack": "wv",
-    "TTA": "tta",
-}
 MAX_PLANES = 8
 SCALES = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "flt": 1.0, "dbl": 1.0}
 NAMES = {
@@ -93,7 +75,7 @@ def opened(source, kind: FileType, data: FileBytes):
     data : the same, for the reason
     """
     try:
-        container = av.open(source, format=DEMUXERS.get(kind.name), metadata_errors="replace")
+        container = av.open(source, format=FORMATS[kind.name].demuxer, metadata_errors="replace")
     except (av.error.FFmpegError, ValueError) as error:
         raise AudioError(_why_not_opened(kind, data)) from error
     with container:
@@ -144,7 +126,7 @@ def _codec_name(stream) -> str:
 def describe(container, stream, kind: FileType) -> Description:
     """What a container says of its sound track."""
     context, declared = stream.codec_context, None
-    if kind.name in DECLARES and stream.duration:
+    if FORMATS[kind.name].declares_length and stream.duration:
         declared = float(stream.duration * stream.time_base)
     elif kind.name == "Matroska":
         declared = _matroska_seconds(container, stream)

@@ -32,44 +32,75 @@ class FileType:
     advice: str = ""
 
 
-# (offset, signature) -> name and reader.
-SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
-    (0, b"RIFF", "WAV", LIBSNDFILE),
-    (0, b"RF64", "RF64", LIBSNDFILE),
-    (0, b"BW64", "RF64", LIBSNDFILE),
-    (0, b"RIFX", "WAV", LIBSNDFILE),
-    (0, b"FORM", "AIFF", LIBSNDFILE),
-    (0, b"caff", "CAF", LIBSNDFILE),
-    (0, b"riff\x2e\x91\xcf\x11", "W64", LIBSNDFILE),
-    (0, b".snd", "AU", LIBSNDFILE),
-    (0, b"fLaC", "FLAC", LIBSNDFILE),
-    (0, b"OggS", "OGG", OGG),
-    (4, b"ftyp", "MP4", FFMPEG),
-    (4, b"moov", "MP4", FFMPEG),
-    (4, b"mdat", "MP4", FFMPEG),
-    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "ASF", FFMPEG),
-    (0, b"\x1a\x45\xdf\xa3", "Matroska", FFMPEG),
-    (0, b"\x0b\x77", "AC-3", FFMPEG),
-    (0, b"\x7f\xfe\x80\x01", "DTS", FFMPEG),
-    (0, b"FLV\x01", "FLV", FFMPEG),
-    (0, b"wvpk", "WavPack", FFMPEG),
-    (0, b"TTA1", "TTA", FFMPEG),
-    (0, b"MAC ", "Monkey's Audio", FFMPEG),
-    (0, b"MPCK", "Musepack", FFMPEG),
-    (0, b"MP+", "Musepack", FFMPEG),
-    (0, b"tBaK", "TAK", FFMPEG),
-    (0, b"OFR ", "OptimFROG", FFMPEG),
-    (0, b"DSD ", "DSF", FFMPEG),
-    (0, b"FRM8", "DSDIFF", FFMPEG),
-    (0, b"#!AMR", "AMR", FFMPEG),
-    (0, b".RMF", "RealMedia", FFMPEG),
-    (0, b".ra\xfd", "RealAudio", FFMPEG),
-    (0, b"\x00\x00\x01\xba", "MPEG-PS", FFMPEG),
-)
-BEHIND_JUNK = (  # beginnings that are long enough to be looked for
-    (b"OggS\0\x02", "OGG", OGG),
-    (b"fLaC\0\0\0\x22", "FLAC", LIBSNDFILE),
-)
+@dataclass(frozen=True)
+class Format:
+    """A row of the table of audio formats: all that is known of one, beside the code that reads it.
+
+    Attributes
+    ----------
+    name : as messages show it
+    reader : as in `FileType`
+    signatures : (offset, bytes) that a file of it has
+    endings : by which a folder's files are found, with blanks between them
+    demuxer : FFmpeg's name for it, where FFmpeg needn't guess
+    declares_length : whether its header states a length that must be there
+    long_signature : one that can be searched for behind junk
+    """
+
+    name: str
+    reader: str
+    signatures: tuple[tuple[int, bytes], ...] = ()
+    endings: str = ""
+    demuxer: str | None = None
+    declares_length: bool = False
+    long_signature: bytes = b""
+
+
+ASF = b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"
+W64 = b"riff\x2e\x91\xcf\x11"
+FORMATS = {
+    row.name: row
+    for row in (
+        Format("WAV", LIBSNDFILE, ((0, b"RIFF"), (0, b"RIFX")), ".wav .wave .bwf", "wav"),
+        Format("RF64", LIBSNDFILE, ((0, b"RF64"), (0, b"BW64")), ".rf64"),
+        Format("AIFF", LIBSNDFILE, ((0, b"FORM"),), ".aif .aiff .aifc", "aiff"),
+        Format("CAF", LIBSNDFILE, ((0, b"caff"),), ".caf", "caf"),
+        Format("W64", LIBSNDFILE, ((0, W64),), ".w64"),
+        Format("AU", LIBSNDFILE, ((0, b".snd"),), ".au .snd"),
+        Format("FLAC", LIBSNDFILE, ((0, b"fLaC"),), ".flac .fla", "flac", True, b"fLaC\0\0\0\x22"),
+        Format("OGG", OGG, ((0, b"OggS"),), ".ogg .oga .opus .spx", long_signature=b"OggS\0\x02"),
+        Format("MP3", FRAMES, endings=".mp3 .mp2 .mp1 .mpga"),
+        Format("AAC", FRAMES, endings=".aac .adts"),
+        Format(
+            "MP4",
+            FFMPEG,
+            ((4, b"ftyp"), (4, b"moov"), (4, b"mdat")),
+            ".m4a .m4b .alac",
+            "mov",
+            True,
+        ),
+        Format("ASF", FFMPEG, ((0, ASF),), ".wma .asf", "asf", True),
+        Format("Matroska", FFMPEG, ((0, b"\x1a\x45\xdf\xa3"),), ".webm .weba .mka", "matroska"),
+        Format("AC-3", FFMPEG, ((0, b"\x0b\x77"),), ".ac3 .eac3 .ec3"),
+        Format("DTS", FFMPEG, ((0, b"\x7f\xfe\x80\x01"),), ".dts"),
+        Format("AVI", FFMPEG, demuxer="avi"),
+        Format("FLV", FFMPEG, ((0, b"FLV\x01"),), demuxer="flv"),
+        Format("MPEG-TS", FFMPEG, demuxer="mpegts"),
+        Format("MPEG-PS", FFMPEG, ((0, b"\x00\x00\x01\xba"),), demuxer="mpeg"),
+        Format("WavPack", FFMPEG, ((0, b"wvpk"),), ".wv", "wv", True),
+        Format("TTA", FFMPEG, ((0, b"TTA1"),), ".tta", "tta", True),
+        Format("Monkey's Audio", FFMPEG, ((0, b"MAC "),), ".ape", declares_length=True),
+        Format("Musepack", FFMPEG, ((0, b"MPCK"), (0, b"MP+")), ".mpc", declares_length=True),
+        Format("TAK", FFMPEG, ((0, b"tBaK"),), ".tak", declares_length=True),
+        Format("OptimFROG", FFMPEG, ((0, b"OFR "),)),
+        Format("DSF", FFMPEG, ((0, b"DSD "),), ".dsf", declares_length=True),
+        Format("DSDIFF", FFMPEG, ((0, b"FRM8"),)),
+        Format("AMR", FFMPEG, ((0, b"#!AMR"),), ".amr"),
+        Format("RealMedia", FFMPEG, ((0, b".RMF"),)),
+        Format("RealAudio", FFMPEG, ((0, b".ra\xfd"),)),
+    )
+}
+ENDINGS = {ending for row in FORMATS.values() for ending in row.endings.split()}
 FETCH = "a failed download? fetch it again"
 OTHERS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"version https://git-lfs", "a Git LFS pointer", "fetch the file itself: git lfs pull"),
@@ -84,7 +115,6 @@ OTHERS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\xff\xd8\xff", "a JPEG image", ""),
     (0, b"\x89PNG", "a PNG image", ""),
     (0, b"GIF8", "a GIF image", ""),
-    (0, b"BM", "a BMP image", ""),
     (8, b"WEBP", "a WebP image", ""),
     (0, b"MThd", "MIDI: notes, no sound", "render it: fluidsynth -F OUT.wav SOUNDFONT FILE"),
     (0, b"\x93NUMPY", "a NumPy array", "write it as audio: soundfile.write"),
@@ -119,19 +149,20 @@ def identify(data: FileBytes, find_frames: Callable[[int, int], tuple[str, int] 
     if head[4:8] in (b"ftyp",) and head[8:12] in (b"avif", b"heic", b"mif1"):
         return FileType("an image", NOT_AUDIO)
     for at, signature, name, advice in OTHERS:
-        if head[at : at + len(signature)] == signature and (at, signature) != (0, b"BM"):
-            return FileType(name, NOT_AUDIO, 0, advice)
-    for at, signature, name, reader in SIGNATURES:
         if head[at : at + len(signature)] == signature:
-            return FileType(name, reader, start)
+            return FileType(name, NOT_AUDIO, 0, advice)
+    for row in FORMATS.values():
+        if any(head[at : at + len(mark)] == mark for at, mark in row.signatures):
+            return FileType(row.name, row.reader, start)
     if is_transport_stream(data, start):
         return FileType("MPEG-TS", FFMPEG, start)
     if found := find_frames(start, start + JUNK_BYTES):
         return FileType(*found[:1], FRAMES, found[1])
-    for signature, name, reader in BEHIND_JUNK:
-        at = data.find(signature, start, start + JUNK_BYTES)
+    for row in FORMATS.values():
+        mark = row.long_signature
+        at = data.find(mark, start, start + JUNK_BYTES) if mark else -1
         if at >= 0:
-            return FileType(name, reader, at)
+            return FileType(row.name, row.reader, at)
     if start:  # a tag, and nothing behind it that plays
         return FileType("a tag (ID3 or APE) with no audio behind it", NOT_AUDIO, 0, FETCH)
     return what_text(data.read(0, 4096))

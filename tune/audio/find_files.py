@@ -1,6 +1,6 @@
 """Which files are meant: folders, lists, globs and single files to one sorted list of paths.
 
-A folder is searched by endings (`SUFFIXES`); a film is only read where it is named, and so is
+A folder is searched by endings (`ENDINGS`); a film is only read where it is named, and so is
 anything else: what a file is says its content, not its ending.
 
 A path is kept as it was written (a folder's files below the folder as it was written), so that it
@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from tune.audio.decode import SUFFIXES
+from tune.audio.file_types import ENDINGS
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def _in_folder(folder: str) -> tuple[list[str], str]:
     for root, _, names in os.walk(folder):
         for name in names:
             ending = Path(name).suffix.lower()
-            if ending in SUFFIXES:
+            if ending in ENDINGS:
                 found.append(os.path.join(root, name))
             else:
                 others[ending or "without an ending"] += 1

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tune.audio.decode import SUFFIXES, AudioError
+from tune.audio.decode import AudioError
+from tune.audio.file_types import ENDINGS
 from tune.demo import DEMO_TASKS
 from tune.tasks.download import FETCHING
 from tune.tasks.load import TASKS, Task, load_task
@@ -132,7 +133,7 @@ def audio_files(folder: Path) -> list[Path]:
         Path(root, name)
         for root, _, names in os.walk(folder)
         for name in names
-        if Path(name).suffix.lower() in SUFFIXES
+        if Path(name).suffix.lower() in ENDINGS
     ]
     if not found:
         raise ValueError(
