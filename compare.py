@@ -6,7 +6,8 @@
     python compare.py --wandb ENTITY/PROJECT --html report.html --log_to ENTITY/PROJECT
 
 Reads every run of train_probe.py below the folders, and merges them by task x encoder x layer x
-segments x aggregator x tokens; runs of other seeds join, of the same seeds the newest counts. Each
+segments x aggregator x tokens; runs that differ only in their seeds are merged, and of several with
+the same seeds the newest is used. Each
 strategy is compared with the baseline on the same test tracks (paired bootstrap, corrected for the
 number of comparisons): better, worse or tie. Prints tables, effects and guidelines, and names every
 run that it had to leave out.

@@ -8,10 +8,10 @@
     python embed.py MUSIC_DIR --shard 0/4 --out e.parquet     # machine 0 of 4, then, once:
     python embed.py --merge e.shard-*.parquet --out e.parquet
 
-Every segment is encoded once, into the store that train_probe.py uses: stopped, the same command
-goes on where it stood, and another aggregator encodes nothing. The output appears whole or not at
-all, with the same bytes from any number of processes. A file that can't be used is a row with a
-reason. --like shows the tracks most like a song.
+Every segment is encoded once, into the store that train_probe.py uses: if interrupted, the same
+command resumes where it stopped, and switching to another aggregator re-encodes nothing. The output
+is written atomically, with the same bytes from any number of processes. A file that can't be used
+is a row with a reason. --like shows the tracks most like a song.
 """
 
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast

@@ -188,7 +188,7 @@ def main(args) -> None:
         "repeats": args.repeats,
         "rows": [],
     }
-    wandb_run = start_wandb(record) if args.report_to == "wandb" else None
+    started = start_wandb(record) if args.report_to == "wandb" else None
     for path in filter(None, (args.out, args.plot)):
         path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -199,8 +199,8 @@ def main(args) -> None:
         found = measure(cell, args.repeats)
         rows.append(report.complete_row(settings, found, rates[cell.precision]))
         write_json(args.out, record)  # a long grid that is stopped keeps what it has
-        if wandb_run:
-            wandb_run.log(numbers(rows[-1]), step=i)
+        if started:
+            started[0].log(numbers(rows[-1]), step=i)
     console = Console(width=None if sys.stdout.isatty() else 190)
     report.print_costs(rows, name, console)
     if budget:
@@ -209,8 +209,10 @@ def main(args) -> None:
         write_json(args.out, record)
     if args.plot:
         report.plot_costs(rows, name, args.plot)
-    if wandb_run:
-        wandb_run.finish()
+    if started:
+        from tune.runs.tracking import finish_run
+
+        print(*finish_run(*started), sep="\n")
 
 
 def grid(args, device, memory):
@@ -308,21 +310,21 @@ def numbers(row) -> dict:
     return out | {f"cost/{k}": v for k, v in values.items() if isinstance(v, int | float)}
 
 
-def start_wandb(record):
-    """Begin a W&B run, offline without a login."""
+def start_wandb(record) -> tuple:
+    """Begin a W&B run, offline without a login or a server: the run, its mode, and why."""
     import os
 
     import wandb
 
-    from tune.runs.tracking import wandb_mode
+    from tune.runs.tracking import begin_wandb_run, wandb_mode
 
-    config = {key: record[key] for key in ("machine", "versions", "git_sha", "command")}
-    return wandb.init(
-        project=os.environ.get("WANDB_PROJECT", "tune"),
-        job_type="profile",
-        mode=wandb_mode(),
-        config=config,
-        settings=wandb.Settings(silent=True),
+    about = {
+        "project": os.environ.get("WANDB_PROJECT", "tune"),
+        "job_type": "profile",
+        "config": {key: record[key] for key in ("machine", "versions", "git_sha", "command")},
+    }
+    return begin_wandb_run(
+        lambda mode, settings: wandb.init(mode=mode, settings=settings, **about), wandb_mode()
     )
 
 

@@ -53,7 +53,7 @@ def degenerate_reason(
 
 
 def full_track(values: Mapping, tokens: str = "segment") -> dict:
-    """A sweep's cell that a cell is by definition when none of its tracks is cut.
+    """The full-track cell that a sweep's cell is equivalent to when none of its tracks is cut.
 
     Parameters
     ----------

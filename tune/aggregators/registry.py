@@ -89,8 +89,9 @@ class AggregatorRow:
     about : one line for --help
     fixed_n : whether all tracks need the same number of tokens
     needs_seconds : whether the function takes the tokens' durations
-    whitening : makes, of D, what takes in tracks' tokens by `add(tokens)` and gives by `fit()` a
-        mean (D,) and a matrix (D, D): the probe mixes the embedding x and (x - mean) @ matrix
+    whitening : called with D, returns an object whose `add(tokens)` accumulates a track's tokens
+        and whose `fit()` returns a mean (D,) and a matrix (D, D): the probe mixes the embedding x
+        and (x - mean) @ matrix
     views : names of what the probe mixes, where it isn't layers or segment rules
     pooling : gives the class that pools tokens and learns with the probe (as
         `tune.aggregators.trainable.GatedAttention`)

@@ -1,6 +1,6 @@
 """The embedding store: each segment is encoded once, for every aggregator, probe, seed and agent.
 
-store         rows on disk: Store, Collection, Row
+store         rows on disk and the key they are found by: Store, Collection, Row
 encode        files to rows: decode, cut, encode, write
 extractor     encoder, layers and collection for a script
 spot_check    a stored row of a plug-in encoder is encoded again and compared

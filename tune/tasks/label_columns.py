@@ -1,14 +1,15 @@
-"""A column of labels as files have it, read as what it was before it was written.
+"""How a column of labels in a file is interpreted: as lists, decimal commas or whole numbers.
 
-A table is text: a list goes through `to_csv` as "['rock', 'loud']", a whole number beside a missing
-one as 1.0, a number in much of Europe as 0,5. Which of these a label is can't be told from one
-alone, so the column decides; what the user says by --kind goes before. Each such reading is said.
+A table is text: `to_csv` writes a list as "['rock', 'loud']", a whole number beside a missing one
+as 1.0; much of Europe writes 0,5. A single label can't tell which of these it is, so the whole
+column decides. --kind takes precedence. Each interpretation is reported.
 """
 
 import ast
 import re
 from collections.abc import Callable
 
+from tune.tasks.label_kinds import label_kind
 from tune.tasks.label_readers import NUMBER, TAG_SEPARATOR, mostly_numbers
 from tune.tasks.rows import TaskError, is_missing, stripped
 
@@ -36,8 +37,9 @@ def read_labels(labels: list, kind: str, where) -> tuple[list, list[str]]:
     """
     present = [label for label in labels if not is_missing(label)]
     notes = []
-    for kinds, reading in READINGS:
-        if kind in kinds and present:
+    forms = AUTO if kind == "auto" else label_kind(kind).text_forms
+    for form, reading in READINGS.items():
+        if form in forms and present:
             present, said = reading(present, len(labels) - len(present), where)
             notes += said
     found = iter(present)
@@ -183,12 +185,13 @@ def _missing_words(labels, n_missing, where) -> tuple[list, list[str]]:
     return labels, [f"{names} is read as a label, not as a missing one (empty or NaN is)"]
 
 
-# For which --kind -> (labels that there are, how many are missing, file) -> labels and lines.
-READINGS: tuple[tuple[set[str], Callable], ...] = (
-    ({"auto", "numbers", "tags"}, _lists),
-    ({"auto", "numbers"}, _decimal_commas),
-    ({"auto", "classes"}, _whole_numbers),
-    ({"tags"}, _no_separator),
-    ({"auto"}, _several_in_one),
-    ({"auto", "classes", "tags"}, _missing_words),
-)
+# What a table may hold -> (labels that there are, how many are missing, file) -> labels and lines.
+READINGS: dict[str, Callable] = {
+    "lists": _lists,
+    "decimal commas": _decimal_commas,
+    "whole numbers": _whole_numbers,
+    "no separator": _no_separator,
+    "several in one": _several_in_one,
+    "missing words": _missing_words,
+}
+AUTO = READINGS.keys() - {"no separator"}  # where --kind doesn't say

@@ -99,6 +99,8 @@ class LabelKind:
         NaN where undefined; None where no such table makes sense
     heading : what `by_part` gives
     hub_task : what the hub calls such tasks
+    text_forms : how tables write such labels, besides plainly: names in
+        `tune.tasks.label_columns.READINGS`
     """
 
     name: str
@@ -129,6 +131,7 @@ class LabelKind:
     notes: Callable = lambda labels: []
     unscored: Callable = lambda labels, names: []
     hub_task: str = "audio-classification"
+    text_forms: frozenset[str] = frozenset()
 
     @property
     def of_targets(self) -> bool:
@@ -391,6 +394,7 @@ CLASSES = LabelKind(
     spread_of="how often a strategy's seeds are right",
     by_part=lambda labels, predictions, names, _: class_accuracy(labels, predictions, len(names)),
     heading="share of a class's tracks named rightly",
+    text_forms=frozenset({"whole numbers", "missing words"}),
 )
 KINDS = {
     kind.name: kind
@@ -406,6 +410,7 @@ KINDS = {
             ),
             about_metrics="weighted score (mir_eval), accuracy",
             read=label_readers.key,
+            text_forms=frozenset(),
             notes=bare_keys,
             column=partial(_class_column, classes=KEYS),
             metrics=_metrics("KEY_METRICS"),
@@ -438,6 +443,7 @@ KINDS = {
             by_part=_target_r2,
             heading="R² of each target",
             hub_task="audio-regression",
+            text_forms=frozenset({"lists", "decimal commas"}),
         ),
         LabelKind(
             name="tags",
@@ -467,6 +473,7 @@ KINDS = {
             spread_of="the scores, mean over tags",
             by_part=_tag_auc,
             heading="ROC-AUC of each tag",
+            text_forms=frozenset({"lists", "no separator", "missing words"}),
         ),
     )
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tune.tasks.audio_paths import ADDRESS, AudioFiles
 from tune.tasks.label_columns import read_labels
+from tune.tasks.label_kinds import label_kind
 from tune.tasks.rows import SPLITS, TaskError, counted, is_missing, number, why
 from tune.tasks.tables import is_table, read_table
 from tune.tasks.text_files import DamagedTextError, read_text
@@ -57,7 +58,7 @@ def read_path(
         ending = path.suffix or path
         raise TaskError(f"{path}: a task is a folder, .jsonl, .csv or .tsv, not {ending}")
     rows, skipped = read_jsonl(files)
-    if kind == "tags":  # an empty text, which JSON tells from null, is no tag
+    if kind != "auto" and label_kind(kind).several:  # an empty text isn't null: it is no tag
         rows = [{**row, "label": [] if row["label"] == "" else row["label"]} for row in rows]
     return _as_meant(rows, skipped, kind, path), skipped
 
