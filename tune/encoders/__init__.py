@@ -1,6 +1,6 @@
 """Frozen encoders: audio (B, n_samples) to pooled hidden states (B, P, L, D).
 
-    python -m tune.encoders list | check NAME
+    python -m tune.encoders list | check NAME | convert NAME
 
 Hidden states are counted from 0 (the front end's output) to the last layer.
 """

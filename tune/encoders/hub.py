@@ -31,6 +31,7 @@ WEIGHTS = ["model.safetensors", "model.safetensors.index.json", "model-?????-of-
 CARD = "README.md"  # names the licence
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack"}
 LICENCES = {"cc-by-nc-4.0": "CC-BY-NC 4.0", "cc-by-4.0": "CC-BY 4.0", "apache-2.0": "Apache 2.0"}
+LICENCES |= {"mit": "MIT", "isc": "ISC", "mit-and-see-the-card": "MIT, see its card"}
 WITHOUT_HUB = (
     "Without a network, put its config.json, model.safetensors and, if it has one, "
     "preprocessor_config.json into a folder and pass --encoder FOLDER, or use --encoder muq-nano "
@@ -58,15 +59,9 @@ def fetch(
     from huggingface_hub import snapshot_download
 
     patterns = patterns or CONFIGS + WEIGHTS
-    folder = None
-    with contextlib.suppress(OSError):
-        folder = Path(
-            snapshot_download(
-                repo, revision=revision, allow_patterns=patterns, local_files_only=True
-            )
-        )
-    if folder is None or not _is_complete(folder, patterns):  # perhaps only other files of it
-        if set(WEIGHTS) & set(patterns):
+    folder = cached(repo, revision, patterns)
+    if folder is None:
+        if about or set(WEIGHTS) & set(patterns):
             log.info(
                 "downloading %s%s from the Hugging Face hub", repo, f" ({about})" * bool(about)
             )
@@ -83,6 +78,20 @@ def fetch(
         if path.is_file() and any(path.match(pattern) for pattern in patterns):
             replace_if_damaged(path, repo)
     return folder
+
+
+def cached(
+    repo: str, revision: str | None = None, patterns: list[str] | None = None
+) -> Path | None:
+    """Folder of a hub model in the local cache; None when a wanted file is not there."""
+    from huggingface_hub import snapshot_download
+
+    given = {"revision": revision, "allow_patterns": patterns or CONFIGS + WEIGHTS}
+    try:
+        folder = Path(snapshot_download(repo, local_files_only=True, **given))
+    except OSError:
+        return None
+    return folder if _is_complete(folder, given["allow_patterns"]) else None
 
 
 def replace_if_damaged(path: Path, repo: str, kind: str = "model") -> None:
@@ -161,8 +170,15 @@ def _is_complete(folder: Path, patterns) -> bool:
     return (
         (folder / "config.json").is_file()
         and (not set(WEIGHTS) & set(patterns) or _has_weights(folder))
-        and ("*.py" not in patterns or any(folder.glob("*.py")))
+        and ("*.py" not in patterns or any(folder.glob("*.py")) or not _names_code(folder))
     )
+
+
+def _names_code(folder: Path) -> bool:
+    """Say whether a model's configuration names Python code of its own."""
+    with contextlib.suppress(EncoderError):
+        return "auto_map" in read_json(folder / "config.json")
+    return False
 
 
 def _has_weights(folder: Path) -> bool:

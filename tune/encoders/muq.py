@@ -158,7 +158,9 @@ class _Parts(nn.Module):
 
 def load_nano(name, **kwargs) -> MuQEncoder:
     """MuQ in small, pretrained, with the weights in the package."""
-    return load_folder(NANO_FOLDER, name, **kwargs)
+    encoder = load_folder(NANO_FOLDER, name, **kwargs)
+    encoder.licence = hub.licence_of(NANO_FOLDER)
+    return encoder
 
 
 def load_nano_untrained(name, **kwargs) -> MuQEncoder:

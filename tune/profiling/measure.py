@@ -248,7 +248,11 @@ def make_aggregator(cell: Cell, encoder):
 
     rate = cell.frame_rate
     pretrained = find_row(cell.agg).pretrained
-    mixed = len(resolve_layers(cell.layer, encoder.n_layers)) if cell.layer == "mix" else None
+    mixed = (
+        len(resolve_layers(cell.layer, encoder.n_layers, encoder.first_layer))
+        if cell.layer == "mix"
+        else None
+    )
     return TrackAggregator.untrained(
         cell.agg,
         cell.segs,

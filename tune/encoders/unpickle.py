@@ -1,0 +1,54 @@
+"""The confined process that makes safetensors of a pickle: see `tune.encoders.convert`.
+
+python -P unpickle.py PICKLE RESULT
+"""
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+# What the process may not do, by the names of Python's audit events.
+FORBIDDEN = ("socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "os.system")
+FORBIDDEN += ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "os.startfile")
+CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+
+
+def confine(to: Path) -> None:
+    """Take network, other programs and all files but the result from this process, for good."""
+    if sys.platform == "linux":  # where the system allows it; the audit hook stands anyway
+        ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWUSER | CLONE_NEWNET)
+
+    def refuse(event, args):
+        if event in FORBIDDEN:
+            raise PermissionError(f"the converter may not use {event}")
+        if event == "open" and isinstance(args[0], str | bytes | os.PathLike):
+            writes = (args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND)
+            if writes and Path(os.fsdecode(args[0])).parent != to.parent:
+                raise PermissionError(f"the converter may not write {os.fsdecode(args[0])}")
+
+    sys.addaudithook(refuse)
+
+
+def convert_file(pickle: Path, to: Path) -> None:
+    """Write the tensors of a pickle as safetensors; it may hold nothing else."""
+    import torch
+    from safetensors.torch import save_file
+
+    found = torch.load(pickle, map_location="cpu", weights_only=True, mmap=True)
+    found = found.get("state_dict", found)
+    others = [key for key, value in found.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise ValueError(f"it holds more than tensors, such as {others[0]}")
+    seen, tensors = set(), {}
+    for key, value in found.items():
+        shared = value.untyped_storage().data_ptr() in seen
+        seen.add(value.untyped_storage().data_ptr())
+        tensors[key] = value.clone() if shared else value.contiguous()
+    save_file(tensors, to, {"format": "pt"})
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[2])
+    confine(target)
+    convert_file(Path(sys.argv[1]), target)
