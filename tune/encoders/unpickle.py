@@ -6,6 +6,7 @@ python -P unpickle.py PICKLE RESULT
 import ctypes
 import os
 import sys
+import zipfile
 from pathlib import Path
 
 # What the process may not do, by the names of Python's audit events.
@@ -35,7 +36,8 @@ def convert_file(pickle: Path, to: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    found = torch.load(pickle, map_location="cpu", weights_only=True, mmap=True)
+    new = zipfile.is_zipfile(pickle)  # what torch saved before 1.6 can't be mapped
+    found = torch.load(pickle, map_location="cpu", weights_only=True, mmap=new)
     found = found.get("state_dict", found)
     others = [key for key, value in found.items() if not isinstance(value, torch.Tensor)]
     if others:
