@@ -6,10 +6,11 @@ import mert_v2
 import numpy as np
 import pytest
 import torch
-from conftest import make_task, run_probe
+from conftest import make_task
 from safetensors.torch import load_file
 from transformers import AutoModel
 
+import train_probe
 from tune.encoders.base import EncoderError, resolve_layers
 from tune.encoders.check import main
 from tune.encoders.registry import ENCODERS, load_encoder
@@ -195,28 +196,24 @@ def test_fullsong_takes_30_to_360_seconds(hub, folder):
         encoder.embed(segments(361, 1), [1])
 
 
-def test_train_probe_with_mert_v2_from_the_hub_and_offline(hub, folder, tmp_path):
+def test_train_probe_with_mert_v2_from_the_hub_and_offline(
+    hub, folder, tmp_path, monkeypatch, capsys
+):
     hub.add("m-a-p/MERT-v2-30s", "model", folder, commit=PINNED)
     task = make_task(tmp_path / "tones", n=(4, 2, 4))
-    given = [
-        "--task",
-        task,
-        "--encoder=mert-v2-30s",
-        "--trust_remote_code",
-        "--seg=1",
-        "--epochs=2",
-    ]
-    given += ["--min_tail=0.5", "--layer=all", "--report_to=none"]
-    results = []
+    given = [f"--task={task}", "--encoder=mert-v2-30s", "--trust_remote_code", "--seg=1"]
+    given += ["--min_tail=0.5", "--layer=all", "--report_to=none", "--epochs=2"]
+    monkeypatch.chdir(tmp_path)
     for name in ("first", "offline"):
-        env = hub.env | {"HF_HUB_OFFLINE": str(int(name == "offline"))}
-        where = [f"--name={name}", "--store", tmp_path / f"store-{name}"]
-        done = run_probe(*given, *where, cwd=tmp_path, env=env)
-        assert done.returncode == 0, done.stderr
-        results.append(json.loads((tmp_path / "runs" / name / "result.json").read_text()))
-    first, offline = results
+        where = [f"--name={name}", f"--store={tmp_path / f'store-{name}'}"]
+        train_probe.main(train_probe.parse_args([*given, *where]))
+        hub.stop()
+    first, offline = (
+        json.loads((tmp_path / "runs" / name / "result.json").read_text())
+        for name in ("first", "offline")
+    )
     assert first["encoder_revision"] == PINNED
     assert first["encoder_licence"] == "CC-BY-NC 4.0"
-    assert "CC-BY-NC 4.0" in done.stdout
+    assert "licence    CC-BY-NC 4.0 (the weights of mert-v2-30s)" in capsys.readouterr().out
     assert first["metrics"] == offline["metrics"]
     assert list(first["layer_scores"]) == ["0", "1", "2", "3"]

@@ -10,6 +10,7 @@ commit and the pickle's SHA-256, and is what the encoder is loaded from then on.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -98,7 +99,6 @@ def _run_child(pickle: Path, to: Path, repo: str) -> None:
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"code {done.returncode}"]
-        reason = next((line for line in lines if "Error" in line), lines[-1])[:300]
-        raise EncoderError(
-            f"{repo}: {pickle.name[:12]}, its {PICKLE}, can't be converted: {reason}"
-        )
+        errors = [line for line in lines if re.match(r"[\w.]*Error\b", line)]
+        reason = " ".join((errors or lines)[-1].split())[:300]
+        raise EncoderError(f"{repo}: its {PICKLE} can't be converted: {reason}")

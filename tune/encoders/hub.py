@@ -30,8 +30,13 @@ CONFIGS = ["config.json", "preprocessor_config.json", "processor_config.json"]
 WEIGHTS = ["model.safetensors", "model.safetensors.index.json", "model-?????-of-?????.safetensors"]
 CARD = "README.md"  # names the licence
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack"}
-LICENCES = {"cc-by-nc-4.0": "CC-BY-NC 4.0", "cc-by-4.0": "CC-BY 4.0", "apache-2.0": "Apache 2.0"}
-LICENCES |= {"mit": "MIT", "isc": "ISC", "mit-and-see-the-card": "MIT, see its card"}
+LICENCES = {  # as the hub writes them -> as they are shown; others are shown as written
+    "cc-by-nc-4.0": "CC-BY-NC 4.0",
+    "cc-by-4.0": "CC-BY 4.0",
+    "apache-2.0": "Apache 2.0",
+    "mit": "MIT",
+    "isc": "ISC",
+}
 WITHOUT_HUB = (
     "Without a network, put its config.json, model.safetensors and, if it has one, "
     "preprocessor_config.json into a folder and pass --encoder FOLDER, or use --encoder muq-nano "
@@ -250,10 +255,14 @@ def check_weights(folder: Path, name: str, convert: str) -> list[Path]:
             if pickles
             else ("pickles such as pytorch_model.bin are never loaded")
         )
+        if commit_of(folder) and "/" in name:
+            convert = f"python -m tune.encoders convert {name}"
+        else:
+            convert = f"{convert}, then --encoder FOLDER"
         raise EncoderError(
             f"{name} holds no model.safetensors ({there}). Another --revision may hold one (the "
             f"hub's converter proposes it as refs/pr/N); or convert it once where you trust it: "
-            f"{convert}, then --encoder FOLDER"
+            f"{convert}"
         )
     missing = [path.name for path in found if not path.is_file()]
     if missing:

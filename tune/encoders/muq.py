@@ -78,6 +78,7 @@ class MuQEncoder(Encoder):
             fingerprint=digest,
             untrained=weights is None,
         )
+        self.muq_layers = self.n_layers  # MuQ-MuLan has more behind them
         model = _Parts(model)
         self._twin = None
         if precision != "no":
@@ -137,7 +138,7 @@ class MuQEncoder(Encoder):
             x = layer(x, relative_position_embeddings=positions)
             x = x[0] if isinstance(x, tuple) else x  # a tuple before transformers 5
             if k in wanted:
-                yield conformer.layer_norm(x) if k == self.n_layers else x
+                yield conformer.layer_norm(x) if k == self.muq_layers else x
 
 
 class _Parts(nn.Module):
@@ -158,9 +159,7 @@ class _Parts(nn.Module):
 
 def load_nano(name, **kwargs) -> MuQEncoder:
     """MuQ in small, pretrained, with the weights in the package."""
-    encoder = load_folder(NANO_FOLDER, name, **kwargs)
-    encoder.licence = hub.licence_of(NANO_FOLDER)
-    return encoder
+    return load_folder(NANO_FOLDER, name, **kwargs)
 
 
 def load_nano_untrained(name, **kwargs) -> MuQEncoder:

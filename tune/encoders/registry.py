@@ -227,7 +227,9 @@ def load_encoder(
         raise EncoderError(f"--revision belongs to a model on the hub, {name!r} is none")
     code = {"trust_remote_code": trust_remote_code}
     if row.load is not None:
-        return row.load(name, **kwargs)
+        encoder = row.load(name, **kwargs)
+        encoder.licence = row.licence
+        return encoder
     if is_folder:
         return _load_folder(Path(name), Path(name).resolve().name, **code, **kwargs)
     if row.repo is not None:

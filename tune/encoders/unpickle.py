@@ -15,10 +15,14 @@ FORBIDDEN += ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "os.st
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 
 
+def leave_network() -> None:
+    """Leave the network, where the system allows it: this process has no connection from now on."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWUSER | CLONE_NEWNET)
+
+
 def confine(to: Path) -> None:
     """Take network, other programs and all files but the result from this process, for good."""
-    if sys.platform == "linux":  # where the system allows it; the audit hook stands anyway
-        ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWUSER | CLONE_NEWNET)
 
     def refuse(event, args):
         if event in FORBIDDEN:
@@ -33,9 +37,11 @@ def confine(to: Path) -> None:
 
 def convert_file(pickle: Path, to: Path) -> None:
     """Write the tensors of a pickle as safetensors; it may hold nothing else."""
+    leave_network()  # before torch has threads, with which it isn't possible
     import torch
     from safetensors.torch import save_file
 
+    confine(to)
     new = zipfile.is_zipfile(pickle)  # what torch saved before 1.6 can't be mapped
     found = torch.load(pickle, map_location="cpu", weights_only=True, mmap=new)
     found = found.get("state_dict", found)
@@ -51,6 +57,4 @@ def convert_file(pickle: Path, to: Path) -> None:
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[2])
-    confine(target)
-    convert_file(Path(sys.argv[1]), target)
+    convert_file(Path(sys.argv[1]), Path(sys.argv[2]))
