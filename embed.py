@@ -405,6 +405,7 @@ def report_on(made: Embeddings, bad, report, there, n_processes) -> None:
             f"{meta['strategy']['layer']}, "
             f"{readable_name(meta['strategy']['agg'])}",
         ),
+        *result.describe_licence(meta),
         (
             "encoder",
             f"{report.encoder_passes} passes, {report.audio_seconds:.0f} s of audio in "

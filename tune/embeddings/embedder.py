@@ -175,6 +175,7 @@ class Embedder:
             "encoder": encoder.name,
             "encoder_fingerprint": encoder.fingerprint,
             "encoder_untrained": encoder.untrained,
+            "encoder_licence": encoder.licence,
             "layers": self.collection.layers,
             "precision": encoder.precision,
             "sample_rate": encoder.sample_rate,

@@ -4,7 +4,8 @@
     muq, muq_frontend, muq_mulan                    plugin        custom encoders: FILE.py:NAME
     transformers, hidden_states, feature_extractors               transformers' audio models
     hub           downloads                         cpu_linear    matrix products on CPUs
-    check         python -m tune.encoders list | check NAME
+    convert, unpickle     safetensors of pickles        remote_code   models with their own code
+    check         python -m tune.encoders list | check NAME | convert NAME
 
 Hidden states are counted from 0 (the front end's output) to the last layer.
 """

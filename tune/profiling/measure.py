@@ -250,7 +250,11 @@ def make_aggregator(config: ProfileConfig, encoder):
 
     rate = config.frame_rate
     pretrained = find_row(config.agg).pretrained
-    mixed = len(resolve_layers(config.layer, encoder.n_layers)) if config.layer == "mix" else None
+    mixed = (
+        len(resolve_layers(config.layer, encoder.n_layers, encoder.first_layer))
+        if config.layer == "mix"
+        else None
+    )
     return TrackAggregator.untrained(
         config.agg,
         config.segs,

@@ -14,6 +14,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tune.cli.parser import Parser
+from tune.encoders.hub import LICENCES
 from tune.system.files import atomic_write_text
 from tune.tasks.label_kinds import label_kind
 from tune.tasks.load import TASKS
@@ -83,8 +84,22 @@ def card_data(runs: Sequence[Path], name: str | None = None) -> ModelCardData:
             f"the runs have several encoders ({', '.join(encoders)}): give the model's --name"
         )
     return ModelCardData(
-        model_name=name or encoders[0], eval_results=results, tags=["music", "audio", "tune"]
+        model_name=name or encoders[0],
+        eval_results=results,
+        tags=["music", "audio", "tune"],
+        **_licence(runs),
     )
+
+
+def _licence(runs: Sequence[Path]) -> dict[str, str]:
+    """The header's lines on the licence of the encoder's weights, where the runs name one."""
+    read = [json.loads((run / "result.json").read_text(encoding="utf-8")) for run in runs]
+    found = {result.get("encoder_licence") for result in read}
+    if len(found) != 1 or None in found:
+        return {}
+    shown = found.pop()
+    ids = {text: key for key, text in LICENCES.items()}
+    return {"license": ids[shown]} if shown in ids else {"license": "other", "license_name": shown}
 
 
 def write_card(data: ModelCardData, out: Path) -> None:

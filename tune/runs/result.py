@@ -168,6 +168,8 @@ def assemble(
         "kind": task.kind,
         "encoder": encoder.name,
         "encoder_untrained": encoder.untrained,
+        "encoder_revision": encoder.revision,
+        "encoder_licence": encoder.licence,
         "layer": outcome["layer"],
         "layer_asked": layer_asked,
         "layer_scores": outcome["layer_scores"],
@@ -369,6 +371,7 @@ def print_result(result: Mapping, folder: Path, console: Console | None = None) 
         ),
         (tokens, f"{counts['min']} to {counts['max']} a track (median {counts['median']:g})"),
         ("embedding", f"{cost['embedding_dim']} values a track"),
+        *describe_licence(result),
         (
             "encoder",
             f"{cost['encoder_passes']} passes, {cost['audio_seconds']:.0f} s of audio "
@@ -391,6 +394,12 @@ def print_result(result: Mapping, folder: Path, console: Console | None = None) 
     lines.insert(1, ("chance", ", ".join(f"{k} {v:.3f}" for k, v in chance.items())))
     for label, text in lines:
         console.print(f"  {label:<10} {text}", highlight=False, soft_wrap=True, markup=False)
+
+
+def describe_licence(made: Mapping) -> list[tuple[str, str]]:
+    """A line on the licence of the encoder's weights, where it is known: it binds their use."""
+    licence = made.get("encoder_licence")
+    return [("licence", f"{licence} (the weights of {made['encoder']})")] if licence else []
 
 
 def describe_scoring(result: Mapping) -> list[tuple[str, str]]:

@@ -279,8 +279,11 @@ def check_fits(
         }
         for flag, value in lengths.items():
             if value is not None and value < encoder.min_seconds:
+                most = encoder.max_seconds
+                takes = f"takes {encoder.min_seconds:g} to {most:g} s at once" if most else ""
                 raise ValueError(
-                    f"{flag} {value:g}: {encoder.name} needs at least {encoder.min_seconds:g} s"
+                    f"{flag} {value:g}: {encoder.name} "
+                    f"{takes or f'needs at least {encoder.min_seconds:g} s'}"
                 )
         check_lengths(rule, encoder)
     if frame_rate is not None:

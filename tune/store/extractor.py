@@ -79,7 +79,7 @@ class Extractor:
         self.encoder = self.load(encoder, device=device, **settings)
         if check:
             check(self.encoder)
-        self.layers = resolve_layers(layer, self.encoder.n_layers)
+        self.layers = resolve_layers(layer, self.encoder.n_layers, self.encoder.first_layer)
         self.encoder.keep_layers(max(self.layers))
         check_fits(self.rules, frame_rate, self.encoder, self.layers)
         self._root = store
