@@ -41,7 +41,7 @@ def parse_args(argv=None):
         metavar="SHARE",
         help="share of --audio_dir that is kept for validation",
     )
-    add(data, "data_dir", "allow_outside", "strict")
+    add(data, "data_dir", "yes", "allow_outside", "strict")
     tokens = parser.add_argument_group("tokens")
     tokens.add_argument(
         "--encoder",
@@ -253,7 +253,13 @@ def main(args):
         )
         cache_dir = args.cache_dir or cache_folder() / "demo"
         tasks = [
-            load_task(n, args.data_dir, cache_dir=cache_dir, allow_outside=args.allow_outside)
+            load_task(
+                n,
+                args.data_dir,
+                cache_dir=cache_dir,
+                allow_outside=args.allow_outside,
+                yes=args.yes,
+            )
             for n in args.tasks
         ]
         others = local_tasks(args.data_dir, cache_dir, args.tasks)

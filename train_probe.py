@@ -73,7 +73,7 @@ def parse_args(argv=None):
         metavar="NAME",
         help="the audio's (default: path, or the only column of audio of hub:NAME)",
     )
-    add(data, "allow_outside", "strict")
+    add(data, "data_revision", "yes", "allow_outside", "strict")
     strategy = parser.add_argument_group("strategy")
     strategy.add_argument(
         "--encoder",
@@ -252,7 +252,7 @@ from tune.runs import result as results
 from tune.runs.tracking import Tracker, check_tracker
 from tune.store.extractor import Extractor
 from tune.system.files import cache_folder
-from tune.tasks.load import SPLITS, check_task, load_task, short_name
+from tune.tasks.load import SPLITS, check_task, check_whole, load_task, short_name
 
 log = logging.getLogger("tune.train_probe")
 
@@ -310,7 +310,11 @@ def main(args):
             audio_column=args.audio_column,
             progress=accelerator.is_main_process,
             allow_outside=args.allow_outside,
+            data_revision=args.data_revision,
+            yes=args.yes,
         )
+    if args.strict:
+        check_whole(task, strict=True)
     if task.skipped and args.strict:
         raise ValueError("{where}: {reason}".format(**task.skipped[0]))
     for item in task.skipped:
@@ -357,6 +361,7 @@ def main(args):
             return
         skipped = (item for report in reports for item in report.skipped)
         task = task.without({item["path"]: item["reason"] for item in skipped})
+        check_whole(task, args.strict)
         scales = [report.rows for report in reports]
         features, tokens, truncated = aggregator.load(task.splits, collection, scales, device)
         data = ProbeData(
