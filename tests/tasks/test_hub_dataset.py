@@ -209,7 +209,7 @@ def test_mistakes_say_what_there_is(parquet, tmp_path):
         load(parquet, tmp_path, label_column=None)
     with pytest.raises(TaskError, match=r"no column 'sound': name one by --audio_column .*song, g"):
         load(parquet, tmp_path, audio_column="sound")
-    with pytest.raises(TaskError, match="nobody/nothing can't be loaded: .*stay offline: unset"):
+    with pytest.raises(TaskError, match=r"nobody/nothing can't be loaded: .*stay offline: unset"):
         load("nobody/nothing", tmp_path)
     Dataset.from_dict({"genre": ["a"], "year": [1]}).save_to_disk(tmp_path / "mute")
     with pytest.raises(TaskError, match="has no columns of audio: name one by --audio_column"):
@@ -237,7 +237,7 @@ def test_a_data_set_of_the_hub_has_its_commit(hub, songs, parquet, tmp_path):
     assert load("me/songs", tmp_path, data_revision=songs).data_revision == songs
     hub.stop()
     assert load("me/songs", tmp_path).splits["test"]["label"][:] == [1, 0, 1, 0]
-    with pytest.raises(TaskError, match="can't be loaded: .* was not fetched: .*be reached"):
+    with pytest.raises(TaskError, match=r"can't be loaded: .* was not fetched: .*be reached"):
         load("me/songs", tmp_path, data_revision="main")
     with pytest.raises(TaskError, match="--data_revision belongs to a data set of the hub, not to"):
         load(parquet, tmp_path, data_revision="main")
@@ -253,7 +253,7 @@ def test_a_damaged_file_of_the_hub_is_fetched_again(hub, songs, tmp_path, caplog
 
 def test_a_file_damaged_each_time_is_left_nowhere(hub, songs, tmp_path):
     hub.fail("wrong_content", "*/train-*.parquet")
-    with pytest.raises(TaskError, match=r"damaged twice|can't be loaded"):
+    with pytest.raises(TaskError, match=r"1 file of me/songs arrived damaged twice"):
         load("me/songs", tmp_path)
     hub.heal()
     with open(load("me/songs", tmp_path).splits["train"]["path"][3], "rb") as file:

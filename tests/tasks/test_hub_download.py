@@ -319,7 +319,7 @@ def test_without_a_network_or_room_nothing_is_left_half(gtzan_hub, tmp_path, req
         load("gtzan", tmp_path)
     assert wavs(tmp_path) == []
     gtzan_hub.stop()
-    with pytest.raises(TaskError, match=r"can't be reached .*copy the data set's files into .*GTZ"):
+    with pytest.raises(TaskError, match=r"can't be reached .*also be copied into .*GTZAN"):
         load("gtzan", tmp_path)
 
 

@@ -53,7 +53,7 @@ def explain(
     >>> explain(full, "m-a-p/GTZAN", "dataset").partition(": free")[0]
     'the data set m-a-p/GTZAN was not fetched: the disk is full (No space left on device)'
     """
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     what = "data set" if kind == "dataset" else kind
     page = f"{ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
@@ -110,7 +110,7 @@ def explain(
         return (
             f"the {what} {name} was not fetched, the hub answered {status} ({_line(cause)}): {fix}"
         )
-    if (cause := first(errors.OfflineModeIsEnabled)) is not None:
+    if constants.HF_HUB_OFFLINE or first(errors.OfflineModeIsEnabled):
         return (
             f"the {what} {name} is not in the local cache, and the hub's client is told to stay "
             f"offline: unset HF_HUB_OFFLINE and run again with a network"

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -187,23 +188,27 @@ def _load_from_hub(name: str, revision: str | None):
     with _explained(name, revision), _audio_as_it_is():
         if revision and not re.fullmatch("[0-9a-f]{40}", revision):
             revision = HfApi().dataset_info(where, revision=revision).sha
-        try:
-            data = _load_dataset(where, config, revision)
-        except Exception:
-            if not _remove_damaged(where):
-                raise
-            data = _load_dataset(where, config, revision, "reuse_cache_if_exists")
-        else:
-            if _remove_damaged(where, began - 2):  # a file's time may be of coarser steps
-                data = _load_dataset(where, config, revision, "reuse_cache_if_exists")
-        if damaged := _remove_damaged(where, began - 2):
+        for mode in (None, "reuse_cache_if_exists"):  # the second reads the files anew
+            data = failure = None
+            try:
+                data = _load_dataset(where, config, revision, mode)
+            except Exception as error:
+                failure = error
+            # A file's time may be of coarser steps than the clock.
+            damaged = _remove_damaged(where, began - 2 if data is not None else 0.0)
+            if not damaged:
+                break
+            for path in () if data is None else _arrow_files(data):
+                shutil.rmtree(path.parent, ignore_errors=True)  # made of damaged ones
+        if damaged:
             raise TaskError(
                 f"{number(damaged, 'file')} of {where} arrived damaged twice (with another hash "
                 f"than the hub's) and were removed: run again, by another network or without a "
                 f"proxy if it comes back"
             )
-    first = next(iter(data.values())) if hasattr(data, "values") else data
-    found = {Path(file["filename"]).parent.name for file in first.cache_files}
+        if failure is not None:
+            raise failure
+    found = {path.parent.name for path in _arrow_files(data)}
     commit = next((c for c in found if re.fullmatch("[0-9a-f]{40}", c)), None)
     if revision and commit != revision:  # datasets falls back on whatever it has
         raise TaskError(
@@ -220,9 +225,18 @@ def _load_dataset(where: str, config: str = "", revision: str | None = None, mod
     return load_dataset(where, config or None, revision=revision, download_mode=mode)
 
 
+def _arrow_files(data) -> list[Path]:
+    """The files that `datasets` made of a data set's own."""
+    parts = data.values() if isinstance(data, dict) else [data]
+    return [Path(file["filename"]) for part in parts for file in part.cache_files]
+
+
 @contextlib.contextmanager
 def _explained(name: str, revision: str | None = None):
     """Turn an error of `datasets`, the hub or the network into one that says what to do."""
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub import hf_hub_download
+
     try:
         yield
     except TaskError:
@@ -238,8 +252,14 @@ def _explained(name: str, revision: str | None = None):
                 f"{PREFIX}{name}: choose a configuration of {where}, such as "
                 f"{PREFIX}{where}:{names[0]} (there are {', '.join(names)})"
             ) from error
-        if not os.path.exists(name) and is_about_fetching(error):
-            said = explain(error, where, "dataset", revision, flag="--data_revision")
+        cause = error
+        if isinstance(error, DatasetNotFoundError):  # it has lost its cause: the hub is asked again
+            try:
+                hf_hub_download(where, "README.md", repo_type="dataset", revision=revision)
+            except Exception as again:
+                cause = again
+        if not os.path.exists(name) and is_about_fetching(cause):
+            said = explain(cause, where, "dataset", revision, flag="--data_revision")
             raise TaskError(f"{PREFIX}{name} can't be loaded: {said}") from error
         raise TaskError(
             f"{PREFIX}{name} can't be loaded ({type(error).__name__}: {text}): it must be a hub "
