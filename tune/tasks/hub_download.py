@@ -144,6 +144,7 @@ def hub_folder(
         return folder
     if not download:
         raise TaskError(f"{folder} does not hold {' and '.join(lists)}")
+    made = [path for path in (folder, data_dir) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK):  # of several processes one fetches
@@ -152,13 +153,21 @@ def hub_folder(
     except TaskError:
         raise
     except Exception as error:  # the hub's client raises its own and its HTTP library's errors
+        if folder in made and set(os.listdir(folder)) <= {LOCK}:  # nothing came
+            (folder / LOCK).unlink(missing_ok=True)
+            for path in made:
+                path.rmdir()
         reason = explain(
             error, row.hub, "dataset", revision, disk="name a --data_dir on", flag="--data_revision"
         )
-        raise TaskError(
-            f"{reason}. The next run goes on with the files that are still missing; they can also "
-            f"be copied into {folder}."
-        ) from error
+        if all((folder / name).is_file() for name in lists):
+            advice = "The next run goes on with the files that are still missing"
+        else:
+            advice = (
+                f"Without a network, copy the data set's files into {folder} (audio, "
+                f"{row.stem}.train.jsonl, .val.jsonl and .test.jsonl) or name another --data_dir"
+            )
+        raise TaskError(f"{folder} is not whole: {reason}. {advice}.") from error
     return folder
 
 
@@ -366,9 +375,9 @@ class _Download:
             self.record.save(self.folder)
         if damaged:
             raise TaskError(
-                f"{number(len(damaged), 'file')} of {self.row.hub} arrived damaged twice (of the "
-                f"right size, but with another hash than the hub's), such as {damaged[0]}, and "
-                f"were removed: run again, by another network or without a proxy if it comes back"
+                f"{number(len(damaged), 'file')} of {self.row.hub} arrived damaged twice, the first "
+                f"is {damaged[0]} (of the right size, but with another hash than the hub's), and "
+                f"can't be used: run again, by another network or without a proxy if it comes back"
             )
 
     def _fetch_one(self, name: str) -> int | None:

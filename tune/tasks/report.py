@@ -21,7 +21,7 @@ from tune.cli.parser import Parser, one_line, positive_int, set_up_logging, to_b
 from tune.system.files import cache_folder
 from tune.tasks.check import MIN_TRACKS, check, summary
 from tune.tasks.label_kinds import KINDS, label_kind
-from tune.tasks.load import DEMO_TASKS, check_whole, load_task
+from tune.tasks.load import DEMO_TASKS, load_task
 from tune.tasks.readers import SPLITS
 from tune.tasks.registry import HEAD, TASKS
 
@@ -64,7 +64,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         data_revision=args.data_revision,
         yes=args.yes,
     )
-    check_whole(task)
     report = check(task, min_tracks=args.min_tracks, decode=args.decode)
     print_report(report, console)
     if args.json:
