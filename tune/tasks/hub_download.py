@@ -375,8 +375,8 @@ class _Download:
             self.record.save(self.folder)
         if damaged:
             raise TaskError(
-                f"{number(len(damaged), 'file')} of {self.row.hub} arrived damaged twice, the first "
-                f"is {damaged[0]} (of the right size, but with another hash than the hub's), and "
+                f"{number(len(damaged), 'file')} of {self.row.hub} arrived damaged twice, the "
+                f"first is {damaged[0]} (of the right size, but with another hash than the hub's), and "
                 f"can't be used: run again, by another network or without a proxy if it comes back"
             )
 
