@@ -376,8 +376,9 @@ class _Download:
         if damaged:
             raise TaskError(
                 f"{number(len(damaged), 'file')} of {self.row.hub} arrived damaged twice, the "
-                f"first is {damaged[0]} (of the right size, but with another hash than the hub's), and "
-                f"can't be used: run again, by another network or without a proxy if it comes back"
+                f"first is {damaged[0]} (of the right size, but with another hash than the "
+                f"hub's), and can't be used: run again, by another network or without a proxy if "
+                f"it comes back"
             )
 
     def _fetch_one(self, name: str) -> int | None:
