@@ -21,7 +21,7 @@ from tune.cli.parser import Parser, read_arguments, run_script, set_up_logging
 from tune.segments.rules import parse_rule
 
 GROUPS = {
-    "data": "tasks audio_dir val_share data_dir allow_outside strict",
+    "data": "tasks audio_dir val_share data_dir yes allow_outside strict",
     "tokens": "encoder trust_remote_code revision channels layer seg hop min_tail min_seg max_seg",
     "recipe\nWhat isn't given is the recipe's. study: frames at 25 Hz, zeros for masked ones, "
     "squared error, no [CLS], one epoch, as the original study did it. tune: ours.": "recipe "
@@ -224,7 +224,13 @@ def load(args, accelerator, encoder_name, frame_rate, precision):
         )
         cache_dir = args.cache_dir or cache_folder() / "demo"
         tasks = [
-            load_task(n, args.data_dir, cache_dir=cache_dir, allow_outside=args.allow_outside)
+            load_task(
+                n,
+                args.data_dir,
+                cache_dir=cache_dir,
+                allow_outside=args.allow_outside,
+                yes=args.yes,
+            )
             for n in args.tasks
         ]
         others = local_tasks(args.data_dir, cache_dir, args.tasks)

@@ -25,7 +25,7 @@ from tune.tasks.label_kinds import KINDS
 from tune.tasks.registry import TASKS, default_encoder, default_layer
 
 GROUPS = {
-    "data": "task data_dir kind label_column audio_column allow_outside strict",
+    "data": "task data_dir kind label_column audio_column data_revision yes allow_outside strict",
     "strategy": "encoder trust_remote_code revision channels layer seg hop min_tail min_seg "
     "max_seg agg tokens frame_rate skip_degenerate",
     "aggregators that learn": "aggregator_checkpoint readout tune_aggregator aggregator_lr",
@@ -122,7 +122,7 @@ from tune.runs.outcome import score_test
 from tune.runs.tracking import Tracker, check_tracker
 from tune.store.extractor import Extractor
 from tune.system.files import cache_folder
-from tune.tasks.load import SPLITS, check_task, load_task, short_name
+from tune.tasks.load import SPLITS, check_task, check_whole, load_task, short_name
 
 log = logging.getLogger("tune.train_probe")
 
@@ -213,7 +213,11 @@ def load(args, accelerator):
             audio_column=args.audio_column,
             progress=accelerator.is_main_process,
             allow_outside=args.allow_outside,
+            data_revision=args.data_revision,
+            yes=args.yes,
         )
+    if args.strict:
+        check_whole(task, strict=True)
     for item in task.skipped:
         if args.strict:
             raise ValueError("{where}: {reason}".format(**item))
@@ -257,6 +261,7 @@ def run(args, accelerator, tracker, extractor, task, aggregator, config, run_nam
         return
     skipped = (item for report in reports for item in report.skipped)
     task = task.without({item["path"]: item["reason"] for item in skipped})
+    check_whole(task, args.strict)
     rows, device = [report.rows for report in reports], accelerator.device
     features, tokens, truncated = aggregator.load(task.splits, extractor.collection, rows, device)
     data = ProbeData(

@@ -296,7 +296,7 @@ REFUSED = [
     (["--name", ".."], r"--name must be a plain folder name, got '\.\.'"),
     (["--name="], r"--name must be a plain folder name, got ''"),
     (["--task", "nonsense"], r"unknown task 'nonsense': it is none of emo, gtzan, gs.*"),
-    (["--task", "emo"], r"data/EMO/EMO\.train\.jsonl is missing and the data set m-a-p/EMO .*"),
+    (["--task", "emo"], r"data/EMO is not whole: the data set m-a-p/EMO .*EMO\.train\.jsonl.*"),
     (["--encoder", "nonsense"], r"unknown encoder 'nonsense': it is none of muq, .*"),
 ]
 
@@ -445,6 +445,8 @@ def test_flags_take_their_values_after_an_equals_sign(train_probe):
         "revision": "v1",
         "label_column": "genre",
         "audio_column": "song",
+        "data_revision": None,
+        "yes": False,
         "allow_outside": True,
     }
     argv = [

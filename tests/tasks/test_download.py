@@ -27,6 +27,14 @@ class Server(BaseHTTPRequestHandler):
         self.state = state
         super().__init__(*args)
 
+    def do_HEAD(self):
+        data = self.state.files.get(self.path)
+        if data is None:
+            return self.send_error(404)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+
     def do_GET(self):
         data = self.state.files.get(self.path)
         if data is None:
@@ -129,7 +137,9 @@ def test_archives_are_fetched_and_unpacked_once_and_resumed(server, tmp_path):
     urls = tuple(f"{server.url}/nsynth-{part}.tar.gz" for part in ("train", "valid"))
     row = TaskRow("classes", "", "pitch", layout="nsynth", folder="NSynth", archives=urls)
     late = server.files.pop("/nsynth-valid.tar.gz")
-    with pytest.raises(TaskError, match=r"nsynth-valid.* could not be downloaded \(HTTPError\)"):
+    with pytest.raises(
+        TaskError, match=r"nsynth-valid.* could not be downloaded \(the server answered 404"
+    ):
         archive_folder(row, tmp_path, progress=False)
     server.files["/nsynth-valid.tar.gz"] = late
     folder = archive_folder(row, tmp_path, progress=False)
@@ -155,8 +165,10 @@ def test_without_a_network_the_error_says_what_to_do(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise requests.ConnectionError("no network")
 
-    monkeypatch.setattr(requests, "get", refuse)
-    with pytest.raises(TaskError, match=r"could not be downloaded \(ConnectionError\).*unpack it"):
+    monkeypatch.setattr(requests, "head", refuse)
+    with pytest.raises(
+        TaskError, match=r"could not be downloaded \(ConnectionError: no network\).*unpack it"
+    ):
         load_task("vocalset-technique", tmp_path, cache_dir=tmp_path)
     # Half a data set is none of which test tracks could be known.
     assert local_tasks(tmp_path, tmp_path, []) == []
@@ -179,12 +191,38 @@ def test_archives_can_write_nothing_elsewhere_and_may_be_damaged(tmp_path):
         unpack(tmp_path / "b.zip", inside)
 
 
-def test_a_gated_data_set_of_a_row_is_explained(tmp_path, monkeypatch):
-    from huggingface_hub.errors import GatedRepoError
+def test_the_size_of_archives_is_said_and_asked_for(server, tmp_path, monkeypatch, caplog):
+    server.files["/a.tar.gz"] = tar_of({"audio/a.wav": b"x" * 9000})
+    size = len(server.files["/a.tar.gz"])
+    urls = (f"{server.url}/a.tar.gz",)
+    row = TaskRow("classes", "", "pitch", folder="NSynth", archives=urls, licence="CC BY 4.0")
+    monkeypatch.setattr(download, "ASK_ABOVE_BYTES", size - 1)
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(TaskError, match=rf"1 file to fetch, {size} bytes, .*only with --yes"):
+        archive_folder(row, tmp_path, progress=False)
+    assert server.asked == []
+    caplog.set_level("INFO")
+    archive_folder(row, tmp_path, progress=False, yes=True)
+    assert "(licence: CC BY 4.0; free on this disk: " in caplog.text
 
-    def refuse(*args, **kwargs):
-        raise GatedRepoError("403", response=SimpleNamespace(headers={}, request=None))
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    with pytest.raises(TaskError, match=r"m-a-p/GS is gated: accept its terms .*/m-a-p/GS.*HF_T"):
-        load_task("gs", tmp_path, cache_dir=tmp_path)
+def test_an_archive_that_does_not_fit_is_not_begun(server, tmp_path, monkeypatch):
+    server.files["/a.tar.gz"] = tar_of({"audio/a.wav": b"x"})
+    row = TaskRow("classes", "", "pitch", folder="NSynth", archives=(f"{server.url}/a.tar.gz",))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
+    with pytest.raises(TaskError, match=r"there is no room for it: free some space, or name a --d"):
+        archive_folder(row, tmp_path, progress=False)
+    assert server.asked == []
+
+
+def test_an_archive_that_can_not_be_written_is_explained(server, tmp_path, monkeypatch):
+    def full(file, folder):
+        raise OSError(28, "No space left on device")
+
+    server.files["/a.tar.gz"] = tar_of({"audio/a.wav": b"x"})
+    row = TaskRow("classes", "", "pitch", folder="NSynth", archives=(f"{server.url}/a.tar.gz",))
+    monkeypatch.setattr(download, "unpack", full)
+    with pytest.raises(
+        TaskError, match=r"a\.tar\.gz could not be written .*No space left .*free s"
+    ):
+        archive_folder(row, tmp_path, progress=False)

@@ -209,7 +209,7 @@ def test_mistakes_say_what_there_is(parquet, tmp_path):
         load(parquet, tmp_path, label_column=None)
     with pytest.raises(TaskError, match=r"no column 'sound': name one by --audio_column .*song, g"):
         load(parquet, tmp_path, audio_column="sound")
-    with pytest.raises(TaskError, match="hub:nobody/nothing can't be loaded"):
+    with pytest.raises(TaskError, match=r"nobody/nothing can't be loaded: .*stay offline: unset"):
         load("nobody/nothing", tmp_path)
     Dataset.from_dict({"genre": ["a"], "year": [1]}).save_to_disk(tmp_path / "mute")
     with pytest.raises(TaskError, match="has no columns of audio: name one by --audio_column"):
@@ -222,13 +222,84 @@ def test_mistakes_say_what_there_is(parquet, tmp_path):
         load_task("gtzan", tmp_path, cache_dir=tmp_path, label_column="genre")
 
 
-def test_a_gated_data_set_is_explained(tmp_path, monkeypatch):
-    def refuse(name, config):
-        raise RuntimeError(f"Dataset '{name}' is a gated dataset on the Hub. Visit ...")
+@pytest.fixture
+def songs(hub, parquet):
+    """The data set on the hub; its commit."""
+    return hub.add("me/songs", "dataset", parquet)
 
-    monkeypatch.setattr("datasets.load_dataset", refuse)
-    with pytest.raises(TaskError, match=r"me/secret is gated: accept its terms at https://hugging"):
-        load("me/secret:config", tmp_path)
+
+def test_a_data_set_of_the_hub_has_its_commit(hub, songs, parquet, tmp_path):
+    task = load("me/songs", tmp_path)
+    assert (task.data_revision, len(task.splits["train"])) == (songs, 6)
+    (parquet / "more.txt").write_text("x")
+    second = hub.add("me/songs", "dataset", parquet)
+    assert load("me/songs", tmp_path).data_revision == second
+    assert load("me/songs", tmp_path, data_revision=songs).data_revision == songs
+    hub.stop()
+    assert load("me/songs", tmp_path).splits["test"]["label"][:] == [1, 0, 1, 0]
+    with pytest.raises(TaskError, match=r"can't be loaded: .* was not fetched: .*be reached"):
+        load("me/songs", tmp_path, data_revision="main")
+    with pytest.raises(TaskError, match="--data_revision belongs to a data set of the hub, not to"):
+        load(parquet, tmp_path, data_revision="main")
+
+
+def test_a_damaged_file_of_the_hub_is_fetched_again(hub, songs, tmp_path, caplog):
+    hub.fail("wrong_content", "*/train-*.parquet", times=1)
+    task = load("me/songs", tmp_path)
+    assert "a file of me/songs arrived damaged and is fetched again" in caplog.text
+    with open(task.splits["train"]["path"][3], "rb") as file:
+        assert file.read() == encoded(900, 3)
+
+
+def test_a_file_damaged_each_time_is_left_nowhere(hub, songs, tmp_path):
+    hub.fail("wrong_content", "*/train-*.parquet")
+    with pytest.raises(TaskError, match=r"1 file of me/songs arrived damaged twice"):
+        load("me/songs", tmp_path)
+    hub.heal()
+    with open(load("me/songs", tmp_path).splits["train"]["path"][3], "rb") as file:
+        assert file.read() == encoded(900, 3)
+
+
+def test_several_configurations_are_listed(hub, parquet, tmp_path):
+    card = "---\nconfigs:\n"
+    for name, split in (("small", "test"), ("large", "train")):
+        card += f"- config_name: {name}\n  data_files: data/{split}-*.parquet\n"
+    (parquet / "README.md").write_text(card + "---\n")
+    hub.add("me/songs", "dataset", parquet)
+    said = (
+        r"choose a configuration of me/songs, such as hub:me/songs:small \(there are small, large\)"
+    )
+    for name in ("me/songs", "me/songs:medium"):
+        with pytest.raises(TaskError, match=said):
+            load(name, tmp_path)
+    assert len(load("me/songs:large", tmp_path, usable=False).split_made) == 6
+
+
+FAULTS = {
+    "gated": r"me/songs is gated \(.*accept its terms at https://hugging.*HF_TOKEN",
+    "no_repo": r"there is no data set me/songs on the hub, or it is private",
+    429: r"the hub answered 429 .*wait some minutes",
+    503: r"the hub answered 503 .*run again later",
+    401: r"the hub refused your token",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_the_hub_is_named(hub, songs, tmp_path, fault):
+    hub.fail(fault)
+    with pytest.raises(TaskError, match=FAULTS[fault]):
+        load("me/songs:config", tmp_path)
+
+
+def test_near_names_revisions_and_known_tasks_are_named(hub, songs, tmp_path):
+    with pytest.raises(TaskError, match=r"there is no data set me/song on .*there are me/songs"):
+        load("me/song", tmp_path)
+    with pytest.raises(TaskError, match=r"me/songs has no revision v9"):
+        load("me/songs", tmp_path, data_revision="v9")
+    with pytest.raises(TaskError, match=r"hub:m-a-p/GTZAN is .* say --task gtzan$"):
+        load("m-a-p/GTZAN", tmp_path)
+    with pytest.raises(TaskError, match="say --task mtg-genre or --task mtg-instrument or"):
+        load("m-a-p/MTG", tmp_path)
 
 
 def test_a_table_may_name_its_columns(tmp_path):

@@ -96,7 +96,17 @@ FLAGS = {
         help="let a jsonl or a data set name files outside its data folder (a .csv or .tsv of your "
         "own always may)",
     ),
-    "strict": dict(**BOOL, help="end at the first bad file instead of reporting it"),
+    "data_revision": dict(
+        metavar="COMMIT",
+        help="branch, tag or commit of a data set of the hub (default: the one that is there, else "
+        "its main branch)",
+    ),
+    "yes": dict(**BOOL, help="fetch data sets of more than 20 GB without asking"),
+    "strict": dict(
+        **BOOL,
+        help="end at the first bad file, and where a benchmark is not whole, instead of reporting "
+        "it",
+    ),
     # Encoder and segments
     "encoder": dict(
         help="muq (the default), muq-nano (the demo tasks' default), mel, a folder with a model's "

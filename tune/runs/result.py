@@ -33,6 +33,7 @@ from tune.store.extractor import Extractor
 from tune.system.files import apply_umask, hide_home, save_tensors, slug, write_csv
 from tune.system.memory import peak_memory_bytes
 from tune.tasks.label_kinds import label_kind
+from tune.tasks.registry import describe_partial
 
 log = logging.getLogger(__name__)
 
@@ -165,6 +166,8 @@ def assemble(
         "encoder_untrained": encoder.untrained,
         "encoder_revision": encoder.revision,
         "encoder_licence": encoder.licence,
+        "data_revision": task.data_revision,
+        "partial": task.partial or None,
         "layer": outcome["layer"],
         "layer_asked": config["layer"],
         "layer_scores": outcome["layer_scores"],
@@ -394,6 +397,9 @@ def print_result(result: Mapping, folder: Path, console: Console | None = None) 
     ]
     lines[2:2] = describe_aggregator(result["aggregator"])
     lines[1:1] = describe_scoring(result)
+    if result.get("partial"):
+        text = f"{describe_partial(result['partial'])}: not comparable with published figures"
+        lines.insert(1, ("partial", text))
     if result["degenerate"]:
         lines.insert(2, ("note", f"degenerate: {result['degenerate']}"))
     chance = result["chance"]

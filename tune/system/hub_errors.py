@@ -24,7 +24,13 @@ DISK = {
 
 
 def explain(
-    error: BaseException, name: str, kind: str = "model", revision: str | None = None
+    error: BaseException,
+    name: str,
+    kind: str = "model",
+    revision: str | None = None,
+    *,
+    disk: str = "set HF_HOME to",
+    flag: str = "--revision",
 ) -> str:
     """Say why something could not be fetched from the hub, and how to fix it.
 
@@ -34,6 +40,8 @@ def explain(
     name : the repository, "owner/name"
     kind : "model" or "dataset"
     revision : branch, tag or commit that was asked for, None for the main branch
+    disk : how another disk is chosen, up to the disk
+    flag : how another revision is
 
     Returns
     -------
@@ -46,7 +54,7 @@ def explain(
     >>> explain(full, "m-a-p/GTZAN", "dataset").partition(": free")[0]
     'the data set m-a-p/GTZAN could not be downloaded: the disk is full (No space left on device)'
     """
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     what = "data set" if kind == "dataset" else kind
     page = f"{ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
@@ -57,9 +65,9 @@ def explain(
         return next((e for e in chain if isinstance(e, types)), None)
 
     if (full := next((e for e in chain if getattr(e, "errno", None) in DISK), None)) is not None:
-        fix = "free some space, or set HF_HOME to a larger disk, and run again"
+        fix = f"free some space, or {disk} a larger disk, and run again"
         if full.errno in (errno.EROFS, errno.EACCES):
-            fix = "set HF_HOME to a folder of yours"
+            fix = f"{disk} a folder of yours"
         return f"{failed}: {DISK[full.errno]} ({full.strerror}): {fix}"
     if (cause := first(errors.GatedRepoError)) is not None:
         return (
@@ -85,10 +93,10 @@ def explain(
             f"there is no {what} {name} on the hub, or it is private ({_line(missing or cause)}): "
             f"{hint}, or {LOGIN} with an account that may see it"
         )
-    if (cause_of := first(errors.RemoteEntryNotFoundError)) is not None:
+    if isinstance(cause, errors.RemoteEntryNotFoundError):
         return (
-            f"the {what} {name} lacks a file that it lists ({_line(cause_of)}): its authors may be "
-            f"changing it; run again, or name another --revision"
+            f"the {what} {name} lacks a file that it lists ({_line(cause)}): its authors may be "
+            f"changing it; run again, or name another {flag}"
         )
     if status is not None:
         fix = {
@@ -102,7 +110,7 @@ def explain(
             )
         fix = fix or f"see whether {page} opens in a browser, and run again"
         return f"{failed}, the hub answered {status} ({_line(cause)}): {fix}"
-    if (cause := first(errors.OfflineModeIsEnabled)) is not None:
+    if constants.HF_HUB_OFFLINE or first(errors.OfflineModeIsEnabled):
         return (
             f"the {what} {name} is not in the local cache, and the hub's client is told to stay "
             f"offline: unset HF_HUB_OFFLINE and run again with a network"
@@ -120,6 +128,19 @@ def explain(
             f"proxy or full disk in between if it comes back"
         )
     return f"{failed} ({_line(chain[0])}): run again with a network"
+
+
+def is_about_fetching(error: BaseException) -> bool:
+    """Say whether an error, or one that it came from, is the hub's, the network's or the disk's."""
+    from huggingface_hub import errors
+
+    return any(
+        getattr(each, "errno", None) in DISK
+        or isinstance(each, errors.OfflineModeIsEnabled)
+        or (_status(each) and not isinstance(each, errors.EntryNotFoundError))
+        or (NOT_CONNECTED | BROKEN_OFF) & {c.__name__ for c in type(each).__mro__}
+        for each in _chain(error)
+    )
 
 
 def near_names(name: str, kind: str = "model") -> list[str]:

@@ -57,7 +57,8 @@ class AudioFiles:
                     return self._found(same, "form")
         missing = readings[-1][1] if _is_url(written) else written
         elsewhere = DRIVE.match(missing.lstrip("/"))
-        return self._found(self.folder / missing, "drive" if elsewhere else "")
+        expected = self.folder / (_below_own(missing, self.folder.name) or missing)
+        return self._found(expected, "drive" if elsewhere else "")
 
     def is_there(self, written: str) -> bool:
         """Say whether there is a file of exactly this name."""
@@ -81,7 +82,11 @@ class AudioFiles:
             return
         # Rows of the hub begin with data/, whatever the user's data folder is called.
         bare = Path(*relative.parts[1:]) if relative.parts[:1] == ("data",) else relative
-        for base in self._bases:
+        bases = self._bases
+        if own := _below_own(text, self.folder.name):  # no other data/ that lies further up
+            yield self.folder / own
+            bases = bases[:1]
+        for base in bases:
             yield base / relative
             if bare is not relative:
                 yield base / bare
@@ -106,6 +111,12 @@ def _names_by_form(folder: Path) -> dict[str, str]:
         return {unicodedata.normalize("NFC", name): name for name in os.listdir(folder)}
     except OSError:
         return {}
+
+
+def _below_own(text: str, folder: str) -> Path | None:
+    """a.wav of data/GTZAN/a.wav in a list that lies in a folder GTZAN; None of other paths."""
+    parts = Path(text).parts
+    return Path(*parts[2:]) if parts[:2] == ("data", folder) and parts[2:] else None
 
 
 def _is_url(text: str) -> bool:

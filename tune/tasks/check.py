@@ -345,7 +345,7 @@ def _counts(task, labels) -> list[Problem]:
     if task.row.n_classes and found != task.row.n_classes:
         text = f"{found} classes or tags, where there should be {task.row.n_classes}"
         problems.append(Problem("count", text))
-    for split, n in task.row.n_rows.items():
+    for split, n in (task.row.n_rows | task.expected).items():
         if len(task.splits[split]) != n:
             text = f"{len(task.splits[split])} {split} files, where there should be {n}"
             problems.append(Problem("count", text))

@@ -1,14 +1,15 @@
-"""Fetching a task's data set: from the hub, or as archives from elsewhere.
+"""Data sets that come as archives; what is said and asked before any download.
 
-Both go on where they were broken off, and show their progress. A folder that was fetched here is
-marked when it is complete; one that was copied there is taken as it is.
+A download goes on where it was broken off, within the file, and shows its progress. A folder that
+was fetched here is marked when it is complete; one that was copied there is taken as it is.
+(`tune.tasks.hub_download` fetches from the hub.)
 """
 
 import hashlib
 import logging
-import os
 import re
 import shutil
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -16,101 +17,146 @@ from pathlib import Path
 import requests
 from tqdm import tqdm
 
-from tune.tasks.readers import SPLITS, TaskError, read_jsonl
+from tune.tasks.rows import TaskError, number
 
 log = logging.getLogger(__name__)
 
 COMPLETE, FETCHING = ".tune-complete", ".tune-fetching"
 TIMEOUT_S = 60
 BLOCK_BYTES = 1 << 16
+ASK_ABOVE_BYTES = 20 * 10**9
+UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3), ("bytes", 1))
 
 
-def hub_folder(row, data_dir: Path) -> Path:
-    """The folder of a hub task, downloaded when it isn't there or was broken off."""
-    folder = data_dir / row.place
-    wanted = folder / f"{row.stem}.train.jsonl"
-    # The hub's client leaves this folder; without our mark its download was broken off.
-    broken_off = (folder / ".cache" / "huggingface").is_dir() and not (folder / COMPLETE).exists()
-    there = wanted.exists()
-    if there and not broken_off:
-        return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError
+def announce(
+    what: str,
+    n_bytes: int,
+    folder: Path,
+    *,
+    n_files: int = 1,
+    licence: str = "",
+    unpacked_bytes: int = 0,
+    yes: bool = False,
+) -> None:
+    """Say how much is about to be fetched, before the first byte; above 20 GB, ask.
 
-    problem = None
-    try:
-        snapshot_download(row.hub, repo_type="dataset", local_dir=folder)
-        if wanted.exists() and _all_there(row, folder):
-            (folder / COMPLETE).touch()
-    except GatedRepoError as error:
-        raise TaskError(gated(row.hub)) from error
-    except Exception as error:  # the hub's client raises its own and its HTTP library's errors
-        problem = error
-        if there:
-            log.warning("%s may be incomplete and could not be fetched again: going on", folder)
-            return folder
-    # Offline the client raises nothing when the folder is there, whatever is in it.
-    if problem is not None or not wanted.exists():
-        raise TaskError(
-            f"{wanted} is missing and the data set {row.hub} could not be downloaded "
-            f"({type(problem).__name__ if problem else 'unreachable, or without that file'}). "
-            f"With a network, run again; without one, copy the data set's files into {folder} "
-            f"(audio, {row.stem}.train.jsonl, .val.jsonl and .test.jsonl) or name another "
-            f"--data_dir."
-        ) from problem
-    return folder
+    Parameters
+    ----------
+    what : the data set or archive
+    folder : where it goes
+    licence : as far as it is known
+    unpacked_bytes : room that its archives take when they are unpacked, at least
+    yes : don't ask
 
-
-def _all_there(row, folder: Path) -> bool:
-    """Say whether every file that the lists name came with the download, and warn if not."""
-    rows, _ = read_jsonl({s: folder / f"{row.stem}.{s}.jsonl" for s in SPLITS})
-    missing = [r["id"] for r in rows if not os.path.exists(r["path"])]
-    if missing:
-        log.warning(
-            "%s: %d of %d audio files are missing after the download, such as %s: the next run "
-            "fetches them",
-            row.hub,
-            len(missing),
-            len(rows),
-            missing[0],
-        )
-    return not missing
-
-
-def gated(name: str) -> str:
-    """What to do about a data set whose terms must be accepted."""
-    return (
-        f"the data set {name} is gated: accept its terms at https://huggingface.co/datasets/{name} "
-        f"while logged in, then `hf auth login` (or set HF_TOKEN) and run again"
+    Raises
+    ------
+    TaskError
+        When the disk has no room for it, the answer is no, or there's no terminal to ask in.
+    """
+    free = shutil.disk_usage(folder).free
+    size = size_text(n_bytes) if n_bytes else "of unknown size"
+    text = (
+        f"{what}: {number(n_files, 'file')} to fetch, {size}, into {folder} (licence: "
+        f"{licence or 'not stated'}; free on this disk: {size_text(free)})"
     )
+    if n_bytes + unpacked_bytes > free:
+        raise TaskError(
+            f"{text}: there is no room for {'it' * (n_files == 1) or 'them'}: free some space, or "
+            f"name a --data_dir on a larger disk"
+        )
+    log.info("%s", text)
+    if n_bytes <= ASK_ABOVE_BYTES or yes:
+        return
+    if not (sys.stdin and sys.stdin.isatty()):
+        raise TaskError(f"{text}: above {size_text(ASK_ABOVE_BYTES)} only with --yes")
+    if input("Fetch this? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise TaskError(f"{what} was not fetched, as you said")
 
 
-def archive_folder(row, data_dir: Path, progress: bool = True) -> Path:
-    """The folder of a task that comes as archives: fetched, checked and unpacked where missing."""
+def size_text(n_bytes: int) -> str:
+    """An amount of data.
+
+    Examples
+    --------
+    >>> size_text(1_234_567), size_text(512_300_000_000)
+    ('1.2 MB', '512.3 GB')
+    """
+    unit, factor = next((u, f) for u, f in UNITS if n_bytes >= f or f == 1)
+    return f"{n_bytes / factor:.1f} {unit}" if factor > 1 else f"{n_bytes} {unit}"
+
+
+def archive_folder(
+    row, data_dir: Path, progress: bool = True, *, yes: bool = False, download: bool = True
+) -> Path:
+    """The folder of a task that comes as archives: fetched, checked and unpacked where missing.
+
+    Parameters
+    ----------
+    yes : fetch also more than 20 GB without asking
+    download : whether what is missing is fetched
+
+    Raises
+    ------
+    TaskError
+        When it isn't there and can't be fetched.
+    """
     folder = data_dir / row.place
     fetching = folder / FETCHING
     if folder.is_dir() and any(folder.iterdir()) and not fetching.exists():
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    fetching.touch()
-    for url in row.archives:
-        done = folder / f".{Path(url).name}.unpacked"
-        if done.exists():
-            continue
-        try:
+    if not download:
+        raise TaskError(f"{folder} isn't there, or its download was broken off")
+    url = row.archives[0]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        fetching.touch()
+        marks = {url: folder / f".{Path(url).name}.unpacked" for url in row.archives}
+        left = [url for url, mark in marks.items() if not mark.exists()]
+        sizes = [_bytes_left(url, folder) for url in left]
+        announce(
+            f"{row.place} from {row.source or row.archives[0]}",
+            sum(sizes),
+            folder,
+            n_files=len(left),
+            licence=row.licence,
+            unpacked_bytes=max(sizes, default=0),
+            yes=yes,
+        )
+        for url in left:
             file = fetch(url, folder / Path(url).name, progress=progress)
-        except requests.RequestException as error:
-            raise TaskError(
-                f"{url} could not be downloaded ({type(error).__name__}). With a network, run "
-                f"again, it goes on from where it was; without one, unpack it into {folder} and "
-                f"remove {fetching}, or name another --data_dir."
-            ) from error
-        unpack(file, folder)
-        file.unlink()
-        done.touch()
+            unpack(file, folder)
+            file.unlink()
+            marks[url].touch()
+    except requests.RequestException as error:
+        raise TaskError(
+            f"{url} could not be downloaded ({_reason(error)}). With a network, run again, it goes "
+            f"on from where it was; without one, unpack it into {folder} and remove {fetching}, or "
+            f"name another --data_dir."
+        ) from error
+    except OSError as error:  # the disk is full, or so
+        raise TaskError(
+            f"{url} could not be written to {folder} ({error.strerror or error}): free some space, "
+            f"or name a --data_dir on another disk, and run again, it goes on from where it was"
+        ) from error
     fetching.unlink()
     (folder / COMPLETE).touch()
     return folder
+
+
+def _bytes_left(url: str, folder: Path) -> int:
+    """How much of an archive is still to be fetched; 0 where the server doesn't say."""
+    part = folder / (Path(url).name + ".part")
+    answer = requests.head(url, allow_redirects=True, timeout=TIMEOUT_S)
+    size = int(answer.headers.get("Content-Length") or 0) if answer.ok else 0
+    return max(0, size - (part.stat().st_size if part.exists() else 0))
+
+
+def _reason(error: requests.RequestException) -> str:
+    """Why a request failed, in a few words."""
+    if error.response is not None:
+        return f"the server answered {error.response.status_code} {error.response.reason}"
+    cause = (str(error).splitlines() or [""])[0][:200]
+    return f"{type(error).__name__}: {cause}" if cause else type(error).__name__
 
 
 def fetch(url: str, to: Path, *, progress: bool = True) -> Path:

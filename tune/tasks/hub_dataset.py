@@ -10,14 +10,18 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
+import shutil
+import time
 from pathlib import Path
 
 from tqdm import tqdm
 
 from tune.system.files import slug
-from tune.tasks.download import gated
-from tune.tasks.readers import TaskError
-from tune.tasks.rows import SPLIT_NAMES
+from tune.system.hub_errors import explain, is_about_fetching
+from tune.tasks.hub_download import hash_of
+from tune.tasks.registry import TASKS
+from tune.tasks.rows import SPLIT_NAMES, TaskError, number
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +43,9 @@ def read_hub(
     *,
     label_column: str | None,
     audio_column: str | None,
+    revision: str | None = None,
     progress: bool = True,
-) -> tuple[list[dict], list[dict]]:
+) -> tuple[list[dict], list[dict], str | None]:
     """Rows of a data set, as `tune.tasks.readers` has them; its audio goes below data_dir/hub.
 
     Parameters
@@ -48,6 +53,11 @@ def read_hub(
     name : what stands after `hub:`
     label_column : which column is the label, or what in it (json.genre); else "label"
     audio_column : which column is the audio; the only one of type Audio where it isn't said
+    revision : branch, tag or commit; by default the main branch
+
+    Returns
+    -------
+    Rows, skipped rows, and the hub's commit (None for a local folder).
 
     Raises
     ------
@@ -56,7 +66,7 @@ def read_hub(
     """
     from datasets import Audio
 
-    splits = _load(name)
+    splits, commit = _load(name, revision)
     rows, skipped = [], []
     folder = data_dir / "hub" / slug(name)
     for split, data in splits.items():
@@ -92,7 +102,7 @@ def read_hub(
                     "track": None,
                 }
             )
-    return rows, skipped
+    return rows, skipped, commit
 
 
 def hub_folders(name: str, data_dir: Path) -> list[Path]:
@@ -137,27 +147,23 @@ def _audio_as_it_is():
         Audio.encode_example = own
 
 
-def _load(name: str) -> dict:
-    """The data set's splits, those whose names are splits'."""
-    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+def _load(name: str, revision: str | None) -> tuple[dict, str | None]:
+    """The data set's splits, those whose names are splits', and the hub's commit."""
+    from datasets import Dataset, DatasetDict, load_from_disk
 
-    where, _, config = (name, "", "") if os.path.exists(name) else name.partition(":")
-    try:
-        saved = any((Path(where) / f).is_file() for f in ("dataset_dict.json", "state.json"))
-        with _audio_as_it_is():
-            data = load_from_disk(where) if saved else load_dataset(where, config or None)
-    except Exception as error:  # datasets raises its own, the hub's and its HTTP library's errors
-        text = (str(error).splitlines() or [""])[0]
-        if "gated" in text:
-            raise TaskError(gated(where)) from error
-        raise TaskError(
-            f"{PREFIX}{name} can't be loaded ({type(error).__name__}: {text}): it must be a hub "
-            f"data set, or a local folder of parquet or audio files, without code of its own"
-        ) from error
+    if os.path.exists(name):
+        if revision:
+            raise TaskError(f"--data_revision belongs to a data set of the hub, not to {name}")
+        saved = any((Path(name) / f).is_file() for f in ("dataset_dict.json", "state.json"))
+        with _explained(name), _audio_as_it_is():
+            data = load_from_disk(name) if saved else _load_dataset(name)
+        commit = None
+    else:
+        data, commit = _load_from_hub(name, revision)
     splits = {"train": data} if isinstance(data, Dataset) else dict(data)
     assert isinstance(data, Dataset | DatasetDict)
     if len(splits) == 1:
-        return splits
+        return splits, commit
     known = {s: d for s, d in splits.items() if s.strip().lower() in SPLIT_NAMES}
     for other in splits.keys() - known.keys():
         log.warning(
@@ -165,7 +171,122 @@ def _load(name: str) -> dict:
         )
     if not known:
         raise TaskError(f"{PREFIX}{name} has the splits {', '.join(splits)}: none is a train split")
-    return known
+    return known, commit
+
+
+def _load_from_hub(name: str, revision: str | None):
+    """A data set of the hub and its commit; files that arrive damaged are fetched once more."""
+    from huggingface_hub import HfApi
+
+    where, _, config = name.partition(":")
+    tasks = [task for task, row in TASKS.items() if row.hub == where]
+    if tasks:
+        raise TaskError(
+            f"{PREFIX}{where} is in a layout of its own: say --task {' or --task '.join(tasks)}"
+        )
+    began = time.time()
+    with _explained(name, revision), _audio_as_it_is():
+        if revision and not re.fullmatch("[0-9a-f]{40}", revision):
+            revision = HfApi().dataset_info(where, revision=revision).sha
+        for mode in (None, "reuse_cache_if_exists"):  # the second reads the files anew
+            data = failure = None
+            try:
+                data = _load_dataset(where, config, revision, mode)
+            except Exception as error:
+                failure = error
+            # A file's time may be of coarser steps than the clock.
+            damaged = _remove_damaged(where, began - 2 if data is not None else 0.0)
+            if not damaged:
+                break
+            for path in () if data is None else _arrow_files(data):
+                shutil.rmtree(path.parent, ignore_errors=True)  # made of damaged ones
+        if damaged:
+            raise TaskError(
+                f"{number(damaged, 'file')} of {where} arrived damaged twice (with another hash "
+                f"than the hub's) and were removed: run again, by another network or without a "
+                f"proxy if it comes back"
+            )
+        if failure is not None:
+            raise failure
+    found = {path.parent.name for path in _arrow_files(data)}
+    commit = next((c for c in found if re.fullmatch("[0-9a-f]{40}", c)), None)
+    if revision and commit != revision:  # datasets falls back on whatever it has
+        raise TaskError(
+            f"{PREFIX}{name} at {revision} is not in the local cache, which holds {commit}: with "
+            f"a network, run again, or leave out --data_revision"
+        )
+    return data, commit
+
+
+def _load_dataset(where: str, config: str = "", revision: str | None = None, mode=None):
+    """`datasets.load_dataset`."""
+    from datasets import load_dataset
+
+    return load_dataset(where, config or None, revision=revision, download_mode=mode)
+
+
+def _arrow_files(data) -> list[Path]:
+    """The files that `datasets` made of a data set's own."""
+    parts = data.values() if isinstance(data, dict) else [data]
+    return [Path(file["filename"]) for part in parts for file in part.cache_files]
+
+
+@contextlib.contextmanager
+def _explained(name: str, revision: str | None = None):
+    """Turn an error of `datasets`, the hub or the network into one that says what to do."""
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub import hf_hub_download
+
+    try:
+        yield
+    except TaskError:
+        raise
+    except Exception as error:  # datasets raises its own, the hub's and its HTTP library's errors
+        text = (str(error).splitlines() or [""])[0]
+        where = name if os.path.exists(name) else name.partition(":")[0]
+        if found := re.search(
+            r"(?:Config name is missing|BuilderConfig).*?\[(.*?)\]", str(error), re.S
+        ):
+            names = re.findall(r"'([^']+)'", found[1])
+            raise TaskError(
+                f"{PREFIX}{name}: choose a configuration of {where}, such as "
+                f"{PREFIX}{where}:{names[0]} (there are {', '.join(names)})"
+            ) from error
+        cause = error
+        if isinstance(error, DatasetNotFoundError):  # it has lost its cause: the hub is asked again
+            try:
+                hf_hub_download(where, "README.md", repo_type="dataset", revision=revision)
+            except Exception as again:
+                cause = again
+        if not os.path.exists(name) and is_about_fetching(cause):
+            said = explain(cause, where, "dataset", revision, flag="--data_revision")
+            raise TaskError(f"{PREFIX}{name} can't be loaded: {said}") from error
+        raise TaskError(
+            f"{PREFIX}{name} can't be loaded ({type(error).__name__}: {text}): it must be a hub "
+            f"data set, or a local folder of parquet or audio files, without code of its own"
+        ) from error
+
+
+def _remove_damaged(where: str, since: float = 0.0) -> int:
+    """Remove files of a data set from the hub's cache that don't have the hash in their name.
+
+    Only those written since a time are read. Returns how many were removed.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    blobs = Path(HF_HUB_CACHE, repo_folder_name(repo_id=where, repo_type="dataset"), "blobs")
+    damaged = [
+        blob
+        for blob in (blobs.iterdir() if blobs.is_dir() else ())
+        if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", blob.name)
+        and blob.stat().st_mtime >= since
+        and hash_of(blob, blob.name) != blob.name
+    ]
+    for blob in damaged:
+        log.warning("a file of %s arrived damaged and is fetched again", where)
+        blob.unlink()
+    return len(damaged)
 
 
 def _audio_column(name: str, features) -> str:

@@ -19,17 +19,19 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, Features, Value
 
+from tune.audio.decode import AudioError, read_audio
 from tune.demo import DEMO_TASKS
 from tune.system.plugins import Own, slug_of
-from tune.tasks.download import archive_folder, hub_folder
+from tune.tasks.download import archive_folder
 from tune.tasks.hub_dataset import PREFIX, hub_folders, read_hub
+from tune.tasks.hub_download import commit_of, hub_folder
 from tune.tasks.label_kinds import CLASSES, Recipe, check_labels, guess_kind, label_kind
 from tune.tasks.label_readers import many_numbers
 from tune.tasks.nsynth_vocalset import read_nsynth, read_vocalset
 from tune.tasks.own_task import own_spec, read_own
 from tune.tasks.path_safety import confine, data_folders
 from tune.tasks.readers import SPLITS, TaskError, read_jsonl, read_path, why
-from tune.tasks.registry import TASKS, TaskRow
+from tune.tasks.registry import TASKS, TaskRow, describe_partial
 from tune.tasks.splits import check_split_names, complete_splits
 from tune.tasks.tables import is_table
 
@@ -44,6 +46,7 @@ __all__ = [
     "TaskRow",
     "check_task",
     "check_usable",
+    "check_whole",
     "load_task",
     "short_name",
 ]
@@ -83,6 +86,9 @@ class Task:
         the tracks stay, without them
     row : its row of the table, if it has one
     own : where a task of one's own comes from, else None
+    data_revision : the hub's commit that the data set is of; None where that isn't known
+    expected : split -> rows that the benchmark has, of a task of the table
+    partial : split -> {"found", "expected"}, of the splits that have fewer
     recipe : MARBLE's training recipe for this task, or this kind
     """
 
@@ -96,6 +102,8 @@ class Task:
     unknown_tags: dict[str, int] = field(default_factory=dict)
     row: TaskRow | None = None
     own: Own | None = None
+    data_revision: str | None = None
+    expected: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, str]:
@@ -106,6 +114,16 @@ class Task:
     def record(self) -> dict:
         """What results say of a task of one's own: its name and its source's digest."""
         return {"task_plugin": self.own.as_json()} if self.own else {}
+
+    @property
+    def partial(self) -> dict[str, dict[str, int]]:
+        """Splits that have fewer rows than the benchmark whose name the task bears."""
+        sizes = {split: len(self.splits[split]) for split in self.expected}
+        return {
+            split: {"found": sizes[split], "expected": n}
+            for split, n in self.expected.items()
+            if sizes[split] < n
+        }
 
     @property
     def recipe(self) -> Recipe:
@@ -142,6 +160,19 @@ def short_name(name: str) -> str:
     return short
 
 
+def check_whole(task: Task, strict: bool = False) -> None:
+    """Warn of a benchmark with fewer files than it has; raise TaskError where that is `strict`."""
+    if not task.partial:
+        return
+    text = (
+        f"task {task.name} is not whole ({describe_partial(task.partial)}): its figures can't be "
+        f"compared with published ones"
+    )
+    if strict:
+        raise TaskError(f"{text}. Without --strict a run goes on and marks its result")
+    log.warning("%s", text)
+
+
 def check_task(name: str) -> None:
     """Raise TaskError when there is no such task, before anything is downloaded for it."""
     if name in TASKS or name.startswith(PREFIX) or own_spec(name) or Path(name).exists():
@@ -163,6 +194,9 @@ def load_task(
     progress: bool = True,
     usable: bool = True,
     allow_outside: bool = False,
+    data_revision: str | None = None,
+    yes: bool = False,
+    download: bool = True,
 ) -> Task:
     """Load a task by name or path.
 
@@ -178,6 +212,9 @@ def load_task(
     label_column, audio_column : of a table or a data set of the hub
     usable : whether a task that nothing can be learnt from is an error
     allow_outside : whether what is no CSV or TSV may name files outside its data folder
+    data_revision : branch, tag or commit of a data set of the hub
+    yes : fetch also more than 20 GB without asking
+    download : whether missing files of a task of the table are fetched
 
     Raises
     ------
@@ -191,15 +228,21 @@ def load_task(
     given = [f"--{flag}" for flag, value in columns.items() if value]
     if given and not (name.startswith(PREFIX) or is_table(name)):
         raise TaskError(f"{given[0]} belongs to a .csv, a .tsv or {PREFIX}NAME, not to {name}")
+    if data_revision and not name.startswith(PREFIX) and not (row and row.hub):
+        raise TaskError(f"--data_revision belongs to a data set of the hub, not to {name}")
     if spec := own_spec(name):
         rows, skipped, own = read_own(spec, data_dir / "own")
         task = _finish(own.slug, rows, skipped, kind=kind, usable=usable)
         return replace(task, own=own)
     if name.startswith(PREFIX):
-        found = read_hub(name.removeprefix(PREFIX), data_dir, progress=progress, **columns)
+        where = name.removeprefix(PREFIX)
+        *found, commit = read_hub(
+            where, data_dir, revision=data_revision, progress=progress, **columns
+        )
         if not allow_outside:
-            found = confine(*found, hub_folders(name.removeprefix(PREFIX), data_dir))
-        return _finish(short_name(name), *found, kind=kind, usable=usable)
+            found = confine(*found, hub_folders(where, data_dir))
+        task = _finish(short_name(name), *found, kind=kind, usable=usable)
+        return replace(task, data_revision=commit)
     if row is None:
         path = Path(name)
         found = read_path(path, **columns, kind=kind)
@@ -211,13 +254,40 @@ def load_task(
 
         folder = build(name, cache_dir, progress=progress)
     elif row.hub:
-        folder = hub_folder(row, data_dir)
+        folder = hub_folder(
+            row, data_dir, revision=data_revision, yes=yes, progress=progress, download=download
+        )
     else:
-        folder = archive_folder(row, data_dir, progress)
-    found = LAYOUTS[row.layout](folder, row)
-    if not allow_outside and name not in DEMO_TASKS:
-        found = confine(*found, [folder, data_dir])
-    return _finish(name, *found, kind=row.kind, targets=row.targets, row=row, usable=usable)
+        folder = archive_folder(row, data_dir, progress, yes=yes, download=download)
+    rows, skipped = LAYOUTS[row.layout](folder, row)
+    if name in DEMO_TASKS:
+        return _finish(name, rows, skipped, kind=row.kind, targets=row.targets, row=row)
+    rows, expected = _without_known_bad(rows, row)
+    if not allow_outside:
+        rows, skipped = confine(rows, skipped, [folder, data_dir])
+    task = _finish(name, rows, skipped, kind=row.kind, targets=row.targets, row=row, usable=usable)
+    return replace(
+        task, data_revision=commit_of(folder), expected={} if task.split_made else expected
+    )
+
+
+def _without_known_bad(rows: list[dict], row: TaskRow) -> tuple[list[dict], dict[str, int]]:
+    """Leave out files that are known to be undecodable, where they are; the rows expected then."""
+    expected = Counter(r["split"] for r in rows if r["split"] in SPLITS)
+    for split, n in row.n_rows.items():
+        expected[split] = max(expected[split], n)
+    kept = []
+    for r in rows:
+        if row.known_bad and Path(r["path"]).name.startswith(row.known_bad):
+            try:
+                read_audio(r["path"], 24_000)
+            except AudioError as error:
+                if Path(r["path"]).exists():
+                    log.info("left out %s, as is usual with this data set: %s", r["id"], error)
+                    expected[r["split"]] -= 1
+                    continue
+        kept.append(r)
+    return kept, dict(expected)
 
 
 def check_usable(task: Task) -> None:

@@ -35,6 +35,7 @@ class TaskRow:
     archives : addresses of archives to fetch and unpack into its folder
     n_classes : how many classes or tags it should have; 0 where that isn't known
     n_rows : how many rows its splits should have, as far as that is known
+    known_bad : beginnings of the names of files that are known to be undecodable or empty
     recipe : its own, or None for its kind's
     source, licence : where it is from, and its licence as far as that is known
     """
@@ -51,6 +52,7 @@ class TaskRow:
     archives: tuple[str, ...] = ()
     n_classes: int = 0
     n_rows: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    known_bad: tuple[str, ...] = ()
     recipe: Recipe | None = None
     source: str = ""
     licence: str = ""
@@ -108,6 +110,7 @@ TASKS = {
         hub="m-a-p/GTZAN",
         n_classes=10,
         n_rows={"train": 443, "val": 197, "test": 290},
+        known_bad=("jazz.00054",),
         source="http://marsyas.info/downloads/datasets.html",
     ),
     "gs": TaskRow(
@@ -126,6 +129,11 @@ TASKS = {
         hub="m-a-p/MTT",
         layer="mix",
         n_classes=50,
+        known_bad=(
+            "norine_braun-now_and_zen-08-gently-117-146",
+            "jacob_heringman-josquin_des_prez_lute_settings-19-gintzler__pater_noster-204-233",
+            "american_baroque-dances_and_suites_of_rameau_and_couperin-25-le_petit_rien_xiveme_",
+        ),
         source="https://mirg.city.ac.uk/codeapps/the-magnatagatune-dataset",
     ),
     "mtg-genre": TaskRow(
@@ -200,3 +208,14 @@ def default_layer(task: str) -> str:
 def default_encoder(task: str) -> str:
     """The encoder where --encoder doesn't say."""
     return TASKS[task].encoder if task in TASKS else "muq"
+
+
+def describe_partial(partial: Mapping[str, Mapping[str, int]]) -> str:
+    """What a task lacks, as text.
+
+    Examples
+    --------
+    >>> describe_partial({"train": {"found": 40, "expected": 443}})
+    'train 40 of 443'
+    """
+    return ", ".join(f"{s} {n['found']:,} of {n['expected']:,}" for s, n in partial.items())

@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from tune.cli.flags import add
 from tune.cli.parser import Parser, one_line, positive_int, set_up_logging, to_bool
 from tune.system.files import cache_folder
 from tune.tasks.check import MIN_TRACKS, check, summary
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         audio_column=args.audio_column,
         usable=False,
         allow_outside=args.allow_outside,
+        data_revision=args.data_revision,
+        yes=args.yes,
     )
     report = check(task, min_tracks=args.min_tracks, decode=args.decode)
     print_report(report, console)
@@ -221,6 +224,7 @@ def _parse(argv):
         help="let a jsonl or a data set name files outside its "
         "data folder (a .csv or .tsv always may)",
     )
+    add(parser, "data_revision", "yes")
     parser.add_argument(
         "--min_tracks",
         type=positive_int,

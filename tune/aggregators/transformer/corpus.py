@@ -157,7 +157,10 @@ def local_tasks(data_dir: Path, cache_dir: Path, named: Iterable[str]) -> list[T
             there = folder.is_dir() and any(folder.iterdir()) and not (folder / FETCHING).exists()
         if there:
             try:
-                found.append(load_task(name, data_dir, cache_dir=cache_dir, progress=False))
+                task = load_task(
+                    name, data_dir, cache_dir=cache_dir, progress=False, download=False
+                )
+                found.append(task)
             except TaskError as error:
                 log.warning("test tracks of %s are not known, so not held back: %s", name, error)
     return found

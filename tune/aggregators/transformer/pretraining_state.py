@@ -37,6 +37,7 @@ OURS = {
 # Flags that change neither the tokens nor the training (the encoder's own numbers are compared by
 # its fingerprint).
 INDIFFERENT = {
+    "yes",
     "store",
     "cache_dir",
     "data_dir",
