@@ -14,13 +14,13 @@ import numpy as np
 from tune.demo.recipes import from_row
 from tune.demo.styles import ARPS, EIGHTHS, HALVES, HOLD, QUARTERS, STYLES
 
-FOLLOWED = 0.8
-ARTIST_STYLES = ("ambient", "chiptune", "dub", "folk", "house", "synthpop")
+FOLLOWED = 0.9
+ARTIST_STYLES = ("chiptune", "folk", "house", "synthpop")
 
 
 @dataclass(frozen=True)
 class Habits:
-    """What a composer does again and again: fields of a `Style`, and how melodies move."""
+    """What a composer does again and again: fields of a `Style` and, of melodies, where and how they move."""
 
     scales: tuple[str, ...]
     harmony: str  # name of a family of progressions, see theory.PROGRESSIONS
@@ -29,6 +29,8 @@ class Habits:
     arps: tuple[str, ...]
     swing: tuple[float, float]
     density: tuple[float, float]
+    register: int  # semitones by which the chords lie above the middle
+    center: float  # MIDI pitch that melodies keep returning to
     steps: tuple[int, ...]  # of a melody, in tones of the scale; one is drawn for every note
 
 
@@ -44,6 +46,8 @@ COMPOSERS: dict[str, Habits] = {
         ARPS[:1],
         STRAIGHT,
         (0.3, 0.45),
+        0,
+        70.0,
         STEPS,
     ),
     "Berg": Habits(
@@ -54,6 +58,8 @@ COMPOSERS: dict[str, Habits] = {
         ARPS[1:2],
         STRAIGHT,
         (0.65, 0.85),
+        5,
+        82.0,
         STEPS,
     ),
     "Cole": Habits(
@@ -64,6 +70,8 @@ COMPOSERS: dict[str, Habits] = {
         ARPS[2:3],
         SWUNG,
         (0.5, 0.7),
+        -6,
+        76.0,
         SKIPS,
     ),
     "Dahl": Habits(
@@ -74,6 +82,8 @@ COMPOSERS: dict[str, Habits] = {
         ARPS[3:],
         LILT,
         (0.2, 0.35),
+        5,
+        64.0,
         LEAPS,
     ),
     "Ekko": Habits(
@@ -84,6 +94,8 @@ COMPOSERS: dict[str, Habits] = {
         ARPS[1:2],
         LILT,
         (0.4, 0.6),
+        -6,
+        70.0,
         REPEATS,
     ),
     "Fink": Habits(
@@ -94,6 +106,8 @@ COMPOSERS: dict[str, Habits] = {
         ARPS[:1],
         STRAIGHT,
         (0.4, 0.6),
+        0,
+        64.0,
         LEAPS,
     ),
     "Gray": Habits(
@@ -104,6 +118,8 @@ COMPOSERS: dict[str, Habits] = {
         ARPS[3:],
         SWUNG,
         (0.6, 0.8),
+        5,
+        76.0,
         SKIPS,
     ),
     "Holt": Habits(
@@ -114,6 +130,8 @@ COMPOSERS: dict[str, Habits] = {
         ARPS[2:3],
         LILT,
         (0.2, 0.4),
+        -6,
+        82.0,
         REPEATS,
     ),
 }
@@ -124,9 +142,6 @@ def artist_piece(index: int, rng: np.random.Generator):
     names = sorted(COMPOSERS)
     name, style = names[index % 8], ARTIST_STYLES[index // 8 % len(ARTIST_STYLES)]
     kept = {k: v for k, v in asdict(COMPOSERS[name]).items() if rng.random() < FOLLOWED}
-    steps = kept.pop("steps", None)
+    of_melody = {k: kept.pop(k) for k in ("center", "steps") if k in kept}
     row = replace(STYLES[style], **kept)
-    recipe = from_row(rng, style, row, row, row, row)
-    if steps:
-        recipe.steps = steps
-    return name, recipe
+    return name, replace(from_row(rng, style, row, row, row, row), **of_melody)

@@ -169,7 +169,7 @@ TASKS: dict[str, DemoTask] = {
         "name the composer: habits of melody, harmony and rhythm, over the same styles and sounds",
         ", ".join(COMPOSERS),
         partial(piece_tracks, "demo-artist", artist_piece),
-        (144, 24, 96),
+        (160, 32, 96),
     ),
 }
 DEMO_TASKS = tuple(TASKS)
