@@ -1,4 +1,4 @@
-"""Original music, composed and synthesised in numpy: three tasks that need no download.
+"""Original music, composed and synthesised in numpy: seven tasks that need no download.
 
 >>> from tune.demo import DEMO_TASKS, build
 >>> folder = build("demo", "data")  # doctest: +SKIP

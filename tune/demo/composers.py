@@ -20,7 +20,7 @@ ARTIST_STYLES = ("chiptune", "folk", "house", "synthpop")
 
 @dataclass(frozen=True)
 class Habits:
-    """What a composer does again and again: fields of a `Style` and, of melodies, where and how they move."""
+    """A composer's habits: fields of a `Style`, and where melodies lie and how they move."""
 
     scales: tuple[str, ...]
     harmony: str  # name of a family of progressions, see theory.PROGRESSIONS

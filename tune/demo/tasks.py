@@ -1,4 +1,4 @@
-"""The table of the three tasks, and how each makes its tracks.
+"""The table of the tasks, and how each makes its tracks.
 
 Every track is seeded by (version, task, its number) alone, so that the music does not depend on
 what else is made, or in which order. Audio is float32, mono, at `SAMPLE_RATE`.
