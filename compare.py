@@ -13,11 +13,19 @@ run that it had to leave out.
 """
 
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
-from argparse import ArgumentTypeError
 from pathlib import Path
 
-from tune.cli.parser import Parser, begin, positive_float, run_script, set_up_logging
-from tune.system.memory import parse_budget
+from tune.cli.flags import add_groups, to_bytes
+from tune.cli.parser import Parser, read_arguments, run_script, set_up_logging
+
+GROUPS = {
+    "": "wandb costs",
+    "comparison": "baseline correction budget max_seconds",
+    "output (beside the terminal's tables)": "html csv parquet markdown latex figures log_to",
+}
+CHANGES = {
+    "budget": dict(type=to_bytes, help="peak memory that a strategy must stay within, such as 4GB")
+}
 
 
 def parse_args(argv=None):
@@ -26,55 +34,7 @@ def parse_args(argv=None):
     parser.add_argument(
         "dirs", type=Path, nargs="*", metavar="RUNS_DIR", help="folders with runs at any depth"
     )
-    parser.add_argument("--wandb", metavar="ENTITY/PROJECT", help="read this W&B project as well")
-    parser.add_argument(
-        "--costs",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="take peak memory from files that profile.py wrote to --out",
-    )
-    how = parser.add_argument_group("comparison")
-    how.add_argument(
-        "--baseline",
-        metavar="SEG[:AGG]|NAME",
-        help="full, 10:mean, or a run's name "
-        "(default: the full track's mean, or that of 10 s where there is none)",
-    )
-    how.add_argument(
-        "--correction",
-        choices=["holm", "none"],
-        default="holm",
-        help="of p-values for the number of comparisons",
-    )
-    how.add_argument(
-        "--budget",
-        type=size,
-        metavar="SIZE",
-        help="peak memory that a strategy must stay within, such as 4GB",
-    )
-    how.add_argument(
-        "--max_seconds",
-        type=positive_float,
-        metavar="SECONDS",
-        help="seconds of encoding a track that it must stay within",
-    )
-    output = parser.add_argument_group("output (beside the terminal's tables)")
-    output.add_argument(
-        "--html", type=Path, metavar="FILE", help="the report, one file that works offline"
-    )
-    output.add_argument("--csv", type=Path, metavar="FILE", help="every cell, every column")
-    output.add_argument("--parquet", type=Path, metavar="FILE", help="the same as Parquet")
-    output.add_argument("--markdown", type=Path, metavar="FILE", help="tables and guidelines")
-    output.add_argument("--latex", type=Path, metavar="FILE", help="tables (booktabs)")
-    output.add_argument("--figures", type=Path, metavar="DIR", help="PNG and SVG figures")
-    output.add_argument(
-        "--log_to",
-        metavar="[ENTITY/]PROJECT",
-        help="log the report and the table "
-        "of cells to W&B, as a run of type comparison (offline without a login)",
-    )
+    add_groups(parser, GROUPS, CHANGES)
     parser.with_config()
     args = parser.parse_args(argv)
     if not args.dirs and not args.wandb:
@@ -99,17 +59,7 @@ def parse_args(argv=None):
     return args
 
 
-def size(text):
-    """Read an amount of memory with a unit, in bytes: there's no device to take a share of."""
-    if not text.strip().lower().endswith("b"):
-        raise ArgumentTypeError(f"expected a size with a unit, such as 4GB, got {text!r}")
-    try:
-        return parse_budget(text, 1)
-    except ValueError as error:
-        raise ArgumentTypeError(str(error)) from error
-
-
-args = begin(parse_args) if __name__ == "__main__" else None
+args = read_arguments(parse_args) if __name__ == "__main__" else None
 
 import sys
 
@@ -117,7 +67,7 @@ from rich.console import Console
 
 from tune.comparison import tables
 from tune.comparison.analysis import analyse
-from tune.comparison.cells import merge
+from tune.comparison.configurations import merge
 from tune.comparison.measured_costs import apply_costs
 from tune.comparison.recommend import Limits
 from tune.runs.load import read_folders
@@ -126,9 +76,9 @@ from tune.runs.load import read_folders
 def main(args):
     """Read, merge, compare, and write what was asked for."""
     set_up_logging(True)
-    cells, left = load(args)
+    configurations, left = load(args)
     views = analyse(
-        cells,
+        configurations,
         baseline=args.baseline,
         correction=args.correction,
         limits=Limits(args.budget, args.max_seconds),
@@ -153,10 +103,10 @@ def load(args):
         if left:
             why = f"; {len(left)} can't be used, such as {left[0].where}: {left[0].reason}"
         raise ValueError(f"{where}: no run of train_probe.py to compare{why}")
-    cells, replaced = merge(runs)
+    configurations, replaced = merge(runs)
     for path in args.costs:
-        apply_costs(cells, path)
-    return cells, left + replaced
+        apply_costs(configurations, path)
+    return configurations, left + replaced
 
 
 def write(args, views, left):

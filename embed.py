@@ -15,34 +15,43 @@ reason. --like shows the tracks most like a song.
 """
 
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
-import re
 import shlex
 from pathlib import Path
 
 from tune.aggregators.registry import CHOICES, find_row, readable_name, split_name
-from tune.cli.flags import BOOL, add
-from tune.cli.parser import Parser, begin, one_line, positive_int, run_script, set_up_logging
+from tune.cli.flags import add_groups
+from tune.cli.parser import Parser, one_line, read_arguments, run_script, set_up_logging
 from tune.segments.rules import parse_rule
 
-STRATEGY = (
-    "encoder",
-    "revision",
-    "layer",
-    "seg",
-    "hop",
-    "min_tail",
-    "min_seg",
-    "max_seg",
-    "agg",
-    "tokens",
-    "frame_rate",
-    "aggregator_checkpoint",
-    "readout",
-    "n_tokens",
-    "from_run",
-    "run_seed",
-    "mixed_precision",
-)
+STRATEGY = ("encoder", "revision", "layer", "seg", "hop", "min_tail", "min_seg", "max_seg", "agg")
+STRATEGY += ("tokens", "frame_rate", "aggregator_checkpoint", "readout", "n_tokens", "from_run")
+STRATEGY += ("run_seed", "mixed_precision", "channels")
+GROUPS = {
+    "": "out segments overwrite strict shard merge",
+    "strategy (as in train_probe.py)": "encoder revision trust_remote_code channels layer seg hop "
+    "min_tail min_seg max_seg agg n_tokens tokens frame_rate aggregator_checkpoint readout "
+    "from_run run_seed",
+    "machine": "mixed_precision batch_seconds memory_budget compile store",
+    "listening": "like k whiten m3u",
+}
+CHANGES = {
+    "overwrite": dict(help="replace what embed.py didn't make"),
+    "encoder": dict(
+        help="muq (the default), muq-nano, mel, a folder, a hub id, or your own: FILE.py:NAME"
+    ),
+    "layer": dict(default="last", metavar="last|K"),
+    "seg": dict(
+        default="10",
+        help="segment length in seconds, full for the whole track, or structure: cut where the "
+        "music changes",
+    ),
+    "agg": dict(
+        help=f"how the segments' embeddings are joined: {CHOICES}; whitened is fitted on the music "
+        "given; attention and hierarchical need --from_run; transformer:DIR names its checkpoint "
+        "as well"
+    ),
+    "memory_budget": dict(help="what the encoder's weights and activations should stay within"),
+}
 MANY = 20  # sources that the metadata's command names one by one
 NAMED = 20  # bad files that are named at the end
 
@@ -54,161 +63,54 @@ def parse_args(argv=None):
         "music",
         nargs="*",
         metavar="MUSIC",
-        help="folders (with subfolders), "
-        "lists (.txt, .m3u: one file a line), globs, or audio files",
+        help="folders (with subfolders), lists (.txt, .m3u: one file a line), globs, or audio "
+        "files",
     )
-    parser.add_argument(
-        "--out",
-        metavar="FILE|DIR",
-        help="x.parquet, x.npy (with x.csv and x.json), or a folder for datasets.load_from_disk",
-    )
-    parser.add_argument(
-        "--segments",
-        metavar="FILE|DIR",
-        help="also write one row a segment, with start_s and end_s, in any of the formats",
-    )
-    add(parser, "overwrite", help="replace what embed.py didn't make")
-    add(parser, "strict")
-    parser.add_argument(
-        "--shard",
-        type=to_shard,
-        metavar="I/N",
-        help="only the share of machine I of N (from 0): writes x.shard-I-of-N.parquet",
-    )
-    parser.add_argument(
-        "--merge",
-        nargs="+",
-        metavar="FILE",
-        help="put the shards of one command together (files or globs) and write --out",
-    )
-    strategy = parser.add_argument_group("strategy (as in train_probe.py)")
-    strategy.add_argument(
-        "--encoder",
-        help="muq (the default), muq-nano, mel, a folder, a hub id, or your own: FILE.py:NAME",
-    )
-    add(strategy, "revision", "trust_remote_code")
-    add(strategy, "layer", default="last", metavar="last|K")
-    add(
-        strategy,
-        "seg",
-        default="10",
-        help="segment length in seconds, full for the whole track, or structure: "
-        "cut where the music changes",
-    )
-    add(strategy, "hop", "min_tail", "min_seg", "max_seg")
-    strategy.add_argument(
-        "--agg",
-        default="mean",
-        metavar="NAME|FILE.py:NAME",
-        help="how the "
-        f"segments' embeddings are joined: {CHOICES}; whitened is fitted "
-        "on the music given; attention and hierarchical need --from_run; "
-        "transformer:DIR names its checkpoint as well",
-    )
-    strategy.add_argument(
-        "--n_tokens",
-        type=positive_int,
-        metavar="N",
-        help="tokens that --agg "
-        "concat lays end to end; missing ones are zeros (default: the longest "
-        "track's)",
-    )
-    add(strategy, "tokens")
-    add(strategy, "frame_rate", default=1.0)
-    add(strategy, "aggregator_checkpoint", "readout")
-    strategy.add_argument(
-        "--from_run",
-        metavar="DIR",
-        help="take the strategy of a run of "
-        "train_probe.py, and the attention, mix or whitening it learned",
-    )
-    strategy.add_argument(
-        "--run_seed",
-        type=int,
-        metavar="SEED",
-        help="of which of the run's seeds (default: its first)",
-    )
-    machine = parser.add_argument_group("machine")
-    add(machine, "mixed_precision", default="auto")
-    add(machine, "batch_seconds", default=60.0)
-    add(
-        machine,
-        "memory_budget",
-        default="2GB",
-        metavar="SIZE|SHARE",
-        help="what the encoder's weights and activations should stay within",
-    )
-    add(machine, "compile", "store")
-    like = parser.add_argument_group("listening")
-    like.add_argument(
-        "--like",
-        metavar="SONG",
-        help="show the tracks most like a song: one of "
-        "the tracks, or any audio file; without MUSIC, among those in --out",
-    )
-    like.add_argument("-k", type=positive_int, default=10, metavar="N", help="this many")
-    like.add_argument(
-        "--whiten",
-        **BOOL,
-        help="even out the directions in which the collection varies before comparing",
-    )
-    like.add_argument("--m3u", type=Path, metavar="FILE", help="write them as a playlist")
+    add_groups(parser, GROUPS, CHANGES)
     parser.with_config()
     args = parser.parse_args(argv)
     changed = [name for name in STRATEGY if getattr(args, name) != parser.get_default(name)]
     args.command = describe_command(args, changed)
-    try:
-        args.agg, checkpoint = split_name(args.agg)
-        aggregator = find_row(args.agg)
-    except ValueError as error:
-        parser.error(str(error))
-    if checkpoint and args.aggregator_checkpoint:
-        parser.error("the checkpoint is given twice: in --agg and as --aggregator_checkpoint")
-    args.aggregator_checkpoint = checkpoint or args.aggregator_checkpoint
-    try:
+    with parser.show_errors():
+        args.agg, args.aggregator_checkpoint = split_name(args.agg, args.aggregator_checkpoint)
+        find_row(args.agg)
         parse_rule(args.seg, args.hop, args.min_tail, args.min_seg, args.max_seg)
-    except ValueError as error:
-        parser.error(str(error))
-    if not args.music and not args.merge and not (args.like and args.out):
-        parser.error("nothing to embed: name MUSIC, a folder, list or files")
-    if not args.out and (not args.like or args.merge or args.shard):
-        parser.error("--out says where the embeddings go: x.parquet, x.npy or a folder")
-    if args.shard and (args.merge or args.like or Path(args.out).suffix != ".parquet"):
-        parser.error("--shard writes a part, .parquet: --merge and --like come after all are there")
-    if args.merge and (args.music or args.segments or args.like):
-        parser.error(
-            "--merge puts shards together and no more: those of --segments by another "
-            "--merge, and --like comes after"
-        )
-    if changed and not args.music:
-        parser.error(
-            f"--{changed[0]}: without MUSIC nothing is embedded, --out says how it was made"
-        )
-    if args.from_run and (
-        both := set(changed) - {"encoder", "revision", "from_run", "run_seed", "mixed_precision"}
-    ):
-        parser.error(f"--from_run brings the whole strategy: leave out --{min(both)}")
-    if args.run_seed is not None and not args.from_run:
-        parser.error("--run_seed belongs to --from_run")
-    if args.shard and aggregator.whitening:
-        parser.error(
-            f"--agg {args.agg} is fitted on all tracks, which a shard isn't: run the "
-            f"shards with --agg mean on one --store, then --agg {args.agg} without "
-            "--shard"
-        )
-    if args.shard and aggregator.fixed_n and not args.n_tokens:
-        parser.error(f"--agg {args.agg} needs the same --n_tokens for all shards")
+        check_sources(args, changed)
     return args
 
 
-def to_shard(text: str) -> tuple[int, int]:
-    """Read I/N."""
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or int(found[1]) >= int(found[2]):
-        import argparse
-
-        raise argparse.ArgumentTypeError(f"expected I/N such as 0/4 (I from 0), got {text!r}")
-    return int(found[1]), int(found[2])
+def check_sources(args, changed) -> None:
+    """Raise ValueError when MUSIC, --out, --shard, --merge, --like and --from_run don't agree."""
+    if not args.music and not args.merge and not (args.like and args.out):
+        raise ValueError("nothing to embed: name MUSIC, a folder, list or files")
+    if not args.out and (not args.like or args.merge or args.shard):
+        raise ValueError("--out says where the embeddings go: x.parquet, x.npy or a folder")
+    if args.shard and (args.merge or args.like or Path(args.out).suffix != ".parquet"):
+        raise ValueError(
+            "--shard writes a part, .parquet: --merge and --like come after all are there"
+        )
+    if args.merge and (args.music or args.segments or args.like):
+        raise ValueError(
+            "--merge puts shards together and no more: those of --segments by another --merge, and "
+            "--like comes after"
+        )
+    if changed and not args.music:
+        raise ValueError(
+            f"--{changed[0]}: without MUSIC nothing is embedded, --out says how it was made"
+        )
+    both = {*changed} - {"encoder", "revision", "from_run", "run_seed", "mixed_precision"}
+    if args.from_run and both:
+        raise ValueError(f"--from_run brings the whole strategy: leave out --{min(both)}")
+    if args.run_seed is not None and not args.from_run:
+        raise ValueError("--run_seed belongs to --from_run")
+    aggregator = find_row(args.agg)
+    if args.shard and aggregator.whitening:
+        raise ValueError(
+            f"--agg {args.agg} is fitted on all tracks, which a shard isn't: run the shards with "
+            f"--agg mean on one --store, then --agg {args.agg} without --shard"
+        )
+    if args.shard and aggregator.fixed_n and not args.n_tokens:
+        raise ValueError(f"--agg {args.agg} needs the same --n_tokens for all shards")
 
 
 def describe_command(args, changed) -> str:
@@ -221,7 +123,7 @@ def describe_command(args, changed) -> str:
     return shlex.join(words)
 
 
-args = begin(parse_args) if __name__ == "__main__" else None
+args = read_arguments(parse_args) if __name__ == "__main__" else None
 
 import dataclasses
 import glob
@@ -271,16 +173,16 @@ def main(args):
         tracks, bad, report = embedder.encode(paths, accelerator, strict=args.strict)
         if not is_main:
             return
-        joiner = embedder.joiner(tracks)
-        if embedder.aggregator_row.whitening and not args.from_run:
+        aggregator = embedder.aggregator(tracks)
+        if aggregator.row.whitening and not args.from_run:
             log.info("the whitening is fitted on these %d tracks, without labels", len(tracks))
-        table, truncated = track_rows(embedder, joiner, tracks, bad)
+        table, truncated = track_rows(embedder, aggregator, tracks, bad)
         if truncated:
             log.warning(
-                "%d tracks have more than %d tokens and are cut", truncated, joiner.n_tokens
+                "%d tracks have more than %d tokens and are cut", truncated, aggregator.n_tokens
             )
-        meta = describe(embedder, joiner, args, accelerator.device, bad, table, truncated)
-        made = Embeddings(table, meta, joiner.constants)
+        meta = describe(embedder, aggregator, args, accelerator.device, bad, table, truncated)
+        made = Embeddings(table, meta, aggregator.constants)
         there = write(made, out, segments, args.shard, lambda: segment_rows(embedder, tracks))
         report_on(made, bad, report, there, accelerator.num_processes)
     if args.like and is_main:
@@ -352,9 +254,9 @@ def check_same_source(out: Path, strategy: Strategy) -> None:
             )
 
 
-def describe(embedder, joiner, args, device, bad, table, truncated) -> dict:
+def describe(embedder, aggregator, args, device, bad, table, truncated) -> dict:
     """The metadata: how the embeddings were made, and nothing that differs from run to run."""
-    return embedder.describe(joiner) | {
+    return embedder.describe(aggregator) | {
         "command": shown(hide_home(args.command)),  # a name need not be valid text
         "embedding_dim": table["embedding"].type.list_size,
         "n_tracks": len(table),
@@ -405,6 +307,7 @@ def report_on(made: Embeddings, bad, report, there, n_processes) -> None:
             f"{meta['strategy']['layer']}, "
             f"{readable_name(meta['strategy']['agg'])}",
         ),
+        *result.describe_licence(meta),
         (
             "encoder",
             f"{report.encoder_passes} passes, {report.audio_seconds:.0f} s of audio in "

@@ -33,190 +33,124 @@ if __name__ != "__main__":
 
 
 # Imports are inside the functions: imported as the standard library's module, this loads nothing.
-def parse_args(argv=None):
-    """Read the command line."""
-    import importlib.util
-    from argparse import ArgumentTypeError
-    from pathlib import Path
-
-    from tune.aggregators.registry import CHOICES, find_row
-    from tune.cli.flags import add
-    from tune.cli.parser import Parser, positive_float, positive_int
-    from tune.segments.rules import parse_rule
-    from tune.system.memory import parse_budget
-
-    def checked(read):
-        """Argument type: what `read` makes of the text, its error in one line."""
-
-        def check(text):
-            try:
-                return read(text)
-            except ValueError as error:
-                raise ArgumentTypeError(str(error)) from error
-
-        return check
-
-    def amount(text):
-        """An amount of memory, as it was written."""
-        parse_budget(text, 10**12)
-        return text
-
-    def segment(text):
-        """Read a segment rule; the name that results go by, unless that rounds it."""
-        name = parse_rule(text).name
-        return name if parse_rule(name) == parse_rule(text) else text
-
-    # The form only: a fraction is one of the device's memory, which isn't known yet.
-    size = checked(amount)
-    parser = Parser(prog="profile.py", description=__doc__.split("\n\nThis file")[0])
-    grid = parser.add_argument_group("grid (several values each)")
-    add(
-        grid,
-        "seg",
-        type=checked(segment),
+GROUPS = {
+    "grid (several values each)": "seg agg duration encoder layer mixed_precision batch_seconds",
+    "what is joined, and by which Transformer": "tokens frame_rate aggregator_checkpoint",
+    "how it is measured": "weights trust_remote_code revision audio repeats memory_budget compile",
+    "output": "budget plot out report_to",
+}
+CHANGES = {
+    "seg": dict(
         nargs="+",
         default=["10", "full"],
-        help="segment length in seconds, full, or "
-        "structure: cut where the music changes, which noise doesn't, so give "
-        "--audio (default: 10 full)",
-    )
-    grid.add_argument(
-        "--agg",
-        nargs="+",
-        default=["mean"],
-        metavar="NAME",
-        help=f"how the segments' embeddings are joined: {CHOICES}; "
-        "hierarchical joins all --seg in one cell (default: mean)",
-    )
-    grid.add_argument(
-        "--duration",
-        type=positive_float,
-        nargs="+",
-        metavar="SECONDS",
-        help="length of the track of noise that is encoded (default: 45)",
-    )
-    grid.add_argument(
-        "--encoder",
+        help="segment length in seconds, full, or structure: cut where the music changes, which "
+        "noise doesn't, so give --audio (default: 10 full)",
+    ),
+    "encoder": dict(
         nargs="+",
         default=["muq"],
         metavar="NAME",
-        help="as in train_probe.py; all but muq, muq-nano, mel and your own "
-        "need --weights pretrained (default: muq)",
-    )
-    add(
-        grid,
-        "layer",
-        nargs="+",
-        default=["last"],
-        metavar="last|all|mix|K",
-        help="hidden layer (default: last)",
-    )
-    add(
-        grid,
-        "mixed_precision",
+        help="as in train_probe.py; all but muq, muq-nano, mel and your own need --weights "
+        "pretrained (default: muq)",
+    ),
+    "layer": dict(
+        nargs="+", default=["last"], metavar="last|all|mix|K", help="hidden layer (default: last)"
+    ),
+    "mixed_precision": dict(
         nargs="+",
         default=["auto"],
         help="the encoder's precision (default: auto, as in train_probe.py)",
-    )
-    add(
-        grid,
-        "batch_seconds",
-        nargs="+",
-        default=[60.0],
-        help="audio seconds per encoder batch (default: 60)",
-    )
-    joining = parser.add_argument_group("what is joined, and by which Transformer")
-    add(
-        joining,
-        "tokens",
-        default="segment",
-        help="one vector a segment, or pooled frames as the study's Transformer",
-    )
-    add(joining, "frame_rate", default=1.0)
-    add(
-        joining,
-        "aggregator_checkpoint",
-        help="measure this Transformer, a folder that pretrain_aggregator.py wrote or a "
-        "hub id (default: the recipe tune with random weights, at the encoder's size)",
-    )
-    how = parser.add_argument_group("how it is measured")
-    how.add_argument(
-        "--weights",
-        choices=["random", "pretrained"],
-        default="random",
-        help="random needs no download",
-    )
-    add(how, "trust_remote_code", "revision")
-    how.add_argument(
-        "--audio",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="decode and encode these files instead of noise",
-    )
-    how.add_argument(
-        "--repeats", type=positive_int, default=3, help="timed runs of a cell; the median is shown"
-    )
-    add(
-        how,
-        "memory_budget",
-        type=size,
+    ),
+    "batch_seconds": dict(
+        nargs="+", default=[60.0], help="audio seconds per encoder batch (default: 60)"
+    ),
+    "tokens": dict(
+        default="segment", help="one vector a segment, or pooled frames as the study's Transformer"
+    ),
+    "aggregator_checkpoint": dict(
+        help="measure this Transformer, a folder that pretrain_aggregator.py wrote or a hub id "
+        "(default: the recipe tune with random weights, at the encoder's size)"
+    ),
+    "memory_budget": dict(
+        default=None,
         metavar="SIZE",
-        help="what the encoder should "
-        "stay within, such as 2GB, or 0.5 of the device's memory (default: its own)",
-    )
-    add(how, "compile")
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--budget",
-        type=size,
-        metavar="SIZE",
-        help="say which cells fit into this, and the longest full track that does",
-    )
-    output.add_argument(
-        "--plot",
-        type=Path,
-        metavar="FILE",
-        help="draw memory and time against track length (.png, .svg or .pdf; needs matplotlib)",
-    )
-    output.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
-    add(
-        output,
-        "report_to",
+        help="what the encoder should stay within, such as 2GB, or 0.5 of the device's memory "
+        "(default: its own)",
+    ),
+    "budget": dict(help="say which cells fit into this, and the longest full track that does"),
+    "out": dict(metavar="FILE", help="write everything as JSON"),
+    "report_to": dict(
         choices=["wandb", "none"],
         default="none",
+        metavar=None,
         help="log cost/... of each cell to W&B",
-    )
+    ),
+}
+
+
+def parse_args(argv=None):
+    """Read the command line."""
+    from pathlib import Path
+
+    from tune.aggregators.registry import CHOICES
+    from tune.cli.flags import add_groups, to_size
+    from tune.cli.parser import Parser
+
+    agg = f"how the segments' embeddings are joined: {CHOICES}; hierarchical joins all --seg in one"
+    types = {
+        "agg": dict(
+            nargs="+", default=["mean"], metavar="NAME", help=f"{agg} cell (default: mean)"
+        ),
+        "memory_budget": CHANGES["memory_budget"] | {"type": to_size},
+        "budget": CHANGES["budget"] | {"type": to_size},
+        "out": CHANGES["out"] | {"type": Path},
+    }
+    parser = Parser(prog="profile.py", description=__doc__.split("\n\nThis file")[0])
+    add_groups(parser, GROUPS, CHANGES | types)
     parser.with_config()
     args = parser.parse_args(argv)
-    if args.audio and args.duration:
-        parser.error("--audio and --duration exclude each other: a file has its own length")
+    with parser.show_errors():
+        args.seg = list(dict.fromkeys(map(segment_name, args.seg)))
+        args.agg = list(dict.fromkeys(args.agg))
+        check_grid(args)
     args.duration = args.duration or [45.0]
-    args.seg, args.agg = list(dict.fromkeys(args.seg)), list(dict.fromkeys(args.agg))
-    try:
-        aggregators = {agg: find_row(agg) for agg in args.agg}
-    except ValueError as error:
-        parser.error(str(error))
-    joins_all = [agg for agg, row in aggregators.items() if row.several_segs]
-    if joins_all and len(args.seg) < 2:
-        parser.error(f"--agg {joins_all[0]} needs several --seg, such as 10 30 full")
-    pretrained = any(row.pretrained for row in aggregators.values())
-    several = [layer for layer in args.layer if layer in ("all", "mix")]
-    if pretrained and several:
-        parser.error(f"a Transformer joins one layer's tokens: --layer last or K, not {several[0]}")
-    if args.aggregator_checkpoint and not pretrained:
-        parser.error("--aggregator_checkpoint belongs to --agg transformer")
+    return args
+
+
+def segment_name(text: str) -> str:
+    """Read a segment rule; the name that results go by, unless that rounds it."""
+    from tune.segments.rules import parse_rule
+
+    name = parse_rule(text).name
+    return name if parse_rule(name) == parse_rule(text) else text
+
+
+def check_grid(args) -> None:
+    """Raise ValueError when flags don't belong together, or a file can't be written."""
+    import importlib.util
+
+    from tune.aggregators.flag_rules import check_flags
+    from tune.aggregators.registry import find_row
+
+    if args.audio and args.duration:
+        raise ValueError("--audio and --duration exclude each other: a file has its own length")
+    rows = {agg: find_row(agg) for agg in args.agg}
+    for agg, row in rows.items():
+        for layer in args.layer:
+            segs = args.seg if row.several_segs else args.seg[:1]
+            check_flags(agg, segs, layer, needs_checkpoint=False)
+    if args.aggregator_checkpoint and not any(row.pretrained for row in rows.values()):
+        raise ValueError("--aggregator_checkpoint belongs to --agg transformer")
     if args.plot:
-        if args.audio or len(set(args.duration)) < 2:
-            parser.error("--plot draws against track length: give two or more --duration")
+        if args.audio or len(set(args.duration or ())) < 2:
+            raise ValueError("--plot draws against track length: give two or more --duration")
         if args.plot.suffix not in (".png", ".svg", ".pdf"):
-            parser.error(f"--plot must end in .png, .svg or .pdf, got {args.plot.name!r}")
+            raise ValueError(f"--plot must end in .png, .svg or .pdf, got {args.plot.name!r}")
         if importlib.util.find_spec("matplotlib") is None:
-            parser.error("--plot needs matplotlib: pip install matplotlib")
+            raise ValueError("--plot needs matplotlib: pip install matplotlib")
     for flag, path in (("out", args.out), ("plot", args.plot)):
         if path and path.is_dir():
-            parser.error(f"--{flag} {path} is a folder; a file is needed")
-    return args
+            raise ValueError(f"--{flag} {path} is a folder; a file is needed")
 
 
 def main(args) -> None:
@@ -261,7 +195,7 @@ def main(args) -> None:
     rows = record["rows"]
     for i, cell in enumerate(cells, start=1):
         settings = describe(cell)
-        print(f"[{i}/{len(cells)}] {report.describe_cell(settings)}", file=sys.stderr)
+        print(f"[{i}/{len(cells)}] {report.describe_config(settings)}", file=sys.stderr)
         found = measure(cell, args.repeats)
         rows.append(report.complete_row(settings, found, rates[cell.precision]))
         write_json(args.out, record)  # a long grid that is stopped keeps what it has
@@ -286,7 +220,7 @@ def grid(args, device, memory):
     from tune.aggregators.registry import find_row
     from tune.audio.decode import AudioError, check_file
     from tune.encoders.base import precision_on
-    from tune.profiling.measure import Cell
+    from tune.profiling.measure import ProfileConfig
     from tune.system.memory import parse_budget
 
     for path in args.audio:
@@ -320,7 +254,7 @@ def grid(args, device, memory):
         wanted += [((seconds, ()), "full", (plain or ["mean"])[0]) for seconds in sorted(lengths)]
     settings = itertools.product(args.encoder, precisions, args.layer, args.batch_seconds)
     cells = [
-        Cell(
+        ProfileConfig(
             seg,
             agg,
             track[0],
@@ -403,7 +337,7 @@ def write_json(path, record) -> None:
 
 
 if __name__ == "__main__":
-    from tune.cli.parser import begin, run_script
+    from tune.cli.parser import read_arguments, run_script
 
-    args = begin(parse_args)
+    args = read_arguments(parse_args)
     run_script(lambda: main(args))

@@ -1,12 +1,10 @@
-"""What the benchmarks share: composed audio, the study's way of encoding, clocks and reports.
+"""Shared by the benchmarks: synthetic audio, the study's encoding loop, timing and reports.
 
 Audio is mono float32, lengths are in seconds, memory in bytes. Layers are counted as in
 `tune.encoders.base`: 0 is the front end's output, k the output of layer k.
 """
 
-import ctypes
 import datetime
-import gc
 import json
 import os
 import platform
@@ -14,7 +12,6 @@ import shlex
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,20 +27,20 @@ from torch import nn
 from tune.encoders import muq
 from tune.encoders.hub import fetch
 from tune.encoders.registry import load_encoder
+from tune.profiling.arithmetic import matrix_rate
 from tune.runs.result import device_name, git_sha, versions
 
 RESULTS = Path(__file__).resolve().parent / "results"
-SAMPLE_S = 0.005  # between two looks at the resident memory
 
 
 def compose(duration_s: float, sample_rate: int, seed: int, channels: int = 1) -> np.ndarray:
-    """Make music of a kind: a harmonic tone every half second over a little noise.
+    """Make test music: a harmonic tone every half second with a little noise.
 
     Parameters
     ----------
     duration_s : seconds
     sample_rate : Hz
-    seed : what pitches and noise are drawn from
+    seed : of pitches and noise
 
     Returns
     -------
@@ -62,8 +59,8 @@ def compose(duration_s: float, sample_rate: int, seed: int, channels: int = 1) -
     return out[:, 0] if channels == 1 else out
 
 
-def begin(args) -> torch.device:
-    """Choose the device for --device and note how busy the machine is before we start.
+def choose_device(args) -> torch.device:
+    """Choose the device for --device, and record the machine's load.
 
     Asking for a GPU where there is none ends with one line.
     """
@@ -76,7 +73,7 @@ def begin(args) -> torch.device:
     if args.load_at_start and args.load_at_start > os.cpu_count() / 2:
         print(
             f"warning: the machine is busy (load {args.load_at_start:.1f} on {os.cpu_count()} "
-            "cores), which shows in the times",
+            "cores), which affects the times",
             file=sys.stderr,
         )
     return torch.device(name)
@@ -89,7 +86,7 @@ def fail(message: str) -> NoReturn:
 
 
 def load_ours(name: str, weights: str, device: torch.device, precision: str = "no"):
-    """Our encoder, as train_probe.py has it."""
+    """Our encoder, as train_probe.py loads it."""
     return load_encoder(name, weights=weights, device=device, precision=precision)
 
 
@@ -118,9 +115,9 @@ def load_original(name: str, weights: str, device: torch.device) -> nn.Module:
 
 @torch.no_grad()
 def study_states(model: nn.Module, audio: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Walk muq's own parts, as its get_predictions does: yield every hidden state (B, T, D).
+    """Run muq's own modules, as its get_predictions does: yield every hidden state (B, T, D).
 
-    muq's forward itself breaks on transformers from 5.16.
+    muq's forward itself fails with transformers from 5.16 on.
     """
     x = model.preprocessing(audio, features=["melspec_2048"])
     x = model.conv(model.normalize(x)["melspec_2048"])  # (B, T, D)
@@ -184,7 +181,7 @@ def clock(device: torch.device, work: Callable):
     return result, time.perf_counter() - started
 
 
-def summarise(seconds: Sequence[float]) -> dict:
+def time_statistics(seconds: Sequence[float]) -> dict:
     """Median and spread of the rounds' seconds."""
     return {
         "median_s": statistics.median(seconds),
@@ -199,24 +196,9 @@ def show_spread(times: dict) -> str:
     return f"{times['median_s']:.3g} ({times['min_s']:.3g} to {times['max_s']:.3g})"
 
 
-@torch.inference_mode()
 def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
-    """Measure the machine's own rate of square matrix products, best of a few sizes and tries.
-
-    Sizes grow until one product takes a tenth of a second: larger ones are not faster.
-
-    Returns
-    -------
-    FLOP/s
-    """
-    best = 0.0
-    for size in (1024, 2048, 4096) + ((8192, 16384) if device.type == "cuda" else ()):
-        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-        seconds = _quickest(device, lambda a=a, b=b: torch.mm(a, b))
-        best = max(best, 2 * size**3 / seconds)
-        if seconds > 0.1:
-            break
-    return best
+    """FLOP/s of PyTorch's own matrix product on this machine."""
+    return matrix_rate(device, dtype, [torch.mm])
 
 
 @torch.inference_mode()
@@ -247,55 +229,6 @@ def _quickest(device, work, tries: int = 3) -> float:
     """Seconds of the quickest of a few tries, after one to warm up."""
     work()
     return min(clock(device, work)[1] for _ in range(tries))
-
-
-class PeakMemory:
-    """Peak memory above what was held at the start of the `with` block.
-
-    On a GPU the allocator's own peak; else this process's resident memory, looked at every 5 ms.
-
-    Attributes
-    ----------
-    rest_bytes : held when the block began
-    peak_bytes : peak inside the block, all included
-    """
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.rest_bytes = self.peak_bytes = 0
-
-    def __enter__(self) -> "PeakMemory":
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-            self.rest_bytes = torch.cuda.memory_allocated()
-            return self
-        give_back_free_memory()
-        self._process, self._done = psutil.Process(), threading.Event()
-        self.rest_bytes = self.peak_bytes = self._process.memory_info().rss
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc) -> None:
-        if self.device.type == "cuda":
-            self.peak_bytes = torch.cuda.max_memory_allocated()
-            return
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while True:
-            self.peak_bytes = max(self.peak_bytes, self._process.memory_info().rss)
-            if self._done.wait(SAMPLE_S):
-                return
-
-
-def give_back_free_memory() -> None:
-    """Let the C library return freed memory, which would hide a part of the next peak (glibc)."""
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def run_child(script: str, cell: dict) -> dict:
@@ -336,7 +269,7 @@ def write_report(name: str, args, device: torch.device, results: dict) -> Path:
 
 
 def describe_machine(device: torch.device) -> dict:
-    """What the numbers were measured on."""
+    """The machine that the numbers were measured on."""
     return {
         "device": device_name(device),
         "processor": _processor(),
@@ -378,7 +311,7 @@ def _command(name: str) -> str:
 
 
 def _processor() -> str:
-    """The processor's name where the system tells it."""
+    """The processor's name, if the system reports it."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8").splitlines():

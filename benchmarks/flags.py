@@ -1,4 +1,4 @@
-"""Arguments that the benchmarks share; imports nothing heavy, so that mistakes answer fast."""
+"""Arguments shared by the benchmarks; no heavy imports, so that usage errors are reported fast."""
 
 import argparse
 from pathlib import Path

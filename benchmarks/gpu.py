@@ -1,13 +1,13 @@
-"""Everything that can be asked of a GPU in eight minutes, in order of worth.
+"""All GPU checks and measurements in eight minutes, the most important first.
 
     bash benchmarks/gpu.sh results.json
     python benchmarks/gpu.py --steps rates sizes
     python benchmarks/gpu.py --rehearse
 
-Each step has a time limit of its own and writes its part of one JSON as it goes, so that whatever
-ends it, what was measured is kept. A step that fails prints its traceback and the next one goes on
-in a new process. Nothing is downloaded: composed audio, MuQ-large with random weights, muq-nano.
---rehearse walks the same code on a CPU in small. benchmarks/README.md says what each figure means.
+Each step has its own time limit and writes its part of one JSON while it runs, so measurements are
+kept however it ends. A step that fails prints its traceback, and the next one runs in a new
+process. Nothing is downloaded: synthetic audio, MuQ-large with random weights, muq-nano. --rehearse
+runs the same code at a small scale on a CPU. benchmarks/README.md explains each figure.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tune.cli.parser import Parser, begin, positive_float, run_script
+from tune.cli.parser import Parser, positive_float, read_arguments, run_script
 
 POLL_S = 0.1
 WORKER = [sys.executable, __file__]
@@ -101,7 +101,7 @@ def parse_args(argv=None):
     return args
 
 
-args = begin(parse_args) if __name__ == "__main__" else None
+args = read_arguments(parse_args) if __name__ == "__main__" else None
 
 
 def main(args) -> None:

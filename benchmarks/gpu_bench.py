@@ -1,4 +1,4 @@
-"""What the steps of gpu.py share: the device, encoders, audio, and what a check found."""
+"""Shared by the steps of gpu.py: the device, encoders, audio, and results of checks."""
 
 import functools
 import gc

@@ -1,4 +1,4 @@
-"""Is what a GPU computes right? Each step compares numbers and says what they may be at most.
+"""Correctness on a GPU: each step compares numbers with a stated tolerance.
 
 Differences are shares of the largest expected value, cosines the lowest over segments.
 """

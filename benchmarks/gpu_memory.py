@@ -1,4 +1,4 @@
-"""What fits into a small card: the allocator is capped, and full tracks are encoded."""
+"""Memory on a small card: full tracks are encoded with a capped allocator."""
 
 import common
 import torch
@@ -6,7 +6,7 @@ from gpu_bench import Bench, at_most, forget_encoders, music
 
 from tune.encoders.base import SAMPLE_RATE
 from tune.store.encode import encode_segments
-from tune.system.memory import is_out_of_memory
+from tune.system.memory import PeakMemory, is_out_of_memory
 
 CAPS_GB = (11.0, 8.0)
 LENGTHS_S = (45.0, 240.0, 600.0, 1200.0)
@@ -76,7 +76,7 @@ def small_card(bench: Bench, record) -> None:
 def attempt(bench: Bench, work) -> dict:
     """Run twice, timing the second; say whether it fitted, and the peak of the first."""
     try:
-        with common.PeakMemory(bench.device) as memory:
+        with PeakMemory(bench.device) as memory:
             work()
         reserved = torch.cuda.max_memory_reserved() if bench.device.type == "cuda" else None
         _, seconds = common.clock(bench.device, work)

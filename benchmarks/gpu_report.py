@@ -13,7 +13,7 @@ from tune.runs.result import device_name, git_sha, versions
 
 
 def default_path(rehearse: bool) -> Path:
-    """Where the JSON goes."""
+    """The path of the JSON."""
     device = torch.device("cpu" if rehearse else "cuda")
     slug = "rehearsal" if rehearse else device_name(device).lower().replace(" ", "-")
     return common.RESULTS / f"gpu-{slug}.json"
@@ -71,7 +71,7 @@ def write(path: Path, report: dict) -> None:
 
 
 def passed(part: dict) -> bool:
-    """Say whether a step ended and all that it checked is as expected."""
+    """Whether a step finished and all its checks passed."""
     return part["state"] == "done" and all(c["ok"] for c in part["result"].get("checks", []))
 
 

@@ -1,4 +1,4 @@
-"""The scripts as their users run them: from files to rows, probes, pretraining, costs."""
+"""The scripts as users run them: files to rows, probes, pretraining, costs."""
 
 import json
 import tempfile

@@ -1,4 +1,4 @@
-"""How fast is a GPU, and where does its time go?"""
+"""Speed on a GPU, and a profile of its time."""
 
 import statistics
 
@@ -9,6 +9,7 @@ from gpu_bench import Bench, cosines, run_benchmark, segments
 
 from tune.encoders.base import DTYPES, SAMPLE_RATE
 from tune.profiling.arithmetic import muq_flops
+from tune.system.memory import PeakMemory
 
 LARGE_BUDGET = 40_000_000_000  # bytes: nearly all of a large card, instead of the default 2 GB
 TOP_KERNELS = 15
@@ -80,7 +81,7 @@ def measure(bench: Bench, encoder, audio: np.ndarray, rate: float, embed=None) -
     embed = embed or (lambda audio: encoder.embed(audio, [layer]))
     for _ in range(2):
         embed(audio)  # kernels are chosen
-    with common.PeakMemory(bench.device) as memory:
+    with PeakMemory(bench.device) as memory:
         embed(audio)
     took = [common.clock(bench.device, lambda: embed(audio))[1] for _ in range(5)]
     median = statistics.median(took)
@@ -114,7 +115,7 @@ def study(bench: Bench, record) -> None:
 
 
 def where(bench: Bench, record) -> None:
-    """Where the time of a pass goes: kernels by name, launches, copies, gaps between kernels."""
+    """Profile of a pass: kernels by name, launches, copies, gaps between kernels."""
     found, p = {}, bench.halves[0]
     encoder = bench.encoder(bench.large, p)
     for n in (1, 6):

@@ -1,15 +1,16 @@
-"""What makes ours faster than the study's way, lever by lever: predicted and measured.
+"""The speed-up over the study's code, optimisation by optimisation: predicted and measured.
 
     python benchmarks/levers.py
     python benchmarks/levers.py --encoder muq-nano --duration 3 --rounds 2
 
-First a ladder from the study's way (one segment; its loop over segments is in `study_loop.py`) to
-ours: each step pulls one lever more and is compared with the step before. Then single levers
-against ours: early exit, chunks of the front end, batches, half precision and, with --compile,
-torch.compile. All run in turn in every round. `measured` is the time without the lever by the time
-with it: above 1 it pays. `predicted` is the same ratio from arithmetic, and from this machine's
-rates where a lever changes the rate; a dash where arithmetic says nothing. In float32 the
-embeddings must agree within 1e-4, in half precision to a cosine of 0.9999, or the exit code is 1.
+First a ladder from the study's code (one segment; its loop over segments is in `study_loop.py`) to
+ours: each step adds one optimisation and is compared with the step before. Then single ones against
+ours: early exit, chunks of the front end, batches, half precision and, with --compile,
+torch.compile. All run in turn in every round. `measured` is the time without the optimisation
+divided by the time with it: above 1 it is faster. `predicted` is the same ratio from arithmetic,
+and from this machine's rates where it changes the rate; a dash where arithmetic says nothing. In
+float32 the embeddings must agree within 1e-4, in half precision to a cosine of 0.9999, or the exit
+code is 1.
 """
 
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
@@ -17,7 +18,14 @@ import sys
 
 from flags import add_common, check_common
 
-from tune.cli.parser import Parser, begin, positive_float, positive_int, run_script, to_bool
+from tune.cli.parser import (
+    Parser,
+    positive_float,
+    positive_int,
+    read_arguments,
+    run_script,
+    to_bool,
+)
 
 NAME = "levers"
 TOLERANCE = 1e-4  # of the embedding, where both sides compute in float32
@@ -60,7 +68,7 @@ def parse_args(argv=None):
     return args
 
 
-args = begin(parse_args) if __name__ == "__main__" else None
+args = read_arguments(parse_args) if __name__ == "__main__" else None
 
 import copy
 import itertools
@@ -98,7 +106,7 @@ class Lever:
 
 def main(args):
     """Make the runs, take them in turn, report."""
-    device = common.begin(args)
+    device = common.choose_device(args)
     ours = common.load_ours(args.encoder, args.weights, device)
     study = common.load_original(args.encoder, args.weights, device)
     track = common.compose(args.duration, SAMPLE_RATE, seed=1)
@@ -123,7 +131,7 @@ def main(args):
             seconds[name].append(common.clock(device, work)[1])
         print(f"round {i + 1} of {args.rounds} done", file=sys.stderr)
 
-    times = {name: common.summarise(each) for name, each in seconds.items()}
+    times = {name: common.time_statistics(each) for name, each in seconds.items()}
     rows = [describe(lever, times, embeddings) for lever in levers]
     agree = all(row["agrees"] for row in rows)
     at_once = side_by_side(ours, args.duration)
@@ -354,13 +362,8 @@ def measure_rates(device) -> dict:
 
 @torch.inference_mode()
 def linear_rate(device) -> float:
-    """Measure the rate of `tune.encoders.cpu_linear.linear` (oneDNN on CPUs) on square matrices."""
-    best = 0.0
-    for n in (1024, 2048):
-        a, b = torch.randn(2, n, n, device=device)
-        seconds = [common.clock(device, lambda a=a, b=b: linear(a, b, None))[1] for _ in range(4)]
-        best = max(best, 2 * n**3 / min(seconds[1:]))  # the first one warms up
-    return best
+    """FLOP/s of `tune.encoders.cpu_linear.linear` (oneDNN on CPUs)."""
+    return matrix_rate(device, torch.float32, [lambda x, y: linear(x, y, None)])
 
 
 def describe(lever: Lever, times, embeddings) -> dict:

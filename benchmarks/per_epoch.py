@@ -1,4 +1,4 @@
-"""A whole probe our way, encoding once, against encoding in every epoch.
+"""A probe that encodes once, compared with one that encodes in every epoch.
 
     python benchmarks/per_epoch.py
     python benchmarks/per_epoch.py --encoder muq-nano --tracks 6 --duration 3
@@ -16,7 +16,7 @@ import sys
 
 from flags import add_common, check_common
 
-from tune.cli.parser import Parser, begin, positive_float, positive_int, run_script
+from tune.cli.parser import Parser, positive_float, positive_int, read_arguments, run_script
 from tune.segments.rules import parse_rule
 
 NAME = "per_epoch"
@@ -56,7 +56,7 @@ def parse_args(argv=None):
     return args
 
 
-args = begin(parse_args) if __name__ == "__main__" else None
+args = read_arguments(parse_args) if __name__ == "__main__" else None
 
 import contextlib
 import importlib.util
@@ -83,7 +83,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main(args):
     """Compose the task, encode it for one epoch, then run our way, and report."""
-    device = common.begin(args)
+    device = common.choose_device(args)
     accelerator = Accelerator(
         cpu=device.type == "cpu", dataloader_config=DataLoaderConfiguration(split_batches=True)
     )

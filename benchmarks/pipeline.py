@@ -1,4 +1,4 @@
-"""End to end from compressed files against the encoder alone.
+"""The pipeline from compressed files, compared with the encoder alone.
 
     python benchmarks/pipeline.py
     python benchmarks/pipeline.py --encoder muq-nano --tracks 2 --duration 5
@@ -15,7 +15,7 @@ import sys
 
 from flags import add_common, check_common
 
-from tune.cli.parser import Parser, begin, positive_float, positive_int, run_script
+from tune.cli.parser import Parser, positive_float, positive_int, read_arguments, run_script
 from tune.segments.rules import parse_rule
 
 NAME = "pipeline"
@@ -54,7 +54,7 @@ def parse_args(argv=None):
     return args
 
 
-args = begin(parse_args) if __name__ == "__main__" else None
+args = read_arguments(parse_args) if __name__ == "__main__" else None
 
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -72,7 +72,7 @@ from tune.store.store import Store
 
 def main(args):
     """Write the files, run both sides in turn, report."""
-    device = common.begin(args)
+    device = common.choose_device(args)
     if args.precision == "fp16" and device.type == "cpu":
         common.fail("--precision fp16 needs a GPU")
     encoder = common.load_ours(args.encoder, args.weights, device, args.precision)
@@ -108,7 +108,7 @@ def main(args):
             assert report.encoder_passes == sum(map(len, spans))
             print(f"round {i + 1} of {args.rounds} done", file=sys.stderr)
 
-    times = {name: common.summarise(each) for name, each in seconds.items()}
+    times = {name: common.time_statistics(each) for name, each in seconds.items()}
     ratio = times["pipeline"]["median_s"] / times["encoder"]["median_s"]
     audio_s = sum(map(len, tracks)) / SAMPLE_RATE
     path = common.write_report(

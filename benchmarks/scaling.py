@@ -1,12 +1,12 @@
-"""Time and peak memory against the length of a track, and host memory against their number.
+"""Time and peak memory by track length, and host memory by number of tracks.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --durations 60 300 --tracks --segs full --original
     python benchmarks/scaling.py --durations --tracks 10 100 1000 10000
 
 First part: the front end in chunks (ours) against the same code with a chunk as long as the track,
-and, with --original, muq's own parts walked as the study does. Each cell is a process of its own,
-which reports its weights, resting memory, peak above it (resident memory, looked at every 5 ms;
+and, with --original, muq's own modules run as in the study. Each cell is a process of its own,
+which reports its weights, resting memory, peak above it (resident memory, sampled every 5 ms;
 on a GPU the allocator's peak) and seconds. The track itself is part of the resting memory. The
 slope is megabytes per second of audio, by least squares over the durations from 60 s up. Cells
 predicted not to fit into --max_memory are skipped, and the JSON says why.
@@ -22,7 +22,7 @@ import json
 
 from flags import add_common, check_common, to_bytes
 
-from tune.cli.parser import Parser, begin, positive_float, positive_int, run_script
+from tune.cli.parser import Parser, positive_float, positive_int, read_arguments, run_script
 from tune.segments.rules import parse_rule
 
 NAME = "scaling"
@@ -76,7 +76,7 @@ def parse_args(argv=None):
     return args
 
 
-args = begin(parse_args) if __name__ == "__main__" else None
+args = read_arguments(parse_args) if __name__ == "__main__" else None
 
 import sys
 import tempfile
@@ -93,6 +93,7 @@ from tune.encoders.base import SAMPLE_RATE
 from tune.encoders.registry import load_encoder
 from tune.store.encode import encode_segments, encode_tracks
 from tune.store.store import Store
+from tune.system.memory import PeakMemory
 
 BATCH_S = 60.0  # seconds of audio in one of our batches
 WHOLE_S = 1e9  # a chunk as long as any track
@@ -104,7 +105,7 @@ def main(args):
         work = measure_tracks if "tracks" in args.cell else measure_length
         print(json.dumps(work(**args.cell)))
         return
-    device = common.begin(args)
+    device = common.choose_device(args)
     modes = ["chunked", "unchunked", *(["original"] if args.original else [])]
     cells = scale_length(args, device, modes)
     counts = scale_tracks(args.tracks)
@@ -225,7 +226,7 @@ def measure_length(mode, seg, duration_s, encoder, weights, device) -> dict:
     work([(0, min(len(track), SAMPLE_RATE))])  # warm
     if device.type == "cuda":
         work(spans)  # kernels are chosen for each shape
-    with common.PeakMemory(device) as memory:
+    with PeakMemory(device) as memory:
         out, seconds = common.clock(device, lambda: work(spans))
     assert np.isfinite(out).all()
     return {
@@ -249,7 +250,7 @@ def measure_tracks(tracks: int) -> dict:
             soundfile.write(path, common.compose(0.5, SAMPLE_RATE, seed=i), SAMPLE_RATE)
         store = Store(folder / "store")
         collection = store.collection(encoder, [0], None)
-        with common.PeakMemory(torch.device("cpu")) as memory:
+        with PeakMemory(torch.device("cpu")) as memory:
             report, encode_s = common.clock(
                 encoder.device, lambda: encode_tracks(paths, encoder, rule, store, collection)
             )
@@ -316,7 +317,7 @@ def growth(counts: list[dict]) -> dict | None:
 
 
 def _outcome(cell: dict) -> str:
-    """What became of a cell, in one line."""
+    """The result of a cell, in one line."""
     if "skipped" in cell:
         return f"skipped, {cell['skipped']}"
     if "failed" in cell:

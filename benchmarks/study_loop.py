@@ -1,13 +1,13 @@
-"""Our way of encoding a track against the study's, on the same audio and the same weights.
+"""Our encoding of a track compared with the study's, on the same audio and the same weights.
 
     python benchmarks/study_loop.py
     python benchmarks/study_loop.py --encoder muq-nano --duration 12 --rounds 2
 
 The study's way: one segment at a time, float32, all layers computed and kept, eager attention, no
 folding, no chunking, codebook logits computed too, and the CUDA cache emptied after each segment.
-Ours: batches of segments, front end in chunks, SDPA, and an end at the layer asked for. Both sides
-run in turn in every round. The track embeddings (mean over segments) must agree within 1e-4, or
-the exit code is 1. Writes medians, spreads and ratios as JSON.
+Ours: batches of segments, front end in chunks, SDPA, and an early exit at the layer asked for. Both
+sides run in turn in every round. The track embeddings (mean over segments) must agree within 1e-4,
+or the exit code is 1. Writes medians, spreads and ratios as JSON.
 """
 
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
@@ -15,7 +15,14 @@ import sys
 
 from flags import add_common, check_common
 
-from tune.cli.parser import Parser, begin, positive_float, positive_int, run_script, to_bool
+from tune.cli.parser import (
+    Parser,
+    positive_float,
+    positive_int,
+    read_arguments,
+    run_script,
+    to_bool,
+)
 from tune.segments.rules import parse_rule
 
 NAME = "study_loop"
@@ -79,7 +86,7 @@ def parse_args(argv=None):
     return args
 
 
-args = begin(parse_args) if __name__ == "__main__" else None
+args = read_arguments(parse_args) if __name__ == "__main__" else None
 
 import common
 import numpy as np
@@ -95,7 +102,7 @@ FLOP_S = 10  # seconds of audio that the arithmetic is counted for
 
 def main(args):
     """Load both sides, run them in turn, compare, report."""
-    device = common.begin(args)
+    device = common.choose_device(args)
     if args.precision == "fp16" and device.type == "cpu":
         common.fail("--precision fp16 needs a GPU")
     ours = common.load_ours(args.encoder, args.weights, device, args.precision)
@@ -142,7 +149,7 @@ def main(args):
         for i, layer in enumerate(layers):
             expected, got = embeddings[seg, "study"][i], embeddings[seg, layer][0]
             cosine = expected @ got / np.linalg.norm(expected) / np.linalg.norm(got)
-            times = {s: common.summarise(seconds[seg, s]) for s in ("study", layer)}
+            times = {s: common.time_statistics(seconds[seg, s]) for s in ("study", layer)}
             audio_s = sum(end - start for start, end in spans[seg]) / SAMPLE_RATE
             # Useful arithmetic: our halos, computed twice, don't count.
             speed = {

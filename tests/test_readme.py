@@ -68,6 +68,7 @@ def test_every_flag_named_exists():
     others = {
         "--multi_gpu",
         "--quiet",
+        "--no",  # pip install --no-deps
         "--cpu",
         "--num_processes",
         "--num_machines",

@@ -1,4 +1,4 @@
-"""Compare encoders on all tracks of a task, by folds: when its own test split is too small to tell.
+"""Compare encoders on all tracks of a task by cross-validation, if its test split is too small.
 
     python tools/folds.py make MUSIC --out folds     # folds/NAME-0 ... folds/NAME-4
     python -m tune.sweep SWEEP.yaml                  # with task: {values: [folds/NAME-0, ...]}
@@ -6,16 +6,15 @@
     python tools/folds.py compare runs --only MUSIC/NAME.val.jsonl MUSIC/NAME.test.jsonl
 
 MUSIC is a folder with NAME.train.jsonl, NAME.val.jsonl, NAME.test.jsonl and the audio (MARBLE's
-layout, classes). The tracks of all three splits are shared out in folds with the classes' shares
-(scikit-learn's StratifiedKFold, shuffled, by --seed); in NAME-K fold K is the test split, the next
-one the val split, the others are the train split. Audio is linked, not copied, where that can be.
+layout, classes). The tracks of all three splits are split into stratified folds (scikit-learn's
+StratifiedKFold, shuffled, by --seed); in NAME-K fold K is the test split, the next
+one the val split, the others are the train split. Audio is hard-linked where possible, else copied.
 
 `compare` puts the folds' test tracks together and compares each two encoders by their accuracy, as
-the mean over the strategies (segments, aggregator, layer) that all encoders have in all folds, so
-that none is chosen: a paired bootstrap over tracks, as in compare.py; with --only over the tracks
-of these lists alone, such as those that an encoder hasn't heard in its pretraining. Folds share
-training tracks, which the bootstrap doesn't know: as in any cross-validation its intervals are
-somewhat too narrow.
+the mean over the strategies (segments, aggregator, layer) that all encoders have in all folds: a
+paired bootstrap over tracks, as in compare.py; with --only over the tracks of these lists alone,
+such as those that an encoder wasn't pretrained on. Folds share training tracks, which the bootstrap
+ignores: as in any cross-validation its intervals are somewhat too narrow.
 """
 
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
@@ -24,16 +23,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tune.cli.parser import Parser, begin, positive_int, run_script
+from tune.cli.parser import Parser, positive_int, read_arguments, run_script
 
 
 def parse_args(argv=None):
     """Read the command line."""
     parser = Parser(prog="folds.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    make = commands.add_parser("make", help="share out a task's tracks")
+    make = commands.add_parser("make", help="split a task's tracks into folds")
     make.add_argument("task", type=Path, help="folder in MARBLE's layout")
-    make.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets the folds")
+    make.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the folds")
     make.add_argument("--folds", type=positive_int, default=5, metavar="N", help="how many")
     make.add_argument("--seed", type=int, default=0, help="of the shuffle")
     compare = commands.add_parser("compare", help="compare encoders over all folds")
@@ -47,11 +46,11 @@ def parse_args(argv=None):
     )
     args = parser.parse_args(argv)
     if args.command == "make" and args.folds < 3:
-        parser.error("--folds must be at least 3: to train, to validate and to test")
+        parser.error("--folds must be at least 3, for training, validation and test")
     return args
 
 
-args = begin(parse_args) if __name__ == "__main__" else None
+args = read_arguments(parse_args) if __name__ == "__main__" else None
 
 import json
 import os
@@ -61,7 +60,7 @@ from itertools import combinations
 
 import numpy as np
 
-from tune.comparison.cells import merge
+from tune.comparison.configurations import merge
 from tune.comparison.paired import verdict
 from tune.probing.intervals import bootstrap_curves, interval
 from tune.runs.load import read_folders
@@ -161,36 +160,40 @@ def compare(folders: list[Path], lists: list[Path] | None = None) -> list[str]:
         the lists are none of their tracks.
     """
     runs, _ = read_folders(folders)
-    cells, names = {}, set()
-    for cell in merge(runs)[0]:
-        found = re.fullmatch(r"(.+?)-?(\d+)", cell.result["task"])
-        if found and cell.twin is None and not cell.result.get("degenerate"):
-            strategy = tuple(str(cell.result[k]) for k in ("seg", "agg", "layer_asked"))
-            cells[cell.result["encoder"], strategy, int(found[2])] = cell
+    configurations, names = {}, set()
+    for configuration in merge(runs)[0]:
+        found = re.fullmatch(r"(.+?)-?(\d+)", configuration.result["task"])
+        if (
+            found
+            and configuration.duplicate_of is None
+            and not configuration.result.get("degenerate")
+        ):
+            strategy = tuple(str(configuration.result[k]) for k in ("seg", "agg", "layer_asked"))
+            configurations[configuration.result["encoder"], strategy, int(found[2])] = configuration
             names.add(found[1])
     if len(names) > 1:
         raise ValueError(
             f"these are folds of several tasks ({', '.join(sorted(names))}): give one's"
         )
-    encoders = sorted({key[0] for key in cells})
-    folds = sorted({key[2] for key in cells})
+    encoders = sorted({key[0] for key in configurations})
+    folds = sorted({key[2] for key in configurations})
     common = sorted(
         s
-        for s in {key[1] for key in cells}
-        if all((e, s, k) in cells for e in encoders for k in folds)
+        for s in {key[1] for key in configurations}
+        if all((e, s, k) in configurations for e in encoders for k in folds)
     )
     if len(encoders) < 2 or len(folds) < 2 or not common:
         raise ValueError(
             f"{', '.join(map(str, folders))}: {len(encoders)} encoders and {len(folds)} folds with "
             f"{len(common)} strategies that all of them have; it takes two of each, and a strategy"
         )
-    ids = np.concatenate([cells[encoders[0], common[0], k].ids for k in folds])
+    ids = np.concatenate([configurations[encoders[0], common[0], k].ids for k in folds])
     counts = np.isin(ids, read_lists(lists, set(ids))) if lists else np.ones(len(ids), bool)
     curves = {}
     for encoder in encoders:
         found = []
         for strategy in common:
-            parts = [cells[encoder, strategy, k] for k in folds]
+            parts = [configurations[encoder, strategy, k] for k in folds]
             labels = np.concatenate([p.labels for p in parts])
             predictions = np.concatenate([p.predictions for p in parts], 1)
             scores = bootstrap_curves("classes", labels[counts], predictions[:, counts], [])

@@ -68,7 +68,7 @@ def table() -> list[tuple[str, str, str, bool]]:
 
 
 def direct() -> list[str]:
-    """What setup.cfg asks for, without the extras."""
+    """The dependencies in setup.cfg, without the extras."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     lines = config["options"]["install_requires"].splitlines()

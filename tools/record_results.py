@@ -1,14 +1,13 @@
-"""Record what the scripts compute, to the bit, to show that a refactoring changes nothing.
+"""Record what the scripts compute, to the bit, to check that a refactoring changes nothing.
 
-    python tools/record_results.py before.json --work work-before --gamemusic
-    ../shared/data/gamemusic python tools/record_results.py after.json --work work-after
-    --gamemusic ../shared/data/gamemusic --against before.json
+    python tools/record_results.py before.json --work before --gamemusic MUSIC
+    python tools/record_results.py after.json --work after --gamemusic MUSIC --against before.json
 
-Runs the scripts on the demo tasks (and gamemusic) with muq-nano and every aggregator, pretrains a
-Transformer and embeds a folder; hashes each row of the store, metrics, predictions, embeddings and
-weights. Both recordings have to be made on one machine. With --against the differences are listed,
-and the exit code is 1 when there are any; --reuse_store DIR copies an earlier run's store first, to
-see that old rows are read.
+Runs the scripts on the demo tasks (and gamemusic, ../shared/data/gamemusic) with muq-nano and every
+aggregator, pretrains a Transformer and embeds a folder; hashes each row of the store, metrics,
+predictions, embeddings and weights. Make both recordings on one machine. With --against the
+differences are listed, and the exit code is 1 if there are any; --reuse_store DIR copies an earlier
+run's store first, to check that old rows are read.
 """
 
 import argparse

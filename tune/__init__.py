@@ -1,7 +1,7 @@
 """TUNE: how to cut a long track into segments and join their embeddings into one.
 
     tune.embed("song.mp3", seg=10, agg="mean")      # (D,) float32
-    tune.store.open(encoder="muq").to_dataset()     # what was encoded, as a datasets.Dataset
+    tune.store.open(encoder="muq").to_dataset()     # all stored segments, as a datasets.Dataset
 
 Conventions throughout the package: audio is mono float32 in [-1, 1]; times are seconds unless a
 name says samples; hidden states are counted from 0 (the front end's output) to the last layer.

@@ -62,10 +62,10 @@ def test_tokens_are_those_of_the_store_and_single_ones_are_set_aside(stored):
     assert len(data) == 6
     assert data.lengths == [5, 3, 8, 2, 30, 4]
     for i, path in enumerate(data.paths):
-        tokens, hidden = data[i, 1]
+        tokens, masked = data[i, 1]
         np.testing.assert_array_equal(tokens, stored[3][path])
         assert tokens.dtype == torch.float32
-        assert 1 <= hidden.sum() < len(tokens)
+        assert 1 <= masked.sum() < len(tokens)
 
 
 def test_statistics_against_numpy(stored):
@@ -82,20 +82,20 @@ def test_statistics_against_numpy(stored):
 def test_what_is_hidden_follows_from_seed_epoch_and_content(stored):
     data = make(stored)
     long = data.paths.index("5.wav")
-    hidden = data[long, 3][1]
-    assert torch.equal(hidden, data[long, 3][1])
+    masked = data[long, 3][1]
+    assert torch.equal(masked, data[long, 3][1])
     # Other tracks, another order, another name for the same audio: nothing changes.
-    assert torch.equal(hidden, make(stored, ["2.wav", "5.wav"])[1, 3][1])
+    assert torch.equal(masked, make(stored, ["2.wav", "5.wav"])[1, 3][1])
     collection, _, rows, _ = stored
     renamed = TokenTracks(
         collection, ["copy.wav"], {"copy.wav": rows["5.wav"]}, mask_prob=0.4, span=1, seed=7
     )
-    assert torch.equal(hidden, renamed[0, 3][1])
+    assert torch.equal(masked, renamed[0, 3][1])
     torch.manual_seed(0)
-    assert torch.equal(hidden, data[long, 3][1])
-    assert not torch.equal(hidden, data[long, 4][1])
-    assert not torch.equal(hidden, data[long, VALIDATION][1])
-    assert not torch.equal(hidden, make(stored, seed=8)[long, 3][1])
+    assert torch.equal(masked, data[long, 3][1])
+    assert not torch.equal(masked, data[long, 4][1])
+    assert not torch.equal(masked, data[long, VALIDATION][1])
+    assert not torch.equal(masked, make(stored, seed=8)[long, 3][1])
 
 
 def test_tracks_of_one_length_hide_different_tokens(stored, tmp_path):
@@ -116,13 +116,13 @@ def test_collate_pads_and_marks_padding(stored):
     items = [data[i, 1] for i in (0, 2, 3)]
     batch = collate(items)
     assert batch["tokens"].shape == (3, 8, SIZE)
-    for row, (tokens, hidden) in enumerate(items):
+    for row, (tokens, masked) in enumerate(items):
         n = len(tokens)
         assert torch.equal(batch["tokens"][row, :n], tokens)
-        assert torch.equal(batch["hidden"][row, :n], hidden)
-        assert batch["mask"][row].tolist() == [True] * n + [False] * (8 - n)
+        assert torch.equal(batch["masked"][row, :n], masked)
+        assert batch["attention_mask"][row].tolist() == [True] * n + [False] * (8 - n)
         assert not batch["tokens"][row, n:].any()
-        assert not batch["hidden"][row, n:].any()
+        assert not batch["masked"][row, n:].any()
 
 
 @pytest.fixture
@@ -231,5 +231,7 @@ def test_a_loader_gives_micro_batches_as_planned(stored):
         assert batch["weight"] == micro.weight
         assert bool(batch["last"]) is micro.last
         assert batch["step_tracks"] == micro.step_tracks
-        for i, hidden, mask in zip(micro.tracks, batch["hidden"], batch["mask"], strict=True):
-            assert torch.equal(hidden[mask], data[i, 2][1])
+        for i, masked, attention_mask in zip(
+            micro.tracks, batch["masked"], batch["attention_mask"], strict=True
+        ):
+            assert torch.equal(masked[attention_mask], data[i, 2][1])

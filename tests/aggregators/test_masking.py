@@ -1,4 +1,4 @@
-"""Masking: what is hidden, the losses by hand and by other means, the copying baseline."""
+"""Masking: what is masked, the losses by hand and by other means, the copying baseline."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from tune.aggregators.transformer.masking import (
     OBJECTIVES,
     copy_nearest,
-    draw_hidden,
+    draw_masked,
     losses,
     track_losses,
 )
@@ -21,13 +21,13 @@ def generator(seed):
 
 @pytest.fixture
 def batch():
-    """Three tracks of 7, 5 and 2 tokens, padded with rubbish: predicted, tokens, hidden, mask."""
+    """Three tracks of 7, 5 and 2 tokens, padded with rubbish: predicted, tokens, masked, mask."""
     g = generator(3)
     predicted, tokens = torch.randn(2, 3, 7, 6, generator=g, dtype=torch.float64)
     mask = torch.arange(7) < torch.tensor([7, 5, 2])[:, None]
-    hidden = torch.zeros(3, 7, dtype=torch.bool)
-    hidden[0, [1, 2, 6]] = hidden[1, [0, 3]] = hidden[2, 1] = True
-    return predicted, tokens, hidden, mask
+    masked = torch.zeros(3, 7, dtype=torch.bool)
+    masked[0, [1, 2, 6]] = masked[1, [0, 3]] = masked[2, 1] = True
+    return predicted, tokens, masked, mask
 
 
 @pytest.mark.parametrize("n_tokens", [2, 3, 5, 16, 61])
@@ -35,33 +35,33 @@ def batch():
 @pytest.mark.parametrize("span", [1, 2, 5, 100])
 def test_something_is_hidden_and_something_stays(n_tokens, mask_prob, span):
     for seed in range(30):
-        hidden = draw_hidden(n_tokens, mask_prob, span, generator(seed))
-        assert hidden.dtype == torch.bool
-        assert hidden.shape == (n_tokens,)
-        assert 1 <= hidden.sum() <= n_tokens - 1
+        masked = draw_masked(n_tokens, mask_prob, span, generator(seed))
+        assert masked.dtype == torch.bool
+        assert masked.shape == (n_tokens,)
+        assert 1 <= masked.sum() <= n_tokens - 1
         # The number is the share, rounded up or down; spans that touch take none of it away.
-        assert max(1, int(mask_prob * n_tokens)) <= hidden.sum() or hidden.sum() == n_tokens - 1
-        assert hidden.sum() <= max(1, int(mask_prob * n_tokens) + 1)
+        assert max(1, int(mask_prob * n_tokens)) <= masked.sum() or masked.sum() == n_tokens - 1
+        assert masked.sum() <= max(1, int(mask_prob * n_tokens) + 1)
 
 
 @pytest.mark.parametrize(("n_tokens", "span"), [(6, 1), (12, 1), (12, 3), (50, 5)])
 @pytest.mark.parametrize("mask_prob", [0.25, 0.4, 0.77])
 def test_the_share_is_right_on_average(n_tokens, span, mask_prob):
     g = generator(1)
-    shares = [draw_hidden(n_tokens, mask_prob, span, g).double().mean() for _ in range(1500)]
+    shares = [draw_masked(n_tokens, mask_prob, span, g).double().mean() for _ in range(1500)]
     assert np.mean(shares) == pytest.approx(mask_prob, abs=4 * np.std(shares) / 1500**0.5 + 1e-9)
 
 
 def test_every_token_is_hidden_equally_often_without_spans():
     g = generator(2)
-    often = sum(draw_hidden(8, 0.3, 1, g).double() for _ in range(4000)) / 4000
+    often = sum(draw_masked(8, 0.3, 1, g).double() for _ in range(4000)) / 4000
     np.testing.assert_allclose(often, 0.3, atol=0.04)
 
 
 def test_spans_are_contiguous():
     for seed in range(200):
-        hidden = draw_hidden(60, 0.2, 4, generator(seed)).int()
-        edges = torch.diff(hidden, prepend=torch.zeros(1), append=torch.zeros(1))
+        masked = draw_masked(60, 0.2, 4, generator(seed)).int()
+        edges = torch.diff(masked, prepend=torch.zeros(1), append=torch.zeros(1))
         runs = (edges == -1).nonzero()[:, 0] - (edges == 1).nonzero()[:, 0]
         # 12 tokens in spans of 4: at most one is cut short by the number wanted.
         assert sum(run < 4 for run in runs.tolist()) <= 1
@@ -69,28 +69,28 @@ def test_spans_are_contiguous():
 
 
 def test_hiding_follows_from_the_generator_alone():
-    first = draw_hidden(40, 0.3, 2, generator(5))
+    first = draw_masked(40, 0.3, 2, generator(5))
     torch.rand(100)  # the global generator plays no part
     state = torch.get_rng_state()
-    assert torch.equal(first, draw_hidden(40, 0.3, 2, generator(5)))
+    assert torch.equal(first, draw_masked(40, 0.3, 2, generator(5)))
     assert torch.equal(state, torch.get_rng_state())
-    assert any(not torch.equal(first, draw_hidden(40, 0.3, 2, generator(s))) for s in range(6, 9))
+    assert any(not torch.equal(first, draw_masked(40, 0.3, 2, generator(s))) for s in range(6, 9))
 
 
 @pytest.mark.parametrize("n_tokens", [0, 1])
 def test_a_single_token_is_refused(n_tokens):
     with pytest.raises(ValueError, match=f"2 tokens or more to hide one, got {n_tokens}"):
-        draw_hidden(n_tokens, 0.3, 1, generator(0))
+        draw_masked(n_tokens, 0.3, 1, generator(0))
 
 
 def test_losses_by_hand():
     tokens = torch.tensor([[[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]]])
     predicted = torch.tensor([[[0.0, 0.0], [1.0, 2.0], [0.0, -1.0]]])
-    hidden = torch.tensor([[False, True, True]])
+    masked = torch.tensor([[False, True, True]])
     mask = torch.ones(1, 3, dtype=torch.bool)
     # Squares: ((0 + 4) / 2 + (0 + 9) / 2) / 2; cosines: 1 / sqrt(5) and -1.
-    assert losses("mse", predicted, tokens, hidden, mask).tolist() == [3.25]
-    cosine = losses("cosine", predicted, tokens, hidden, mask).item()
+    assert losses("mse", predicted, tokens, masked, mask).tolist() == [3.25]
+    cosine = losses("cosine", predicted, tokens, masked, mask).item()
     assert cosine == pytest.approx((1 - 5**-0.5 + 2) / 2)
     # A query along its own token among two orthogonal ones, at temperature 1: -log(e / (e + 1)).
     eye = torch.eye(2)[None]
@@ -100,19 +100,19 @@ def test_losses_by_hand():
 
 
 def test_mse_against_numpy(batch):
-    predicted, tokens, hidden, mask = batch
-    p, t, h = (x.numpy() for x in (predicted, tokens, hidden))
+    predicted, tokens, masked, mask = batch
+    p, t, h = (x.numpy() for x in (predicted, tokens, masked))
     expected = [((p[b][h[b]] - t[b][h[b]]) ** 2).mean() for b in range(3)]
-    np.testing.assert_allclose(losses("mse", predicted, tokens, hidden, mask), expected)
+    np.testing.assert_allclose(losses("mse", predicted, tokens, masked, mask), expected)
 
 
 def test_cosine_against_scikit_learn(batch):
-    predicted, tokens, hidden, mask = batch
+    predicted, tokens, masked, mask = batch
     expected = [
         1 - np.diag(cosine_similarity(p[h], t[h])).mean()
-        for p, t, h in zip(*(x.numpy() for x in (predicted, tokens, hidden)), strict=True)
+        for p, t, h in zip(*(x.numpy() for x in (predicted, tokens, masked)), strict=True)
     ]
-    np.testing.assert_allclose(losses("cosine", predicted, tokens, hidden, mask), expected)
+    np.testing.assert_allclose(losses("cosine", predicted, tokens, masked, mask), expected)
 
 
 def unit(vector):
@@ -121,7 +121,7 @@ def unit(vector):
 
 
 def test_infonce_against_a_double_loop(batch):
-    predicted, tokens, hidden, mask = batch
+    predicted, tokens, masked, mask = batch
     p, t, h, m = (x.numpy() for x in batch)
     expected = []
     for b in range(3):
@@ -133,17 +133,17 @@ def test_infonce_against_a_double_loop(batch):
                 for k in range(7)
                 if m[c, k]
             }
-            assert len(scores) == 14  # all real tokens, hidden or not, of the batch
+            assert len(scores) == 14  # all real tokens, masked or not, of the batch
             each.append(np.log(sum(np.exp(s) for s in scores.values())) - scores[b, n])
         expected.append(np.mean(each))
-    actual = losses("infonce", predicted, tokens, hidden, mask, temperature=0.3)
+    actual = losses("infonce", predicted, tokens, masked, mask, temperature=0.3)
     np.testing.assert_allclose(actual, expected)
 
 
 @pytest.mark.parametrize("objective", ["mse", "cosine"])
 def test_a_tracks_loss_is_the_same_alone_whatever_the_padding(objective, batch):
-    predicted, tokens, hidden, mask = batch
-    together = losses(objective, predicted, tokens, hidden, mask)
+    predicted, tokens, masked, mask = batch
+    together = losses(objective, predicted, tokens, masked, mask)
     for b in range(3):
         n = int(mask[b].sum())
         alone = losses(objective, *(x[b : b + 1, :n] for x in batch))
@@ -151,35 +151,35 @@ def test_a_tracks_loss_is_the_same_alone_whatever_the_padding(objective, batch):
 
 
 def test_infonce_looks_at_no_padding(batch):
-    predicted, tokens, hidden, mask = batch
-    expected = losses("infonce", predicted, tokens, hidden, mask)
+    predicted, tokens, masked, mask = batch
+    expected = losses("infonce", predicted, tokens, masked, mask)
     other = tokens.masked_fill(~mask[..., None], 123.0)
-    torch.testing.assert_close(losses("infonce", predicted, other, hidden, mask), expected)
+    torch.testing.assert_close(losses("infonce", predicted, other, masked, mask), expected)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_only_predictions_of_hidden_tokens_get_gradients(objective, batch):
-    predicted, tokens, hidden, mask = batch
+    predicted, tokens, masked, mask = batch
     predicted.requires_grad_(True)
-    losses(objective, predicted, tokens, hidden, mask).sum().backward()
+    losses(objective, predicted, tokens, masked, mask).sum().backward()
     moved = predicted.grad.abs().sum(-1) > 0
-    assert torch.equal(moved, hidden)
+    assert torch.equal(moved, masked)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_perfect_prediction_has_the_smallest_loss(objective, batch):
-    predicted, tokens, hidden, mask = batch
-    perfect = losses(objective, tokens, tokens, hidden, mask)
-    assert (perfect < losses(objective, predicted, tokens, hidden, mask)).all()
+    predicted, tokens, masked, mask = batch
+    perfect = losses(objective, tokens, tokens, masked, mask)
+    assert (perfect < losses(objective, predicted, tokens, masked, mask)).all()
     if objective != "infonce":
         np.testing.assert_allclose(perfect, 0, atol=1e-6)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_silent_tokens_give_finite_losses_and_gradients(objective, batch):
-    _, tokens, hidden, mask = batch
+    _, tokens, masked, mask = batch
     zero = torch.zeros_like(tokens, requires_grad=True)
-    loss = losses(objective, zero, tokens * 0, hidden, mask)
+    loss = losses(objective, zero, tokens * 0, masked, mask)
     loss.sum().backward()
     assert torch.isfinite(loss).all()
     assert torch.isfinite(zero.grad).all()
@@ -191,25 +191,25 @@ def test_an_unknown_objective_is_named(batch):
 
 
 def test_track_losses_against_a_loop(batch):
-    _, tokens, hidden, _ = batch
+    _, tokens, masked, _ = batch
     summary = torch.randn(3, 6, generator=generator(9), dtype=torch.float64)
-    keys = [unit(t[h].mean(0)) for t, h in zip(tokens.numpy(), hidden.numpy(), strict=True)]
+    keys = [unit(t[h].mean(0)) for t, h in zip(tokens.numpy(), masked.numpy(), strict=True)]
     expected, recognised = [], []
     for b in range(3):
         scores = np.array([unit(summary[b].numpy()) @ key / 0.2 for key in keys])
         expected.append(np.log(np.exp(scores).sum()) - scores[b])
         recognised.append(float(scores.argmax() == b))
-    loss, right = track_losses(summary, tokens, hidden, temperature=0.2)
+    loss, right = track_losses(summary, tokens, masked, temperature=0.2)
     np.testing.assert_allclose(loss, expected)
     assert right.tolist() == recognised
     own = torch.from_numpy(np.array(keys))
-    assert track_losses(own, tokens, hidden)[1].tolist() == [1, 1, 1]
+    assert track_losses(own, tokens, masked)[1].tolist() == [1, 1, 1]
 
 
 def test_a_track_alone_is_no_task_for_its_cls(batch):
-    _, tokens, hidden, _ = batch
+    _, tokens, masked, _ = batch
     summary = torch.randn(1, 6, dtype=torch.float64, requires_grad=True)
-    loss, _ = track_losses(summary, tokens[:1], hidden[:1])
+    loss, _ = track_losses(summary, tokens[:1], masked[:1])
     loss.sum().backward()
     assert loss.item() == 0
     assert not summary.grad.any()
@@ -218,11 +218,11 @@ def test_a_track_alone_is_no_task_for_its_cls(batch):
 def test_copying_by_hand():
     tokens = torch.arange(7.0)[None, :, None].expand(2, 7, 2).clone()
     tokens[1] += 10
-    hidden = torch.zeros(2, 7, dtype=torch.bool)
-    hidden[0, [1, 2, 3, 6]] = hidden[1, [0, 3]] = True
+    masked = torch.zeros(2, 7, dtype=torch.bool)
+    masked[0, [1, 2, 3, 6]] = masked[1, [0, 3]] = True
     mask = torch.ones(2, 7, dtype=torch.bool)
     mask[1, 4:] = False
-    copied = copy_nearest(tokens, hidden, mask)
+    copied = copy_nearest(tokens, masked, mask)
     # Token 2 lies between 0 and 4, equally near: the earlier one. Padding is never copied.
     assert copied[0, :, 0].tolist() == [0, 0, 0, 4, 4, 5, 5]
     assert copied[1, :4, 1].tolist() == [11, 11, 12, 12]
@@ -233,17 +233,17 @@ def test_copying_against_a_loop():
     for _ in range(20):
         tokens = torch.randn(2, 9, 3, generator=g)
         mask = torch.arange(9) < torch.tensor([9, 6])[:, None]
-        hidden = torch.stack(
+        masked = torch.stack(
             [
-                torch.cat([draw_hidden(int(m.sum()), 0.5, 2, g), torch.zeros(9, dtype=torch.bool)])[
+                torch.cat([draw_masked(int(m.sum()), 0.5, 2, g), torch.zeros(9, dtype=torch.bool)])[
                     :9
                 ]
                 for m in mask
             ]
         )
-        copied = copy_nearest(tokens, hidden, mask)
+        copied = copy_nearest(tokens, masked, mask)
         for b in range(2):
-            seen = [k for k in range(9) if mask[b, k] and not hidden[b, k]]
+            seen = [k for k in range(9) if mask[b, k] and not masked[b, k]]
             for n in range(int(mask[b].sum())):
                 assert torch.equal(
                     copied[b, n], tokens[b, min(seen, key=lambda k: (abs(k - n), k))]

@@ -80,15 +80,15 @@ def test_attention_starts_as_the_mean(rng, batch, n_views):
 @pytest.mark.parametrize("n_views", [None, 3])
 def test_attention_is_equation_9_in_every_head(rng, batch, n_views):
     x, mask = batch
-    joiner = attention(rng, n_views=n_views)
+    pooling = attention(rng, n_views=n_views)
     if n_views:
         x = normal(rng, 3, 6, n_views, 8) * mask[..., None, None]
-    got, shown = joiner(x, mask), joiner.token_weights(x, mask)
-    gates, w = (p.detach().numpy() for p in (joiner.gates, joiner.scores))
+    got, shown = pooling(x, mask), pooling.token_weights(x, mask)
+    gates, w = (p.detach().numpy() for p in (pooling.gates, pooling.scores))
     for i, n in enumerate(LENGTHS):
         h = x[i, :n].numpy()  # (N, [K,] D)
         if n_views:
-            scores = joiner.mix.scores.detach().numpy()
+            scores = pooling.mix.scores.detach().numpy()
             h = np.einsum("nkd,k->nd", h, np.exp(scores) / np.exp(scores).sum())
         expected = np.zeros(8)
         for head in range(4):
@@ -112,19 +112,19 @@ def test_weights_of_tokens_add_up_to_one_in_every_head(rng, batch):
 
 def test_order_of_the_tokens_does_not_matter_to_attention(rng):
     x, mask = normal(rng, 2, 6, 8), torch.ones(2, 6, dtype=torch.bool)
-    joiner, order = attention(rng), torch.from_numpy(rng.permutation(6))
-    torch.testing.assert_close(joiner(x[:, order], mask), joiner(x, mask), **EXACT)
-    shuffled = joiner.token_weights(x[:, order], mask)
-    torch.testing.assert_close(shuffled, joiner.token_weights(x, mask)[:, order], **EXACT)
+    pooling, order = attention(rng), torch.from_numpy(rng.permutation(6))
+    torch.testing.assert_close(pooling(x[:, order], mask), pooling(x, mask), **EXACT)
+    shuffled = pooling.token_weights(x[:, order], mask)
+    torch.testing.assert_close(shuffled, pooling.token_weights(x, mask)[:, order], **EXACT)
 
 
 @pytest.mark.parametrize("rubbish", [0.0, 1e30, -1e30])
 def test_padding_and_neighbours_do_not_matter_to_attention(rng, batch, rubbish):
     x, mask = batch
-    joiner = attention(rng)
-    together = joiner(x.masked_fill(~mask[..., None], rubbish), mask)
+    pooling = attention(rng)
+    together = pooling(x.masked_fill(~mask[..., None], rubbish), mask)
     for i, n in enumerate(LENGTHS):
-        alone = joiner(x[i : i + 1, :n], mask[i : i + 1, :n])
+        alone = pooling(x[i : i + 1, :n], mask[i : i + 1, :n])
         torch.testing.assert_close(together[i : i + 1], alone, **EXACT)
 
 
@@ -132,24 +132,24 @@ def test_padding_and_neighbours_do_not_matter_to_attention(rng, batch, rubbish):
     ("size", "asked", "heads"), [(8, 4, 4), (9, 4, 3), (7, 4, 1), (2, 4, 2), (1, 4, 1), (12, 5, 4)]
 )
 def test_heads_divide_the_dimensions(rng, size, asked, heads):
-    joiner = attention(rng, size=size, heads=asked)
-    assert joiner.heads == heads
+    pooling = attention(rng, size=size, heads=asked)
+    assert pooling.heads == heads
     mask = torch.ones(2, 3, dtype=torch.bool)
-    assert joiner(normal(rng, 2, 3, size), mask).shape == (2, size)
+    assert pooling(normal(rng, 2, 3, size), mask).shape == (2, size)
 
 
 def test_gradient_reaches_every_parameter_of_attention(rng, batch):
     x, mask = batch[0][..., None, :] * normal(rng, 3, 1), batch[1]
-    joiner = attention(n_views=3)
-    optimizer = torch.optim.Adam(joiner.parameters(), lr=1e-2)
+    pooling = attention(n_views=3)
+    optimizer = torch.optim.Adam(pooling.parameters(), lr=1e-2)
     aim = normal(rng, 3, 8)
     for _ in range(2):  # w starts at zero, so that V and U begin to move in the second step
         optimizer.zero_grad()
-        ((joiner(x, mask) - aim) ** 2).sum().backward()
+        ((pooling(x, mask) - aim) ** 2).sum().backward()
         optimizer.step()
-    for name, parameter in joiner.named_parameters():
+    for name, parameter in pooling.named_parameters():
         assert parameter.grad.abs().max() > 0, name
-    assert (joiner.gates.grad.abs().amax((1, 2)) > 0).all()  # V as well as U
+    assert (pooling.gates.grad.abs().amax((1, 2)) > 0).all()  # V as well as U
 
 
 # What the probes see
@@ -187,8 +187,8 @@ def make_task(rng, n_scales=1, n_layers=1, size=8, plant=None, **kwargs) -> Prob
     )
 
 
-def joiners_for(kind: str, data: ProbeData, seeds):
-    """One joiner a probe, as train_probe.py makes them."""
+def poolings_for(kind: str, data: ProbeData, seeds):
+    """One pooling a probe, as train_probe.py makes them."""
     if kind == "transformer":
         model = small_model(size=data.n_in)
         start = checkpoint.make_initial_model(model, data.tokens["train"])
@@ -198,18 +198,18 @@ def joiners_for(kind: str, data: ProbeData, seeds):
     return trainable.make_poolings(GatedAttention, data, seeds, CPU)
 
 
-def train(data: ProbeData, seeds, joiners, *, rate=None, lr=5e-3, epochs=4, batch_size=8):
+def train(data: ProbeData, seeds, poolings, *, rate=None, lr=5e-3, epochs=4, batch_size=8):
     """Train a bank as train_probe.py does; return it."""
-    n_in = joiners[0].n_out if joiners else data.n_in
-    bank = ProbeBank(seeds * data.n_layers, n_in, data.n_out, hidden=32, joiners=joiners)
-    rates = {"probe": lr, "joiner": rate or (joiners and joiners[0].default_lr(lr))}
+    n_in = poolings[0].n_out if poolings else data.n_in
+    bank = ProbeBank(seeds * data.n_layers, n_in, data.n_out, hidden=32, poolings=poolings)
+    rates = {"probe": lr, "pooling": rate or (poolings and poolings[0].default_lr(lr))}
     optimizers = [torch.optim.Adam(p.groups(rates), fused=True) for p in bank.probes]
     rows = data.layer_of(len(seeds))
     bank.train()
     for _ in range(epochs):
         for index in bank.orders(data.n_train).split(batch_size, 1):
             keep = bank.dropout_masks(batch_size)[:, : index.shape[1]]
-            x, mask = data.pick("train", rows, index)
+            x, mask = data.get_batch("train", rows, index)
             for optimizer in optimizers:
                 optimizer.zero_grad()
             out = bank(x, keep, mask)
@@ -223,7 +223,7 @@ def train(data: ProbeData, seeds, joiners, *, rate=None, lr=5e-3, epochs=4, batc
 def predict(bank: ProbeBank, data: ProbeData, n_seeds: int) -> torch.Tensor:
     """Outputs of every probe for the test split, (M, n, C)."""
     bank.eval()
-    x, mask = data.pick("test", data.layer_of(n_seeds), torch.arange(SIZES["test"]))
+    x, mask = data.get_batch("test", data.layer_of(n_seeds), torch.arange(SIZES["test"]))
     return bank(x, mask=mask)
 
 
@@ -237,17 +237,17 @@ JOINED = {
 
 
 @pytest.mark.parametrize("kind", JOINED)
-def test_joiner_does_not_depend_on_which_seeds_train_together(rng, kind):
+def test_a_pooling_does_not_depend_on_which_seeds_train_together(rng, kind):
     data, kind = make_task(rng, **JOINED[kind]), kind.split()[0]
     seeds = [3, 4, 5]
     before = predict(
-        train(data, seeds, joiners_for(kind, data, seeds * data.n_layers), epochs=0), data, 3
+        train(data, seeds, poolings_for(kind, data, seeds * data.n_layers), epochs=0), data, 3
     )
-    bank = train(data, seeds, joiners_for(kind, data, seeds * data.n_layers))
+    bank = train(data, seeds, poolings_for(kind, data, seeds * data.n_layers))
     together = predict(bank, data, 3)
     assert (together - before).abs().max() > 0.1
     for i, seed in enumerate(seeds):
-        alone = train(data, [seed], joiners_for(kind, data, [seed] * data.n_layers))
+        alone = train(data, [seed], poolings_for(kind, data, [seed] * data.n_layers))
         torch.testing.assert_close(predict(alone, data, 1), together[i::3], rtol=0, atol=1e-9)
         for name, value in alone.probes[0].joiner.state_dict().items():
             torch.testing.assert_close(value, bank.probes[i].joiner.state_dict()[name])
@@ -255,16 +255,16 @@ def test_joiner_does_not_depend_on_which_seeds_train_together(rng, kind):
 
 def test_attention_that_learns_nothing_is_the_probe_on_the_mean(rng):
     data = make_task(rng, joined=True)
-    bank = train(data, [1, 2], joiners_for("attention", data, [1, 2]), rate=1e-30)
+    bank = train(data, [1, 2], poolings_for("attention", data, [1, 2]), rate=1e-30)
     got = predict(bank, data, 2)
     data.tokens = None  # the probes now see the means
     expected = predict(train(data, [1, 2], None), data, 2)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
 
 
-def test_a_joiners_draws_leave_the_probe_as_it_was(rng):
+def test_a_poolings_draws_leave_the_probe_as_it_was(rng):
     data = make_task(rng, joined=True)
-    joined = ProbeBank([7], 8, 2, joiners=joiners_for("attention", data, [7]))
+    joined = ProbeBank([7], 8, 2, poolings=poolings_for("attention", data, [7]))
     plain = ProbeBank([7], 8, 2)
     for name, value in plain.probes[0].state_dict().items():
         assert torch.equal(value, joined.probes[0].state_dict()[name])
@@ -273,7 +273,7 @@ def test_a_joiners_draws_leave_the_probe_as_it_was(rng):
 
 def test_attention_of_a_seed_is_its_own(rng):
     data = make_task(rng, joined=True)
-    one, two, again = (j.gates for j in joiners_for("attention", data, [1, 2, 1]))
+    one, two, again = (j.gates for j in poolings_for("attention", data, [1, 2, 1]))
     assert torch.equal(one, again)
     assert not torch.equal(one, two)
 
@@ -286,7 +286,7 @@ def test_weight_goes_up_for_the_one_view_that_tells(rng, n_scales, n_layers):
         scale, layer = scales[plant // n_layers], layers[plant % n_layers]
         data = make_task(rng, n_scales, n_layers, plant=plant, mix=n_layers > 1)
         names = data.view_names(scales, layers)
-        bank = train(data, [1, 2], joiners_for("mix", data, [1, 2]), rate=0.1, epochs=12)
+        bank = train(data, [1, 2], poolings_for("mix", data, [1, 2]), rate=0.1, epochs=12)
         for probe in bank.probes:
             best = names[int(probe.joiner.weights().argmax())]
             assert probe.joiner.weights().max() > 1.5 / len(names)
@@ -297,7 +297,7 @@ def test_weight_goes_up_for_the_one_view_that_tells(rng, n_scales, n_layers):
 
 def test_result_says_what_was_learned(rng):
     data = make_task(rng, n_layers=3, mix=True, joined=True)
-    bank = train(data, [5, 6], joiners_for("attention", data, [5, 6]))
+    bank = train(data, [5, 6], poolings_for("attention", data, [5, 6]))
     about = {"checkpoint": None, "tuned": False, "readout": None}
     got = trainable.describe(bank.probes, [5, 6], views=["a", "b", "c"], **about)
     assert got["parameters_learned_with_probe"] == 2 * 8 * 32 + 32 * 4 + 3
@@ -309,7 +309,7 @@ def test_result_says_what_was_learned(rng):
 
 def test_columns_of_attention_are_what_the_probe_used(rng):
     data = make_task(rng, n_layers=2, joined=True)
-    bank = train(data, [5, 6], joiners_for("attention", data, [5, 6, 5, 6]))
+    bank = train(data, [5, 6], poolings_for("attention", data, [5, 6, 5, 6]))
     split = {"id": [f"t{i}" for i in range(SIZES["test"])]}
     got = trainable.attention_columns(bank.probes[2:], [5, 6], data, 1, split)
     values, mask = data.tokens["test"]
@@ -373,10 +373,10 @@ def test_tuned_transformer_starts_as_the_frozen_one(rng, positions, cls_token, r
 
 def test_dropout_of_a_tuned_transformer_stays_off(rng):
     data = make_task(rng, raw=True)
-    (tuned,) = joiners_for("transformer", data, [1])
+    (tuned,) = poolings_for("transformer", data, [1])
     values, mask = data.tokens["test"]
     expected = tuned.eval()(values[0], mask)
-    bank = ProbeBank([1], tuned.n_out, 2, joiners=[tuned]).train()
+    bank = ProbeBank([1], tuned.n_out, 2, poolings=[tuned]).train()
     assert not any(module.training for module in tuned.model.modules())
     assert torch.equal(bank.probes[0].joiner(values[0], mask), expected)
 
@@ -412,7 +412,7 @@ def test_transformer_from_scratch_differs_by_seed(rng):
     one, two, again = trainable.make_transformers(data, [1, 2, 1], start, None, CPU)
     assert torch.equal(torch.get_rng_state(), state)
     values, mask = data.tokens["test"]
-    got = [joiner(values[0], mask) for joiner in (one, two, again)]
+    got = [pooling(values[0], mask) for pooling in (one, two, again)]
     assert torch.equal(got[0], got[2])
     assert (got[0] - got[1]).abs().max() > 0.1
     values, mask = data.tokens["train"]
@@ -423,7 +423,7 @@ def test_transformer_from_scratch_differs_by_seed(rng):
 
 def test_padding_and_neighbours_do_not_matter_to_a_tuned_transformer(rng):
     data = make_task(rng, raw=True)
-    (tuned,) = joiners_for("transformer", data, [1])
+    (tuned,) = poolings_for("transformer", data, [1])
     values, mask = data.tokens["test"]
     together = tuned(values[0], mask)
     for i, n in enumerate(mask.sum(1).tolist()):

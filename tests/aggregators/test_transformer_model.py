@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from tune.aggregators.transformer.checkpoint import (
-    check_fits,
+    check_tokens_fit,
     embedder,
     load_aggregator,
     view_names,
@@ -430,16 +430,18 @@ def test_our_kind_is_no_secret_code_on_the_hub(saved):
 
 
 def an_encoder(**kwargs):
-    """What `check_fits` looks at."""
+    """What `check_tokens_fit` looks at."""
     settings = {"name": "muq", "fingerprint": "a" * 64, "embedding_dim": SIZE} | kwargs
     return SimpleNamespace(**settings)
 
 
 def test_the_tokens_it_was_trained_on_fit():
     config = make().config
-    check_fits(config, encoder=an_encoder(), layers=[6], tokens="segment", name="x")
+    check_tokens_fit(config, encoder=an_encoder(), layers=[6], tokens="segment", name="x")
     # The same weights under another name are the same encoder.
-    check_fits(config, encoder=an_encoder(name="copy"), layers=[6], tokens="segment", name="x")
+    check_tokens_fit(
+        config, encoder=an_encoder(name="copy"), layers=[6], tokens="segment", name="x"
+    )
 
 
 @pytest.mark.parametrize(
@@ -460,6 +462,6 @@ def test_the_tokens_it_was_trained_on_fit():
 )
 def test_each_difference_is_named(encoder, layers, tokens, message):
     with pytest.raises(AggregatorError, match=message):
-        check_fits(
+        check_tokens_fit(
             make().config, encoder=an_encoder(**encoder), layers=layers, tokens=tokens, name="x"
         )

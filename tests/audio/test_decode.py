@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from tune.audio import decode
+from tune.audio import readers
 from tune.audio.decode import AudioError, check_file, is_silent, read_audio
 
 HZ = 440
@@ -151,7 +151,7 @@ def test_float_wav_beyond_one_is_not_clipped(tmp_path, rate):
 def test_block_size_changes_nothing(tmp_path, rng, monkeypatch):
     path = write(tmp_path, rng.uniform(-1, 1, (10_000, 2)), 44_100, FLOAT)
     at_once = read_audio(path, RATE)
-    monkeypatch.setattr(decode, "BLOCK_FRAMES", 777)
+    monkeypatch.setattr(readers, "BLOCK_FRAMES", 777)
     np.testing.assert_array_equal(read_audio(path, RATE), at_once)
 
 
@@ -267,20 +267,11 @@ def test_path_that_cannot_be_looked_at_raises(tmp_path):
         check_file(tmp_path / ("x" * 5000))
 
 
-@pytest.mark.parametrize(
-    ("ext", "reason"),
-    [
-        ("wav", "Format not recognised"),
-        ("flac", "Format not recognised"),
-        ("ogg", "Format not recognised"),
-        ("txt", "Format not recognised"),
-        ("mp3", "not an MP3 stream"),
-    ],
-)
-def test_text_file_raises(tmp_path, ext, reason):
+@pytest.mark.parametrize("ext", ["wav", "flac", "ogg", "mp3", "txt", "au"])
+def test_text_file_raises(tmp_path, ext):
     path = tmp_path / f"notes.{ext}"
     path.write_text("Once upon a time\n" * 100)
-    with pytest.raises(AudioError, match=f"^can't be decoded: {reason}$"):
+    with pytest.raises(AudioError, match=r"^can't be decoded: text, not audio$"):
         read_audio(path, RATE)
 
 
@@ -301,7 +292,7 @@ TRUNCATED = {
     Kind("w64", "W64", "PCM_16", 0): SHORT,
     AIFF: SHORT,
     MP3: SHORT,
-    FLAC: "can't be decoded: flac decoder lost sync",
+    FLAC: "damaged or truncated: can't be decoded up to the 2.00 s announced",
     VORBIS: r"truncated: the Ogg stream breaks off after 0\.\d\d s|can't be decoded: .* malformed",
     OPUS: r"truncated: the Ogg stream breaks off after 0\.\d\d s|can't be decoded: .* malformed",
 }
@@ -318,7 +309,7 @@ def test_file_without_its_second_half_is_truncated(tmp_path, rng, kind, reason):
 @pytest.mark.parametrize("kind", [kind for kind in TRUNCATED if kind != MP3], ids=named)
 def test_file_without_its_last_bytes_is_truncated(tmp_path, rng, kind):
     path = write(tmp_path, rng.uniform(-0.5, 0.5, 2 * RATE), RATE, kind)
-    with pytest.raises(AudioError, match=r"truncated|lost sync"):
+    with pytest.raises(AudioError, match="truncated"):
         read_audio(cut(path, -3), RATE)
 
 

@@ -34,6 +34,18 @@ def scaling(monkeypatch):
     return importlib.import_module("scaling")
 
 
+def test_decoding_measures_each_kind(tmp_path):
+    out = tmp_path / "decoding.json"
+    given = ("--duration", "1", "--rounds", "1", "--out", out)
+    done = run(BENCHMARKS / "decoding.py", *given, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text(encoding="utf-8"))
+    speeds = report["times_real_time"]
+    assert set(speeds) == {"wav", "flac", "mp3", "ogg", "opus", "m4a"}
+    assert all(min(speed.values()) > 1 for speed in speeds.values())
+    assert {"wav", "flac", "mp3", "ogg"} <= report["ratio_to_libsndfile"].keys()
+
+
 @pytest.mark.slow
 def test_study_loop_agrees_and_reports_both_sides(tmp_path):
     args = ("--duration", "3.5", "--rounds", "2", "--segs", "2", "full", "--layers", "4", "1")

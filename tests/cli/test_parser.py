@@ -4,6 +4,7 @@ import pytest
 from conftest import ROOT, run
 
 import train_probe
+from tune.cli.flags import FLAGS
 from tune.sweep.command import joined
 
 SCRIPTS = ("train_probe.py", "pretrain_aggregator.py", "embed.py", "profile.py", "compare.py")
@@ -63,3 +64,47 @@ def test_a_flag_and_its_value_become_one_word():
         "--n=1",
     ]
     assert joined(["seg"]) == ["seg"]
+
+
+HEAVY = ("torch", "transformers", "datasets", "pandas", "sklearn", "scipy")
+# What importing these takes is all that importing a script may take, but for a tenth.
+LIBRARIES = "import torch, transformers, accelerate, datasets"
+
+
+def loaded(code, cwd) -> set:
+    """Modules that are there when a program has run."""
+    done = run(
+        "-c",
+        f"import runpy, sys\ntry:\n    {code}\nexcept SystemExit:\n    pass\nprint(*sys.modules)",
+        cwd=cwd,
+        env={"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_needs_none_of_the_heavy_libraries(script, tmp_path):
+    path = str(ROOT / script)
+    code = f"sys.argv = ['x', '--help']; runpy.run_path({path!r}, run_name='__main__')"
+    assert loaded(code, tmp_path).isdisjoint(HEAVY)
+
+
+def test_importing_a_script_imports_little_beside_its_libraries(tmp_path):
+    libraries = loaded(LIBRARIES, tmp_path)
+    for script in ("train_probe", "pretrain_aggregator", "embed"):
+        more = loaded(f"import {script}", tmp_path) - libraries
+        there = {name.partition(".")[0] for name in more}
+        assert there.isdisjoint({"scipy", "sklearn", "wandb", "matplotlib", "librosa", "evaluate"})
+        assert not any(name.startswith("transformers.model") for name in more), script
+
+
+def test_a_script_has_only_flags_that_are_declared():
+    used = {name for names in train_probe.GROUPS.values() for name in names.split()}
+    assert used <= set(FLAGS)
+    assert set(train_probe.CHANGES) <= used
+
+
+def test_segments_settings_are_shared_by_several_rules():
+    args = train_probe.parse_args(["--seg", "10", "full", "--agg=hierarchical", "--hop=5"])
+    assert [rule.hop_s for rule in train_probe.rules_of(args)] == [5.0, None]

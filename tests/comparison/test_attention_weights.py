@@ -197,7 +197,7 @@ def test_wrong_flag_ends_in_one_line(folder, capsys, flags, message):
 
 def test_plot_without_matplotlib_says_what_to_install(folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr(attention_weights.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SystemExit):
         main([str(folder), "--plot", "a.png"])
     assert "--plot needs matplotlib: pip install matplotlib" in capsys.readouterr().err

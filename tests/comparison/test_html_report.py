@@ -18,7 +18,7 @@ import pytest
 from compare_runs import guesses, write_grid, write_run
 
 from tune.comparison.analysis import analyse
-from tune.comparison.cells import merge
+from tune.comparison.configurations import merge
 from tune.comparison.figures import front_figure
 from tune.comparison.html_report import render
 from tune.comparison.recommend import Limits
@@ -165,7 +165,7 @@ def test_what_the_page_says(page):
         "Effect of aggregator",
         "Left out",
         "Beside the original",
-        "What attention listens to",
+        "Attention weights",
         "disagree most",
         "MuQ iter",
         "= full mean",
@@ -254,9 +254,11 @@ def test_no_error_on_the_console(page, tmp_path):
 
 def test_points_in_one_place_are_named_together_and_decades_are_plain_numbers():
     def row(label, dim, mean, front):
-        cell = SimpleNamespace(label=label, dim=dim, memory_bytes=None, seconds_per_track=None)
+        configuration = SimpleNamespace(
+            label=label, dim=dim, memory_bytes=None, seconds_per_track=None
+        )
         return SimpleNamespace(
-            cell=cell,
+            configuration=configuration,
             mean=mean,
             encoder="mel",
             fronts={"dim": front},

@@ -123,6 +123,7 @@ def test_splits_and_classes_are_balanced():
         "demo-instruments": (140, 30, 90),
         "demo-artist": (160, 32, 96),
     }
+    assert tuple(TASKS) == DEMO_TASKS
     for task, row in TASKS.items():
         assert tuple(u * row.tracks_per_unit for u in row.units) == shares[task]
         assert n_tracks(task) == sum(shares[task])

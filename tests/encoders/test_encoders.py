@@ -271,7 +271,7 @@ def test_unknown_names_and_missing_networks_are_one_clear_error(monkeypatch, tmp
     with pytest.raises(EncoderError, match=r"none of muq, .*mel, no folder and no hub id"):
         load_encoder("nonsense")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(EncoderError, match=r"could not be downloaded.*--encoder FOLDER"):
+    with pytest.raises(EncoderError, match=r"is not in the local cache.*--encoder FOLDER"):
         load_encoder("muq")
 
 

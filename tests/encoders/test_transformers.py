@@ -17,7 +17,6 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 import train_probe
 from tune.audio.decode import read_audio
-from tune.encoders import hub as pretrained
 from tune.encoders import transformers as transformers_encoder
 from tune.encoders.base import Encoder, EncoderError
 from tune.encoders.check import check_encoder, main
@@ -434,51 +433,29 @@ def test_models_that_cannot_be_used_are_refused_with_the_reason(folders, tmp_pat
         load_encoder(str(folders["hubert"]), weights="random")
 
 
-@pytest.fixture
-def hub(folders, tmp_path, monkeypatch):
-    """A hub: `repos` by name; every download is noted and lands in a folder named by its commit."""
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    found = SimpleNamespace(repos=dict(folders), calls=[], commit=commit)
-
-    def snapshot_download(repo, *, revision=None, allow_patterns, local_files_only=False):
-        place = tmp_path / "hub" / repo.replace("/", "--") / "snapshots" / commit
-        if local_files_only:
-            if not place.exists():
-                raise FileNotFoundError(repo)
-            return str(place)
-        found.calls.append((repo, revision, sorted(allow_patterns)))
-        place.mkdir(parents=True, exist_ok=True)
-        for path in found.repos[repo.split("/")[1]].iterdir():
-            if any(path.match(pattern) for pattern in allow_patterns):
-                shutil.copy(path, place)
-        return str(place)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    return found
-
-
-def test_a_hub_model_is_fetched_configuration_first_and_known_by_its_commit(hub, encoders):
+def test_a_hub_model_is_fetched_configuration_first_and_known_by_its_commit(hub, folders, encoders):
+    commit = hub.add("someone/wavlm", "model", folders["wavlm"], ref="v1")
     encoder = load_encoder("someone/wavlm", revision="v1")
-    assert (encoder.name, encoder.revision) == ("someone/wavlm", hub.commit)
+    assert (encoder.name, encoder.revision) == ("someone/wavlm", commit)
     assert encoder.fingerprint == encoders["wavlm"].fingerprint
-    assert [call[:2] for call in hub.calls] == [("someone/wavlm", "v1")] * 2
-    assert "model.safetensors" not in hub.calls[0][2]
-    assert not any(".bin" in p or p.endswith(".py") for _, _, ps in hub.calls for p in ps)
+    names = [path.rpartition("/")[2] for path in hub.downloads()]
+    assert sorted(names[:2]) == ["config.json", "preprocessor_config.json"]
+    assert names[2:] == ["model.safetensors"]
+    asked = len(hub.asked)
     load_encoder("someone/wavlm", revision="v1")
-    assert len(hub.calls) == 2  # from the cache
+    assert len(hub.asked) == asked  # from the cache
 
 
 def test_a_hub_models_code_is_fetched_only_when_it_is_trusted(hub, own_code, caplog):
-    hub.repos["MERT-v1-95M"] = own_code.folder
-    with pytest.raises(EncoderError, match="mert-95m brings its own code"):
-        load_encoder("mert-95m")
-    assert len(hub.calls) == 1
-    assert hub.calls[0][2] == sorted(pretrained.CONFIGS)
+    commit = hub.add("someone/own", "model", own_code.folder)
+    with pytest.raises(EncoderError, match="someone/own brings its own code"):
+        load_encoder("someone/own")
+    assert not any(path.endswith((".py", ".safetensors")) for path in hub.downloads())
     assert not own_code.marker.exists()
-    encoder = load_encoder("mert-95m", trust_remote_code=True)
+    encoder = load_encoder("someone/own", trust_remote_code=True)
     assert own_code.marker.exists()
-    assert encoder.revision == hub.commit
-    assert f"--revision={hub.commit}" in caplog.text
+    assert encoder.revision == commit
+    assert f"--revision={commit}" in caplog.text
     for name in ("mel", "muq-nano", str(own_code.folder)):
         with pytest.raises(EncoderError, match="--revision belongs to a model on the hub"):
             load_encoder(name, revision="v1")

@@ -163,12 +163,12 @@ def test_truth_is_the_labels_as_they_came(rng):
 def test_decided_class_is_the_largest_logit(rng):
     data, _, _ = make_data(rng)
     logits = torch.tensor([[[0.0, 2, 1], [5, 4, 3]], [[-1.0, -2, -0.5], [0, 1e-9, 0]]])
-    np.testing.assert_array_equal(data.decide(logits), [[1, 0], [2, 1]])
+    np.testing.assert_array_equal(data.predict(logits), [[1, 0], [2, 1]])
 
 
 def test_decided_values_are_in_the_unit_of_the_labels(rng):
     data, _, _ = make_data(rng, "numbers")
-    got = data.decide(data.labels_for("test", 2))
+    got = data.predict(data.labels_for("test", 2))
     np.testing.assert_allclose(got, np.stack([data.truth["test"]] * 2), rtol=1e-12)
 
 
@@ -176,13 +176,13 @@ def test_guess_is_the_most_frequent_training_class(rng):
     data, _, _ = make_data(rng)
     data.truth["train"] = np.array([2, 0, 2, 1])
     data.truth["test"] = np.array([0, 0, 1])
-    np.testing.assert_array_equal(data.guess("test"), [2, 2, 2])
+    np.testing.assert_array_equal(data.chance_prediction("test"), [2, 2, 2])
 
 
 def test_guess_is_the_mean_of_the_training_values(rng):
     data, _, _ = make_data(rng, "numbers")
     expected = np.mean(data.truth["train"], 0)
-    np.testing.assert_allclose(data.guess("val"), [expected] * 4)
+    np.testing.assert_allclose(data.chance_prediction("val"), [expected] * 4)
 
 
 def test_labels_are_the_same_for_every_probe(rng):
@@ -290,7 +290,7 @@ def test_picked_are_the_tracks_asked_for(rng, joined, n_scales, mix, own):
     index = torch.tensor([3, 0, 0, 2])
     if own:  # each probe has tracks of its own
         index = torch.stack([index.roll(i) for i in range(len(rows))])
-    x, mask = data.pick("val", rows, index)
+    x, mask = data.get_batch("val", rows, index)
     source, real = data.tokens["val"] if joined else (data.inputs["val"], None)
     for m, row in enumerate(rows[:, 0]):
         for b, track in enumerate(index[m] if own else index):

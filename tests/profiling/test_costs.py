@@ -181,9 +181,9 @@ def test_the_studys_table_is_complete():
 # Measuring
 
 
-def test_a_cell_in_this_process_counts_passes_values_and_arithmetic(nano):
-    cell = measuring.Cell("1", "concat", 2.5, encoder="muq-nano", layer="2")
-    found = measuring.run_cell(cell, 2)
+def test_a_config_in_this_process_counts_passes_values_and_arithmetic(nano):
+    config = measuring.ProfileConfig("1", "concat", 2.5, encoder="muq-nano", layer="2")
+    found = measuring.measure_here(config, 2)
     assert found["segments_per_track"] == {"min": 2, "median": 2.0, "max": 2}  # 0.5 s is dropped
     assert (found["encoder_passes"], found["audio_seconds"]) == (2, 2.0)
     assert found["embedding_dim"] == 2 * 192 + 2
@@ -206,8 +206,8 @@ def test_a_cell_in_this_process_counts_passes_values_and_arithmetic(nano):
         ("attention", 256, 2 * 256 * 32 + 32 * 4),
     ],
 )
-def test_a_cell_joins_as_the_aggregator_does(agg, size, parameters):
-    found = measuring.run_cell(measuring.Cell("1", agg, 2.5, encoder="mel"), 1)
+def test_a_config_joins_as_the_aggregator_does(agg, size, parameters):
+    found = measuring.measure_here(measuring.ProfileConfig("1", agg, 2.5, encoder="mel"), 1)
     assert (found["embedding_dim"], found["aggregator_parameters"]) == (size, parameters)
     assert found["join_seconds"] > 0
     assert found["seconds_per_track"] == pytest.approx(
@@ -215,14 +215,14 @@ def test_a_cell_joins_as_the_aggregator_does(agg, size, parameters):
     )
 
 
-def joined_by(cell, encoder):
+def joined_by(config, encoder):
     """What joins the rows of a track, as profile.py measures it."""
-    return partial(measuring.join, measuring.make_aggregator(cell, encoder))
+    return partial(measuring.join, measuring.make_aggregator(config, encoder))
 
 
 def test_attention_joins_every_layer(nano):
-    cell = measuring.Cell("1", "attention", 2.5, encoder="muq-nano", layer="all")
-    join = joined_by(cell, nano)
+    config = measuring.ProfileConfig("1", "attention", 2.5, encoder="muq-nano", layer="all")
+    join = joined_by(config, nano)
     tokens = np.random.default_rng(0).standard_normal((2, 5, 192)).astype(np.float32)
     joined = join([Row(tokens, [(0, 24_000), (24_000, 48_000)], [1, 1], False, 0.0)])
     # Its scores begin at zero: each token weighs the same.
@@ -233,9 +233,9 @@ def test_attention_joins_every_layer(nano):
     ("seg", "agg", "views"), [("1", "mean", 5), ("1", "attention", 5), ("1+2", "hierarchical", 10)]
 )
 def test_mixed_layers_are_joined_into_one(nano, seg, agg, views):
-    cell = measuring.Cell(seg, agg, 2.5, encoder="muq-nano", layer="mix")
-    aggregator = measuring.make_aggregator(cell, nano)
-    scales = len(cell.rules)
+    config = measuring.ProfileConfig(seg, agg, 2.5, encoder="muq-nano", layer="mix")
+    aggregator = measuring.make_aggregator(config, nano)
+    scales = len(config.rules)
     tokens = np.random.default_rng(0).standard_normal((2, 5, 192)).astype(np.float32)
     row = Row(tokens, [(0, 24_000), (24_000, 48_000)], [1, 1], False, 0.0)
     (joined,) = measuring.join(aggregator, [row] * scales)
@@ -245,22 +245,22 @@ def test_mixed_layers_are_joined_into_one(nano, seg, agg, views):
 
 
 def test_duration_mean_weighs_the_tail_by_its_length(nano):
-    join = joined_by(measuring.Cell("1", "duration_mean", 2.5), nano)
+    join = joined_by(measuring.ProfileConfig("1", "duration_mean", 2.5), nano)
     tokens = np.array([[[1.0]], [[5.0]]], np.float32)
     (joined,) = join([Row(tokens, [(0, 30_000), (30_000, 40_000)], [1, 1], False, 0.0)])
     assert joined.item() == pytest.approx(2.0)
 
 
 def test_a_transformer_of_the_recipe_joins_and_its_weights_count():
-    plain = measuring.run_cell(measuring.Cell("1", "mean", 2.5, encoder="muq-nano"), 1)
-    cell = measuring.Cell("1", "transformer", 2.5, encoder="muq-nano")
-    found = measuring.run_cell(cell, 1)
+    plain = measuring.measure_here(measuring.ProfileConfig("1", "mean", 2.5, encoder="muq-nano"), 1)
+    config = measuring.ProfileConfig("1", "transformer", 2.5, encoder="muq-nano")
+    found = measuring.measure_here(config, 1)
     assert found["embedding_dim"] == 192  # the tokens' means and [CLS], mixed
     assert found["encoder_passes"] == plain["encoder_passes"] == 2
     more = found["weights_bytes"] - plain["weights_bytes"]
     assert more >= 4 * found["aggregator_parameters"] > 1e6
-    frames = measuring.Cell("1", "transformer", 2.5, encoder="muq-nano", frame_rate=25.0)
-    assert measuring.run_cell(frames, 1)["store_bytes"] > 10 * found["store_bytes"]
+    frames = measuring.ProfileConfig("1", "transformer", 2.5, encoder="muq-nano", frame_rate=25.0)
+    assert measuring.measure_here(frames, 1)["store_bytes"] > 10 * found["store_bytes"]
 
 
 @pytest.fixture(scope="module")
@@ -274,13 +274,13 @@ def checkpoint(tmp_path_factory):
 
 
 def test_a_checkpoint_is_measured_instead(checkpoint):
-    cell = measuring.Cell(
+    config = measuring.ProfileConfig(
         "1", "transformer", 2.5, encoder="muq-nano", aggregator_checkpoint=checkpoint
     )
-    found = measuring.run_cell(cell, 1)
+    found = measuring.measure_here(config, 1)
     assert found["embedding_dim"] == 192
-    cell = replace(cell, aggregator_checkpoint=None)
-    own = measuring.make_aggregator(cell, load_encoder("muq-nano")).model
+    config = replace(config, aggregator_checkpoint=None)
+    own = measuring.make_aggregator(config, load_encoder("muq-nano")).model
     assert found["aggregator_parameters"] < sum(p.numel() for p in own.parameters())
 
 
@@ -295,12 +295,12 @@ def test_a_checkpoint_is_measured_instead(checkpoint):
 def test_a_checkpoint_that_does_not_fit_is_refused(checkpoint, changes, message):
     given = {"encoder": "muq-nano", "aggregator_checkpoint": checkpoint, **changes}
     with pytest.raises(ValueError, match=message):
-        measuring.run_cell(measuring.Cell("1", "transformer", 2.5, **given), 1)
+        measuring.measure_here(measuring.ProfileConfig("1", "transformer", 2.5, **given), 1)
 
 
-def test_hierarchical_is_one_cell_and_costs_all_scales(nano):
-    found = measuring.run_cell(
-        measuring.Cell("1+2+full", "hierarchical", 3.0, encoder="muq-nano"), 1
+def test_hierarchical_is_one_config_and_costs_all_scales(nano):
+    found = measuring.measure_here(
+        measuring.ProfileConfig("1+2+full", "hierarchical", 3.0, encoder="muq-nano"), 1
     )
     assert found["segments_per_track"] == {"min": 6, "median": 6.0, "max": 6}
     assert (found["encoder_passes"], found["audio_seconds"]) == (6, 9.0)
@@ -311,16 +311,20 @@ def test_hierarchical_is_one_cell_and_costs_all_scales(nano):
 
 
 def test_scales_that_cut_alike_are_encoded_once_as_in_the_store():
-    found = measuring.run_cell(measuring.Cell("5+10+full", "hierarchical", 3.0, encoder="mel"), 1)
+    found = measuring.measure_here(
+        measuring.ProfileConfig("5+10+full", "hierarchical", 3.0, encoder="mel"), 1
+    )
     assert (found["encoder_passes"], found["audio_seconds"]) == (1, 3.0)
     assert found["segments_per_track"]["max"] == 3
     assert found["degenerate"] == "equals full"
-    alone = measuring.run_cell(measuring.Cell("full", "mean", 3.0, encoder="mel"), 1)
+    alone = measuring.measure_here(measuring.ProfileConfig("full", "mean", 3.0, encoder="mel"), 1)
     assert (found["store_bytes"], alone["degenerate"]) == (alone["store_bytes"], None)
 
 
 def test_finding_where_to_cut_is_timed_apart_from_encoding():
-    found = measuring.run_cell(measuring.Cell("structure", "mean", 12.0, encoder="muq-nano"), 1)
+    found = measuring.measure_here(
+        measuring.ProfileConfig("structure", "mean", 12.0, encoder="muq-nano"), 1
+    )
     assert found["cut_seconds"] > 1e-4
     assert found["flops_per_second"] == pytest.approx(found["flops"] / found["encode_seconds"])
     assert found["audio_seconds"] == 12.0
@@ -344,7 +348,7 @@ def test_what_cutting_imports_is_there_before_the_resting_measurement():
 
 
 def test_a_segment_that_is_no_shorter_than_the_track_is_marked():
-    found = measuring.run_cell(measuring.Cell("10", "mean", 1.0, encoder="mel"), 1)
+    found = measuring.measure_here(measuring.ProfileConfig("10", "mean", 1.0, encoder="mel"), 1)
     assert found["degenerate"] == "equals full"
     assert (found["encoder_passes"], found["embedding_dim"], found["flops"]) == (1, 256, None)
 
@@ -353,7 +357,7 @@ def test_the_peak_is_seen_below_an_earlier_one():
     encoder = SimpleNamespace(device=torch.device("cpu"), part=nn.Linear(10, 10, bias=False))
     earlier = np.ones(40_000_000)  # 320 MB
     del earlier
-    with memory._resident_peak(encoder) as found:
+    with memory.peak_memory(encoder) as found:
         block = np.ones(20_000_000)  # 160 MB
         time.sleep(0.1)
         del block
@@ -366,7 +370,7 @@ def test_the_child_finds_the_standard_library_before_the_repository(monkeypatch)
     code += "json.dump(sys.path, open(sys.argv[2], 'w'))"
     monkeypatch.setattr(measuring, "CHILD", code)
     monkeypatch.chdir(ROOT)
-    path = measuring.measure(measuring.Cell("10", "mean", 1.0))
+    path = measuring.measure(measuring.ProfileConfig("10", "mean", 1.0))
     assert path[-1] == str(ROOT)
     assert "" not in path
 
@@ -378,32 +382,34 @@ def test_the_child_finds_the_standard_library_before_the_repository(monkeypatch)
         ("RuntimeError('DefaultCPUAllocator: can\\'t allocate memory')", "out of memory"),
     ],
 )
-def test_a_cell_that_does_not_fit_is_reported(monkeypatch, error, message):
+def test_a_config_that_does_not_fit_is_reported(monkeypatch, error, message):
     code = (
         "import sys; sys.path.append(sys.argv[1])\n"
         "import torch\n"
         "from tune.profiling import measure as measuring\n"
-        f"def broken(cell, repeats): raise {error}\n"
-        "measuring.run_cell = broken\n"
+        f"def broken(config, repeats): raise {error}\n"
+        "measuring.measure_here = broken\n"
         "measuring.child()\n"
     )
     monkeypatch.setattr(measuring, "CHILD", code)
-    assert measuring.measure(measuring.Cell("10", "mean", 1.0)) == {"failed": message}
+    assert measuring.measure(measuring.ProfileConfig("10", "mean", 1.0)) == {"failed": message}
 
 
 def test_a_killed_child_is_reported_and_a_bug_is_raised(monkeypatch):
-    cell = measuring.Cell("10", "mean", 1.0)
+    config = measuring.ProfileConfig("10", "mean", 1.0)
     monkeypatch.setattr(measuring, "CHILD", "import os; os.kill(os.getpid(), 9)")
-    assert "out of memory" in measuring.measure(cell)["failed"]
+    assert "out of memory" in measuring.measure(config)["failed"]
     monkeypatch.setattr(measuring, "CHILD", "raise SystemExit(3)")
     with pytest.raises(RuntimeError, match="code 3"):
-        measuring.measure(cell)
+        measuring.measure(config)
 
 
 @pytest.mark.gpu
 def test_a_gpu_reports_what_pytorch_allocated():
-    cell = measuring.Cell("1", "mean", 3.0, encoder="muq-nano", device="cuda", precision="fp16")
-    found = measuring.measure(cell, 1)
+    config = measuring.ProfileConfig(
+        "1", "mean", 3.0, encoder="muq-nano", device="cuda", precision="fp16"
+    )
+    found = measuring.measure(config, 1)
     assert found["peak_memory_kind"] == "allocated"
     assert found["weights_bytes"] < found["peak_memory_bytes"] <= found["peak_reserved_bytes"]
 
@@ -412,7 +418,7 @@ def test_a_gpu_reports_what_pytorch_allocated():
 
 
 def settings(**changes):
-    """A cell's settings."""
+    """A configuration's settings."""
     return {
         "seg": "10",
         "agg": "mean",
@@ -427,7 +433,7 @@ def settings(**changes):
 
 
 def found(**changes):
-    """What measuring such a cell gives."""
+    """What measuring such a configuration gives."""
     return {
         "duration_s": 45.0,
         "peak_memory_bytes": 1_776_000_000,
@@ -537,7 +543,7 @@ def test_budget_names_what_does_not_fit_and_the_longest_track():
     (line,) = answer["longest_full_track"]
     assert line["seconds"] == pytest.approx(45 + 45 * 0.224)
     text = printed(report.print_budget, rows, answer)
-    assert "1 of 3 cells fit into 2.00 GB" in text
+    assert "1 of 3 configurations fit into 2.00 GB" in text
     assert "seg 30 mean, track 45 s, layer last, fp16, 60 s a batch: out of memory" in text
     assert "about 55 s (0.9 min), extrapolated" in text
 

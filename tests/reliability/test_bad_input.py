@@ -335,7 +335,7 @@ def test_a_tracker_that_is_not_installed_is_refused_with_the_command(door, capsy
 
 
 UNREADABLE = [
-    (["--agg", "foo"], r"argument --agg: must be one of mean, .*, got 'foo'"),
+    (["--agg", "foo"], r"--agg must be one of mean, .*, got 'foo'"),
     (["--frobnicate"], r"unrecognized arguments: --frobnicate"),
     (["--seed", "1"], r"unrecognized arguments: --seed 1"),  # no abbreviations
     (["--hop", "0"], r"argument --hop: expected a number above 0, got '0'"),

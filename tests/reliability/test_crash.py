@@ -21,8 +21,9 @@ import soundfile
 from conftest import ROOT, tone
 
 from tune.store import store as tune_store
+from tune.store.command import main
 from tune.store.encode import encode_tracks, read_row
-from tune.store.prune import describe, main, prune, shrink
+from tune.store.prune import describe, evict_least_recently_used, prune
 from tune.store.stale_files import STALE_S, STAMP
 from tune.store.store import Store
 
@@ -491,16 +492,16 @@ def test_a_size_limit_takes_the_rows_that_were_unused_longest_and_only_when_aske
     for age, row in enumerate(rows):
         os.utime(row, (time.time() - age * DAY_S,) * 2)
     sizes = [row.stat().st_size for row in rows]
-    assert shrink(root, sum(sizes)) == []
-    (item,) = shrink(root, sum(sizes[:3]), dry_run=True)
+    assert evict_least_recently_used(root, sum(sizes)) == []
+    (item,) = evict_least_recently_used(root, sum(sizes[:3]), dry_run=True)
     assert (item["rows"], item["tracks"], item["bytes"]) == (N - 3, N - 3, sum(sizes[3:]))
     assert sorted(root.glob("*/*/*/*.safetensors")) == rows
-    assert shrink(root, 0, encoder="another") == []
-    assert shrink(root, 0, older_than_days=N) == []
+    assert evict_least_recently_used(root, 0, encoder="another") == []
+    assert evict_least_recently_used(root, 0, older_than_days=N) == []
     argv = ["prune", "--store", str(root)]
     assert main([*argv, f"--max_size={sum(sizes[:5])}B"]) == 0
     assert sorted(root.glob("*/*/*/*.safetensors")) == rows[:5]
-    shrink(root, sum(sizes[:5]) - 1, older_than_days=2)
+    evict_least_recently_used(root, sum(sizes[:5]) - 1, older_than_days=2)
     assert sorted(root.glob("*/*/*/*.safetensors")) == rows[:4]
     assert len(contents(root)) == 4
     finish(arena, root, music, clean, 4)

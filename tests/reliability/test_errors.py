@@ -15,7 +15,7 @@ from in_process import call
 
 APPROVED = ROOT / "tests" / "approved" / "errors.txt"
 # What may stand before the error.
-BESIDE = r"(INFO|WARNING): |encode: |check: |sweep: |\[\d+/\d+\] "
+BESIDE = r"(INFO|WARNING): |encode: |check: |listen: |sweep: |\[\d+/\d+\] "
 # What says something to programmers alone.
 UNREADABLE = r"no None\b|found: None|object at 0x|Errno|KeyError"
 

@@ -210,7 +210,7 @@ def test_a_length_that_no_header_tells_is_bounded_too(tmp_path, monkeypatch):
     path = tmp_path / "stream.wav"
     soundfile.write(path, np.zeros(24_000), 24_000)
     monkeypatch.setenv("TUNE_MAX_HOURS", str(0.5 / 3600))
-    monkeypatch.setattr("tune.audio.decode.UNKNOWN_FRAMES", 0)  # as if the header said nothing
+    monkeypatch.setattr("tune.audio.readers.UNKNOWN_FRAMES", 0)  # as if the header said nothing
     with pytest.raises(AudioError, match=r"^too long: there is more than its header says; up to"):
         read_audio(path, 24_000)
 

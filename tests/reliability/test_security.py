@@ -302,6 +302,9 @@ def test_no_shell_no_eval_and_no_pickle_is_anywhere_in_the_code():
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
+                if (file.name, called) == ("unpickle.py", "torch.load"):  # confined, on request
+                    assert "weights_only=True" in ast.unparse(node)
+                    continue
                 assert called not in FORBIDDEN, (file.name, node.lineno, called)
                 for keyword in node.keywords:
                     value = getattr(keyword.value, "value", None)

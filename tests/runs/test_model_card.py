@@ -1,5 +1,7 @@
 """Runs as a model card's results, read back by the hub's own library."""
 
+import json
+
 import numpy as np
 import pytest
 import yaml
@@ -68,3 +70,18 @@ def test_what_is_no_run_is_said(runs, rng):
     with pytest.raises(ValueError, match="several encoders"):
         card_data([runs / "a", runs / "c"])
     assert card_data([runs / "a", runs / "c"], "both").model_name == "both"
+
+
+@pytest.mark.parametrize(
+    ("licence", "header"),
+    [
+        ("CC-BY-NC 4.0", {"license": "cc-by-nc-4.0"}),
+        ("MIT, see its card", {"license": "other", "license_name": "MIT, see its card"}),
+        (None, {}),
+    ],
+)
+def test_a_new_card_names_the_licence_of_the_weights(runs, licence, header):
+    path = runs / "a" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"encoder_licence": licence}))
+    found = card_data([runs / "a"]).to_dict()
+    assert {key: found[key] for key in found if key.startswith("license")} == header

@@ -18,7 +18,7 @@ from scipy import stats
 from wandb_file import read_run
 
 from tune.comparison.analysis import analyse, choose_baseline, pareto
-from tune.comparison.cells import Cell, merge
+from tune.comparison.configurations import Configuration, merge
 from tune.comparison.main_effects import balanced, main_effects
 from tune.comparison.measured_costs import apply_costs
 from tune.comparison.per_class import break_down
@@ -26,9 +26,9 @@ from tune.comparison.published_results import study_table
 from tune.comparison.recommend import Limits, advise, cheapest
 from tune.comparison.significance import (
     Scores,
-    against,
     common_ids,
     compare_differences,
+    compare_to_baseline,
     enough_resamples,
     holm,
     p_value,
@@ -45,12 +45,12 @@ def labels(rng):
     return rng.integers(0, 3, 40)
 
 
-def cells_below(root):
+def configurations_below(root):
     """Cells of all runs below a folder, by label; nothing may be left out."""
     runs, left = read_folders([root])
     assert not left
-    cells, left = merge(runs)
-    return {cell.label: cell for cell in cells}
+    configurations, left = merge(runs)
+    return {configuration.label: configuration for configuration in configurations}
 
 
 def test_other_seeds_join_and_the_newest_of_the_same_seed_counts(tmp_path, rng, labels):
@@ -58,14 +58,14 @@ def test_other_seeds_join_and_the_newest_of_the_same_seed_counts(tmp_path, rng, 
     write_run(tmp_path, "old", labels, p[:2], seeds=[0, 1], age=50)
     write_run(tmp_path, "new", labels, p[2:4], seeds=[1, 2])
     write_run(tmp_path, "more", labels, p[4:], seeds=[7], age=90)
-    cells, left = merge(read_folders([tmp_path])[0])
-    assert len(cells) == 1
-    assert cells[0].seeds == [1, 2, 7]
-    assert np.array_equal(cells[0].predictions, p[2:])
-    assert [run.name for run in cells[0].runs] == ["new", "more"]
+    configurations, left = merge(read_folders([tmp_path])[0])
+    assert len(configurations) == 1
+    assert configurations[0].seeds == [1, 2, 7]
+    assert np.array_equal(configurations[0].predictions, p[2:])
+    assert [run.name for run in configurations[0].runs] == ["new", "more"]
     assert len(left) == 1
     assert left[0].where.endswith("old")
-    assert "replaced by the newer new: the same cell and seed 1" in left[0].reason
+    assert "replaced by the newer new: the same configuration and seed 1" in left[0].reason
 
 
 @pytest.mark.parametrize(
@@ -88,17 +88,19 @@ def test_other_seeds_join_and_the_newest_of_the_same_seed_counts(tmp_path, rng, 
 def test_what_changes_a_number_makes_another_cell(tmp_path, rng, labels, other):
     write_run(tmp_path, "a", labels, guesses(rng, labels, 0.5), seeds=[0, 1, 2])
     write_run(tmp_path, "b", labels, guesses(rng, labels, 0.5), seeds=[3, 4, 5], **other)
-    cells, left = merge(read_folders([tmp_path])[0])
-    assert len(cells) == 2
+    configurations, left = merge(read_folders([tmp_path])[0])
+    assert len(configurations) == 2
     assert not left
-    names = [(c.result["task"], c.result["encoder"], c.label) for c in cells]
+    names = [(c.result["task"], c.result["encoder"], c.label) for c in configurations]
     assert len(set(names)) == 2
 
 
 def test_the_last_layer_by_name_or_number_is_one_cell(tmp_path, rng, labels):
     write_run(tmp_path, "a", labels, guesses(rng, labels, 0.5, 1), seeds=[0])
     write_run(tmp_path, "b", labels, guesses(rng, labels, 0.5, 1), seeds=[1], layer_asked="4")
-    assert [cell.seeds for cell in merge(read_folders([tmp_path])[0])[0]] == [[0, 1]]
+    assert [configuration.seeds for configuration in merge(read_folders([tmp_path])[0])[0]] == [
+        [0, 1]
+    ]
 
 
 def test_checkpoints_of_the_same_name_are_told_apart(tmp_path, rng, labels):
@@ -112,7 +114,7 @@ def test_checkpoints_of_the_same_name_are_told_apart(tmp_path, rng, labels):
             agg="transformer",
             aggregator=aggregator,
         )
-    assert set(cells_below(tmp_path)) == {
+    assert set(configurations_below(tmp_path)) == {
         "10 s transformer (x/tune, cls)",
         "10 s transformer (y/tune, cls)",
     }
@@ -125,8 +127,8 @@ def test_other_weights_or_another_split_do_not_join(tmp_path, rng, labels):
         tmp_path, "weights", labels, p, seeds=[3, 4, 5], age=1, config={"encoder_fingerprint": "f"}
     )
     write_run(tmp_path, "split", labels[1:], p[:, 1:], seeds=[6, 7, 8], age=1)
-    cells, left = merge(read_folders([tmp_path])[0])
-    assert [cell.seeds for cell in cells] == [[0, 1, 2]]
+    configurations, left = merge(read_folders([tmp_path])[0])
+    assert [configuration.seeds for configuration in configurations] == [[0, 1, 2]]
     reasons = sorted(item.reason for item in left)
     assert reasons == [
         "another test split than the newer new",
@@ -167,10 +169,14 @@ def test_memory_is_that_of_a_run_which_encoded(tmp_path, rng, labels):
     later = {"peak_memory_bytes": 10**9, "encoder_passes": 0}
     write_run(tmp_path, "later", labels, p, agg="max", cost=later)
     write_run(tmp_path, "alone", labels, p, seg="30", cost=later)
-    cells = cells_below(tmp_path)
-    assert cells["10 s mean"].memory_bytes == cells["10 s max"].memory_bytes == 3 * 10**9
-    assert cells["10 s max"].memory_source == "first, which encoded the same"
-    assert cells["30 s mean"].memory_bytes is None
+    configurations = configurations_below(tmp_path)
+    assert (
+        configurations["10 s mean"].memory_bytes
+        == configurations["10 s max"].memory_bytes
+        == 3 * 10**9
+    )
+    assert configurations["10 s max"].memory_source == "first, which encoded the same"
+    assert configurations["30 s mean"].memory_bytes is None
 
 
 def test_memory_from_profile(tmp_path, rng, labels):
@@ -192,13 +198,13 @@ def test_memory_from_profile(tmp_path, rng, labels):
     rows.append(rows[0] | {"failed": "out of memory", "duration_s": 90.0})
     file = tmp_path / "costs.json"
     file.write_text(json.dumps({"machine": {"device": "H"}, "rows": rows}))
-    cells = cells_below(tmp_path)
-    assert apply_costs(list(cells.values()), file) == 1
-    assert cells["10 s mean"].memory_bytes == 6 * 10**8
-    assert cells["10 s mean"].memory_source == "profile.py, a track of 60 s on H"
+    configurations = configurations_below(tmp_path)
+    assert apply_costs(list(configurations.values()), file) == 1
+    assert configurations["10 s mean"].memory_bytes == 6 * 10**8
+    assert configurations["10 s mean"].memory_source == "profile.py, a track of 60 s on H"
     file.write_text("{}")
     with pytest.raises(ValueError, match=r"no file of profile\.py"):
-        apply_costs(list(cells.values()), file)
+        apply_costs(list(configurations.values()), file)
 
 
 def test_a_degenerate_cell_repeats_the_full_track(tmp_path, rng, labels):
@@ -208,18 +214,20 @@ def test_a_degenerate_cell_repeats_the_full_track(tmp_path, rng, labels):
     write_run(tmp_path, "90", labels, p, seg="90", degenerate="equals full", agg="stats")
     write_run(tmp_path, "10", labels, guesses(rng, labels, 0.6))
     (view,) = analyse(merge(read_folders([tmp_path])[0])[0])
-    words = {row.cell.label: row.verdict for row in view.rows}
+    words = {row.configuration.label: row.verdict for row in view.rows}
     assert words["60 s mean"] == "= full mean"
     assert words["90 s stats"] == "tie"  # nothing else stands for it
-    assert view.rows[[r.cell.label for r in view.rows].index("60 s mean")].fronts == {}
+    assert view.rows[[r.configuration.label for r in view.rows].index("60 s mean")].fronts == {}
 
 
 def test_curves_are_those_of_the_paired_bootstrap(tmp_path, rng, labels):
     a, b = guesses(rng, labels, 0.5), guesses(rng, labels, 0.7)
     write_run(tmp_path, "a", labels, a)
     write_run(tmp_path, "b", labels, b, agg="max")
-    cells = cells_below(tmp_path)
-    (found,) = against(cells["10 s mean"], [cells["10 s max"]], Scores(), "holm").values()
+    configurations = configurations_below(tmp_path)
+    (found,) = compare_to_baseline(
+        configurations["10 s mean"], [configurations["10 s max"]], Scores(), "holm"
+    ).values()
     expected = paired_bootstrap("classes", labels, a, b, [])["accuracy"]
     assert (found.value, found.low, found.high) == pytest.approx(expected)
     assert found.n_tracks == 40
@@ -283,9 +291,10 @@ def test_sets_of_the_same_distribution_tie():
     for _ in range(n_draws):
         difficulty = rng.beta(2, 1, 100)
         a, b = (
-            Cell([run], ids, labels, guesses(rng, labels, difficulty, n_seeds=5)) for _ in range(2)
+            Configuration([run], ids, labels, guesses(rng, labels, difficulty, n_seeds=5))
+            for _ in range(2)
         )
-        (found,) = against(a, [b], Scores(), "holm").values()
+        (found,) = compare_to_baseline(a, [b], Scores(), "holm").values()
         ties += found.verdict == "tie"
     assert ties >= 0.93 * n_draws
 
@@ -310,7 +319,7 @@ def test_comparison_on_common_tracks_and_what_cannot_be_compared(tmp_path, rng, 
     write_run(tmp_path, "apart", labels, p, agg="max", ids=[f"x{i}" for i in range(40)])
     write_run(tmp_path, "relabelled", (labels + 1) % 3, p, agg="stats")
     (view,) = analyse(merge(read_folders([tmp_path])[0])[0])
-    rows = {row.cell.label: row for row in view.rows}
+    rows = {row.configuration.label: row for row in view.rows}
     assert rows["10 s mean"].difference.n_tracks == 35
     assert rows["10 s mean"].difference.p == 1.0
     assert rows["10 s max"].difference == "no test track in common"
@@ -321,28 +330,28 @@ def test_comparison_on_common_tracks_and_what_cannot_be_compared(tmp_path, rng, 
 
 def test_baselines(tmp_path, rng):
     write_grid(tmp_path, rng)
-    cells = list(cells_below(tmp_path).values())
-    assert choose_baseline(cells, None).label == "full mean"
-    assert choose_baseline(cells, "10:max").label == "10 s max"
-    assert choose_baseline(cells, "30").label == "30 s mean"
-    assert choose_baseline(cells, "30-whitened").label == "30 s whitened"
-    assert choose_baseline(cells, "60") is None
-    with pytest.raises(ValueError, match="--baseline 60: no such cell or run"):
-        analyse(cells, baseline="60")
+    configurations = list(configurations_below(tmp_path).values())
+    assert choose_baseline(configurations, None).label == "full mean"
+    assert choose_baseline(configurations, "10:max").label == "10 s max"
+    assert choose_baseline(configurations, "30").label == "30 s mean"
+    assert choose_baseline(configurations, "30-whitened").label == "30 s whitened"
+    assert choose_baseline(configurations, "60") is None
+    with pytest.raises(ValueError, match="--baseline 60: no such configuration or run"):
+        analyse(configurations, baseline="60")
 
 
 def test_verdicts_and_correction(tmp_path, rng):
     write_grid(tmp_path, rng)
-    cells = list(cells_below(tmp_path).values())
-    (view,) = analyse(cells)
-    words = {row.cell.label: row.verdict for row in view.rows}
+    configurations = list(configurations_below(tmp_path).values())
+    (view,) = analyse(configurations)
+    words = {row.configuration.label: row.verdict for row in view.rows}
     assert {k for k, v in words.items() if v == "better"} == {
         "10 s whitened",
         "30 s whitened",
         "full whitened",
     }
     assert words["full mean"] == "baseline"
-    (raw,) = analyse(cells, correction="none")
+    (raw,) = analyse(configurations, correction="none")
     for one, other in zip(view.rows, raw.rows, strict=True):
         if not one.is_baseline:
             assert one.difference.p == other.difference.p == other.difference.p_corrected
@@ -365,10 +374,10 @@ def test_balanced_grid_against_all_subsets(rng):
 def test_main_effects_by_hand(tmp_path, rng):
     labels, chosen = write_grid(tmp_path, rng)
     write_run(tmp_path, "lonely", labels, guesses(rng, labels, 0.5), seg="60", agg="stats")
-    cells = list(cells_below(tmp_path).values())
-    segments, aggregator = main_effects(cells, Scores(), "holm")
+    configurations = list(configurations_below(tmp_path).values())
+    segments, aggregator = main_effects(configurations, Scores(), "holm")
     assert [x.name for x in segments.levels] == ["10 s", "30 s", "full"]
-    assert (segments.reference, segments.n_cells) == ("full", 9)
+    assert (segments.reference, segments.n_configurations) == ("full", 9)
     assert aggregator.reference == "mean"
     for x in aggregator.levels:
         expected = np.mean([(chosen[s, x.name] == labels).mean() for s in ("10", "30", "full")])
@@ -395,9 +404,9 @@ def test_encoders_are_compared_over_the_strategies_that_both_have(tmp_path, rng,
             )
     write_run(tmp_path, "more", labels, guesses(rng, labels, 0.1), encoder="good", seg="60")
     write_run(tmp_path, "else", labels, guesses(rng, labels, 0.9), encoder="lone", layer_asked=3)
-    cells, left = merge(read_folders([tmp_path])[0])
+    configurations, left = merge(read_folders([tmp_path])[0])
     assert not left
-    (view,) = analyse(cells)
+    (view,) = analyse(configurations)
     pairs = {frozenset((p.name, p.other)): p for p in view.encoder_pairs}
     assert set(pairs) == {frozenset(p) for p in combinations(("poor", "good", "alike"), 2)}
     pair = pairs[frozenset(("good", "poor"))]
@@ -439,26 +448,28 @@ def test_pareto_against_a_plain_loop(rng):
 
 def test_guidelines(tmp_path, rng):
     write_grid(tmp_path, rng)
-    cells = list(cells_below(tmp_path).values())
+    configurations = list(configurations_below(tmp_path).values())
     scores = Scores()
-    advice = {a.question: a for a in advise(cells, scores, "holm", Limits(10**9, 0.2))}
-    assert advice["best quality"].cell.result["agg"] == "whitened"
+    advice = {a.question: a for a in advise(configurations, scores, "holm", Limits(10**9, 0.2))}
+    assert advice["best quality"].configuration.result["agg"] == "whitened"
     assert advice["best balance"].answer == "10 s whitened"
     assert advice["fastest"].answer == "10 s whitened"
-    assert advice["smallest"].cell.dim == 192
+    assert advice["smallest"].configuration.dim == 192
     assert "worse" in advice["smallest"].evidence
     assert advice["within 1 GB and 0.2 s a track"].answer == "10 s whitened"
     assert "3 of 9 fit" in advice["within 1 GB and 0.2 s a track"].evidence
-    none = advise(cells, scores, "holm", Limits(10**6))[-1]
-    assert (none.answer, none.cell) == ("none", None)
-    assert cheapest(cells).label == "10 s max"
+    none = advise(configurations, scores, "holm", Limits(10**6))[-1]
+    assert (none.answer, none.configuration) == ("none", None)
+    assert cheapest(configurations).label == "10 s max"
 
 
 def test_guidelines_say_when_nothing_can_be_told_apart(tmp_path, rng, labels):
     for agg in ("mean", "max", "stats"):
         write_run(tmp_path, agg, labels, guesses(rng, labels, 0.6), agg=agg)
-    (view,) = analyse(list(cells_below(tmp_path).values()))
-    assert "the 3 strategies cannot be told apart" in view.encoders[0].advice[0].evidence
+    (view,) = analyse(list(configurations_below(tmp_path).values()))
+    assert (
+        "no significant difference between the 3 strategies" in view.encoders[0].advice[0].evidence
+    )
 
 
 def test_an_unknown_cost_is_not_taken_to_fit(tmp_path, rng, labels):
@@ -466,9 +477,9 @@ def test_an_unknown_cost_is_not_taken_to_fit(tmp_path, rng, labels):
         write_run(
             tmp_path, agg, labels, guesses(rng, labels, 0.6), agg=agg, cost={"encoder_passes": 0}
         )
-    (view,) = analyse(list(cells_below(tmp_path).values()), limits=Limits(bytes=10**12))
-    assert view.encoders[0].advice[-1].cell is None
-    assert "2 of 2 have costs that aren't known" in view.encoders[0].advice[-1].evidence
+    (view,) = analyse(list(configurations_below(tmp_path).values()), limits=Limits(bytes=10**12))
+    assert view.encoders[0].advice[-1].configuration is None
+    assert "the cost of 2 of 2 is unknown" in view.encoders[0].advice[-1].evidence
 
 
 def test_the_studys_tables(tmp_path, rng, labels):
@@ -484,7 +495,7 @@ def test_the_studys_tables(tmp_path, rng, labels):
         seg="full",
         min_tail=None,
     )
-    emo, gtzan = analyse(list(cells_below(tmp_path).values()))
+    emo, gtzan = analyse(list(configurations_below(tmp_path).values()))
     assert [view.task for view in (emo, gtzan)] == ["emo", "gtzan"]
     lines = {line.strategy: line for line in emo.study}
     assert lines["10 s mean"].study == {"r2_valence": "0.547", "r2_arousal": "0.760"}
@@ -504,13 +515,13 @@ def test_breakdown_by_hand(tmp_path):
     labels = np.array([0, 0, 1, 1])
     write_run(tmp_path, "a", labels, np.array([[0, 0, 1, 2], [0, 1, 1, 2]]))
     write_run(tmp_path, "b", labels, np.array([[0, 0, 2, 2], [0, 0, 2, 2]]), agg="max")
-    cells = cells_below(tmp_path)
-    a, b = cells["10 s mean"], cells["10 s max"]
+    configurations = configurations_below(tmp_path)
+    a, b = configurations["10 s mean"], configurations["10 s max"]
     assert class_accuracy(a.labels, a.predictions, 3) == pytest.approx(
         [0.75, 0.5, np.nan], nan_ok=True
     )
     found = break_down([a, b], [b], Scores())
-    assert found.cells == [b, a]
+    assert found.configurations == [b, a]
     assert [d.id for d in found.disputed] == ["track02", "track01"]
     assert found.disputed[0].label == "b"
     assert (found.disputed[0].best, found.disputed[0].worst) == ("10 s mean", "10 s max")
@@ -523,7 +534,7 @@ def test_breakdown_by_target(tmp_path, rng):
     far[7] += 5
     write_run(tmp_path, "a", truth, near[None], targets=("x", "y"))
     write_run(tmp_path, "b", truth, far[None], targets=("x", "y"), agg="max")
-    (view,) = analyse(list(cells_below(tmp_path).values()))
+    (view,) = analyse(list(configurations_below(tmp_path).values()))
     assert view.breakdown.parts == ["x", "y"]
     assert view.breakdown.disputed[0].id == "track07"
     assert view.breakdown.disputed[0].best == "10 s mean"
@@ -646,7 +657,7 @@ def test_text_is_shown_as_it_is():
 
 def test_a_table_has_a_row_for_every_cell(tmp_path, rng):
     write_grid(tmp_path, rng)
-    table = frame(analyse(list(cells_below(tmp_path).values())))
+    table = frame(analyse(list(configurations_below(tmp_path).values())))
     assert table.strategy.is_unique
     assert table.accuracy.equals(table["mean"])
     assert (table.accuracy_ci_low < table.accuracy).all()
@@ -658,7 +669,7 @@ def test_a_table_has_a_row_for_every_cell(tmp_path, rng):
         ([], "nothing to compare"),
         (["nowhere"], "no such folder"),
         (["."], "no run of train_probe"),
-        (["runs", "--baseline", "60"], "no such cell or run"),
+        (["runs", "--baseline", "60"], "no such configuration or run"),
         (["runs", "--budget", "4"], "a unit"),
         (["runs", "--max_seconds=0"], "above 0"),
         (["runs", "--html", "no/r.html"], "that exists"),
@@ -678,5 +689,5 @@ def test_mistakes_end_in_one_line(tmp_path, rng, args, message):
 
 def test_common_ids_are_sorted(tmp_path, rng, labels):
     write_run(tmp_path, "a", labels, guesses(rng, labels, 0.5))
-    cells = list(cells_below(tmp_path).values())
-    assert common_ids(cells) == sorted(cells[0].ids)
+    configurations = list(configurations_below(tmp_path).values())
+    assert common_ids(configurations) == sorted(configurations[0].ids)

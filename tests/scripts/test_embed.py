@@ -163,7 +163,7 @@ def test_a_folder_becomes_a_table_with_bad_files_as_rows(embedded):
         assert line.embedding.dtype == np.float32
         assert line.embedding.shape == (192,)
     assert "6 embedded, 4 can't be used" in done.stdout
-    assert "1 files without an audio ending" in done.stderr
+    assert "passed over, by their endings: 1 .jpg" in done.stderr
     assert pq.read_schema(home / "e.parquet").field("embedding").type.list_size == 192
 
 
@@ -192,6 +192,7 @@ def test_the_metadata_says_how_it_was_made_and_not_by_whom(embedded):
     meta = json.loads(found[b"tune"])
     encoder = load_encoder("muq-nano")
     assert meta["encoder_fingerprint"] == encoder.fingerprint
+    assert meta["encoder_licence"] == "MIT, see its card"
     assert meta["strategy"] == {
         "encoder": "muq-nano",
         "layer": str(encoder.n_layers),
@@ -272,7 +273,7 @@ def test_shards_put_together_are_the_whole(music, scripts):
     with pytest.raises(ValueError, match="1/3 is missing"):
         scripts("embed", "--merge", "x.shard-*.parquet", "--out=y.parquet")
     scripts("embed", "music", *COMMON, "--agg=max", "--out=x.parquet", "--shard=1/3")
-    with pytest.raises(ValueError, match="made in another way than"):
+    with pytest.raises(ValueError, match="made with other settings than"):
         scripts("embed", "--merge", "x.shard-*.parquet", "--out=y.parquet")
 
 
@@ -308,6 +309,19 @@ def test_importing_the_package_imports_no_torch(tmp_path):
     assert done.stdout == "False\n", done.stderr
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = tune.nothing
+
+
+def test_similar_tracks_are_found_without_torch(music, scripts):
+    scripts("embed", "music", *COMMON, "--agg=whitened", "--out=w.parquet")
+    done = run(
+        "-c",
+        "import sys\nfrom tune.embeddings.similar import main\n"
+        "main(['w.parquet', 'sub/1.ogg'])\n"
+        "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])",
+        cwd=os.getcwd(),
+        env={"PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
 def test_distances_by_hand(rng):

@@ -404,8 +404,8 @@ def test_a_lone_track_uses_every_weight():
     tokens = torch.randn(1, 5, 16)
     batch = {
         "tokens": tokens,
-        "mask": torch.ones(1, 5, dtype=torch.bool),
-        "hidden": torch.arange(5)[None] == 3,
+        "attention_mask": torch.ones(1, 5, dtype=torch.bool),
+        "masked": torch.arange(5)[None] == 3,
         "weight": 0.0,
     }
     each, _, _ = script.step_losses(model, batch, recipe, torch.device("cpu"))

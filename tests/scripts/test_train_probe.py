@@ -504,20 +504,22 @@ def test_scales_that_are_all_the_full_track_are_marked(segs, degenerate):
             "unknown_tags",
         )
     )
+    config |= {"layer": "last", "agg": "hierarchical", "seeds": [1]}
+    extractor = SimpleNamespace(
+        encoder=SimpleNamespace(name="mel", untrained=False, device=torch.device("cpu")),
+        rules=rules,
+        collection=SimpleNamespace(
+            key={"tokens": "segment"}, bytes_of=lambda content, spans: len(spans)
+        ),
+    )
     got = results.assemble(
         SimpleNamespace(
-            name="t", kind="classes", classes=[], targets=[], splits=splits, skipped=[]
+            name="t", kind="classes", classes=[], targets=[], splits=splits, skipped=[], record={}
         ),
-        SimpleNamespace(name="mel", untrained=False),
-        rules,
-        SimpleNamespace(key={"tokens": "segment"}, bytes_of=lambda content, spans: len(spans)),
+        extractor,
         reports,
         outcome,
         config,
-        torch.device("cpu"),
-        layer_asked="last",
-        agg="hierarchical",
-        seeds=[1],
         truncated=0,
         probe_seconds=0.1,
     )

@@ -220,21 +220,21 @@ def decodings(monkeypatch):
         "most": 0,
         "meet": threading.Barrier(1),
     }
-    read, lock = encoding.read_audio, threading.Lock()
+    read, lock = encoding.audio.decode, threading.Lock()
 
-    def noted_read(path, sample_rate):
+    def noted_read(path, sample_rate, **how):
         with lock:
             seen["calls"] += 1
             meet = seen["calls"] <= seen["meet"].parties
         if meet:  # the first ones go on together, or the barrier breaks
             seen["meet"].wait(30)
-        samples = read(path, sample_rate)
+        sound = read(path, sample_rate, **how)
         with lock:
-            seen["held"][path] = samples
+            seen["held"][path] = sound.samples
             seen["most"] = max(seen["most"], len(seen["held"]))
-        return samples
+        return sound
 
-    monkeypatch.setattr(encoding, "read_audio", noted_read)
+    monkeypatch.setattr(encoding.audio, "decode", noted_read)
     return seen
 
 

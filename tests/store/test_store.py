@@ -667,8 +667,8 @@ def test_the_command_lists_sizes_and_prunes(filled, tmp_path):
         "muq",
         "3",
         "frame at 2 Hz",
+        "mix",
         "fp16",
-        "1",
         "1",
     ]
 
@@ -703,7 +703,7 @@ def test_the_command_answers_mistakes_in_one_line_with_code_2(tmp_path, args, me
 def test_the_command_prunes_nothing_without_a_condition(filled, tmp_path):
     done = command("prune", "--store", filled.root, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "nothing to prune: name --encoder, --older_than and/or --max_size\n"
+    assert done.stderr == "nothing to prune: give --encoder, --older_than, --old or --max_size\n"
     assert len(describe(filled.root)) == 4
 
 
@@ -720,9 +720,9 @@ def test_the_default_store_is_named_by_the_environment_or_in_the_users_cache(mon
 
 def test_a_store_that_can_not_be_made_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"the store .*file can't be made: .+"):
+    with pytest.raises(ValueError, match=r"the store .*file can't be created: .+"):
         Store(tmp_path / "file")
-    with pytest.raises(ValueError, match=r"the store .*below can't be made: .+"):
+    with pytest.raises(ValueError, match=r"the store .*below can't be created: .+"):
         Store(tmp_path / "file" / "below")
 
 

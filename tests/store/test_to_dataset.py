@@ -84,11 +84,11 @@ def test_what_is_opened_is_one_collection(tmp_path, rng):
     opened = tune.store.open(tmp_path, encoder="muq", layers=2)
     assert opened.layers == [2]
     assert tune.store.open(opened.folder).folder == opened.folder
-    with pytest.raises(ValueError, match=r"2 collections fit, say which .*layers='all'"):
+    with pytest.raises(ValueError, match=r"2 collections match, choose one .*layers='all'"):
         tune.store.open(tmp_path, encoder="muq")
     with pytest.raises(ValueError, match=r"no such collection \(encoder='mel'"):
         tune.store.open(tmp_path, encoder="mert")
-    with pytest.raises(ValueError, match="made by the first run"):
+    with pytest.raises(ValueError, match="the first run creates it"):
         tune.store.open(tmp_path / "nothing")
     with pytest.raises(ValueError, match="not by colour"):
         tune.store.open(tmp_path, colour="red")

@@ -19,7 +19,7 @@ from tune.sweep import worker as sweep_worker
 from tune.sweep.config import propose
 from tune.sweep.journal import Sweep
 from tune.sweep.pool import ctrl_c_noted
-from tune.sweep.summary import write_twin
+from tune.sweep.summary import write_duplicate
 
 SMALL = {
     "program": "train_probe.py",
@@ -96,15 +96,15 @@ def test_interrupted_it_goes_on_and_cells_that_cut_nothing_are_marked(tmp_path):
     results = results_of(tmp_path)
     assert set(results) == {(s, a) for s in ("1", "20", "full") for a in ("mean", "max")}
     full = results["full", "mean"]
-    for cell in (("20", "mean"), ("20", "max"), ("full", "max")):
-        assert results[cell]["same_as"].startswith("small-agg-mean-seg-full-")
-        assert results[cell]["metrics"] == full["metrics"]
-        assert results[cell]["degenerate"] == ("equals full" if cell[0] == "20" else None)
+    for key in (("20", "mean"), ("20", "max"), ("full", "max")):
+        assert results[key]["same_as"].startswith("small-agg-mean-seg-full-")
+        assert results[key]["metrics"] == full["metrics"]
+        assert results[key]["degenerate"] == ("equals full" if key[0] == "20" else None)
     assert "same_as" not in full
     # Each segment once, by whom ever: 18 tracks of 2.57, 2.94 and 2.2 s, and each as a whole.
     assert len(list((tmp_path / "store").rglob("*.safetensors"))) == 36
     assert done.stdout.count("= full mean") == 3
-    assert "small: 6 cells" in done.stdout
+    assert "small: 6 runs" in done.stdout
     assert "against full mean" in done.stdout
     assert "<svg" in (tmp_path / "runs" / "small.html").read_text()
     assert "wandb sync" in done.stdout
@@ -166,7 +166,7 @@ def test_a_run_that_a_signal_meets_as_it_begins_isnt_closed_as_finished(
         f"--output_dir={tmp_path / 'runs'}",
     ]
     assert here.recv() == ("ready",)
-    here.send(("cell", "one", argv, tmp_path / "log.txt"))
+    here.send(("run", "one", argv, tmp_path / "log.txt"))
     worker.join(60)
     assert worker.exitcode == 130
     records, unbegun = read_runs(tmp_path / "wandb")
@@ -224,7 +224,7 @@ def test_a_failed_cell_is_named_and_the_others_go_on(tmp_path):
     assert done.returncode == 2
     assert set(results_of(tmp_path)) == {("1", "mean")}
     assert "unknown task 'nowhere'" in done.stderr
-    assert "1 of 2 cells failed" in done.stderr.splitlines()[-1]
+    assert "1 of 2 runs failed" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert "failed:" in done.stdout
     assert "wandb sync" not in done.stdout
@@ -279,8 +279,8 @@ def test_a_search_stops_early_and_is_taken_up_again(tmp_path):
     ("flags", "message"),
     [
         (["--agg=stats"], "--agg: s.yaml varies it; change it there"),
-        (["--name=x"], "--name: the sweep names its cells' folders itself"),
-        (["x"], "x: flags for the cells are written --flag=value"),
+        (["--name=x"], "--name: the sweep names its runs' folders itself"),
+        (["x"], "x: flags for the runs are written --flag=value"),
         (["--workers=0"], "expected a whole number above 0"),
         (["--search_seed=-1"], "--search_seed must be 0 or above, got -1"),
     ],
@@ -322,12 +322,12 @@ def test_a_random_search_goes_on_as_it_would_have(tmp_path, monkeypatch):
     }
 
     def names(sweep, n):
-        cells = [sweep.next() for _ in range(n)]
-        for cell in cells:
-            sweep.note(cell, "finished")
-            sweep.folder(cell.name).mkdir()
-            (sweep.folder(cell.name) / "result.json").write_text("{}")
-        return [cell.name for cell in cells]
+        runs = [sweep.next() for _ in range(n)]
+        for run in runs:
+            sweep.note(run, "finished")
+            sweep.folder(run.name).mkdir()
+            (sweep.folder(run.name) / "result.json").write_text("{}")
+        return [run.name for run in runs]
 
     whole = names(Sweep(config, tmp_path / "at-once", [], 5, 7), 5)
     assert len(set(whole)) == 5
@@ -339,14 +339,14 @@ def test_a_random_search_goes_on_as_it_would_have(tmp_path, monkeypatch):
     # One that was under way comes again before anything new, also with a result: its W&B run
     # was cut off.
     third = Sweep(config, runs, [], 6, 7)
-    cell = third.next()
-    third.note(cell, "running")
-    third.folder(cell.name).mkdir()
-    (third.folder(cell.name) / "result.json").write_text("{}")
-    assert Sweep(config, runs, [], 6, 7).next().name == cell.name
+    run = third.next()
+    third.note(run, "running")
+    third.folder(run.name).mkdir()
+    (third.folder(run.name) / "result.json").write_text("{}")
+    assert Sweep(config, runs, [], 6, 7).next().name == run.name
 
 
-def test_a_twin_is_a_copy_that_says_so(tmp_path):
+def test_a_duplicate_is_a_copy_that_says_so(tmp_path):
     original = tmp_path / "original"
     original.mkdir()
     (original / "result.json").write_text(json.dumps({"seg": "full", "agg": "mean", "x": 1}))
@@ -354,8 +354,8 @@ def test_a_twin_is_a_copy_that_says_so(tmp_path):
     import pyarrow as pa
 
     pq.write_table(pa.table({"id": ["a"]}), original / "predictions.parquet")
-    write_twin(tmp_path / "twin", original, {"seg": "60", "agg": "max", "task": "t"})
-    result = json.loads((tmp_path / "twin" / "result.json").read_text())
+    write_duplicate(tmp_path / "same", original, {"seg": "60", "agg": "max", "task": "t"})
+    result = json.loads((tmp_path / "same" / "result.json").read_text())
     assert result == {
         "seg": "60",
         "agg": "max",
@@ -363,19 +363,19 @@ def test_a_twin_is_a_copy_that_says_so(tmp_path):
         "same_as": "original",
         "degenerate": "equals full",
     }
-    assert pq.read_table(tmp_path / "twin" / "predictions.parquet").to_pydict() == {"id": ["a"]}
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["original", "twin"]
+    assert pq.read_table(tmp_path / "same" / "predictions.parquet").to_pydict() == {"id": ["a"]}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["original", "same"]
 
 
 def test_a_dead_workers_cell_is_marked_failed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = SMALL | {"parameters": {"agg": {"values": ["mean"]}}}
-    (cell,) = propose(config, [], 9, [], 1)
+    (run,) = propose(config, [], 9, [], 1)
     monkeypatch.setattr(pool, "work", os._exit)  # leaves at once, by an error
     whole = Sweep(config, tmp_path / "runs", [], None, 1)
     with pytest.raises(ValueError, match="worker processes died"):
-        pool.run(whole, 1)
-    assert whole.next().name == cell.name  # it was never given out
+        pool.run_all(whole, 1)
+    assert whole.next().name == run.name  # it was never given out
 
 
 def test_ctrl_c_is_not_lost_where_python_drops_exceptions():
@@ -391,3 +391,18 @@ def test_ctrl_c_is_not_lost_where_python_drops_exceptions():
         with pytest.raises(KeyboardInterrupt):  # the second one doesn't wait
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_journal_with_the_old_name_of_a_field_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = {"program": "train_probe.py", "method": "grid", "parameters": {"seg": {"value": 20}}}
+    sweep = Sweep(config, tmp_path / "runs", [], None, 1)
+    run = sweep.next()
+    run.same_as = "full-track"
+    sweep.note(run, "same")
+    sweep.folder(run.name).mkdir()
+    (sweep.folder(run.name) / "result.json").write_text("{}")
+    journal = sweep.journal.read_text()
+    sweep.journal.write_text(journal.replace('"same_as"', '"twin"'))
+    (again,) = Sweep(config, tmp_path / "runs", [], None, 1).runs.values()
+    assert (again.state, again.same_as) == ("same", "full-track")

@@ -1,4 +1,4 @@
-"""The files in sweeps/: valid by W&B's own schema, their keys flags, their cells command lines."""
+"""The files in sweeps/: valid by W&B's own schema, their keys flags, their runs command lines."""
 
 import importlib
 
@@ -9,7 +9,7 @@ from conftest import ROOT
 from tune.aggregators.degenerate import degenerate_reason, full_track
 from tune.segments.rules import parse_rule
 from tune.sweep import config as sweep_files
-from tune.sweep.config import make_cell, propose, read_sweep, swept, to_stop
+from tune.sweep.config import make_run, propose, read_sweep, swept, to_stop
 
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
 SIZES = {"demo": 9, "paper": 32, "full": 84, "hierarchical": 6, "layers": 60}
@@ -45,14 +45,14 @@ def test_a_sweep_is_valid_by_wandbs_schema(file):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_cell_is_a_command_line_that_parses(file):
     config = read_sweep(file)
-    cells = propose(config, [], 1000 if config["method"] == "grid" else 5, [], 1234)
-    assert len(cells) == SIZES.get(file.stem, 5)
-    assert len({cell.name for cell in cells}) == len(cells)
+    runs = propose(config, [], 1000 if config["method"] == "grid" else 5, [], 1234)
+    assert len(runs) == SIZES.get(file.stem, 5)
+    assert len({run.name for run in runs}) == len(runs)
     parse_args = parse_args_of(config)
-    for cell in cells:
-        args = parse_args(cell.argv)
+    for run in runs:
+        args = parse_args(run.argv)
         assert args.group == config["name"]
-        for key, value in cell.config.items():
+        for key, value in run.config.items():
             got = getattr(args, key)
             if key == "agg":  # a Transformer's checkpoint may be named with it
                 value, _, checkpoint = value.partition(":")
@@ -72,8 +72,8 @@ def test_the_command_is_what_wandbs_agent_makes_of_it(file):
     from wandb.sdk.launch.sweeps import utils
 
     config = read_sweep(file)
-    (cell,) = propose(config, [], 1, [], 1234)
-    args = {"args": {k: {"value": v} for k, v in cell.config.items()}}
+    (run,) = propose(config, [], 1, [], 1234)
+    args = {"args": {k: {"value": v} for k, v in run.config.items()}}
     filled = {
         "env": ["/usr/bin/env"],
         "program": [config["program"]],
@@ -83,7 +83,7 @@ def test_the_command_is_what_wandbs_agent_makes_of_it(file):
     for word in utils.create_sweep_command(list(config["command"])):
         command += filled[word[2:-1]] if word.startswith("${") else [word]
     assert command[:4] == ["/usr/bin/env", "accelerate", "launch", "--quiet"]
-    assert command[5:] == cell.argv[: len(cell.config)]
+    assert command[5:] == run.argv[: len(run.config)]
 
 
 def test_the_metric_is_one_that_the_program_logs():
@@ -96,11 +96,11 @@ def test_the_metric_is_one_that_the_program_logs():
 
 def test_the_papers_grid_is_the_studys():
     config = read_sweep(ROOT / "sweeps" / "paper.yaml")
-    cells = {
+    runs = {
         (c.config["task"], c.config["seg"], c.config["agg"].partition(":")[0])
         for c in propose(config, [], 1000, [], 1)
     }
-    assert cells == {
+    assert runs == {
         (t, s, a)
         for t in ("emo", "gtzan")
         for s in ("10", "30", "60", "full")
@@ -144,9 +144,9 @@ def test_a_cells_name_tells_what_varies_and_changes_with_all_that_matters():
     config = read_sweep(ROOT / "sweeps" / "demo.yaml")
     assert swept(config) == ["agg", "seg"]
     values = {"agg": "mean", "seg": "10", "seeds": [1, 2], "task": "demo"}
-    cell = make_cell(values, config, [])
-    assert cell.name.startswith("demo-agg-mean-seg-10-")
-    assert cell.argv == [
+    run = make_run(values, config, [])
+    assert run.name.startswith("demo-agg-mean-seg-10-")
+    assert run.argv == [
         "--agg=mean",
         "--seg=10",
         "--seeds=[1, 2]",
@@ -154,11 +154,11 @@ def test_a_cells_name_tells_what_varies_and_changes_with_all_that_matters():
         "--group=demo",
         "--project=tune",
     ]
-    assert make_cell(values, config, ["--epochs=3"]).name != cell.name
-    assert make_cell(values | {"seeds": [1]}, config, []).name != cell.name
+    assert make_run(values, config, ["--epochs=3"]).name != run.name
+    assert make_run(values | {"seeds": [1]}, config, []).name != run.name
     places = ["--store=/a", "--report_to=none", "--group=g", "--project=p"]
-    moved = make_cell(values, config, places)
-    assert moved.name == cell.name
+    moved = make_run(values, config, places)
+    assert moved.name == run.name
     assert moved.argv[-4:] == places
     assert len([flag for flag in moved.argv if flag.startswith("--group=")]) == 1
 
@@ -179,33 +179,33 @@ def test_a_bayesian_search_follows_the_metric_and_repeats_itself():
         "metric": {"name": "val/loss", "goal": "minimize"},
         "parameters": {"dropout": {"min": 0.0, "max": 0.9}, "num_layers": {"values": [1, 2]}},
     }
-    cells = []
+    runs = []
     for _ in range(14):
-        (cell,) = propose(config, cells, 1, [], 7)
-        assert isinstance(cell.config["dropout"], float)
-        cell.state, cell.history = "finished", [1.0, (cell.config["dropout"] - 0.3) ** 2]
-        cells.append(cell)
-    (again,) = propose(config, cells[:-1], 1, [], 7)
-    assert again.config == cells[-1].config
-    (other,) = propose(config, cells[:-1], 1, [], 8)
+        (run,) = propose(config, runs, 1, [], 7)
+        assert isinstance(run.config["dropout"], float)
+        run.state, run.history = "finished", [1.0, (run.config["dropout"] - 0.3) ** 2]
+        runs.append(run)
+    (again,) = propose(config, runs[:-1], 1, [], 7)
+    assert again.config == runs[-1].config
+    (other,) = propose(config, runs[:-1], 1, [], 8)
     assert other.config != again.config
-    late = [abs(c.config["dropout"] - 0.3) for c in cells[6:]]
+    late = [abs(c.config["dropout"] - 0.3) for c in runs[6:]]
     assert sum(distance < 0.1 for distance in late) >= 4  # at random: 8 * 0.22
 
 
 def test_early_termination_stops_the_run_that_lags_behind():
     config = read_sweep(ROOT / "sweeps" / "pretrain.yaml")
-    cells = propose(config, [], 3, [], 1)
-    for cell, level in zip(cells, (0.2, 0.3, 0.9), strict=True):
-        cell.state, cell.history = "running", [level] * 5
-    assert to_stop(config, cells) == set()  # min_iter: 5, and the sixth epoch is number 5
-    for cell in cells:
-        cell.history.append(cell.history[-1])
-    assert cells[2].name in to_stop(config, cells)
-    assert cells[0].name not in to_stop(config, cells)
-    cells[2].state = "stopped"
-    assert cells[2].name not in to_stop(config, cells)
-    assert to_stop({k: v for k, v in config.items() if k != "early_terminate"}, cells) == set()
+    runs = propose(config, [], 3, [], 1)
+    for run, level in zip(runs, (0.2, 0.3, 0.9), strict=True):
+        run.state, run.history = "running", [level] * 5
+    assert to_stop(config, runs) == set()  # min_iter: 5, and the sixth epoch is number 5
+    for run in runs:
+        run.history.append(run.history[-1])
+    assert runs[2].name in to_stop(config, runs)
+    assert runs[0].name not in to_stop(config, runs)
+    runs[2].state = "stopped"
+    assert runs[2].name not in to_stop(config, runs)
+    assert to_stop({k: v for k, v in config.items() if k != "early_terminate"}, runs) == set()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from task_trees import gs, mtt, write_rows
 from tune.audio.decode import AudioError, read_header
 from tune.audio.hashing import sound_hash
 from tune.tasks.check import check
+from tune.tasks.label_readers import difference, folded
 from tune.tasks.load import TASKS, load_task
 from tune.tasks.report import main
 
@@ -147,7 +148,7 @@ def test_headers(tmp_path):
     header = read_header(tmp_path / "a.flac")
     assert (header.sample_rate, header.channels, header.format) == (44_100, 2, "FLAC")
     assert header.seconds == pytest.approx(0.1)
-    for name, text, reason in (("b.raw", "x", "no header"), ("c.wav", "x", "can't be decoded")):
+    for name, text, reason in (("b.raw", "\0x", "no header"), ("c.wav", "x", "can't be decoded")):
         (tmp_path / name).write_text(text)
         with pytest.raises(AudioError, match=reason):
             read_header(tmp_path / name)
@@ -191,3 +192,125 @@ def test_the_command_line(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["check"])
     assert "check needs a task" in capsys.readouterr().err
+
+
+def test_a_track_twice_in_a_split_with_equal_and_with_different_labels(folder, tmp_path):
+    audio = folder / "audio"
+    (audio / "002.wav").write_bytes((audio / "004.wav").read_bytes())  # both are high
+    train, test = rows_of(folder, "train"), rows_of(folder, "test")
+    conflict = train[2] | {"label": "high"}
+    write_rows(folder / "tones.train.jsonl", [*train, conflict])
+    write_rows(folder / "tones.test.jsonl", [*test, test[0]])
+    report = report_of(folder, tmp_path)
+    first, second = problems(report, "twice")
+    where = ", ".join(f"train: {audio / name}" for name in ("002.wav", "004.wav"))
+    assert first == f"the same audio is 2 times in train: {where}"
+    assert second == f"the same audio is 2 times in test: test: {audio / '013.wav'} (2 times)"
+    (text,) = problems(report, "label")
+    assert text == (
+        f"the same audio has different labels (low | high): train: {audio / '003.wav'} (2 times)"
+    )
+    assert len(report["problems"]) == 3
+
+
+def test_a_file_that_is_missing_in_two_splits_is_a_duplicate_all_the_same(folder, tmp_path):
+    (folder / "audio" / "001.wav").unlink()
+    rows = [*rows_of(folder, "test"), rows_of(folder, "train")[0]]
+    write_rows(folder / "tones.test.jsonl", rows)
+    (text,) = problems(report_of(folder, tmp_path), "duplicate")
+    assert text.startswith("the same audio is in train and test")
+
+
+@pytest.mark.parametrize(
+    ("name", "by"),
+    [
+        ("Low", "case"),
+        ("lo\u200bw", "characters without width"),
+        ("\uff4cow", "kinds of characters"),
+    ],
+)
+def test_names_that_look_alike_are_reported(folder, tmp_path, name, by):
+    for split in ("train", "val", "test"):
+        rows = rows_of(folder, split)
+        rows[0]["label"] = name
+        write_rows(folder / f"tones.{split}.jsonl", rows)
+    (text,) = problems(report_of(folder, tmp_path), "class")
+    shown = repr if by == "case" else ascii
+    one, other = sorted([name, "low"])
+    assert text == f"the names {shown(one)} and {shown(other)} differ by {by}: one class?"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "by"),
+    [
+        ("Mu\u0301sica", "Música", "composed or decomposed characters"),
+        ("hip hop", "hip\xa0hop", "kinds of blanks"),
+        ("hip hop", "hip-hop", "blanks, hyphens or underscores"),
+        ("1", "01", "how a number is written"),
+        ("1", "1.0", "how a number is written"),
+        ("Hip-Hop", "hip hop", "their spelling"),
+        ("rock", "rocks", None),
+        ("C", "C#", None),
+        ("4 4", "44", None),
+        ("-1", "1", None),
+    ],
+)
+def test_what_two_names_differ_by(one, other, by):
+    assert (folded(one) == folded(other)) == (by is not None)
+    assert by is None or difference(one, other) == by
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [([1.0, 2.0, 3.0], 1), ([1.0, 2.0, 3.5], 0), (range(0, 100, 5), 1), (range(0, 105, 5), 0)],
+)
+def test_a_regression_on_few_whole_numbers_is_pointed_out(tmp_path, values, found):
+    folder = make_task(tmp_path / "ratings", seconds=0.3, n=(21, 3, 3))
+    for split in ("train", "val", "test"):
+        rows = rows_of(folder, split)
+        for i, row in enumerate(rows):
+            row["label"] = [float(list(values)[i % len(values)])]
+        write_rows(folder / f"tones.{split}.jsonl", rows)
+    texts = problems(report_of(folder, tmp_path), "target")
+    assert len(texts) == found
+    if found:
+        assert f"has {len(values)} different values, all whole" in texts[0]
+        assert texts[0].endswith("--kind classes reads them so")
+
+
+def test_channels_of_opposite_phase(folder, tmp_path):
+    audio = folder / "audio"
+    for i, right in ((1, -1.0), (3, -0.95), (5, -0.7), (7, 1.0)):
+        left, rate = soundfile.read(audio / f"{i:03d}.wav")
+        stereo = np.stack([left, right * left], 1)
+        soundfile.write(audio / f"{i:03d}.wav", stereo, rate, subtype="FLOAT")
+    report = report_of(folder, tmp_path)
+    whole, nearly = problems(report, "antiphase")
+    assert "001.wav: its channels are of opposite phase and cancel in the mix to nothing" in whole
+    assert "003.wav: its channels are of opposite phase" in nearly
+    assert "to 32 dB below them" in nearly  # 20 log10(0.975 / 0.025)
+    assert problems(report, "silent") == []
+
+
+def test_a_length_that_does_not_go_with_the_size(folder, tmp_path):
+    rate = 44_100
+    for name, seconds, extra in (("001", 3.0, 0), ("002", 3.0, 400_000)):
+        soundfile.write(folder / "audio" / f"{name}.mp3", tone(seconds, 300, rate), rate)
+        data = (folder / "audio" / f"{name}.mp3").read_bytes()
+        tag = b"ID3\x04\0\0" + bytes([0, 10, 0, 0]) + bytes(10 << 14) if name == "001" else b""
+        (folder / "audio" / f"{name}.mp3").write_bytes(tag + data + bytes(extra))
+    rows = rows_of(folder, "train")
+    for i in (0, 1):
+        rows[i]["audio_path"] = f"audio/00{i + 1}.mp3"
+    write_rows(folder / "tones.train.jsonl", rows)
+    (text,) = problems(report_of(folder, tmp_path), "length")
+    assert "002.mp3: 3.0" in text
+    assert text.endswith("kbit/s, which MP3 doesn't have: is its length right?")
+
+
+def test_the_thresholds_are_printed(folder, capsys):
+    with pytest.raises(SystemExit):
+        main(["check", str(folder), "--min_tracks=3"])
+    out = capsys.readouterr().out
+    for part in ("at least 3 test tracks", "20 landmarks", "20 dB", "8 to 320", "up to 20 diff"):
+        assert part in out

@@ -12,7 +12,7 @@ from conftest import make_task
 from in_process import call
 
 from tune.comparison.analysis import analyse
-from tune.comparison.cells import merge
+from tune.comparison.configurations import merge
 from tune.comparison.paired import compare, read_predictions
 from tune.probing.intervals import bootstrap, main_score, score
 from tune.runs.load import read_folders

@@ -11,7 +11,7 @@ from compare_runs import write_run
 from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score
 
 from tune.comparison.analysis import analyse
-from tune.comparison.cells import merge
+from tune.comparison.configurations import merge
 from tune.comparison.paired import compare
 from tune.probing.intervals import bootstrap, bootstrap_curves, main_score, paired_bootstrap, score
 from tune.runs.load import read_folders
@@ -171,11 +171,29 @@ def test_every_pair_of_keys_scores_as_in_mir_eval():
         ("Eb minor", "Eb minor"),
         (" A#  MAJOR ", "Bb major"),
         ("H major", None),
-        ("C", None),
+        ("C", "C major"),
+        ("c", None),
         ("X", None),
         ("C other", None),
         ("", None),
-        ("Cb major", None),
+        ("Cb major", "B major"),
+        ("E# minor", "F minor"),
+        ("B♭ minor", "Bb minor"),
+        ("F♯m", "Gb minor"),
+        ("Am", "A minor"),
+        ("am", "A minor"),
+        ("CM", "C major"),
+        ("Cm", "C minor"),
+        ("C:maj", "C major"),
+        ("A:min", "A minor"),
+        ("Bbmaj", "Bb major"),
+        ("a flat Minor", "Ab minor"),
+        ("B-flat major", "Bb major"),
+        ("F##:min", "G minor"),
+        ("A:minmaj", None),
+        ("N", None),
+        ("Amix", None),
+        ("C major/E", None),
     ],
 )
 def test_names_of_keys(text, name):
@@ -254,7 +272,7 @@ def test_compare_breaks_tags_down(runs, tags):
     assert left == []
     (view,) = analyse(merge(read)[0])
     assert view.metric == "roc_auc"
-    found = {row.cell.label: row for row in view.rows}
+    found = {row.configuration.label: row for row in view.rows}
     assert found["10 s mean"].verdict == "better"
     curves = bootstrap_curves("tags", tags[0], weak, [])
     assert found["full mean"].mean == pytest.approx(curves["roc_auc"][0])

@@ -55,7 +55,7 @@ def test_the_package_runs_what_was_trained():
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected
     # Heads, and the conformer's positions, which aren't used.
-    assert {k.split(".")[0] for k in missing} == {"head", "mark", "order", "conformer"}
+    assert {k.split(".")[0] for k in missing} == {"head", "projection", "order", "conformer"}
     encoder = load_encoder("muq-nano")
     assert not encoder.untrained
     audio = torch.from_numpy(np.stack([tone(2, 220), tone(2, 330, seed=1)]))

@@ -80,7 +80,7 @@ def test_a_run_learns_and_one_that_was_cut_off_ends_the_same(folder, flags, main
     done = run(SCRIPT, *flags, "--out", folder / "whole", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "2,361,216 parameters; 6 tracks" in done.stdout  # three songs, three tones
-    assert "to beat: guess" in done.stdout
+    assert "chance: accuracy" in done.stdout
     facts = json.loads((folder / "whole" / "pretrain.json").read_text())
     assert facts["command"].startswith("tools/muq_nano/pretrain_nano.py --songs=4")
     first, last = facts["history"]
@@ -131,7 +131,7 @@ def test_only_the_train_split_of_a_task_is_learnt_from(folder, tmp_path):
     )
     task = load_task(str(folder / "tones"), tmp_path, cache_dir=tmp_path)
     known = {s: {content_hash(p) for p in task.splits[s]["path"]} for s in task.splits}
-    learnt = {music.tracks.known_by[i] for i in music.train}
+    learnt = {music.tracks.content_hashes[i] for i in music.train}
     assert known["train"] <= learnt
     assert not learnt & (known["val"] | known["test"])
     assert not set(music.train) & set(music.val)
@@ -144,18 +144,18 @@ def test_a_song_that_a_task_holds_out_is_refused(folder):
     _, _, audio = make_track("demo", 70)  # the first of val
     samples = np.round(audio * 32767).astype(np.int16)
     assert refused[composed.samples_hash(samples)] == "demo"
-    _, known_by = composed.compose(6, 1)
-    assert known_by not in refused
+    _, song_hash = composed.compose(6, 1)
+    assert song_hash not in refused
     with pytest.raises(ValueError, match="in the val or test split of demo-x: choose another"):
-        mel_corpus.build_composed(folder / "corpus", 6, 4, {known_by: "demo-x"})
+        mel_corpus.build_composed(folder / "corpus", 6, 4, {song_hash: "demo-x"})
 
 
 def test_composed_songs_depend_on_seed_and_number_alone():
-    audio, known_by = composed.compose(6, 4)  # sections in any order
+    audio, song_hash = composed.compose(6, 4)  # sections in any order
     again, same = composed.compose(6, 4)
     np.testing.assert_array_equal(audio, again)
-    assert known_by == same
-    assert composed.compose(7, 4)[1] != known_by
+    assert song_hash == same
+    assert composed.compose(7, 4)[1] != song_hash
     assert (audio.dtype, len(audio)) == (np.float32, 60 * 24_000)
     assert 0.01 < np.abs(audio).max() <= 1
 
@@ -204,7 +204,7 @@ def test_hidden_frames_show_noise_and_nothing_of_the_music(folder, tmp_path):
     crops = nano_music.Crops(music, tokens, [4], 12, 0.6, seed=5)
     one = crops[3]
     assert one["mel"].shape == (3, 400, 128)
-    assert one["hidden"].shape == (3, 60)  # six of ten spans of 0.4 s
+    assert one["masked"].shape == (3, 60)  # six of ten spans of 0.4 s
     assert not one.pop("pairs")
     assert all(torch.equal(one[k], crops[3][k]) for k in one)
     assert not torch.equal(one["mel"], crops[4]["mel"])
@@ -212,8 +212,8 @@ def test_hidden_frames_show_noise_and_nothing_of_the_music(folder, tmp_path):
     crops.music.tracks.mel = lambda track, first, last: np.zeros((400, 128), np.float16)
     other = crops[3]
     differs = (one["mel"] != other["mel"]).any(2).view(3, 100, 4).any(2)
-    hidden = torch.zeros(3, 100, dtype=torch.bool).scatter_(1, one["hidden"], True)
-    assert torch.equal(differs, ~hidden)
+    masked = torch.zeros(3, 100, dtype=torch.bool).scatter_(1, one["masked"], True)
+    assert torch.equal(differs, ~masked)
 
 
 def test_crops_come_in_pairs_of_a_song_from_a_step_on(folder, tmp_path):
@@ -231,11 +231,13 @@ def test_crops_come_in_pairs_of_a_song_from_a_step_on(folder, tmp_path):
 
 
 def test_recognising_a_song_is_a_softmax_over_the_other_crops():
-    marks = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.0, 3.0]])
+    projections = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.0, 3.0]])
     # Alike are 0 and 2, 1 and 3: 10 against two zeros.
     expected = -np.log(np.exp(10) / (np.exp(10) + 2))
-    assert nano.nt_xent_loss(marks).item() == pytest.approx(expected, abs=1e-6)
-    assert nano.nt_xent_loss(marks[[0, 1, 3, 2]]).item() == pytest.approx(10 + expected, rel=1e-4)
+    assert nano.nt_xent_loss(projections).item() == pytest.approx(expected, abs=1e-6)
+    assert nano.nt_xent_loss(projections[[0, 1, 3, 2]]).item() == pytest.approx(
+        10 + expected, rel=1e-4
+    )
 
 
 def test_examples_of_a_group_are_the_same_pieces_in_several_orders(rng, monkeypatch):
@@ -272,7 +274,7 @@ def test_examples_of_a_group_are_the_same_pieces_in_several_orders(rng, monkeypa
 
 def test_telling_orders_is_a_softmax_over_the_orders_of_the_other_take():
     a, b = torch.eye(2)
-    # One group of two orders: the first take's marks, then the second's.
+    # One group of two orders: the first take's projections, then the second's.
     loss, accuracy = nano.order_contrastive_loss(torch.stack([a, b, 2 * a, 3 * b]), 2)
     assert loss.item() == pytest.approx(-np.log(np.exp(10) / (np.exp(10) + 1)), abs=1e-6)
     assert accuracy == 1
@@ -388,7 +390,7 @@ def test_a_folder_of_music_is_learnt_from_and_its_subfolders_are_albums(folder, 
     known = {
         content_hash(p): p.parent.name for p in music_dir.rglob("*.wav") if p.name != "broken.wav"
     }
-    albums = [known[k] for k in music.tracks.known_by[7:]]
+    albums = [known[k] for k in music.tracks.content_hashes[7:]]
     numbers = music.albums
     assert len(set(numbers[:7])) == 7
     assert {(a, n) for a, n in zip(albums, numbers[7:], strict=True)} == {
@@ -446,15 +448,15 @@ def test_partners_are_of_one_album_in_the_share_that_was_asked_for():
 
 def test_crops_of_the_same_album_arent_told_apart():
     a, b = torch.eye(2)
-    marks = torch.stack([a, 2 * a, b, 3 * a, a, 2 * b])
+    projections = torch.stack([a, 2 * a, b, 3 * a, a, 2 * b])
     # 0 and 3, 1 and 4, 2 and 5 are partners; 0, 1, 3 and 4 are of one album. Each of these has its
     # partner at 10 and two others at 0 to tell it from; 2 and 5 have four others.
     e = np.exp(-10)
     expected = (4 * np.log(1 + 2 * e) + 2 * np.log(1 + 4 * e)) / 6
-    loss = nano.nt_xent_loss(marks, torch.tensor([7, 7, 8, 7, 7, 8]))
+    loss = nano.nt_xent_loss(projections, torch.tensor([7, 7, 8, 7, 7, 8]))
     assert loss.item() == pytest.approx(expected, abs=1e-6)
-    assert nano.nt_xent_loss(marks) > 0.5  # two more at 10
-    assert nano.nt_xent_loss(marks, torch.tensor([7, 7, 7, 7, 7, 7])).item() == 0
+    assert nano.nt_xent_loss(projections) > 0.5  # two more at 10
+    assert nano.nt_xent_loss(projections, torch.tensor([7, 7, 7, 7, 7, 7])).item() == 0
 
 
 def test_a_model_begins_with_the_weights_of_another(tmp_path):

@@ -1,12 +1,12 @@
-"""Composed music without end, for pretraining: other songs than the demo tasks' own.
+"""Composed music in any amount, for pretraining; none of it is in the demo tasks.
 
-The composer of `tune.demo` is fed with seeds of its own, which no task uses, and lent more freedom
-than the tasks give it: half of the songs are styles and moods, the others mix instruments, grooves,
-harmony and tempo of any styles, or repeat ten-second sections in any order. Half of all are then
-equalised and levelled at random, as recordings differ. Nothing here has a label.
+The composer of `tune.demo` gets seeds that no task uses, and more variety than in the tasks: half
+of the songs are styles and moods, the others mix instruments, grooves, harmony and tempo of any
+styles, or repeat ten-second sections in any order. Half of all are then equalised and levelled at
+random, as recordings differ. Nothing here has a label.
 
-A song is known by the hash of its 16 bit samples, and one that is in a val or test split of a task
-is refused (`held_out`): different seeds make that unlikely, the hash makes sure.
+A song is identified by the hash of its 16 bit samples, and one that is in a val or test split of a
+task is refused (`held_out`).
 """
 
 import hashlib
@@ -21,7 +21,14 @@ from scipy.fft import irfft, next_fast_len, rfft
 from tune.demo import mix
 from tune.demo.compose import perform, render, take, write_song
 from tune.demo.moods import mood_recipe
-from tune.demo.recipes import NoFormFitsError, Recipe, form_recipe, from_row, pick, style_recipe
+from tune.demo.recipes import (
+    NoFormFitsError,
+    PieceRecipe,
+    form_recipe,
+    from_row,
+    pick,
+    style_recipe,
+)
 from tune.demo.styles import STYLES, Style
 from tune.demo.synth import SAMPLE_RATE
 
@@ -32,18 +39,18 @@ SECTION_SAMPLES = 10 * SAMPLE_RATE
 
 
 def compose(seed: int, index: int) -> tuple[np.ndarray, str]:
-    """Song `index` of a corpus, and what it is known by.
+    """Song `index` of a corpus, and its hash.
 
     Returns
     -------
     samples : ndarray, float32, mono at 24 kHz, about a minute
-    known_by : SHA-256 of its 16 bit samples before it was equalised
+    song_hash : SHA-256 of its 16 bit samples before it was equalised
     """
     kind = TURNS[index % len(TURNS)]
     rng = np.random.default_rng((zlib.crc32(b"pretraining"), VERSION, seed, index))
     audio = _sections(rng) if kind == "form" else render(_recipe(kind, rng), rng)
-    known_by = samples_hash(np.round(audio * 32767).astype(np.int16))
-    return (_recorded(audio, rng) if rng.random() < 0.5 else audio), known_by
+    song_hash = samples_hash(np.round(audio * 32767).astype(np.int16))
+    return (_recorded(audio, rng) if rng.random() < 0.5 else audio), song_hash
 
 
 def samples_hash(samples: np.ndarray) -> str:
@@ -63,7 +70,7 @@ def held_out(tasks: Iterable) -> dict[str, str]:
     return found
 
 
-def _recipe(kind: str, rng: np.random.Generator) -> Recipe:
+def _recipe(kind: str, rng: np.random.Generator) -> PieceRecipe:
     """Draw a song of a kind."""
     styles = sorted(STYLES)
     if kind == "style":

@@ -1,21 +1,21 @@
-"""Fetch real music of free licences, to pretrain on: what the free games in Debian play.
+"""Download freely licensed music for pretraining: the soundtracks of free games in Debian.
 
     python tools/muq_nano/game_music.py --out game-music                # all packages of the list
     python tools/muq_nano/game_music.py --out game-music --packages naev-data asc-music
     accelerate launch tools/muq_nano/pretrain_nano.py --out nano --audio_dir game-music
 
-The list (tools/game_music.tsv) names packages of Debian 12 with their sizes and SHA-256 sums; all
-are of its section main, so under free licences. They are downloaded one after the other, checked
-and unpacked here, neither apt nor root is needed, and nothing of them is ever run. Kept are the
-audio files of half a minute and more, as they are: shorter ones are effects.
+The list (tools/muq_nano/game_music.tsv) names packages of Debian 12 with their sizes and SHA-256
+sums; all are of its section main, so under free licences. They are downloaded one after the other,
+verified and unpacked without apt or root; nothing in them is executed. Audio files of 30 s or more
+are kept unchanged; shorter ones are sound effects.
 
     OUT/PACKAGE/001-NAME.ogg ...      tracks; a folder is a game
     OUT/PACKAGE/copyright             who made them, and their licences
     OUT/PACKAGE/source.json           package, sum, and where in it each track was
 
 The six games of the task gamemusic aren't in the list, nor is flare-game, which plays a track of
-one of them: that task's val and test tracks stay unheard. Cut off, the same command goes on; a
-package that can't be had is reported and the others go on (--strict: ends).
+one of them: that task's val and test tracks are never trained on. If interrupted, the same command
+continues; a package that can't be downloaded is reported and skipped (--strict: ends).
 """
 
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
@@ -24,7 +24,14 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (2, 1)]  # tune, muq_nano
 
-from tune.cli.parser import Parser, begin, positive_float, run_script, set_up_logging, to_bool
+from tune.cli.parser import (
+    Parser,
+    positive_float,
+    read_arguments,
+    run_script,
+    set_up_logging,
+    to_bool,
+)
 
 LIST = Path(__file__).with_suffix(".tsv")
 
@@ -68,12 +75,12 @@ def parse_args(argv=None):
         default=False,
         type=to_bool,
         metavar="BOOL",
-        help="end at the first package that can't be had",
+        help="stop at the first package that can't be downloaded",
     )
     return parser.parse_args(argv)
 
 
-args = begin(parse_args) if __name__ == "__main__" else None
+args = read_arguments(parse_args) if __name__ == "__main__" else None
 
 import hashlib
 import json
@@ -128,7 +135,7 @@ def main(args) -> None:
     )
     if failed:
         raise ValueError(
-            f"{len(failed)} of {len(rows)} packages could not be had ({', '.join(failed[:3])}): "
+            f"{len(failed)} of {len(rows)} packages not downloaded ({', '.join(failed[:3])}): "
             f"run again, or try another --mirror"
         )
 
@@ -143,10 +150,10 @@ def read_list(file: Path, chosen: list[str] | None) -> list[tuple[str, str, int,
         raise ValueError(f"--list {file} can't be read ({reason}): {wanted}") from error
     rows = []
     for number, line in enumerate(lines, start=1):
-        cells = line.split("\t")
-        if len(cells) != 4 or not cells[2].isdigit():
+        columns = line.split("\t")
+        if len(columns) != 4 or not columns[2].isdigit():
             raise ValueError(f"--list {file}, line {number}, is no package: {wanted}")
-        rows.append((cells[0], cells[1], int(cells[2]), cells[3]))
+        rows.append((columns[0], columns[1], int(columns[2]), columns[3]))
     unknown = sorted(set(chosen or ()) - {r[0] for r in rows})
     if unknown:
         raise ValueError(f"--packages {unknown[0]} is not in {file}")

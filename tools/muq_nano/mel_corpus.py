@@ -71,18 +71,18 @@ class MelCorpus:
     Attributes
     ----------
     lengths : frames (at 25 Hz) of every track
-    known_by : what every track is known by
+    content_hashes : SHA-256 of every track
     """
 
     def __init__(self, files: Sequence[Path]):
-        self.lengths, self.known_by, self._places, self._maps = [], [], [], []
+        self.lengths, self.content_hashes, self._places, self._maps = [], [], [], []
         for number, file in enumerate(files):
             meta = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
             self._maps.append(np.memmap(file, np.float16, "r"))
             start = 0
             for row in meta["tracks"]:
                 self.lengths.append(row["frames"])
-                self.known_by.append(row["known_by"])
+                self.content_hashes.append(row["known_by"])
                 self._places.append((number, start))
                 start += row["frames"] * (STRIDE * N_MELS + N_PITCHES)
 
@@ -113,7 +113,7 @@ def build_composed(
     Parameters
     ----------
     folder : of the shards; a name of theirs holds the seed and the composer's version
-    refused : what held-out tracks are known by, with the task's name
+    refused : hashes of held-out tracks -> the task's name
 
     Raises
     ------
@@ -133,10 +133,10 @@ def build_composed(
     for _ in _run(_compose_shard, missing, workers, "composing", SHARD):
         pass
     files = [job[0] for job in jobs]
-    for known_by in MelCorpus(files).known_by:
-        if known_by in refused:
+    for song_hash in MelCorpus(files).content_hashes:
+        if song_hash in refused:
             raise ValueError(
-                f"a composed song is in the val or test split of {refused[known_by]}: "
+                f"a composed song is in the val or test split of {refused[song_hash]}: "
                 f"choose another --corpus_seed"
             )
     return files
@@ -165,11 +165,11 @@ def _read_track(folder: Path, path: str) -> Path | str:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        known_by = content_hash(path)
-        file = folder / f"track-v{VERSION}-{known_by[:32]}.f16"
+        digest = content_hash(path)
+        file = folder / f"track-v{VERSION}-{digest[:32]}.f16"
         if not file.with_suffix(".json").exists():
             audio = read_audio(path, SAMPLE_RATE)
-            _write(file, [(*spectrograms(audio), known_by)])
+            _write(file, [(*spectrograms(audio), digest)])
     except AudioError as error:
         return str(error)
     finally:
@@ -183,8 +183,8 @@ def _compose_shard(file: Path, seed: int, indices: Sequence[int]) -> None:
     torch.set_num_threads(1)
     try:
         for index in indices:
-            audio, known_by = compose(seed, index)
-            tracks.append((*spectrograms(audio), known_by))
+            audio, song_hash = compose(seed, index)
+            tracks.append((*spectrograms(audio), song_hash))
     finally:
         torch.set_num_threads(threads)
     _write(file, tracks)

@@ -1,20 +1,21 @@
 """Discrete tokens of a spectrogram, the targets of masked prediction; 25 a second.
 
 MuQ predicts tokens of a Mel-RVQ, a residual quantiser of four mel frames. Here a quantiser is
-fitted by k-means, for several views of the same spectrogram, because a small model that learns for
-an hour needs to be told what to look at (MERT's constant-Q target has the same purpose):
+fitted by k-means, for several views of the same spectrogram, because a small model with
+an hour of training needs guidance (MERT's constant-Q target has the same purpose):
 
     mel        four mel frames (40 ms), MuQ's own target; three codebooks
     texture    mean and deviation of the mel bands over a second; two codebooks
     chroma     pitch classes over a second
-    tonality   what of the pitch classes over four seconds doesn't depend on the key: the sizes of
-               their discrete Fourier transform
-    degrees    the pitch classes over four seconds counted from those of the bass: what tells major
-               from minor in any key
+    tonality   pitch classes over four seconds, invariant to the key: magnitudes of their discrete
+               Fourier transform
+    degrees    pitch classes over four seconds relative to those of the bass: major or minor in any
+               key
     rhythm     the spectrum of the onsets' modulations (0.5 to 12 Hz) over four seconds
 
 Each view is standardised, reduced to its principal components and quantised by codebooks of 256,
-each of which codes what those before it left over.
+each of which codes the residual of those before it. The k-means is this module's own, not
+scikit-learn's, so that the tokens of the shipped weights can be made again.
 """
 
 from collections.abc import Iterable, Mapping

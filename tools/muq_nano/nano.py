@@ -1,4 +1,4 @@
-"""Pretraining of muq-nano: MuQ's classes with what predicts tokens, tells songs apart, and orders.
+"""Pretraining of muq-nano: MuQ's classes with heads for tokens, songs and orders; the losses.
 
 The model is built by the configuration that the package ships; `write_model` leaves what
 `tune.encoders.muq` loads. See tools/muq_nano/pretrain_nano.py.
@@ -19,8 +19,8 @@ from muq_nano.mel_tokens import CODES, STREAMS
 from tune.encoders.muq import nano_config, needed_weights
 from tune.system.files import apply_umask
 
-MARK, TEMPERATURE = 64, 0.1
-HEADS = ("head.", "mark.", "order.")  # what only the pretraining needs
+PROJECTION_SIZE, TEMPERATURE = 64, 0.1
+HEADS = ("head.", "projection.", "order.")  # used in pretraining only
 
 
 class MaskedMuQ(nn.Module):
@@ -35,16 +35,16 @@ class MaskedMuQ(nn.Module):
         self.conv, self.conformer = muq.conv, muq.conformer
         self.conformer.pos_conv_embed.requires_grad_(False)  # not used with rotary positions
         self.head = nn.Linear(config["encoder_dim"], len(STREAMS) * CODES)
-        self.mark = nn.Linear(config["encoder_dim"], MARK, bias=False)
-        self.order = nn.Linear(config["encoder_dim"], MARK, bias=False)
+        self.projection = nn.Linear(config["encoder_dim"], PROJECTION_SIZE, bias=False)
+        self.order = nn.Linear(config["encoder_dim"], PROJECTION_SIZE, bias=False)
 
     def forward(self, mel: torch.Tensor, frames: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Log-mel (B, 4 T, 128) in dB and frames (B, K) to logits and marks.
+        """Log-mel (B, 4 T, 128) in dB and frames (B, K) to logits and projections.
 
         Returns
         -------
         logits : (B, K, 9 * 256), of the frames' tokens
-        marks, orders : (B, 64), of the crops as wholes: two projections of their time mean
+        projections, orders : (B, 64), of the crops as wholes: two projections of their time mean
         """
         x = self.conv((mel.transpose(1, 2) - self.mean) / self.std)  # (B, T, D)
         positions = self.conformer.embed_positions(x)
@@ -54,42 +54,44 @@ class MaskedMuQ(nn.Module):
         x = self.conformer.layer_norm(x)
         logits = self.head(x.gather(1, frames[..., None].expand(-1, -1, x.shape[-1])))
         mean = x.mean(1)
-        return logits, self.mark(mean), self.order(mean)
+        return logits, self.projection(mean), self.order(mean)
 
 
-def nt_xent_loss(marks: torch.Tensor, albums: torch.Tensor | None = None) -> torch.Tensor:
-    """Loss of telling a crop's partner from the other crops (Chen et al. 2020).
+def nt_xent_loss(projections: torch.Tensor, albums: torch.Tensor | None = None) -> torch.Tensor:
+    """NT-Xent: a crop's partner against the other crops (Chen et al. 2020).
 
     Partners are of one song, or of one album, as in Alonso-Jimenez et al. 2023 by artists.
 
     Parameters
     ----------
-    marks : (2 n, 64); rows i and n + i are partners
-    albums : (2 n,), number of each crop's album: others of the same one aren't told apart
+    projections : (2 n, 64); rows i and n + i are partners
+    albums : (2 n,), number of each crop's album: other crops of it are left out
     """
-    marks = nn.functional.normalize(marks.float(), dim=1)
-    partner = torch.arange(len(marks), device=marks.device).roll(len(marks) // 2)
-    alike = (marks @ marks.T / TEMPERATURE).fill_diagonal_(float("-inf"))  # (2 n, 2 n)
+    projections = nn.functional.normalize(projections.float(), dim=1)
+    partner = torch.arange(len(projections), device=projections.device).roll(len(projections) // 2)
+    alike = (projections @ projections.T / TEMPERATURE).fill_diagonal_(float("-inf"))  # (2 n, 2 n)
     if albums is not None:
         same = albums[:, None] == albums
-        same[torch.arange(len(marks), device=marks.device), partner] = False
+        same[torch.arange(len(projections), device=projections.device), partner] = False
         alike = alike.masked_fill(same, float("-inf"))
     return nn.functional.cross_entropy(alike, partner)
 
 
-def order_contrastive_loss(marks: torch.Tensor, orders: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss of finding an example's other take among all orders of the same pieces, and accuracy.
+def order_contrastive_loss(
+    projections: torch.Tensor, orders: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Contrastive loss of an example's other take among all orders of its pieces, and accuracy.
 
     Parameters
     ----------
-    marks : (G * 2 * O, 64), sorted by group, take and order (`muq_nano.nano_orders.draw`)
+    projections : (G * 2 * O, 64), sorted by group, take and order (`muq_nano.nano_orders.draw`)
     orders : O
     """
     first, second = (
-        nn.functional.normalize(marks.float(), dim=1).unflatten(0, (-1, 2, orders)).unbind(1)
+        nn.functional.normalize(projections.float(), dim=1).unflatten(0, (-1, 2, orders)).unbind(1)
     )
     alike = torch.einsum("gad,gbd->gab", first, second) / TEMPERATURE  # (G, O, O)
-    truth = torch.arange(orders, device=marks.device).expand(alike.shape[:2])
+    truth = torch.arange(orders, device=projections.device).expand(alike.shape[:2])
     both = torch.stack([alike, alike.transpose(1, 2)]).flatten(0, 2)  # (2 G O, O)
     loss = nn.functional.cross_entropy(both, truth.flatten().repeat(2))
     return loss, (alike.argmax(2) == truth).float().mean()
@@ -141,7 +143,7 @@ def take_weights(model: MaskedMuQ, folder: Path) -> str:
 
 
 def count(model: MaskedMuQ) -> int:
-    """Parameters of what is kept: without the head and what MuQ has but doesn't use."""
+    """Number of parameters that are saved: without heads and MuQ's unused parts."""
     return sum(
         v.numel()
         for k, v in model.named_parameters()

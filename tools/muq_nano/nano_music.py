@@ -1,4 +1,4 @@
-"""What muq-nano learns from: songs and tracks as spectrograms, tokens, and crops with hidden spans.
+"""The training data of muq-nano: spectrograms of tracks, tokens, and crops with masked spans.
 
 A crop is a piece of a track's spectrogram. Of its spans of 0.4 s a fixed share, drawn anew at every
 step, is replaced by the spectrogram of white noise, as MuQ replaces samples by noise of deviation
@@ -147,7 +147,7 @@ def gather(
 def tokenise(music: Music, seed: int, progress: bool = True) -> list[np.ndarray]:
     """Tokens (T, 9) of every track, by a quantiser fitted to the training tracks; kept on disk."""
     tracks = music.tracks
-    text = json.dumps([seed, music.train, tracks.known_by, FIT_TRACKS, STREAMS, CODES])
+    text = json.dumps([seed, music.train, tracks.content_hashes, FIT_TRACKS, STREAMS, CODES])
     file = music.folder / f"tokens-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy"
     if not file.exists():
         chosen = np.random.default_rng(seed).permutation(music.train)[:FIT_TRACKS]
@@ -178,7 +178,7 @@ def tokenise(music: Music, seed: int, progress: bool = True) -> list[np.ndarray]
 
 class Crops(Dataset):
     """A step's crops: dict of mel (B, 4 T, 128) in dB, tokens (B, T, 9) and the numbers of the
-    hidden frames (B, K) and of the visible ones (B, T - K).
+    masked frames (B, K) and of the visible ones (B, T - K).
 
     Parameters
     ----------
@@ -274,24 +274,24 @@ class Crops(Dataset):
 
     def _batch(self, tracks: Sequence[int], frames: int, rng) -> dict[str, torch.Tensor]:
         """Cut a crop of every track and hide spans of it."""
-        mels, tokens, hidden, visible = [], [], [], []
+        mels, tokens, masked, visible = [], [], [], []
         spans = frames // SPAN
-        n_hidden = max(1, round(self.mask_prob * spans))
+        n_masked = max(1, round(self.mask_prob * spans))
         for track in tracks:
             first = int(rng.integers(self.music.tracks.lengths[track] - frames + 1))
             mel = self.music.tracks.mel(track, first, first + frames).astype(np.float32)
-            at = np.sort(rng.choice(spans, n_hidden, replace=False))[:, None] * SPAN
+            at = np.sort(rng.choice(spans, n_masked, replace=False))[:, None] * SPAN
             at = (at + np.arange(SPAN)).ravel()  # (K,)
             covered = (at[:, None] * STRIDE + np.arange(STRIDE)).ravel()
             start = int(rng.integers(len(self.noise) - len(covered)))
             mel[covered] = self.noise[start : start + len(covered)]
             mels.append(mel)
             tokens.append(self.tokens[track][first : first + frames])
-            hidden.append(at)
+            masked.append(at)
             visible.append(np.setdiff1d(np.arange(frames), at))
         return {
             "mel": torch.from_numpy(np.stack(mels)),
             "tokens": torch.from_numpy(np.stack(tokens)),
-            "hidden": torch.from_numpy(np.stack(hidden)),
+            "masked": torch.from_numpy(np.stack(masked)),
             "visible": torch.from_numpy(np.stack(visible)),
         }

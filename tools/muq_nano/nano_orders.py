@@ -1,10 +1,10 @@
-"""Pieces of songs in several orders: what muq-nano learns to tell apart by a time mean.
+"""Pieces of songs in several orders, which muq-nano learns to distinguish by a time mean.
 
 A mean over time forgets when things were heard, unless every frame knows what came before and
 after it. So some steps of the pretraining play the same pieces in several orders, every order
 twice, and by the time means alone each has to find its other take (`nano.order_contrastive_loss`).
 Takes differ in where exactly the pieces are cut and in level. Half of the groups take their pieces
-from one song, one after the other, half from as many songs. Nothing is hidden here.
+from one song, one after the other, half from as many songs. Nothing is masked here.
 
 Shuffled pieces as a lesson are an old idea (Misra et al. 2016 verify the order of a video's frames,
 Carr et al. 2021 undo the permutation of a spectrogram's pieces); here the lesson is a contrast,
@@ -89,7 +89,7 @@ def among(chances: np.ndarray | None, chosen: np.ndarray) -> np.ndarray | None:
 
 
 def _start(frames: int, i: int, pieces: int, length: int, one: bool, rng) -> int:
-    """Where piece i begins: in its own part of the one song, or anywhere in a song of its own."""
+    """Start of piece i: in its own part of the one song, or anywhere in a song of its own."""
     if not one:
         return int(rng.integers(frames - length + 1))
     part = frames // pieces

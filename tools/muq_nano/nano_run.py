@@ -1,4 +1,4 @@
-"""What pretraining muq-nano leaves on disk: the model so far, and the state to go on from.
+"""The output folder of muq-nano's pretraining: the model so far, and the state to resume from.
 
     OUT/config.json, model.safetensors, history.csv     what --encoder OUT loads, and the curve
     OUT/pretrain.json                      when it is finished: command, music, curve, versions
@@ -32,7 +32,7 @@ OURS = {
 INDIFFERENT = {"out", "overwrite", "workers", "corpus", "cache_dir", "data_dir"}
 
 
-def begin(accelerator, out: Path, args: Mapping, overwrite: bool) -> dict:
+def open_run(accelerator, out: Path, args: Mapping, overwrite: bool) -> dict:
     """Open --out: a new run, or the unfinished one that the same command began.
 
     Returns

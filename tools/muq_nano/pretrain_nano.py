@@ -1,34 +1,33 @@
 """Pretrain muq-nano, the small MuQ in the package, by masked prediction of discrete tokens.
 
     accelerate launch tools/muq_nano/pretrain_nano.py --out nano --songs 2400 --steps 4000
-    accelerate launch tools/muq_nano/pretrain_nano.py --out nano --songs 2400 --steps 4000 --tasks
-    MUSIC python tools/muq_nano/game_music.py --out game-music    # real music of free licences, 30
-    h accelerate launch tools/muq_nano/pretrain_nano.py --out nano --audio_dir game-music
-    --album_share 0.5 accelerate launch train_probe.py --task demo --encoder nano
+    accelerate launch tools/muq_nano/pretrain_nano.py --out nano --steps 4000 --tasks MUSIC
+    python tools/muq_nano/game_music.py --out game-music     # real music of free licences, 30 h
+    accelerate launch tools/muq_nano/pretrain_nano.py --out nano --audio_dir game-music
+    accelerate launch train_probe.py --task demo --encoder nano
 
-MuQ's own objective in small: spans of 0.4 s of the spectrogram are hidden behind noise, and the
-model predicts there the tokens of what was hidden (tune/mel_tokens.py). The model is made of MuQ's
-own classes by the configuration that the package ships, so that the same code runs it.
+MuQ's objective at a small scale: spans of 0.4 s of the spectrogram are replaced by noise, and the
+model predicts the tokens of the masked frames (tools/muq_nano/mel_tokens.py). The model consists of
+MuQ's own classes with the configuration in the package, so that the same code runs it.
 
-It learns from composed music (tune/composed.py: other songs than the demo tasks'), and from the
-train splits of --tasks and a folder of music, --audio_dir, if you name some. Val and test tracks of
-the demo tasks and of those named, and test tracks of any other task on this machine, are refused by
-content. Composed songs and their spectrograms are kept in --corpus and made once (about a second a
-song and core).
+It is trained on composed music (tools/muq_nano/composed.py: not the demo tasks' songs), and on the
+train splits of --tasks and a folder of music, --audio_dir, if given. Val and test tracks of the
+demo tasks and of those named, and test tracks of any other task on this machine, are refused by
+content. Composed songs and their spectrograms are kept in --corpus (about a second per song and
+core).
 
 Writes --out: config.json and model.safetensors (float16), which --encoder DIR loads, history.csv
-and pretrain.json; every --save_every steps and at the end. Interrupted, the same command goes on
-from the last of these, and ends with the same weights as if it hadn't been.
+and pretrain.json; every --save_every steps and at the end. If interrupted, the same command resumes
+from the last save and ends with the same weights.
 
-Two more objectives help: from --track_from on, crops come in pairs of a song, and by their time
-means those of one song are told from others' (--track_weight 0 leaves it out); and from
---order_from on, every --order_every steps, pieces are played in several orders, which the time
-means tell apart (tools/muq_nano/nano_orders.py; --order_weight 0 leaves it out).
+Two more objectives: from --track_from on, crops come in pairs of a song, and a contrastive loss on
+their time means identifies the pairs (--track_weight 0: off); from --order_from on, every
+--order_every steps, pieces are played in several orders, which a contrastive loss on the time means
+distinguishes (tools/muq_nano/nano_orders.py; --order_weight 0: off).
 
-Where to look: `masked accuracy` against `guess` (always the commonest token). A core does about two
-steps a second with --mixed_precision bf16 where it has AMX; on a GPU it's minutes. Weights are as
-free as what they learnt from: composed music is this project's own; for other music see its
-licences.
+Compare `masked accuracy` with that of always predicting the most frequent token, which is printed
+first. A core with AMX does about two steps a second with --mixed_precision bf16. The licence of the
+weights depends on the training music: composed music is this project's own.
 """
 
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
@@ -39,9 +38,9 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (2, 1)]  # tun
 
 from tune.cli.parser import (
     Parser,
-    begin,
     positive_float,
     positive_int,
+    read_arguments,
     run_script,
     set_up_logging,
     share,
@@ -122,7 +121,7 @@ def parse_args(argv=None):
         "--init",
         type=Path,
         metavar="DIR",
-        help="begin with the weights of a finished model of this script (its heads begin anew)",
+        help="initialise from a finished model of this script (except its heads)",
     )
     recipe.add_argument("--steps", type=positive_int, default=4000, help="optimizer steps")
     recipe.add_argument(
@@ -146,7 +145,7 @@ def parse_args(argv=None):
         type=share,
         default=0.6,
         metavar="SHARE",
-        help="share of the spans of 0.4 s that are hidden",
+        help="share of the spans of 0.4 s that are masked",
     )
     recipe.add_argument(
         "--visible_weight",
@@ -161,8 +160,8 @@ def parse_args(argv=None):
         type=float,
         default=0.5,
         metavar="W",
-        help="weight of a second objective: by the time means of two crops, tell "
-        "those of one song from others'; 0: MuQ's objective alone",
+        help="weight of a second objective: a contrastive loss between "
+        "pairs of crops of a song, by their time means; 0: MuQ's objective alone",
     )
     recipe.add_argument(
         "--track_from",
@@ -184,22 +183,18 @@ def parse_args(argv=None):
         type=float,
         default=1.0,
         metavar="W",
-        help="weight of a third objective: by the time means of the same pieces in "
-        "several orders, tell the orders apart; 0: leave it out",
+        help="weight of a third objective: a contrastive loss between the "
+        "same pieces in several orders, by their time means; 0: off",
     )
     recipe.add_argument(
-        "--order_from",
-        type=int,
-        default=800,
-        metavar="STEP",
-        help="step from which it has its turns",
+        "--order_from", type=int, default=800, metavar="STEP", help="step from which it is used"
     )
     recipe.add_argument(
         "--order_every",
         type=positive_int,
         default=4,
         metavar="STEPS",
-        help="it has one step in so many",
+        help="use it once in this many steps",
     )
     recipe.add_argument(
         "--order_seconds",
@@ -264,7 +259,7 @@ def parse_args(argv=None):
         default=False,
         type=to_bool,
         metavar="BOOL",
-        help="begin anew in --out",
+        help="start again in --out",
     )
     args = parser.parse_args(argv)
     args.tasks = list(dict.fromkeys(word for part in args.tasks or [] for word in part))
@@ -284,7 +279,7 @@ def parse_args(argv=None):
     if args.tasks and args.audio_dir and args.tasks_share + args.audio_share > 1:
         parser.error("--tasks_share and --audio_share must not exceed 1 together")
     if args.order_weight and args.order_every < 2:
-        parser.error("--order_every must be at least 2: the other steps predict what is hidden")
+        parser.error("--order_every must be at least 2: the other steps predict masked tokens")
     for flag in ("visible_weight", "track_weight", "track_from", "order_weight", "order_from"):
         if getattr(args, flag) < 0:
             parser.error(f"--{flag} must be 0 or above, got {getattr(args, flag):g}")
@@ -293,7 +288,7 @@ def parse_args(argv=None):
     return args
 
 
-args = begin(parse_args) if __name__ == "__main__" else None
+args = read_arguments(parse_args) if __name__ == "__main__" else None
 
 import logging
 import math
@@ -319,7 +314,7 @@ def main(args):
     """Pretrain: music, tokens, model, steps, the weights saved."""
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     set_up_logging(accelerator.is_main_process)
-    run = nano_run.begin(accelerator, args.out, vars(args), args.overwrite)
+    run = nano_run.open_run(accelerator, args.out, vars(args), args.overwrite)
     cache = cache_folder()
     with accelerator.main_process_first():
         corpus = nano_music.gather(
@@ -354,9 +349,11 @@ def main(args):
     if args.init:
         corpus.facts["init_sha256"] = nano.take_weights(model, args.init)
     run["corpus"] = corpus.facts
-    learning = [p for p in model.parameters() if p.requires_grad and p is not model.mark.weight]
+    learning = [
+        p for p in model.parameters() if p.requires_grad and p is not model.projection.weight
+    ]
     decayed = [p for p in learning if p.ndim > 1]
-    others = [p for p in learning if p.ndim <= 1] + [model.mark.weight]
+    others = [p for p in learning if p.ndim <= 1] + [model.projection.weight]
     optimizer = torch.optim.AdamW(
         [
             {"params": decayed, "weight_decay": args.weight_decay},
@@ -451,41 +448,41 @@ def train(accelerator, model, plain, optimizer, scheduler, crops, run, args):
 
 
 def predict(accelerator, model, batch, visible_weight, track_weight=0) -> tuple[torch.Tensor, dict]:
-    """Loss, and what it is made of: cross-entropy and accuracy by stream, hidden and visible."""
-    mel, tokens, hidden, visible = (
-        batch[k].to(accelerator.device) for k in ("mel", "tokens", "hidden", "visible")
+    """Loss and its parts: cross-entropy and accuracy by stream, of masked and visible frames."""
+    mel, tokens, masked, visible = (
+        batch[k].to(accelerator.device) for k in ("mel", "tokens", "masked", "visible")
     )
-    frames = torch.cat([hidden, visible], 1) if visible_weight else hidden  # (B, K)
+    frames = torch.cat([masked, visible], 1) if visible_weight else masked  # (B, K)
     with accelerator.autocast():
-        logits, marks, orders = model(mel, frames)  # (B, K, S * CODES), (B, 64) twice
+        logits, projections, orders = model(mel, frames)  # (B, K, S * CODES), (B, 64) twice
     logits = logits.float().unflatten(-1, (len(STREAMS), CODES))
     truth = tokens.gather(1, frames[..., None].expand(-1, -1, len(STREAMS))).long()  # (B, K, S)
     each = F.cross_entropy(logits.movedim(-1, 1), truth, reduction="none")  # (B, K, S)
     right = (logits.detach().argmax(-1) == truth).float()
-    n = hidden.shape[1]
+    n = masked.shape[1]
     found = {"loss": each[:, :n].mean(), "accuracy": right[:, :n].mean((0, 1))}
     loss = found["loss"]
     if visible_weight:
         found |= {"visible_loss": each[:, n:].mean(), "visible_accuracy": right[:, n:].mean((0, 1))}
         loss = loss + visible_weight * found["visible_loss"]
     if batch.get("pairs"):
-        found["track_loss"] = nano.nt_xent_loss(marks, batch["albums"].to(marks.device))
+        found["track_loss"] = nano.nt_xent_loss(projections, batch["albums"].to(projections.device))
     else:
-        found["track_loss"] = marks.sum() * 0
+        found["track_loss"] = projections.sum() * 0
     loss = loss + track_weight * found["track_loss"] + orders.sum() * 0
     return loss, {k: v.detach().cpu() for k, v in found.items()}
 
 
 def order(accelerator, model, batch) -> tuple[torch.Tensor, dict]:
-    """Loss and accuracy of telling the orders of the same pieces apart."""
+    """Loss and accuracy of distinguishing the orders of the same pieces."""
     mel = batch["mel"].to(accelerator.device)
     with accelerator.autocast():
         # All heads take part: processes have to agree on what has a gradient.
         frames = torch.zeros(len(mel), 1, dtype=torch.long, device=mel.device)
-        logits, marks, orders = model(mel, frames)
+        logits, projections, orders = model(mel, frames)
     loss, accuracy = nano.order_contrastive_loss(orders, batch["orders"])
     found = {"order_loss": loss.detach().cpu(), "order_accuracy": accuracy.cpu()}
-    return loss + (logits.sum() + marks.sum()) * 0, found
+    return loss + (logits.sum() + projections.sum()) * 0, found
 
 
 @torch.no_grad()
@@ -504,7 +501,7 @@ def validate(accelerator, plain, crops, args) -> dict:
 
 
 def introduce(model, corpus, run, args) -> None:
-    """Say what is trained on what, and what it has to beat."""
+    """Print the sizes of model and corpus, and chance."""
     facts = corpus.facts
     print(
         f"muq-nano: {nano.count(model):,} parameters; {facts['tracks']} tracks, "
@@ -512,8 +509,8 @@ def introduce(model, corpus, run, args) -> None:
         f"{len(facts['refused'])} refused, {len(facts['skipped'])} skipped"
     )
     print(
-        f"to beat: guess (always the commonest token) accuracy {facts['guess_accuracy']:.3f}, "
-        f"loss by frequency {facts['guess_loss']:.3f}",
+        f"chance: accuracy {facts['guess_accuracy']:.3f} (always the most frequent token), "
+        f"loss {facts['guess_loss']:.3f} (by token frequencies)",
         flush=True,
     )
     if run["step"]:

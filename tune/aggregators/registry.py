@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune.system import plugins
+from tune.system.plugins import Own
 
 if TYPE_CHECKING:  # the scripts read --agg by this table before they import torch
     import torch
@@ -124,27 +124,6 @@ class AggregatorRow:
         return {"plugin": self.own.as_json()} if self.own else {}
 
 
-@dataclass(frozen=True)
-class Own:
-    """Where an aggregator of one's own comes from.
-
-    Attributes
-    ----------
-    spec : FILE.py:NAME with the file's full path, or PACKAGE.MODULE:NAME
-    slug : its short name in results, runs' names and tables, such as mine-median_range
-    sha256 : of its source file
-    """
-
-    spec: str
-    slug: str
-    sha256: str
-
-    def as_json(self) -> dict[str, str]:
-        """The record for results; a file without its folder."""
-        where, _, name = self.spec.rpartition(":")
-        return {"name": f"{Path(where).name}:{name}", "sha256": self.sha256}
-
-
 def within_track(size: int):
     """The within-track covariance of tokens, to be accumulated."""
     from tune.aggregators.whitening import WithinTrack
@@ -198,7 +177,8 @@ AGGREGATORS = {
         None, "BERT-style Transformer, pretrained by masked modelling", pretrained=True, learns=True
     ),
 }
-CHOICES = f"{', '.join(AGGREGATORS)}, or FILE.py:NAME, a function of your own"  # for --help
+# For --help.
+CHOICES = f"{', '.join(AGGREGATORS)}, or FILE.py:NAME, a function or torch module of your own"
 EXPECTED = f"--agg must be one of {', '.join(AGGREGATORS)} (or transformer:DIR, FILE.py:NAME)"
 ENTRY_POINTS = "tune.aggregators"
 
@@ -214,7 +194,7 @@ def find_row(name: str) -> AggregatorRow:
     Raises
     ------
     ValueError
-        When there is none, or what is named is no function.
+        When there is none, or what is named is neither a function nor a torch module's class.
     """
     if name in AGGREGATORS:
         return AGGREGATORS[name]
@@ -225,25 +205,21 @@ def find_row(name: str) -> AggregatorRow:
         function = plugins.load_object(spec)
     except ValueError as error:
         raise ValueError(f"--agg {name}: {error}") from error
-    if isinstance(function, type) or not callable(function):
+    if not callable(function):
         raise ValueError(
-            f"--agg {name} must be a function (tokens (B, N, D), mask (B, N)) -> (B, D'), got "
-            f"{'the class' if isinstance(function, type) else 'a'} "
-            f"{getattr(function, '__name__', type(function).__name__)}"
+            f"--agg {name} must be a function (tokens (B, N, D), mask (B, N)) -> (B, D'), or a "
+            f"torch module's class, got a {type(function).__name__}"
         )
-    where, _, attribute = spec.rpartition(":")
-    if plugins.is_file(spec):
-        spec = f"{Path(where).expanduser().resolve()}:{attribute}"
-        where = Path(where).stem
-    own = Own(
-        spec, slug_of(f"{where.rpartition('.')[2]}-{attribute}"), plugins.source_digest(function)
-    )
+    own = Own.of(spec, function)
+    if isinstance(function, type):
+        from tune.aggregators.trainable import own_pooling
+
+        pooling = own_pooling(function, f"--agg {name}")
+        about = function.__doc__ or ""
+        return AggregatorRow(
+            mean, about, pooling=lambda: pooling, learns=True, needs_run=True, own=own
+        )
     return AggregatorRow(checked(function, own), function.__doc__ or "", own=own)
-
-
-def slug_of(text: str) -> str:
-    """Text as part of a file's name."""
-    return "".join(c if c.isalnum() or c in "-_.+" else "-" for c in text)
 
 
 def readable_name(agg: str) -> str:
@@ -254,21 +230,31 @@ def readable_name(agg: str) -> str:
     >>> readable_name("folder/mine.py:median_range"), readable_name("mean")
     ('mine-median_range', 'mean')
     """
-    where, colon, name = agg.rpartition(":")
-    if agg in AGGREGATORS or not colon or where in AGGREGATORS:
-        return agg
-    stem = Path(where).stem if plugins.is_file(agg) else where.rpartition(".")[2]
-    return slug_of(f"{stem}-{name}")
+    where, colon, _ = agg.rpartition(":")
+    built_in = agg in AGGREGATORS or not colon or where in AGGREGATORS
+    return agg if built_in else plugins.slug_of(agg)
 
 
-def split_name(text: str) -> tuple[str, str | None]:
-    """Read a --agg: the aggregator, and the checkpoint that transformer:DIR names as well."""
-    name, colon, checkpoint = text.partition(":")
+def split_name(text: str, checkpoint: str | None = None) -> tuple[str, str | None]:
+    """Read a --agg: the aggregator, and the checkpoint that transformer:DIR names as well.
+
+    Parameters
+    ----------
+    checkpoint : that was given by a flag of its own
+
+    Raises
+    ------
+    ValueError
+        When a checkpoint is named that isn't a Transformer's, or two are.
+    """
+    name, colon, named = text.partition(":")
     if name not in AGGREGATORS or not colon:
-        return text, None
-    if not AGGREGATORS[name].pretrained or not checkpoint:
+        return text, checkpoint
+    if not AGGREGATORS[name].pretrained or not named:
         raise ValueError(f"{EXPECTED}, got {text!r}")
-    return name, checkpoint
+    if checkpoint:
+        raise ValueError("the checkpoint is given twice: in --agg and as --aggregator_checkpoint")
+    return name, named
 
 
 def checked(function: Callable, own: Own) -> Callable:

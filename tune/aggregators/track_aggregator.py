@@ -22,7 +22,8 @@ from tune.aggregators.track_features import (
     token_seconds,
     track_views,
 )
-from tune.aggregators.transformer import checkpoint
+from tune.aggregators.transformer import checkpoint as transformer
+from tune.aggregators.whitening import accumulate
 from tune.store.store import Collection, Row
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class TrackAggregator:
     tune : whether the Transformer is trained with the probe
     n_tokens : for an aggregator that needs a fixed number
     constants : what was learned or fitted before: joiner.*, standardise.*, whitening.*
+    checkpoint : the Transformer's name, for results
 
     Attributes
     ----------
@@ -65,11 +67,17 @@ class TrackAggregator:
         tune: bool = False,
         n_tokens: int | None = None,
         constants: Mapping | None = None,
+        checkpoint: str | None = None,
     ):
         self.row, self.agg, self.segs = find_row(agg), agg, segs
         self.sample_rate, self.window_s = sample_rate, window_s
         self.mix, self.model, self.readout, self.tune = mix, model, readout, tune
-        self.n_tokens, self.constants = n_tokens, dict(constants or {})
+        self.checkpoint = checkpoint
+        self.n_tokens = n_tokens
+        self.constants = {
+            name: value if isinstance(value, torch.Tensor) else torch.tensor(value)
+            for name, value in (constants or {}).items()
+        }
         self.device, self.dtype = torch.device("cpu"), torch.float64
         self.pooling = self._load_pooling()
 
@@ -118,7 +126,7 @@ class TrackAggregator:
         if self.row.views:
             return list(self.row.views)
         if self.row.pretrained and not self.tune:
-            return checkpoint.view_names(self.model.config, self.readout)
+            return transformer.view_names(self.model.config, self.readout)
         return list(self.segs)
 
     @property
@@ -156,7 +164,7 @@ class TrackAggregator:
         if self.tune:
             agg = "mean"  # what the probes would see if they didn't see the tokens
         elif self.row.pretrained:
-            embed = checkpoint.embedder(self.model.to(device), self.readout)
+            embed = transformer.embedder(self.model.to(device), self.readout)
         features, truncated = load_task_features(splits, collection, rows, agg, embed)
         if self.row.pooling or self.tune:
             tokens = load_tokens(splits, collection, rows[0])
@@ -172,7 +180,7 @@ class TrackAggregator:
         if self.row.pooling:
             return trainable.make_poolings(self.row.pooling(), data, seeds, device)
         if self.tune:
-            start = checkpoint.make_initial_model(self.model, data.tokens["train"])
+            start = transformer.make_initial_model(self.model, data.tokens["train"])
             return trainable.make_transformers(data, seeds, start, self.readout, device)
         return trainable.make_mixes(data, seeds, device)
 
@@ -186,11 +194,8 @@ class TrackAggregator:
         if self.row.fixed_n and self.n_tokens is None:
             self.n_tokens = max(len(rows[0].tokens) for rows in tracks)
         if self.row.whitening and "whitening.matrix" not in self.constants:
-            within = None
-            for rows in tracks:
-                tokens = torch.from_numpy(rows[0].tokens[:, 0])  # (N, D)
-                within = within or self.row.whitening(tokens.shape[1])
-                within.add(tokens)
+            tokens = (torch.from_numpy(rows[0].tokens[:, :1]) for rows in tracks)  # (N, 1, D)
+            (within,) = accumulate(tokens, self.row.whitening)
             mean, matrix = within.fit()
             # As they are kept with the embeddings: a track that comes later is joined alike.
             self.constants |= {"whitening.mean": mean.float(), "whitening.matrix": matrix.float()}
@@ -221,7 +226,7 @@ class TrackAggregator:
             mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
             return [self.model.embed(tokens, mask, self.readout)[0].cpu()], False
         scales, truncated = [], False
-        embed = None if self.model is None else checkpoint.embedder(self.model, self.readout)
+        embed = None if self.model is None else transformer.embedder(self.model, self.readout)
         for row in rows:
             seconds = token_seconds(row, self.sample_rate, self.window_s)
             found = track_views(row, seconds, self.row, self.agg, self.n_tokens, embed)

@@ -13,6 +13,7 @@ import torch
 from datasets import DatasetDict
 
 from tune.aggregators.registry import AggregatorRow, find_row, pool_track
+from tune.aggregators.whitening import accumulate
 from tune.store.encode import read_row
 from tune.store.store import Collection, Row
 
@@ -107,14 +108,9 @@ def fit_whitening(
     whitening: Callable, collection: Collection, paths: Sequence[str], rows: Mapping
 ) -> list[tuple]:
     """Mean and matrix of each layer (`AggregatorRow.whitening`), fitted on the training tracks."""
-    within = None
-    for path in paths:
-        tokens = torch.from_numpy(read_row(collection, path, *rows[path]).tokens)  # (N, L, D)
-        if within is None:
-            within = [whitening(tokens.shape[2]) for _ in range(tokens.shape[1])]
-        for layer, found in zip(tokens.unbind(1), within, strict=True):
-            found.add(layer)
-    return [found.fit() for found in within]
+    # (N, L, D) each
+    tokens = (torch.from_numpy(read_row(collection, p, *rows[p]).tokens) for p in paths)
+    return [found.fit() for found in accumulate(tokens, whitening)]
 
 
 def whitened(features: Features, fitted: Sequence[tuple]) -> Features:

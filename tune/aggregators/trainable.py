@@ -13,7 +13,7 @@ from torch import nn
 
 HEADS = 4
 HIDDEN = 32
-SEED_SHIFT = 2**32  # so that a joiner's draws are not the probe's
+SEED_SHIFT = 2**32  # so that a pooling's draws are not the probe's
 STATISTICS_BATCH = 64  # tracks
 UNUSED = ("predict.", "summarise.", "hole")  # only pretraining uses these
 
@@ -113,6 +113,133 @@ class GatedAttention(nn.Module):
         weights = self.weights(x, mask)
         parts = x.unflatten(-1, (self.heads, -1))  # (B, N, heads, D / heads)
         return (parts * weights[..., None]).sum(1).flatten(1)
+
+
+class OwnPooling(nn.Module):
+    """A torch module of one's own that pools tokens and learns with the probe.
+
+    Its class, `kind`, is called with D, the size of a token; the module turns tokens (B, N, D) and
+    a mask (B, N) into (B, D'). Its weights are drawn from the probe's seed. It stays in evaluation
+    mode: results must not depend on which probes are trained together, or by how many processes.
+
+    Parameters
+    ----------
+    size, dtype, generator, n_views : as of `GatedAttention`
+
+    Raises
+    ------
+    ValueError
+        When it can't be made, gives something else, is changed by padding, or needs training mode.
+    """
+
+    kind: type[nn.Module]
+    flag: str  # how messages name it
+
+    def __init__(
+        self,
+        size: int,
+        dtype: torch.dtype,
+        *,
+        generator: torch.Generator,
+        n_views: int | None = None,
+    ):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator.initial_seed())
+            try:
+                self.module = self.kind(size).to(dtype)
+            except Exception as error:
+                raise ValueError(
+                    f"{self.flag} can't be made for tokens of {size} values "
+                    f"({type(error).__name__}: {error}): its class is called with that number"
+                ) from error
+        self.mix = None if n_views is None else Mix(n_views, size, dtype)
+        self._refuse_training_mode()
+        self.n_out = self.eval()._measure(size, dtype)
+
+    @classmethod
+    def from_state(cls, size: int, state: Mapping[str, torch.Tensor]) -> "OwnPooling":
+        """Rebuild one from its tensors, in float64."""
+        views = len(state["mix.scores"]) if "mix.scores" in state else None
+        pooling = cls(size, torch.float64, generator=torch.Generator(), n_views=views)
+        try:
+            pooling.load_state_dict(state)
+        except RuntimeError as error:
+            said = str(error).splitlines()[-1].strip()
+            raise ValueError(f"{cls.flag} has other weights than the run's: {said}") from error
+        return pooling
+
+    def default_lr(self, lr: float) -> float:
+        """As fast as the probe."""
+        return lr
+
+    def train(self, mode: bool = True):
+        """Keep the module in evaluation mode."""
+        super().train(mode)
+        self.module.eval()
+        return self
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Pool tokens (B, N, D), or (B, N, K, D) with a mix, into (B, D')."""
+        if self.mix is not None:
+            x = self.mix(x)
+        out = self.module(x, mask)
+        if not isinstance(out, torch.Tensor) or out.ndim != 2 or len(out) != len(x):
+            got = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+            raise ValueError(
+                f"{self.flag} must make a tensor (B, D') of tokens {tuple(x.shape)}, got {got}"
+            )
+        return out.to(x.dtype)
+
+    def _refuse_training_mode(self) -> None:
+        """Raise ValueError for layers that do something else in training."""
+        for part in self.module.modules():
+            name = type(part).__name__
+            active = "Dropout" in name and part.p > 0
+            if active or "BatchNorm" in name:
+                raise ValueError(
+                    f"{self.flag} holds a {name}, whose result depends on what is trained beside "
+                    f"it: leave it out (the probe has a dropout of its own), or set it to 0"
+                )
+
+    @torch.no_grad()
+    def _measure(self, size: int, dtype: torch.dtype) -> int:
+        """Find D' by tokens of noise, with padding, which must change nothing."""
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(2, 5, size, generator=generator, dtype=torch.float32).to(dtype)
+        mask = torch.ones(2, 5, dtype=torch.bool)
+        mask[:, 3:] = False
+        mix, self.mix = self.mix, None
+        padded, alone = self(x, mask), self(x[:, :3], mask[:, :3])
+        self.mix = mix
+        if not torch.isfinite(padded).all():
+            raise ValueError(f"{self.flag} gives values that are not finite for noise")
+        if padded.shape != alone.shape or not torch.allclose(padded, alone, rtol=1e-4, atol=1e-5):
+            raise ValueError(
+                f"{self.flag} is changed by padding: tokens where the mask is False must not count"
+            )
+        return padded.shape[1]
+
+
+def own_pooling(kind: type, flag: str) -> type[OwnPooling]:
+    """The class of a pooling whose module is of a class of one's own.
+
+    Parameters
+    ----------
+    kind : a subclass of torch.nn.Module
+    flag : how messages name it, such as "--agg mine.py:Mine"
+
+    Raises
+    ------
+    ValueError
+        When it is no torch module.
+    """
+    if not issubclass(kind, nn.Module):
+        raise ValueError(
+            f"{flag} must be a function (tokens (B, N, D), mask (B, N)) -> (B, D'), or a torch "
+            f"module's class, got the class {kind.__name__}"
+        )
+    return type(f"Own{kind.__name__}", (OwnPooling,), {"kind": kind, "flag": flag})
 
 
 class TunedTransformer(nn.Module):
@@ -224,11 +351,11 @@ def describe(
     readout: str | None,
 ) -> dict:
     """What a result says about an aggregator that learns: parameters, weights, checkpoint."""
-    joiners = [getattr(probe, "joiner", None) for probe in probes]
+    poolings = [getattr(probe, "joiner", None) for probe in probes]
     learnt = 0
-    if joiners[0] is not None:
-        learnt = sum(p.numel() for p in joiners[0].parameters() if p.requires_grad)
-    mixes = [j if isinstance(j, Mix) else getattr(j, "mix", None) for j in joiners]
+    if poolings[0] is not None:
+        learnt = sum(p.numel() for p in poolings[0].parameters() if p.requires_grad)
+    mixes = [p if isinstance(p, Mix) else getattr(p, "mix", None) for p in poolings]
     return {
         "parameters_learned_with_probe": learnt,
         "checkpoint": checkpoint,

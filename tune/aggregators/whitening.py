@@ -6,9 +6,31 @@ covariance weighs them accordingly: within-class covariance normalisation (Hatch
 Stolcke 2006, for speakers), with every track as a class of its own.
 """
 
+from collections.abc import Callable, Iterable
+
 import torch
 
 SHRINKAGE = 0.01
+
+
+def accumulate(tracks: Iterable[torch.Tensor], make: Callable) -> list:
+    """Take in tracks' tokens, layer by layer.
+
+    Parameters
+    ----------
+    tracks : (N, L, D) each
+    make : D -> what takes in a layer's tokens by `add`, such as `WithinTrack`
+
+    Returns
+    -------
+    list of L of them
+    """
+    layers = []
+    for tokens in tracks:
+        layers = layers or [make(tokens.shape[2]) for _ in range(tokens.shape[1])]
+        for layer, found in zip(tokens.unbind(1), layers, strict=True):
+            found.add(layer)
+    return layers
 
 
 class WithinTrack:

@@ -1,9 +1,14 @@
-"""Audio files to mono float32: decoding, what a track is known by, finding files.
+"""Audio files to mono float32: decoding, identifying recordings, finding files.
+
+    decode        files to samples, headers
+    hashing       hashes of a file's bytes and of its samples
+    fingerprint   recordings that sound the same, by their landmarks
+    find_files    folders, lists and globs to paths
 
 Samples are in [-1, 1]; lengths are seconds unless a name says samples; rates are Hz.
 """
 
-from tune.system.lazy import door
+from tune.system.lazy import lazy_names
 
 PUBLIC = {
     "AudioError": "decode",
@@ -13,4 +18,4 @@ PUBLIC = {
     "read_header": "decode",
     "sound_hash": "hashing",
 }
-__getattr__, __dir__, __all__ = door(__name__, PUBLIC)
+__getattr__, __dir__, __all__ = lazy_names(__name__, PUBLIC)

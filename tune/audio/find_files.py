@@ -1,5 +1,8 @@
 """Which files are meant: folders, lists, globs and single files to one sorted list of paths.
 
+A folder is searched by endings (`SUFFIXES`); a film is only read where it is named, and so is
+anything else: what a file is says its content, not its ending.
+
 A path is kept as it was written (a folder's files below the folder as it was written), so that it
 leads to the file from where the command was given. A list (.txt, .m3u, .m3u8) has one file a line,
 relative to the list's own folder; lines that begin with # say something else.
@@ -8,6 +11,7 @@ relative to the list's own folder; lines that begin with # say something else.
 import glob
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -40,8 +44,8 @@ def find_music(sources: Sequence[str | Path]) -> list[str]:
     found: set[str] = set()
     for source in map(str, sources):
         if os.path.isdir(source):
-            paths = _in_folder(source)
-            reason = f"no audio file ({', '.join(sorted(SUFFIXES))})"
+            paths, others = _in_folder(source)
+            reason = "no audio file by its ending" + (f", but {others}" if others else "")
         elif Path(source).suffix.lower() in LISTS:
             paths, reason = _in_list(Path(source)), "no line that names a file"
         elif glob.has_magic(source) and not os.path.exists(source):
@@ -65,16 +69,20 @@ def find_shard(paths: Sequence[str], shard: tuple[int, int] | None) -> list[str]
     return list(paths) if shard is None else list(paths[shard[0] :: shard[1]])
 
 
-def _in_folder(folder: str) -> list[str]:
-    """Audio files of a folder and its subfolders, by their endings."""
-    found, others = [], 0
+def _in_folder(folder: str) -> tuple[list[str], str]:
+    """Audio files of a folder and its subfolders, by their endings, and the others, counted."""
+    found, others = [], Counter()
     for root, _, names in os.walk(folder):
-        audio = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
-        found += [os.path.join(root, name) for name in audio]
-        others += len(names) - len(audio)
-    if others:
-        log.info("%s: %d files without an audio ending are passed over", folder, others)
-    return found
+        for name in names:
+            ending = Path(name).suffix.lower()
+            if ending in SUFFIXES:
+                found.append(os.path.join(root, name))
+            else:
+                others[ending or "without an ending"] += 1
+    counts = ", ".join(f"{n} {ending}" for ending, n in others.most_common())
+    if found and others:
+        log.info("%s: passed over, by their endings: %s", folder, shown(counts))
+    return found, counts
 
 
 def _in_list(path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The commands of the rooms: `python -m tune` lists them, `python -m tune.ROOM VERB` runs one."""
+"""The commands: `python -m tune` lists them, `python -m tune.PACKAGE VERB` runs one."""
 
 import importlib
 import sys
@@ -9,20 +9,21 @@ from tune.cli.parser import run_script
 SCRIPTS = {
     "train_probe.py": "one experiment: task, encoder, segments, aggregator -> a probe's score",
     "pretrain_aggregator.py": "pretrain the Transformer aggregator by masked modelling",
-    "profile.py": "what a strategy costs: peak memory, time, throughput",
-    "compare.py": "results to tables, plots, a report and advice",
+    "profile.py": "cost of a strategy: peak memory, time, throughput",
+    "compare.py": "runs to tables, verdicts, plots, an HTML report and advice",
     "embed.py": "embeddings of your own music",
 }
 COMMANDS = {
-    "tune.segments plot": "where a file is cut, as a picture",
-    "tune.encoders list | check": "the encoders, and whether one is fit for use",
-    "tune.store list | size | prune": "what the embedding store holds, and making room in it",
-    "tune.demo list | export | play": "the composed music of the demo tasks",
-    "tune.tasks list | show | check": "the tasks, and what is wrong with a data set",
-    "tune.runs card | wandb_report": "a model card's results; a report in W&B",
-    "tune.embeddings similar | agreement": "the nearest tracks; k-NN label agreement",
-    "tune.comparison paired | attention": "runs on the same test tracks; what attention listens to",
-    "tune.sweep": "a W&B sweep file without an account",
+    "tune.segments plot": "plot where a file is cut by structure",
+    "tune.encoders list | check | convert": "list encoders; check one; convert a pickle",
+    "tune.store list | size | prune": "list the embedding store; delete rows",
+    "tune.demo list | export | play": "the synthetic music of the demo tasks",
+    "tune.tasks list | show | check": "list and describe tasks; check a data set",
+    "tune.runs card | wandb_report": "results for a model card; a W&B report",
+    "tune.embeddings similar | agreement": "most similar tracks; k-NN label agreement",
+    "tune.embeddings duplicates": "the same samples, lossy copies and excerpts in a folder",
+    "tune.comparison paired | attention": "paired differences of runs; attention weights",
+    "tune.sweep": "run a W&B sweep file without an account",
 }
 
 
@@ -32,7 +33,7 @@ def show_all() -> None:
     width = max(map(len, rows))
     for name, about in rows.items():
         print(f"{name:{width}}  {about}")
-    print("\neach of them tells more with --help")
+    print("\nsee --help of each")
 
 
 def run_verb(package: str, verbs: Mapping[str, str]) -> None:

@@ -5,6 +5,7 @@ accept `--flag`, `--flag=true` and `--flag=false`.
 """
 
 import argparse
+import contextlib
 import errno
 import logging
 import os
@@ -91,9 +92,25 @@ class Parser(argparse.ArgumentParser):
             words += [f"--{name}={texts[0]}"] if len(texts) == 1 else [f"--{name}", *texts]
         return words
 
+    @contextlib.contextmanager
+    def show_errors(self):
+        """Show a ValueError raised within as an error of the command line."""
+        try:
+            yield
+        except ValueError as error:
+            self.error(str(error))
+
     def error(self, message: str):
         """Print one line and leave with code 2."""
         self.exit(2, f"{self.prog}: error: {one_line(message)} (--help lists the flags)\n")
+
+
+class Flattened(argparse.Action):
+    """Lists of values as one list, each value once: what `--flag 1 2` and `--flag=1,2` give."""
+
+    def __call__(self, parser, namespace, values, option=None):
+        """Keep the values in order."""
+        setattr(namespace, self.dest, list(dict.fromkeys(v for part in values for v in part)))
 
 
 class _Debug(argparse.Action):
@@ -250,7 +267,7 @@ def end_with_launcher() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def begin(parse_args):
+def read_arguments(parse_args):
     """Read a script's arguments before the heavy imports, and let Ctrl-C end those in one line."""
     exit_on_signal()
     wait_without_spinning()

@@ -1,9 +1,18 @@
-"""Runs compared: cells, significance, effects, advice, tables, pictures, report.
+"""Compare runs: what `compare.py` computes and prints.
 
-python -m tune.comparison paired | attention
+configurations      runs merged over seeds
+significance        paired bootstrap, p-values, Holm's correction, verdicts
+main_effects        of segments, aggregators and encoders
+recommend           advice, also within a budget
+per_class           by class, by track, attention
+published_results   the study's figures beside ours
+measured_costs      peak memory measured by profile.py
+analysis            all of these for each task
+tables, figures, html_report, wandb_runs    output, and runs read from W&B
+paired, attention_weights                   python -m tune.comparison paired | attention
 """
 
-from tune.system.lazy import door
+from tune.system.lazy import lazy_names
 
 PUBLIC = {"analyse": "analysis"}
-__getattr__, __dir__, __all__ = door(__name__, PUBLIC)
+__getattr__, __dir__, __all__ = lazy_names(__name__, PUBLIC)

@@ -1,8 +1,8 @@
-"""From cells to what is shown: a view of each task, with verdicts, fronts and effects.
+"""The comparison of each task: its table with verdicts, Pareto fronts, effects and advice.
 
 Quality and cost are compared within a task. Verdicts are given within an encoder, against that
-encoder's baseline, and corrected over its cells. A degenerate cell that repeats another one stays
-in the table and out of everything else.
+encoder's baseline, and corrected over its configurations. A degenerate configuration that repeats
+another one stays in the table and out of everything else.
 """
 
 from collections import Counter
@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tune.comparison.cells import Cell, layer_of, task_key
+from tune.comparison.configurations import Configuration, layer_of, task_key
 from tune.comparison.main_effects import Effect, EncoderPair, encoder_pairs, main_effects
 from tune.comparison.per_class import Breakdown, break_down
 from tune.comparison.published_results import StudyLine, study_table
 from tune.comparison.recommend import Advice, Limits, advise
-from tune.comparison.significance import Difference, Scores, against, enough_resamples
+from tune.comparison.significance import Difference, Scores, compare_to_baseline, enough_resamples
 
-# What a strategy costs: name -> (heading, what must be equal for two costs to be compared).
+# Costs of a strategy: name -> (heading, what must be equal for two costs to be compared).
 AXES = {
     "memory": ("peak memory while encoding", lambda c: (c.memory_kind, c.device)),
     "seconds": ("encoding, seconds a track", lambda c: c.device),
@@ -27,8 +27,8 @@ AXES = {
 
 
 @dataclass(eq=False)
-class Row:
-    """A cell in its task's table.
+class TableRow:
+    """A configuration in its task's table.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class Row:
     fronts : axis -> whether it lies on the front, None where the cost isn't known
     """
 
-    cell: Cell
+    configuration: Configuration
     metrics: dict[str, tuple[float, float, float]]
     std: float | None
     is_baseline: bool = False
@@ -52,32 +52,32 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """better, worse, tie, baseline, repeats ..., or - where nothing can be said."""
+        """better, worse, tie, baseline, = NAME for a duplicate, or - where there is no verdict."""
         if self.is_baseline:
             return "baseline"
-        if self.cell.twin is not None:
-            return f"= {self.cell.twin.label}"
+        if self.configuration.duplicate_of is not None:
+            return f"= {self.configuration.duplicate_of.label}"
         return self.difference.verdict if isinstance(self.difference, Difference) else "-"
 
     @property
     def dominated(self) -> bool:
-        """Another cell is as good and as cheap by every cost that is known, and better by one."""
+        """Whether another configuration is as good, costs no more, and is better in one of them."""
         known = [value for value in self.fronts.values() if value is not None]
         return bool(known) and not any(known)
 
     @property
     def encoder(self) -> str:
         """The encoder's name."""
-        return self.cell.result["encoder"]
+        return self.configuration.result["encoder"]
 
 
 @dataclass(eq=False)
 class EncoderView:
-    """What is said about one encoder's strategies on a task."""
+    """One encoder's baseline, effects and advice on a task."""
 
     name: str
     untrained: bool
-    baseline: Cell | None
+    baseline: Configuration | None
     note: str
     effects: list[Effect]
     advice: list[Advice]
@@ -85,13 +85,13 @@ class EncoderView:
 
 @dataclass(eq=False)
 class TaskView:
-    """One task: its table and what follows from it."""
+    """One task: its table, and the effects and advice derived from it."""
 
     task: str
     metric: str
     n_test: int
     chance: float | None
-    rows: list[Row]
+    rows: list[TableRow]
     encoders: list[EncoderView]
     breakdown: Breakdown
     study: list[StudyLine]
@@ -99,18 +99,18 @@ class TaskView:
 
     @property
     def notes(self) -> list[str]:
-        """What must be known to read the table."""
+        """Notes on how to read the table."""
         return [view.note for view in self.encoders if view.note]
 
 
 def analyse(
-    cells: Sequence[Cell],
+    configurations: Sequence[Configuration],
     *,
     baseline: str | None = None,
     correction: str = "holm",
     limits: Limits | None = None,
 ) -> list[TaskView]:
-    """Compare all cells, task by task.
+    """Compare all configurations, task by task.
 
     Parameters
     ----------
@@ -123,29 +123,37 @@ def analyse(
     ValueError
         When no task has the baseline asked for.
     """
-    groups: dict[tuple, list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(task_key(cell), []).append(cell)
+    groups: dict[tuple, list[Configuration]] = {}
+    for configuration in configurations:
+        groups.setdefault(task_key(configuration), []).append(configuration)
     views = [_view(group, baseline, correction, limits or Limits()) for group in groups.values()]
     if baseline is not None and not any(e.baseline for view in views for e in view.encoders):
-        known = ", ".join(sorted({f"{c.result['seg']}:{c.result['agg']}" for c in cells}))
-        raise ValueError(f"--baseline {baseline}: no such cell or run; there are {known}")
+        known = ", ".join(sorted({f"{c.result['seg']}:{c.result['agg']}" for c in configurations}))
+        raise ValueError(f"--baseline {baseline}: no such configuration or run; there are {known}")
     return views
 
 
-def choose_baseline(cells: Sequence[Cell], asked: str | None) -> Cell | None:
-    """Find the baseline among an encoder's cells, the plainest of several.
+def choose_baseline(
+    configurations: Sequence[Configuration], asked: str | None
+) -> Configuration | None:
+    """Find the baseline among an encoder's configurations, the plainest of several.
 
     Parameters
     ----------
     asked : "SEG" (its mean), "SEG:AGG", the name of a run, or None: full, else 10
     """
-    named = [cell for cell in cells if any(run.name == asked for run in cell.runs)]
+    named = [
+        configuration
+        for configuration in configurations
+        if any(run.name == asked for run in configuration.runs)
+    ]
     if named:
         return named[0]
     for text in ["full", "10"] if asked is None else [asked]:
         seg, _, agg = text.partition(":")
-        found = [c for c in cells if (c.result["seg"], c.result["agg"]) == (seg, agg or "mean")]
+        found = [
+            c for c in configurations if (c.result["seg"], c.result["agg"]) == (seg, agg or "mean")
+        ]
         if found:
             return min(
                 found,
@@ -160,91 +168,114 @@ def choose_baseline(cells: Sequence[Cell], asked: str | None) -> Cell | None:
 
 
 def pareto(costs: Sequence[float], qualities: Sequence[float]) -> list[bool]:
-    """Say which points no other one beats: as cheap, as good, and better by one of both."""
+    """The Pareto front: True for points that no other point dominates.
+
+    Examples
+    --------
+    >>> pareto(costs=[1.0, 2.0, 3.0], qualities=[0.5, 0.4, 0.7])
+    [True, False, True]
+    """
     cost, quality = np.asarray(costs, float), np.asarray(qualities, float)
     weakly = (cost <= cost[:, None]) & (quality >= quality[:, None])  # (i, j): j against i
     strictly = (cost < cost[:, None]) | (quality > quality[:, None])
     return (~(weakly & strictly).any(1)).tolist()
 
 
-def cost_of(cell: Cell, axis: str) -> float | None:
-    """A cell's cost by an axis of `AXES`; None where it isn't known."""
-    return {"memory": cell.memory_bytes, "seconds": cell.seconds_per_track, "dim": cell.dim}[axis]
+def cost_of(configuration: Configuration, axis: str) -> float | None:
+    """A configuration's cost by an axis of `AXES`; None where it isn't known."""
+    return {
+        "memory": configuration.memory_bytes,
+        "seconds": configuration.seconds_per_track,
+        "dim": configuration.dim,
+    }[axis]
 
 
-def _view(cells, baseline, correction, limits) -> TaskView:
+def _view(configurations, baseline, correction, limits) -> TaskView:
     """One task's view."""
-    sizes = Counter(cell.result["encoder"] for cell in cells)
-    cells = sorted(cells, key=lambda c: -sizes[c.result["encoder"]])  # stable: the rest stays
-    by_encoder: dict[str, list[Cell]] = {}
-    for cell in cells:
-        by_encoder.setdefault(cell.result["encoder"], []).append(cell)
+    sizes = Counter(configuration.result["encoder"] for configuration in configurations)
+    configurations = sorted(
+        configurations, key=lambda c: -sizes[c.result["encoder"]]
+    )  # stable: the rest stays
+    by_encoder: dict[str, list[Configuration]] = {}
+    for configuration in configurations:
+        by_encoder.setdefault(configuration.result["encoder"], []).append(configuration)
     scores = Scores(enough_resamples(max(map(len, by_encoder.values()))))
-    rows = {cell: _row(cell, scores) for cell in cells}
+    rows = {configuration: _row(configuration, scores) for configuration in configurations}
     encoders = [
         _encoder_view(name, group, rows, scores, baseline, correction, limits)
         for name, group in by_encoder.items()
     ]
-    compared = [row for row in rows.values() if row.cell.twin is None]
+    compared = [row for row in rows.values() if row.configuration.duplicate_of is None]
     for axis, (_, comparable) in AXES.items():
         alike: dict = {}
         for row in compared:
-            if cost_of(row.cell, axis) is not None and np.isfinite(row.mean):
-                alike.setdefault(comparable(row.cell), []).append(row)
+            if cost_of(row.configuration, axis) is not None and np.isfinite(row.mean):
+                alike.setdefault(comparable(row.configuration), []).append(row)
         for group in alike.values():
-            on_front = pareto([cost_of(r.cell, axis) for r in group], [r.mean for r in group])
+            on_front = pareto(
+                [cost_of(r.configuration, axis) for r in group], [r.mean for r in group]
+            )
             for row, value in zip(group, on_front, strict=True):
                 row.fronts[axis] = value
-    result = cells[0].result
+    result = configurations[0].result
     metric = next(iter(next(iter(rows.values())).metrics))
     chance = (result.get("chance") or {}).get(metric)
     baselines = [view.baseline for view in encoders if view.baseline]
     breakdown = break_down(
-        [row.cell for row in sorted(compared, key=lambda r: -r.mean)], baselines, scores
+        [row.configuration for row in sorted(compared, key=lambda r: -r.mean)], baselines, scores
     )
     return TaskView(
         result["task"],
         metric,
-        max(len(c.ids) for c in cells),
+        max(len(c.ids) for c in configurations),
         chance,
         list(rows.values()),
         encoders,
         breakdown,
-        study_table(result["task"], cells, scores),
+        study_table(result["task"], configurations, scores),
         encoder_pairs(by_encoder, scores, correction),
     )
 
 
-def _row(cell, scores) -> Row:
-    """A cell's numbers on its own tracks."""
+def _row(configuration, scores) -> TableRow:
+    """A configuration's numbers on its own tracks."""
     per_seed = [
         m
-        for run in cell.runs
+        for run in configuration.runs
         for m in next(iter(run.result["metrics"].values()), {}).get("per_seed") or []
     ]
-    std = float(np.std(per_seed, ddof=1)) if len(per_seed) == len(cell.seeds) > 1 else None
-    return Row(cell, scores.summary(cell), std)
+    std = float(np.std(per_seed, ddof=1)) if len(per_seed) == len(configuration.seeds) > 1 else None
+    return TableRow(configuration, scores.summary(configuration), std)
 
 
-def _encoder_view(name, cells, rows, scores, asked, correction, limits) -> EncoderView:
-    """Verdicts, effects and advice for an encoder's cells; verdicts go into the rows."""
-    baseline = choose_baseline(cells, asked)
-    alone = [cell for cell in cells if cell.twin is None]
+def _encoder_view(name, configurations, rows, scores, asked, correction, limits) -> EncoderView:
+    """Verdicts, effects and advice for an encoder's configurations; verdicts go into the rows."""
+    baseline = choose_baseline(configurations, asked)
+    alone = [
+        configuration for configuration in configurations if configuration.duplicate_of is None
+    ]
     note = ""
     if baseline is None:
         want = asked or "full"
-        note = f"{name}: no run of the baseline {want} with this encoder, so no verdicts"
+        note = f"{name}: no verdicts, because the baseline {want} was not run with this encoder"
     else:
         rows[baseline].is_baseline = True
         if asked is None and baseline.result["seg"] != "full":
-            note = f"{name}: no run of the full track, so the baseline is {baseline.label}"
-        family = [cell for cell in alone if cell is not baseline]
-        for cell, found in against(baseline, family, scores, correction).items():
-            rows[cell].difference = found
+            note = f"{name}: the full track was not run, so the baseline is {baseline.label}"
+        family = [configuration for configuration in alone if configuration is not baseline]
+        for configuration, found in compare_to_baseline(
+            baseline, family, scores, correction
+        ).items():
+            rows[configuration].difference = found
             if isinstance(found, str):
-                note += f"{'; ' if note else ''}{cell.label}: {found}"
-    effects = main_effects(cells, scores, correction)
+                note += f"{'; ' if note else ''}{configuration.label}: {found}"
+    effects = main_effects(configurations, scores, correction)
     advice = advise(alone, scores, correction, limits)
     return EncoderView(
-        name, bool(cells[0].result.get("encoder_untrained")), baseline, note, effects, advice
+        name,
+        bool(configurations[0].result.get("encoder_untrained")),
+        baseline,
+        note,
+        effects,
+        advice,
     )

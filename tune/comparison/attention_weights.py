@@ -1,15 +1,14 @@
-"""See what attention listens to: `python -m tune.comparison attention runs/NAME`.
+"""Show attention weights: `python -m tune.comparison attention runs/NAME`.
 
-Reads what a run of `train_probe.py --agg attention` left, a weight for each token, seed and test
-track. Weights are averaged over heads and seeds. Prints the tracks, the most uneven first, and for
-one of them (`--track`, or the first) every token's weight with its spread over seeds; `--plot`
+Reads the weights that a run of `train_probe.py --agg attention` wrote, one for each token, seed and
+test track. Weights are averaged over heads and seeds. Prints the tracks, the most uneven first, and
+for one of them (`--track`, or the first) every token's weight with its spread over seeds; `--plot`
 draws all of them over time.
 
 A track's evenness is the entropy of its weights relative to that of equal weights: 1 when all
 tokens weigh the same (which is the mean), 0 when one token has all the weight.
 """
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,9 @@ from rich.table import Table
 
 from tune.cli.parser import Parser, positive_int
 from tune.segments.plot import clock
+from tune.system.files import check_plot_file
 
 COLUMNS = ("seed", "id", "token", "start_s", "end_s", "weight")
-FORMATS = (".png", ".svg", ".pdf")
 BARS = 48  # a track with more tokens is shown in this many groups of neighbours, at most
 BAR_WIDTH = 40  # characters
 PLOT_TRACKS = 60
@@ -58,7 +57,7 @@ class Track:
         return 1.0 if n == 1 else float(-(p * np.log(p)).sum() / np.log(n))
 
     def grouped(self, most: int) -> "Track":
-        """The same with neighbours put together, so that there are no more than `most`."""
+        """The track with neighbouring tokens grouped, into at most `most` groups."""
         starts = np.arange(0, len(self.times), -(-len(self.times) // most))
         ends = np.append(starts[1:], len(self.times)) - 1
         times = np.stack([self.times[starts, 0], self.times[ends, 1]], 1)
@@ -222,7 +221,7 @@ def _parse(argv):
     parser.add_argument(
         "--track",
         metavar="ID",
-        help="the track to show, or a part of its id that no other has (default: the most uneven)",
+        help="the track to show, or a part of its id that is unique (default: the most uneven)",
     )
     parser.add_argument("--top", type=positive_int, default=5, help="tracks in the table")
     parser.add_argument(
@@ -233,10 +232,8 @@ def _parse(argv):
     )
     args = parser.parse_args(argv)
     if args.plot:
-        if args.plot.suffix not in FORMATS:
-            parser.error(f"--plot must end in .png, .svg or .pdf, got {args.plot.name!r}")
-        if args.plot.is_dir() or not args.plot.parent.is_dir():
-            parser.error(f"--plot {args.plot}: a file in a folder that exists is needed")
-        if importlib.util.find_spec("matplotlib") is None:
-            parser.error("--plot needs matplotlib: pip install matplotlib")
+        try:
+            check_plot_file(args.plot, "--plot")
+        except ValueError as error:
+            parser.error(str(error))
     return args

@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tune.comparison.analysis import AXES, EncoderView, Row, TaskView, cost_of
+from tune.comparison.analysis import AXES, EncoderView, TableRow, TaskView, cost_of
 from tune.comparison.significance import Difference
 from tune.system.files import slug
 
@@ -48,13 +48,13 @@ def front_figure(view: TaskView, axis: str):
 
     Returns
     -------
-    (Figure, tips: gid -> text), or None where the cost isn't known for two cells
+    (Figure, tips: gid -> text), or None where the cost isn't known for two configurations
     """
     rows = [row for row in view.rows if row.fronts.get(axis) is not None]
     comparable = AXES[axis][1]
     groups: dict = {}
     for row in rows:
-        groups.setdefault(comparable(row.cell), []).append(row)
+        groups.setdefault(comparable(row.configuration), []).append(row)
     if len(rows) < 2 or max(map(len, groups.values())) < 2:
         return None
     from matplotlib.figure import Figure
@@ -95,7 +95,7 @@ def front_figure(view: TaskView, axis: str):
             zorder=4 if on else 3,
         )
         cost = f"{_x(row, axis):.3g}{_unit(axis)}" + ("" if on else " (dominated)")
-        tips[gid] = f"{row.encoder} {row.cell.label}: {view.metric} {row.mean:.3f}, {cost}"
+        tips[gid] = f"{row.encoder} {row.configuration.label}: {view.metric} {row.mean:.3f}, {cost}"
     costs = [_x(row, axis) for row in rows]
     if min(costs) > 0 and max(costs) / min(costs) > 8:
         _plain_decades(axes)
@@ -116,7 +116,7 @@ def forest_figure(view: TaskView, encoder: EncoderView):
         row
         for row in view.rows
         if row.encoder == encoder.name
-        and row.cell.twin is None
+        and row.configuration.duplicate_of is None
         and isinstance(row.difference, Difference)
     ]
     if not rows:
@@ -132,7 +132,7 @@ def forest_figure(view: TaskView, encoder: EncoderView):
         colour = VERDICTS[d.verdict]
         axes.plot([d.low, d.high], [y, y], color=colour, linewidth=1.6)
         axes.plot([d.value], [y], "o", color=colour, markersize=4.5)
-    axes.set_yticks(range(len(rows)), [_plain(row.cell.label) for row in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), [_plain(row.configuration.label) for row in rows], fontsize=8)
     axes.set(
         xlabel=_plain(f"{view.metric}, difference to {encoder.baseline.label}"),
         ylim=(-0.7, len(rows) - 0.3),
@@ -213,23 +213,27 @@ def save_figures(views: Sequence[TaskView], folder: Path) -> list[Path]:
     return files
 
 
-def _x(row: Row, axis: str) -> float:
+def _x(row: TableRow, axis: str) -> float:
     """A cost in the axis' unit."""
-    return cost_of(row.cell, axis) / UNITS[axis]
+    return cost_of(row.configuration, axis) / UNITS[axis]
 
 
 def _unit(axis: str) -> str:
-    """What stands after a cost."""
+    """The unit of a cost."""
     return {"memory": " GB", "seconds": " s a track", "dim": " values"}[axis]
 
 
-def _label(axes, rows: Sequence[Row], axis: str) -> None:
+def _label(axes, rows: Sequence[TableRow], axis: str) -> None:
     """Name the points of the front, each above and to the left or right, where there is room."""
     axes.autoscale_view()  # what follows asks for places on the page
     placed: list[tuple] = []  # (where on the page, row, names of all that stand there)
     for row in rows:
         here = axes.transData.transform((_x(row, axis), row.mean))
-        text = row.cell.label if len(row.cell.label) <= 26 else row.cell.label[:25] + "…"
+        text = (
+            row.configuration.label
+            if len(row.configuration.label) <= 26
+            else row.configuration.label[:25] + "…"
+        )
         for there, _, texts in placed:
             if abs(here - there).max() < SAME_PLACE:
                 texts.append(text)

@@ -1,4 +1,4 @@
-"""The report: one HTML file that holds everything and fetches nothing.
+"""The HTML report: one file that works offline.
 
 Jinja2 escapes every string; the page forbids all outside requests and every script but its own by
 a content security policy.
@@ -15,10 +15,10 @@ from markupsafe import Markup
 
 from tune import __version__
 from tune.comparison import figures, tables
-from tune.comparison.analysis import AXES, Row, TaskView
-from tune.comparison.cells import Cell
+from tune.comparison.analysis import AXES, TableRow, TaskView
+from tune.comparison.configurations import Configuration
 from tune.comparison.per_class import Attention, Breakdown
-from tune.comparison.published_results import METRICS
+from tune.comparison.published_results import STUDY_METRICS
 from tune.comparison.significance import Difference
 from tune.runs.load import SkippedRun
 from tune.segments.plot import clock
@@ -40,7 +40,7 @@ def render(
     ----------
     views, left : as `tune.comparison.analysis.analyse` and `tune.comparison` give them
     correction : "holm" or "none"
-    command : how it was made, for the footer
+    command : the command line, for the footer
     made : when; now if None
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -62,8 +62,8 @@ def render(
     drawn = _figures(views)
     return environment.get_template("page.html").render(
         tasks=[_task(i, view, drawn[i]) for i, view in enumerate(views)],
-        n_cells=sum(len(view.rows) for view in views),
-        n_runs=sum(len(row.cell.runs) for view in views for row in view.rows),
+        n_configurations=sum(len(view.rows) for view in views),
+        n_runs=sum(len(row.configuration.runs) for view in views for row in view.rows),
         left=left,
         correction=correction,
         command=command,
@@ -89,7 +89,7 @@ def _figures(views) -> list[list[dict]]:
 
 
 def _task(i: int, view: TaskView, drawn: list[dict]) -> dict:
-    """What the page shows of a task."""
+    """A task's part of the page."""
     scale = _scale([row.difference for row in view.rows])
     several = len(view.encoders) > 1
     missing = [
@@ -107,26 +107,26 @@ def _task(i: int, view: TaskView, drawn: list[dict]) -> dict:
         "missing": missing,
         "targets": list(view.rows[0].metrics)[1:],
         "study": _study(view),
-        "study_heads": list(METRICS.get(view.task, {}).values()),
+        "study_heads": list(STUDY_METRICS.get(view.task, {}).values()),
         "breakdown": _breakdown(view.breakdown, several),
         "attention": [_attention(a) for a in view.breakdown.attention],
     }
 
 
-def _by_quality(row: Row) -> float:
+def _by_quality(row: TableRow) -> float:
     """The best first, undefined ones last."""
     return -row.mean if np.isfinite(row.mean) else float("inf")
 
 
-def _row(row: Row, scale) -> dict:
+def _row(row: TableRow, scale) -> dict:
     """A line of the table: texts, values to sort by, and where its interval is drawn."""
-    texts = tables.cells_of(row)
-    cell, d = row.cell, row.difference
+    texts = tables.row_texts(row)
+    configuration, d = row.configuration, row.difference
     classes = [
-        "aside" if cell.twin is not None else "dominated" if row.dominated else "",
+        "aside" if configuration.duplicate_of is not None else "dominated" if row.dominated else "",
         "base" if row.is_baseline else "",
     ]
-    source = cell.memory_source or "not known: no run of this encoding computed anything"
+    source = configuration.memory_source or "unknown: no run of this encoding computed anything"
     interval = None
     if isinstance(d, Difference) and np.isfinite([d.low, d.high]).all():
         left, middle, right = (_percent(v, scale) for v in (d.low, d.value, d.high))
@@ -138,19 +138,19 @@ def _row(row: Row, scale) -> dict:
         "interval": interval,
         "difference": d if isinstance(d, Difference) else None,
         "reason": d if isinstance(d, str) else "",
-        "about": _about(cell),
-        "memory_from": f"{cell.memory_kind} {source}".strip(),
+        "about": _about(configuration),
+        "memory_from": f"{configuration.memory_kind} {source}".strip(),
         "pareto": [axis for axis, on in row.fronts.items() if on],
         "word": row.verdict if row.verdict in ("better", "worse", "tie", "baseline") else "none",
     }
 
 
-def _about(cell: Cell) -> str:
-    """What is said when a strategy is pointed at."""
-    seeds = ", ".join(map(str, cell.seeds))
-    runs = ", ".join(run.name for run in cell.runs)
-    text = f"layer {cell.result['layer']}; seeds {seeds}; {runs}; {cell.device}"
-    return text + ("; every track is one segment" if cell.result.get("degenerate") else "")
+def _about(configuration: Configuration) -> str:
+    """The tooltip of a strategy."""
+    seeds = ", ".join(map(str, configuration.seeds))
+    runs = ", ".join(run.name for run in configuration.runs)
+    text = f"layer {configuration.result['layer']}; seeds {seeds}; {runs}; {configuration.device}"
+    return text + ("; every track is one segment" if configuration.result.get("degenerate") else "")
 
 
 def _scale(differences) -> tuple[float, float]:
@@ -168,12 +168,12 @@ def _scale(differences) -> tuple[float, float]:
 
 
 def _percent(value: float, scale) -> float:
-    """Where a value lies in a range, in per cent."""
+    """The position of a value in a range, in per cent."""
     return round(100 * (value - scale[0]) / (scale[1] - scale[0]), 2)
 
 
 def _study(view: TaskView) -> list[dict]:
-    """The study's table, our cells beside its figures."""
+    """The study's table, our configurations beside its figures."""
     lines = []
     for line in view.study:
         ours = [
@@ -207,9 +207,11 @@ def _breakdown(b: Breakdown, several: bool) -> dict:
         "heading": b.heading,
         "noun": b.noun,
         "spread_of": b.spread_of,
-        "more": b.n_cells - len(b.cells),
+        "more": b.n_configurations - len(b.configurations),
         "disputed": b.disputed,
-        "cells": [f"{c.result['encoder']} {c.label}" if several else c.label for c in b.cells],
+        "configurations": [
+            f"{c.result['encoder']} {c.label}" if several else c.label for c in b.configurations
+        ],
         "rows": [
             (part, [(float(v), shade(v)) if np.isfinite(v) else (None, 0.0) for v in values])
             for part, values in zip(b.parts, b.values, strict=True)
@@ -218,7 +220,7 @@ def _breakdown(b: Breakdown, several: bool) -> dict:
 
 
 def _attention(found: Attention) -> dict:
-    """Tracks as strips of tokens, darker where attention listens more."""
+    """Tracks as strips of tokens, darker where the weight is larger."""
     tracks = []
     for track in found.tracks:
         grouped = track.grouped(48)
@@ -229,7 +231,7 @@ def _attention(found: Attention) -> dict:
                 "width": round(100 * (end - start) / length, 2),
                 "shade": round(float(s), 3),
                 "tip": f"{clock(start)} to {clock(end)}: weight {w:.3f}, "
-                f"{w * len(grouped.mean):.2f} times an even share",
+                f"{w * len(grouped.mean):.2f} times the average",
             }
             for (start, end), s, w in zip(grouped.times, shares, grouped.mean, strict=True)
         ]
@@ -237,7 +239,7 @@ def _attention(found: Attention) -> dict:
             {"id": track.id, "evenness": track.evenness, "tokens": tokens, "length": clock(length)}
         )
     return {
-        "label": f"{found.cell.result['encoder']} {found.cell.label}",
+        "label": f"{found.configuration.result['encoder']} {found.configuration.label}",
         "evenness": found.evenness,
         "tracks": tracks,
     }

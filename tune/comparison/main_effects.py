@@ -1,8 +1,9 @@
-"""Main effects: what the segments do on average over aggregators, and the other way round; and
-what an encoder does on average over both.
+"""Main effects of segments (averaged over aggregators), aggregators (over segments) and encoders
+(over both).
 
-An average over cells says something about one factor only where every level of it has the same
-levels of the other, so effects are taken on the largest full grid of cells that there is.
+An average over configurations says something about one factor only where every level of it has the
+same levels of the other, so effects are taken on the largest full grid of configurations that there
+is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,10 @@ from itertools import combinations
 import numpy as np
 
 from tune.aggregators.registry import AGGREGATORS
-from tune.comparison.cells import Cell, details, layer_of, seg_text
+from tune.comparison.configurations import Configuration, details, layer_of
 from tune.comparison.significance import Difference, Scores, common_ids, compare_differences
 from tune.probing.intervals import interval
+from tune.segments.rules import fixed_length, seg_text
 
 MOST_LEVELS = 12  # all subsets of as many levels are tried for a full grid
 SEVERAL = [name for name, row in AGGREGATORS.items() if row.several_segs]  # have no one length
@@ -33,7 +35,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Effect:
-    """A main effect: levels of one factor, averaged over `others`, on a full grid of cells."""
+    """A main effect: levels of one factor, averaged over `others`, on a full grid."""
 
     factor: str
     levels: list[Level]
@@ -42,8 +44,8 @@ class Effect:
     context: str
 
     @property
-    def n_cells(self) -> int:
-        """Cells that the effect is made of."""
+    def n_configurations(self) -> int:
+        """Configurations that the effect is made of."""
         return len(self.levels) * len(self.others)
 
 
@@ -60,21 +62,21 @@ class EncoderPair:
 
 
 def encoder_pairs(
-    by_encoder: Mapping[str, Sequence[Cell]], scores: Scores, correction: str
+    by_encoder: Mapping[str, Sequence[Configuration]], scores: Scores, correction: str
 ) -> list[EncoderPair]:
-    """Compare encoders two by two, averaged over strategies, so that none has to be chosen.
+    """Compare each pair of encoders, averaged over the strategies that both have.
 
     Both are taken with the same segments, aggregators, layers (a number, or how it's found) and
-    tokens. Cells that repeat the full track are left out; encoders without a
+    tokens. Configurations that repeat the full track are left out; encoders without a
     strategy or test tracks in common, or with other labels for these, aren't compared.
     """
     tables = {
         name: {
-            _strategy(cell): cell
-            for cell in cells
-            if cell.twin is None and not cell.result.get("degenerate")
+            _strategy(configuration): configuration
+            for configuration in configurations
+            if configuration.duplicate_of is None and not configuration.result.get("degenerate")
         }
-        for name, cells in by_encoder.items()
+        for name, configurations in by_encoder.items()
     }
     found = []
     for a, b in combinations(tables, 2):
@@ -99,26 +101,33 @@ def encoder_pairs(
     ]
 
 
-def _strategy(cell: Cell) -> tuple:
-    """What two encoders' cells have to share."""
-    r = cell.result
+def _strategy(configuration: Configuration) -> tuple:
+    """The strategy, which configurations of two encoders have to share."""
+    r = configuration.result
     asked = r.get("layer_asked")
     layer = asked if asked in ("all", "mix", "last") else str(r["layer"])
-    return (r["seg"], r["agg"], layer, r["tokens"], *details(cell.runs[0]))
+    return (r["seg"], r["agg"], layer, r["tokens"], *details(configuration.runs[0]))
 
 
-def main_effects(cells: Sequence[Cell], scores: Scores, correction: str) -> list[Effect]:
+def main_effects(
+    configurations: Sequence[Configuration], scores: Scores, correction: str
+) -> list[Effect]:
     """Effect of the segments and of the aggregator, each on the largest full grid there is.
 
-    A cell is part of a grid with cells that share everything but segments and aggregator. Cells
-    that repeat the full track are left out.
+    A configuration is part of a grid with configurations that share everything but segments and
+    aggregator. Configurations that repeat the full track are left out.
     """
-    contexts: dict[tuple, dict[tuple[str, str], Cell]] = {}
-    for cell in cells:
-        r = cell.result
+    contexts: dict[tuple, dict[tuple[str, str], Configuration]] = {}
+    for configuration in configurations:
+        r = configuration.result
         if not r.get("degenerate") and r["agg"] not in SEVERAL:
-            context = (layer_of(r), r["tokens"], r.get("precision"), *details(cell.runs[0]))
-            contexts.setdefault(context, {})[r["seg"], r["agg"]] = cell
+            context = (
+                layer_of(r),
+                r["tokens"],
+                r.get("precision"),
+                *details(configuration.runs[0]),
+            )
+            contexts.setdefault(context, {})[r["seg"], r["agg"]] = configuration
     effects = []
     for factor in ("segments", "aggregator"):
         grids = [(context, grid, *balanced(grid, factor)) for context, grid in contexts.items()]
@@ -130,12 +139,14 @@ def main_effects(cells: Sequence[Cell], scores: Scores, correction: str) -> list
     return effects
 
 
-def balanced(grid: dict[tuple[str, str], Cell], factor: str) -> tuple[list[str], list[str]]:
+def balanced(
+    grid: dict[tuple[str, str], Configuration], factor: str
+) -> tuple[list[str], list[str]]:
     """Find the largest full sub-grid with two or more levels of a factor.
 
     Parameters
     ----------
-    grid : (seg, agg) -> cell
+    grid : (seg, agg) -> configuration
     factor : "segments" or "aggregator"
 
     Returns
@@ -161,14 +172,16 @@ def balanced(grid: dict[tuple[str, str], Cell], factor: str) -> tuple[list[str],
 def _effect(factor, grid, levels, others, context, scores, correction) -> Effect | None:
     """Average curves over the other factor, and compare levels with the reference."""
 
-    def cell(level, other):
+    def configuration(level, other):
         return grid[(level, other) if factor == "segments" else (other, level)]
 
     try:
-        ids = common_ids([cell(level, other) for level in levels for other in others])
+        ids = common_ids([configuration(level, other) for level in levels for other in others])
     except ValueError:
         return None
-    curves = {x: np.mean([scores.main(cell(x, o), ids) for o in others], axis=0) for x in levels}
+    curves = {
+        x: np.mean([scores.main(configuration(x, o), ids) for o in others], axis=0) for x in levels
+    }
     usual = "full" if factor == "segments" else "mean"
     reference = usual if usual in levels else levels[0]
     rest = [level for level in levels if level != reference]
@@ -187,7 +200,7 @@ def _effect(factor, grid, levels, others, context, scores, correction) -> Effect
 
 
 def _level_text(factor: str, name: str) -> str:
-    """A level as people read it."""
+    """A level as tables show it."""
     return seg_text(name) if factor == "segments" else name
 
 
@@ -195,6 +208,7 @@ def _sorted(names) -> list[str]:
     """Segments by length, then the rest by name."""
 
     def order(name):
-        return (0, float(name), "") if name.replace(".", "", 1).isdigit() else (1, 0.0, name)
+        length = fixed_length(name)
+        return (1, 0.0, name) if length is None else (0, length, "")
 
     return sorted(names, key=order)

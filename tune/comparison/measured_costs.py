@@ -1,19 +1,19 @@
-"""Memory that `profile.py --out FILE` measured, for cells whose runs only read the store."""
+"""Peak memory measured by `profile.py --out FILE`, for runs that only read the store."""
 
 import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from tune.comparison.cells import Cell
+from tune.comparison.configurations import Configuration
 
 log = logging.getLogger(__name__)
 
 
-def apply_costs(cells: Sequence[Cell], path: Path) -> int:
-    """Give cells the peak memory of the same strategy in a file of profile.py's.
+def apply_costs(configurations: Sequence[Configuration], path: Path) -> int:
+    """Give configurations the peak memory of the same strategy in a file of profile.py's.
 
-    Of several track lengths the longest counts. Returns how many cells got theirs.
+    Of several track lengths the longest counts. Returns how many configurations got theirs.
 
     Raises
     ------
@@ -41,8 +41,8 @@ def apply_costs(cells: Sequence[Cell], path: Path) -> int:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"--costs {path}: no file of profile.py --out ({error})") from error
     n = 0
-    for cell in cells:
-        r = cell.result
+    for configuration in configurations:
+        r = configuration.result
         rate = None
         if r["tokens"] != "segment":  # "frame at 5 Hz"
             rate = float(r["tokens"].split()[-2])
@@ -53,14 +53,16 @@ def apply_costs(cells: Sequence[Cell], path: Path) -> int:
         ]
         row = next((peaks[key] for key in keys if key in peaks), None)
         if row is not None:
-            cell.memory_bytes = row["peak_memory_bytes"]
-            cell.memory_kind = row["peak_memory_kind"]
-            cell.memory_source = f"profile.py, a track of {row['duration_s']:.0f} s on {device}"
+            configuration.memory_bytes = row["peak_memory_bytes"]
+            configuration.memory_kind = row["peak_memory_kind"]
+            configuration.memory_source = (
+                f"profile.py, a track of {row['duration_s']:.0f} s on {device}"
+            )
             n += 1
-    log.info("%s: peak memory of %d of %d cells", path, n, len(cells))
+    log.info("%s: peak memory of %d of %d configurations", path, n, len(configurations))
     return n
 
 
 def _key(encoder, layer, seg, agg, precision, frame_rate) -> tuple:
-    """What a cost depends on."""
+    """The settings that a cost depends on."""
     return (Path(str(encoder)).name, str(layer), seg, agg, precision, frame_rate)

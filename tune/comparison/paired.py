@@ -1,7 +1,7 @@
 """Compare runs on the same test tracks: `python -m tune.comparison paired runs/A runs/B ...`.
 
 The first run is the baseline. Each other one is compared with it track by track, by a paired
-bootstrap (`tune.probing.intervals.paired_bootstrap`); where the interval of the difference holds
+bootstrap (`tune.probing.intervals.paired_bootstrap`); if the interval of the difference contains
 zero, there is no significant difference.
 """
 
@@ -43,7 +43,13 @@ def compare(baseline: Predictions, other: Predictions) -> dict[str, tuple[float,
 
 
 def verdict(low: float, high: float) -> str:
-    """Put an interval of a difference in a word: better, worse or tie."""
+    """The verdict on an interval of a difference: better, worse or tie.
+
+    Examples
+    --------
+    >>> verdict(0.01, 0.2), verdict(-0.1, 0.1)
+    ('better', 'tie')
+    """
     return "better" if low > 0 else "worse" if high < 0 else "tie"
 
 

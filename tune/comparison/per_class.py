@@ -1,4 +1,4 @@
-"""Where strategies differ: by class or target, by track, and in what attention listens to."""
+"""Differences between strategies by class or target, by track, and in attention weights."""
 
 import logging
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from tune.comparison.attention_weights import Track, load_tracks
-from tune.comparison.cells import Cell
+from tune.comparison.configurations import Configuration
 from tune.comparison.significance import Scores, common_ids, positions
 from tune.tasks.label_kinds import label_kind
 
 log = logging.getLogger(__name__)
 
-MOST_CELLS = 8  # columns of a table by class
+MOST_CONFIGURATIONS = 8  # columns of a table by class
 MOST_TRACKS = 12
 ATTENTION_TRACKS = 5
 
@@ -25,8 +25,8 @@ class Disagreement:
     Attributes
     ----------
     label : its class, or its targets' values, as text
-    spread : over cells, of what `Breakdown.spread_of` says
-    best, worst : the cells nearest to and farthest from the label
+    spread : standard deviation over configurations, of `Breakdown.spread_of`
+    best, worst : the configurations nearest to and farthest from the label
     """
 
     id: str
@@ -38,9 +38,9 @@ class Disagreement:
 
 @dataclass(frozen=True)
 class Attention:
-    """A cell's most uneven tracks, with the mean evenness of all."""
+    """A configuration's most uneven tracks, with the mean evenness of all."""
 
-    cell: Cell
+    configuration: Configuration
     tracks: list[Track]
     evenness: float
 
@@ -52,18 +52,18 @@ class Breakdown:
     Attributes
     ----------
     parts : classes, targets or tags
-    heading : what `values` are
-    cells : those shown, the baselines first, then by quality
-    n_cells : how many there are in all
-    values : (len(parts), len(cells)), NaN where undefined
+    heading : of the table of `values`
+    configurations : those in the table, the baselines first, then by quality
+    n_configurations : how many there are in all
+    values : (len(parts), len(configurations)), NaN where undefined
     noun : what a part is: class, target or tag
-    spread_of : what the spread of a disputed track is the deviation of
+    spread_of : the quantity whose deviation is a disputed track's spread
     """
 
     parts: list[str]
     heading: str
-    cells: list[Cell]
-    n_cells: int
+    configurations: list[Configuration]
+    n_configurations: int
     values: np.ndarray
     disputed: list[Disagreement]
     attention: list[Attention]
@@ -71,22 +71,27 @@ class Breakdown:
     spread_of: str
 
 
-def break_down(cells: Sequence[Cell], baselines: Sequence[Cell], scores: Scores) -> Breakdown:
-    """Break a task's cells down.
+def break_down(
+    configurations: Sequence[Configuration], baselines: Sequence[Configuration], scores: Scores
+) -> Breakdown:
+    """Break a task's configurations down.
 
     Parameters
     ----------
-    cells : by quality, the best first
+    configurations : by quality, the best first
     """
-    shown = [*baselines, *(c for c in cells if c not in baselines)][:MOST_CELLS]
-    result = cells[0].result
+    shown = [*baselines, *(c for c in configurations if c not in baselines)][:MOST_CONFIGURATIONS]
+    result = configurations[0].result
     kind = label_kind(result["kind"])
     parts = list(result[kind.parts]) if kind.by_part else []
 
-    def by_part(cell):
-        """What a cell scores on each part, (P,)."""
+    def by_part(configuration):
+        """A configuration's score on each part, (P,)."""
         return kind.by_part(
-            cell.labels, cell.predictions, parts, lambda name: scores.curves(cell)[name][0]
+            configuration.labels,
+            configuration.predictions,
+            parts,
+            lambda name: scores.curves(configuration)[name][0],
         )
 
     values = np.stack([by_part(c) for c in shown], 1) if parts else np.empty((0, len(shown)))
@@ -94,30 +99,32 @@ def break_down(cells: Sequence[Cell], baselines: Sequence[Cell], scores: Scores)
         parts,
         kind.heading,
         shown,
-        len(cells),
+        len(configurations),
         values,
-        disputed(cells),
-        _attention(cells),
+        disputed(configurations),
+        _attention(configurations),
         kind.noun,
         kind.spread_of,
     )
 
 
-def disputed(cells: Sequence[Cell]) -> list[Disagreement]:
-    """Tracks on which cells disagree most, of those that all cells have."""
-    if len(cells) < 2:
+def disputed(configurations: Sequence[Configuration]) -> list[Disagreement]:
+    """Tracks on which configurations disagree most, of those that all configurations have."""
+    if len(configurations) < 2:
         return []
     try:
-        ids = common_ids(cells)
+        ids = common_ids(configurations)
     except ValueError:
         return []
-    first, result = cells[0], cells[0].result
+    first, result = configurations[0], configurations[0].result
     labels = first.labels[positions(first, ids)]  # (n,) or (n, C)
     kind = label_kind(result["kind"])
-    spread, error = kind.disagreement(labels, [c.predictions[:, positions(c, ids)] for c in cells])
+    spread, error = kind.disagreement(
+        labels, [c.predictions[:, positions(c, ids)] for c in configurations]
+    )
     texts = [kind.show(label, result[kind.parts]) for label in labels]
-    several = len({c.result["encoder"] for c in cells}) > 1
-    names = [f"{c.result['encoder']} {c.label}" if several else c.label for c in cells]
+    several = len({c.result["encoder"] for c in configurations}) > 1
+    names = [f"{c.result['encoder']} {c.label}" if several else c.label for c in configurations]
     order = np.argsort(-spread, kind="stable")[:MOST_TRACKS]
     return [
         Disagreement(
@@ -132,19 +139,21 @@ def disputed(cells: Sequence[Cell]) -> list[Disagreement]:
     ]
 
 
-def _attention(cells) -> list[Attention]:
-    """What attention listens to, of each cell that has a run with weights."""
+def _attention(configurations) -> list[Attention]:
+    """Attention weights of each configuration that has a run with them."""
     found = []
-    for cell in cells:
+    for configuration in configurations:
         folders = [
-            r.folder for r in cell.runs if r.folder and (r.folder / "attention.parquet").is_file()
+            r.folder
+            for r in configuration.runs
+            if r.folder and (r.folder / "attention.parquet").is_file()
         ]
         if folders:
             try:
                 tracks = load_tracks(folders[0])
-            except ValueError as error:  # the run's scores are whole all the same
+            except ValueError as error:  # the run's scores are usable all the same
                 log.warning("%s", error)
                 continue
             evenness = float(np.mean([t.evenness for t in tracks]))
-            found.append(Attention(cell, tracks[:ATTENTION_TRACKS], evenness))
+            found.append(Attention(configuration, tracks[:ATTENTION_TRACKS], evenness))
     return found

@@ -1,4 +1,4 @@
-"""The original study's quality, and what others have published, beside ours.
+"""The original study's results and other published ones, to show beside ours.
 
 The study's cost is in `tune.profiling.arithmetic`. Figures are accuracy (GTZAN) and R² (EMO), from
 0 to 1; those of the MuQ paper use its in-house weights or other encoders, and are no strategies
@@ -8,11 +8,12 @@ but references.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tune.comparison.cells import Cell
+from tune.comparison.configurations import Configuration
 from tune.profiling.arithmetic import STUDY
+from tune.segments.rules import seg_text
 
 # The columns are metrics of a result; the study reports EMO's targets one by one.
-METRICS = {
+STUDY_METRICS = {
     "gtzan": {"accuracy": "accuracy"},
     "emo": {"r2_valence": "R² valence", "r2_arousal": "R² arousal"},
 }
@@ -45,34 +46,34 @@ class StudyLine:
     ----------
     study : metric -> the published figure as text
     study_cost : peak GB and seconds over the test split, as text; "" for a reference
-    ours : cell -> metric -> (mean, low, high), for each of our cells of the strategy
+    ours : our configurations of the strategy -> metric -> (mean, low, high)
     """
 
     strategy: str
     study: dict[str, str]
     study_cost: str
-    ours: dict[Cell, dict[str, tuple[float, float, float]]]
+    ours: dict[Configuration, dict[str, tuple[float, float, float]]]
 
 
-def study_table(task: str, cells: Sequence[Cell], scores) -> list[StudyLine]:
+def study_table(task: str, configurations: Sequence[Configuration], scores) -> list[StudyLine]:
     """The study's table for one of its tasks, with ours beside it; [] for any other task.
 
     Parameters
     ----------
     task : as in result.json
-    scores : gives a cell's `summary`
+    scores : gives a configuration's `summary`
     """
-    if task not in METRICS:
+    if task not in STUDY_METRICS:
         return []
-    names = list(METRICS[task])
+    names = list(STUDY_METRICS[task])
     columns = slice(0, 1) if task == "gtzan" else slice(1, 3)
     lines = []
     for (seg, agg), figures in STRATEGIES.items():
         # The full track is one segment: its cost doesn't depend on the aggregator.
         peak, seconds = STUDY[task.upper(), seg, "any" if seg == "full" else agg]
-        mine = [c for c in cells if (c.result["seg"], c.result["agg"]) == (seg, agg)]
+        mine = [c for c in configurations if (c.result["seg"], c.result["agg"]) == (seg, agg)]
         ours = {c: {n: scores.summary(c)[n] for n in names if n in scores.summary(c)} for c in mine}
-        text = f"{'full track' if seg == 'full' else seg + ' s'} {agg}"
+        text = f"{'full track' if seg == 'full' else seg_text(seg)} {agg}"
         study = {n: f"{v:.3f}" for n, v in zip(names, figures[columns], strict=True)}
         lines.append(StudyLine(text, study, f"{peak:.2f} GB, {seconds:.0f} s", ours))
     for name, figures in PUBLISHED.items():

@@ -1,11 +1,12 @@
-"""Verdicts: differences on the same test tracks, corrected for how many were looked at.
+"""Verdicts: differences on the same test tracks, corrected for the number of comparisons.
 
-All cells are scored on the same resamples of the test tracks
+All configurations are scored on the same resamples of the test tracks
 (`tune.probing.intervals.bootstrap_curves`), so that differences are paired, and so are differences
-of averages over cells. A p-value is twice the smaller share of resamples on either side of zero,
-and at least 1 / resamples. Holm's correction (Holm 1979) keeps the chance of any false "better" or
-"worse" in a family of comparisons below 5 %. A cell's seeds are resampled as well, so that what
-other seeds would have given is part of an interval; a cell with a single seed hides that part.
+of averages over configurations. A p-value is twice the smaller share of resamples on either side of
+zero, and at least 1 / resamples. Holm's correction (Holm 1979) keeps the chance of any false
+"better" or "worse" in a family of comparisons below 5 %. A configuration's seeds are resampled as
+well, so that what other seeds would have given is part of an interval; a configuration with a
+single seed hides that part.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tune.comparison.cells import Cell
+from tune.comparison.configurations import Configuration
 from tune.probing.intervals import N_RESAMPLES, bootstrap_curves, interval
 
 ALPHA = 0.05
@@ -21,7 +22,7 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference, its 95 % interval, p-value before and after correction, and the word for it."""
+    """A difference, its 95 % interval, its p-value before and after correction, and the verdict."""
 
     value: float
     low: float
@@ -33,7 +34,7 @@ class Difference:
 
 
 class Scores:
-    """Metrics of cells on the same resamples, computed once for each set of tracks.
+    """Metrics of configurations on the same resamples, computed once for each set of tracks.
 
     Parameters
     ----------
@@ -44,55 +45,59 @@ class Scores:
         self.n_resamples = n_resamples
         self._known: dict[tuple, dict[str, np.ndarray]] = {}
 
-    def curves(self, cell: Cell, ids: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    def curves(
+        self, configuration: Configuration, ids: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
         """Each metric on the whole split and on each resample, (1 + R,), for some of its tracks."""
-        ids = cell.ids if ids is None else ids
-        key = (id(cell), tuple(ids))
+        ids = configuration.ids if ids is None else ids
+        key = (id(configuration), tuple(ids))
         if key not in self._known:
-            at = positions(cell, ids)
-            r = cell.result
+            at = positions(configuration, ids)
+            r = configuration.result
             self._known[key] = bootstrap_curves(
                 r["kind"],
-                cell.labels[at],
-                cell.predictions[:, at],
+                configuration.labels[at],
+                configuration.predictions[:, at],
                 r["targets"],
                 n_resamples=self.n_resamples,
             )
         return self._known[key]
 
-    def main(self, cell: Cell, ids: Sequence[str] | None = None) -> np.ndarray:
+    def main(self, configuration: Configuration, ids: Sequence[str] | None = None) -> np.ndarray:
         """The main metric of the kind of label, the first: accuracy, mean R², ROC-AUC, ..."""
-        return next(iter(self.curves(cell, ids).values()))
+        return next(iter(self.curves(configuration, ids).values()))
 
-    def summary(self, cell: Cell) -> dict[str, tuple[float, float, float]]:
+    def summary(self, configuration: Configuration) -> dict[str, tuple[float, float, float]]:
         """Each metric with its interval: (mean, low, high)."""
-        return {name: (float(v[0]), *interval(v[1:])) for name, v in self.curves(cell).items()}
+        return {
+            name: (float(v[0]), *interval(v[1:])) for name, v in self.curves(configuration).items()
+        }
 
 
 def enough_resamples(n_comparisons: int) -> int:
-    """Resamples with which even the strictest of so many corrected p-values can fall below 5 %."""
+    """Number of resamples with which the smallest corrected p-value can fall below 5 %."""
     return max(N_RESAMPLES, 40 * n_comparisons)
 
 
-def positions(cell: Cell, ids: Sequence[str]) -> np.ndarray:
-    """Where a cell's tracks of these ids are."""
-    at = {name: i for i, name in enumerate(cell.ids)}
+def positions(configuration: Configuration, ids: Sequence[str]) -> np.ndarray:
+    """Positions of these track ids in a configuration."""
+    at = {name: i for i, name in enumerate(configuration.ids)}
     return np.array([at[name] for name in ids], dtype=int)
 
 
-def common_ids(cells: Sequence[Cell]) -> list[str]:
-    """Test tracks that all cells have.
+def common_ids(configurations: Sequence[Configuration]) -> list[str]:
+    """Test tracks that all configurations have.
 
     Raises
     ------
     ValueError
         When there is none, or when their labels differ.
     """
-    ids = sorted(set.intersection(*(set(cell.ids) for cell in cells)))
+    ids = sorted(set.intersection(*(set(configuration.ids) for configuration in configurations)))
     if not ids:
         raise ValueError("no test track in common")
-    first = cells[0].labels[positions(cells[0], ids)]
-    if any(not np.array_equal(first, c.labels[positions(c, ids)]) for c in cells[1:]):
+    first = configurations[0].labels[positions(configurations[0], ids)]
+    if any(not np.array_equal(first, c.labels[positions(c, ids)]) for c in configurations[1:]):
         raise ValueError("different labels for the same tracks")
     return ids
 
@@ -108,7 +113,13 @@ def p_value(differences: np.ndarray) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's correction: p-values to be held against the level; NaN stay and don't count."""
+    """Holm's correction of p-values; NaN stay and don't count.
+
+    Examples
+    --------
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
     p = np.asarray(p, dtype=float)
     out = p.copy()
     order = np.argsort(p, kind="stable")  # NaN come last
@@ -139,21 +150,29 @@ def compare_differences(
     return out
 
 
-def against(baseline: Cell, cells: Sequence[Cell], scores: Scores, correction: str) -> dict:
-    """Compare cells with a baseline, as one family.
+def compare_to_baseline(
+    baseline: Configuration,
+    configurations: Sequence[Configuration],
+    scores: Scores,
+    correction: str,
+) -> dict:
+    """Compare configurations with a baseline, as one family.
 
     Returns
     -------
-    dict : cell -> Difference, or the reason (str) why the two can't be compared
+    dict : configuration -> Difference, or the reason (str) why the two can't be compared
     """
     found, curves = {}, []
-    for cell in cells:
+    for configuration in configurations:
         try:
-            ids = common_ids([baseline, cell])
+            ids = common_ids([baseline, configuration])
         except ValueError as error:
-            found[cell] = str(error)
+            found[configuration] = str(error)
             continue
-        found[cell] = None
-        curves.append((scores.main(cell, ids) - scores.main(baseline, ids), len(ids)))
+        found[configuration] = None
+        curves.append((scores.main(configuration, ids) - scores.main(baseline, ids), len(ids)))
     judged = iter(compare_differences(curves, correction))
-    return {cell: next(judged) if text is None else text for cell, text in found.items()}
+    return {
+        configuration: next(judged) if text is None else text
+        for configuration, text in found.items()
+    }

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tune.comparison.analysis import Row, TaskView
-from tune.comparison.cells import layer_of
+from tune.comparison.analysis import TableRow, TaskView
+from tune.comparison.configurations import layer_of
 from tune.comparison.main_effects import EncoderPair
 from tune.comparison.significance import Difference
 from tune.runs.load import SkippedRun
@@ -43,11 +43,15 @@ HEADS = (
 
 
 def frame(views: Sequence[TaskView]) -> pd.DataFrame:
-    """Every cell as a row, with plain columns: numbers in SI units, undefined ones empty."""
+    """A row for each configuration: numbers in SI units, undefined ones empty."""
     rows = []
     for view in views:
         for row in view.rows:
-            cell, r, cost = row.cell, row.cell.result, row.cell.result["cost"]
+            configuration, r, cost = (
+                row.configuration,
+                row.configuration.result,
+                row.configuration.result["cost"],
+            )
             d = row.difference if isinstance(row.difference, Difference) else None
             out = {
                 "task": view.task,
@@ -56,10 +60,10 @@ def frame(views: Sequence[TaskView]) -> pd.DataFrame:
                 "seg": r["seg"],
                 "agg": r["agg"],
                 "tokens": r["tokens"],
-                "strategy": cell.label,
-                "seeds": " ".join(map(str, cell.seeds)),
-                "n_seeds": len(cell.seeds),
-                "n_test": len(cell.ids),
+                "strategy": configuration.label,
+                "seeds": " ".join(map(str, configuration.seeds)),
+                "n_seeds": len(configuration.seeds),
+                "n_test": len(configuration.ids),
                 "degenerate": bool(r.get("degenerate")),
                 "metric": view.metric,
                 "mean": row.mean,
@@ -75,15 +79,15 @@ def frame(views: Sequence[TaskView]) -> pd.DataFrame:
                 "p": d and d.p,
                 "p_corrected": d and d.p_corrected,
                 "n_common_tracks": d and d.n_tracks,
-                "seconds_per_track": cell.seconds_per_track,
-                "peak_memory_bytes": cell.memory_bytes,
-                "peak_memory_kind": cell.memory_kind,
-                "peak_memory_from": cell.memory_source,
-                "embedding_dim": cell.dim,
-                "store_bytes": cell.store_bytes,
+                "seconds_per_track": configuration.seconds_per_track,
+                "peak_memory_bytes": configuration.memory_bytes,
+                "peak_memory_kind": configuration.memory_kind,
+                "peak_memory_from": configuration.memory_source,
+                "embedding_dim": configuration.dim,
+                "store_bytes": configuration.store_bytes,
                 "probe_seconds": cost.get("probe_seconds"),
-                "device": cell.device,
-                "runs": " ".join(run.name for run in cell.runs),
+                "device": configuration.device,
+                "runs": " ".join(run.name for run in configuration.runs),
             }
             out |= {f"front_{axis}": value for axis, value in row.fronts.items()}
             rows.append(out)
@@ -91,7 +95,7 @@ def frame(views: Sequence[TaskView]) -> pd.DataFrame:
 
 
 def write_frame(views: Sequence[TaskView], path: Path) -> None:
-    """Write every cell as CSV or Parquet, by the file's ending."""
+    """Write every configuration as CSV or Parquet, by the file's ending."""
     table = frame(views)
     if path.suffix == ".parquet":
         table.to_parquet(path, index=False)
@@ -99,11 +103,11 @@ def write_frame(views: Sequence[TaskView], path: Path) -> None:
         table.to_csv(path, index=False)
 
 
-def cells_of(row: Row) -> list[str]:
+def row_texts(row: TableRow) -> list[str]:
     """A row of the table as text, in the order of `HEADS`."""
     d = row.difference
     mean, low, high = next(iter(row.metrics.values()))
-    out = [row.cell.label, number(mean), number(row.std), span(low, high)]
+    out = [row.configuration.label, number(mean), number(row.std), span(low, high)]
     if isinstance(d, Difference):
         out += [signed(d.value), span(d.low, d.high, signed), p_text(d.p_corrected)]
     else:
@@ -111,16 +115,20 @@ def cells_of(row: Row) -> list[str]:
     return [*out, row.verdict, *costs(row)]
 
 
-def costs(row: Row) -> list[str]:
+def costs(row: TableRow) -> list[str]:
     """Seconds, memory and embedding size as text; "-" where unknown."""
-    cell = row.cell
-    seconds = "-" if cell.seconds_per_track is None else f"{cell.seconds_per_track:.3g}"
-    memory = "-" if cell.memory_bytes is None else f"{cell.memory_bytes / 1e9:.2f} GB"
-    return [seconds, memory, "-" if cell.dim is None else f"{cell.dim:,}"]
+    configuration = row.configuration
+    seconds = (
+        "-" if configuration.seconds_per_track is None else f"{configuration.seconds_per_track:.3g}"
+    )
+    memory = (
+        "-" if configuration.memory_bytes is None else f"{configuration.memory_bytes / 1e9:.2f} GB"
+    )
+    return [seconds, memory, "-" if configuration.dim is None else f"{configuration.dim:,}"]
 
 
 def strategies_text(pair: EncoderPair) -> str:
-    """What a comparison of two encoders is the mean of."""
+    """The strategies that a comparison of two encoders is averaged over."""
     names, n = pair.strategies, len(pair.strategies)
     return ", ".join(names) if n <= 3 else f"{n} strategies"
 
@@ -220,7 +228,7 @@ def write_markdown(views: Sequence[TaskView], correction: str, path: Path) -> No
             lines += [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
             for row in view.rows:
                 if row.encoder == encoder.name:
-                    texts = [_md(text) for text in cells_of(row)]
+                    texts = [_md(text) for text in row_texts(row)]
                     texts[7] = f"**{texts[7]}**" if texts[7] in ("better", "worse") else texts[7]
                     lines.append(f"| {' | '.join(texts)} |")
             lines += [
@@ -285,24 +293,26 @@ def write_latex(views: Sequence[TaskView], correction: str, path: Path) -> None:
             ]
             for row in view.rows:
                 if row.encoder == encoder.name:
-                    label, mean, _, between, value, of_difference, p, word, *_ = cells_of(row)
+                    label, mean, _, between, value, of_difference, p, word, *_ = row_texts(row)
                     value, of_difference = (x.replace("-", "$-$") for x in (value, of_difference))
-                    cells = (_tex(label), mean, between, value, of_difference, p, _tex(word))
-                    out.append(" & ".join(cells) + r" \\")
+                    columns = (_tex(label), mean, between, value, of_difference, p, _tex(word))
+                    out.append(" & ".join(columns) + r" \\")
             out += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
     path.write_text("\n".join(out), encoding="utf-8")
 
 
-def _table(rows: Sequence[Row], view: TaskView, correction: str) -> Table:
-    """A task's table for one encoder; what another cell beats by every cost is dim."""
+def _table(rows: Sequence[TableRow], view: TaskView, correction: str) -> Table:
+    """A task's table for one encoder; dominated configurations are dim."""
     table = Table()
     heads = (HEADS[0], view.metric, *HEADS[2:6], _p_head(correction), *HEADS[7:])
     for i, head in enumerate(heads):
         table.add_column(head, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
     for row in rows:
-        texts = [Text(text) for text in cells_of(row)]
+        texts = [Text(text) for text in row_texts(row)]
         texts[7].stylize(STYLES.get(row.verdict, ""))
-        table.add_row(*texts, style="dim" if row.dominated or row.cell.twin else None)
+        table.add_row(
+            *texts, style="dim" if row.dominated or row.configuration.duplicate_of else None
+        )
     return table
 
 

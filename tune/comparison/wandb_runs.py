@@ -58,14 +58,14 @@ def read_project(path: str, api=None) -> tuple[list[Run], list[SkippedRun]]:
     return runs, left
 
 
-def log_report(path: str, page: str, cells) -> list[str]:
+def log_report(path: str, page: str, configurations) -> list[str]:
     """Log a comparison to W&B, as a run of type "comparison"; offline without a login.
 
     Parameters
     ----------
     path : "PROJECT" or "ENTITY/PROJECT"
     page : the report, as HTML
-    cells : pandas.DataFrame, every cell
+    configurations : pandas.DataFrame, every configuration
 
     Returns
     -------
@@ -73,7 +73,7 @@ def log_report(path: str, page: str, cells) -> list[str]:
     """
     import wandb
 
-    from tune.runs.tracking import begin, finish_run, wandb_mode
+    from tune.runs.tracking import begin_wandb_run, finish_run, wandb_mode
     from tune.system.files import hide_home
 
     mode = wandb_mode()
@@ -84,11 +84,13 @@ def log_report(path: str, page: str, cells) -> list[str]:
         "job_type": "comparison",
         "name": "compare",
     }
-    run, mode, why = begin(
+    run, mode, why = begin_wandb_run(
         lambda mode, settings: wandb.init(mode=mode, settings=settings, **about), mode
     )
     page = hide_home(page)
-    run.log({"report": wandb.Html(page, inject=False), "cells": wandb.Table(dataframe=cells)})
+    run.log(
+        {"report": wandb.Html(page, inject=False), "cells": wandb.Table(dataframe=configurations)}
+    )
     artifact = wandb.Artifact("report", type="report")
     with artifact.new_file("report.html", encoding="utf-8") as file:
         file.write(page)

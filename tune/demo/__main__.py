@@ -1,4 +1,4 @@
-"""Listen to the demo data: ``python -m tune.demo list | export | play``."""
+"""Listen to the demo tracks: ``python -m tune.demo list | export | play``."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from pathlib import Path
 import soundfile
 
 from tune.cli.parser import Parser
+from tune.demo import DEMO_TASKS
 from tune.demo.synth import SAMPLE_RATE
-from tune.demo.tasks import DEMO_TASKS, SPLITS, TASKS, Track, make_track, n_tracks, style_indices
+from tune.demo.tasks import SPLITS, TASKS, Track, make_track, n_tracks, style_indices
 
 _EXAMPLES = """\
 examples:
-  python -m tune.demo list                                  what there is
+  python -m tune.demo list                                  the tasks
   python -m tune.demo play                                  hear the first track
   python -m tune.demo play --style metal --index 3          hear the fourth track in one style
   python -m tune.demo export --n 10 --out music             one WAV of each style
   python -m tune.demo export --task demo-form --n 4 --out music
                                                             one song in its four orders
 
-The same number always gives the same music. To build a whole data set, with its splits:
+The same index always gives the same music. To build a whole data set, with its splits:
   python -c "from tune.demo import build; print(build('demo', 'data'))"
 """
 _PLAYERS = (  # tried in this order; the file's path is appended
@@ -44,7 +45,7 @@ def _write(track: Track, folder: Path) -> Path:
 
 
 def _line(track: Track, path: Path) -> str:
-    """What a track is, in one line."""
+    """A track in one line."""
     _, row, audio = track
     label = row["label"]
     if not isinstance(label, str):
@@ -91,7 +92,7 @@ def _player_commands(path: Path) -> list[list[str]]:
 
 
 def play(task: str, index: int, style: str | None) -> None:
-    """Play a track, or write it to the current folder where nothing can play it."""
+    """Play a track, or write it to the current folder if there is no player."""
     indices = style_indices(task, style)
     if not 0 <= index < len(indices):
         raise ValueError(f"expected --index from 0 to {len(indices) - 1}, got {index}")
@@ -102,20 +103,20 @@ def play(task: str, index: int, style: str | None) -> None:
             print(f"{_line(track, Path(path.name))}  (with {command[0]}, Ctrl+C stops)", flush=True)
             if subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0:
                 return
-    print(f"nothing here plays sound; wrote {_line(track, _write(track, Path.cwd()))}")
+    print(f"no audio player found; wrote {_line(track, _write(track, Path.cwd()))}")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = Parser(
         prog="python -m tune.demo",
-        description="Original music, composed in numpy: the demo tasks' tracks, to hear.",
+        description="Synthetic music, composed in NumPy: listen to the tracks of the demo tasks.",
         epilog=_EXAMPLES,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="{list,export,play}")
     verbs.add_parser("list", help="describe the tasks, their labels and sizes")
     exporter = verbs.add_parser("export", help="write tracks as WAV files")
-    player = verbs.add_parser("play", help="play one track (writes a WAV where nothing can play)")
+    player = verbs.add_parser("play", help="play one track (writes a WAV if there is no player)")
     for verb in (exporter, player):
         verb.add_argument(
             "--task",

@@ -7,7 +7,7 @@ import numpy as np
 from tune.demo import mix
 from tune.demo.drums import GROOVES, fill, hit, play
 from tune.demo.parts import bass_line, chart, comp, melody
-from tune.demo.recipes import TAIL_S, Recipe, section_bars
+from tune.demo.recipes import TAIL_S, PieceRecipe, section_bars
 from tune.demo.styles import HOLD, SECTIONS
 from tune.demo.synth import SAMPLE_RATE, note
 from tune.demo.theory import SCALES, transpose
@@ -19,7 +19,7 @@ _ECHO = {"bass": 0.0, "chords": 0.6, "lead": 1.0, "pad": 0.0, "arp": 0.7, "drums
 Parts = dict[str, list[tuple]]  # role: notes, or hits under "drums"; beats from the section's start
 
 
-def write_section(recipe: Recipe, kind: str, bars: int, rng: np.random.Generator) -> Parts:
+def write_section(recipe: PieceRecipe, kind: str, bars: int, rng: np.random.Generator) -> Parts:
     """Compose one section; every repeat of its kind plays this material."""
     row = SECTIONS[kind]
     beats, scale = recipe.beats, transpose(SCALES[recipe.scale], recipe.key)
@@ -45,7 +45,7 @@ def write_section(recipe: Recipe, kind: str, bars: int, rng: np.random.Generator
     return parts
 
 
-def write_song(recipe: Recipe, kinds, rng: np.random.Generator) -> dict[str, Parts]:
+def write_song(recipe: PieceRecipe, kinds, rng: np.random.Generator) -> dict[str, Parts]:
     """The material of every kind of section, in the order given."""
     return {
         kind: write_section(recipe, kind, section_bars(kind, recipe.bars), rng) for kind in kinds
@@ -75,7 +75,7 @@ def take(parts: Parts, kind: str, beats: float, first: bool, rng: np.random.Gene
     return played
 
 
-def _seconds(beat: float, recipe: Recipe) -> float:
+def _seconds(beat: float, recipe: PieceRecipe) -> float:
     """Time of a beat, with the off-beat eighths swung."""
     whole, part = divmod(beat, 1.0)
     s = recipe.swing
@@ -84,7 +84,7 @@ def _seconds(beat: float, recipe: Recipe) -> float:
 
 
 def perform(
-    recipe: Recipe, played: Parts, n: int, rng: np.random.Generator, cache: dict
+    recipe: PieceRecipe, played: Parts, n: int, rng: np.random.Generator, cache: dict
 ) -> np.ndarray:
     """Render and mix notes into `n` samples, before mastering.
 
@@ -130,7 +130,7 @@ def perform(
     return mixed
 
 
-def render(recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
+def render(recipe: PieceRecipe, rng: np.random.Generator) -> np.ndarray:
     """A whole song, mastered.
 
     Returns

@@ -1,4 +1,4 @@
-"""Building a demo data set on disk, in MARBLE's layout.
+"""Build a demo data set on disk, in MARBLE's layout.
 
 FLAC, 24 kHz, mono, 16 bit, and one row a track in ``<task>.<split>.jsonl``. What is built does not
 depend on the number of workers, and a limited build makes the same tracks as the full one.
@@ -100,10 +100,10 @@ def build(
     progress: bool = True,
     limit: int | None = None,
 ) -> Path:
-    """Make a demo data set, or find it made.
+    """Build a demo data set, unless it exists.
 
-    The folder appears complete or not at all: it is built beside its place and renamed. Of two
-    processes that build at once the first to finish wins, and the other takes the winner's. (A
+    The folder is built under another name and renamed when it is complete. If two processes build
+    at once, the first to finish wins, and the other uses its folder. (A
     killed build leaves a hidden ``.partial`` folder, which is never read and safe to delete.)
 
     Parameters

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from tune.demo.patches import vary_patch
-from tune.demo.recipes import Recipe, from_row
+from tune.demo.recipes import PieceRecipe, from_row
 from tune.demo.styles import ARPS, EIGHTHS, HALVES, HOLD, QUARTERS, Style
 from tune.demo.theory import is_minor
 
@@ -102,7 +102,7 @@ _FAMILIES = {
 }
 
 
-def mood_recipe(arousal: float, valence: float, rng: np.random.Generator) -> Recipe:
+def mood_recipe(arousal: float, valence: float, rng: np.random.Generator) -> PieceRecipe:
     """A song for a latent mood (both about standard normal).
 
     Every choice reads its own noisy copy of the mood, as composers disagree too: no single

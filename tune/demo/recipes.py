@@ -1,4 +1,4 @@
-"""Recipes: everything that is decided about a song before its first note is written.
+"""Recipes: all parameters of a song, drawn before its notes.
 
 Drawn from a style (``demo``), for sections of exactly ten seconds (``demo-form``) or, in
 :mod:`tune.demo.moods`, from a latent arousal and valence (``demo-mood``).
@@ -17,13 +17,13 @@ from tune.demo.styles import EIGHTHS, FORMS, HALVES, HOLD, QUARTERS, STYLES, Sty
 from tune.demo.theory import PROGRESSIONS, chord, is_minor, transpose
 
 LEVELS = {"bass": 0.42, "chords": 0.2, "lead": 0.34, "pad": 0.13, "arp": 0.24, "drums": 0.5}
-TAIL_S = 2.6  # the last chord rings this long
+TAIL_S = 2.6  # decay of the last chord
 TARGET_S, SHORTEST_S, LONGEST_S = 58.0, 48.0, 74.0  # with the tail, which a fade-out lacks
 
 
 @dataclass
-class Recipe:
-    """A song to be. Tempo in beats a minute, levels in dB re full scale, pitches in MIDI."""
+class PieceRecipe:
+    """A song's parameters. Tempo in beats a minute, levels in dB re full scale, pitches in MIDI."""
 
     style: str
     tempo: float
@@ -107,7 +107,9 @@ def draw_chords(rng, family: str, scale: str, key: int) -> dict[str, list[tuple[
     return {k: [transpose(chord(s), key) for s in v.split()] for k, v in named.items()}
 
 
-def from_row(rng, name: str, row: Style, sound: Style, groove: Style, harmony: Style) -> Recipe:
+def from_row(
+    rng, name: str, row: Style, sound: Style, groove: Style, harmony: Style
+) -> PieceRecipe:
     """Draw a recipe; instruments, rhythm and harmony may come from other rows (hybrids)."""
     tempo = float(np.round(rng.uniform(*row.tempo), 1))
     beats = int(pick(rng, row.beats))
@@ -118,7 +120,7 @@ def from_row(rng, name: str, row: Style, sound: Style, groove: Style, harmony: S
     levels = {r: g * 10 ** (rng.normal(0, 2.5) / 20) for r, g in LEVELS.items()}
     main, other, third = (pick(rng, row.comps) for _ in range(3))
     low, high = (pick(rng, groove.lines) for _ in range(2))
-    return Recipe(
+    return PieceRecipe(
         style=name,
         tempo=tempo,
         beats=beats,
@@ -150,7 +152,7 @@ def from_row(rng, name: str, row: Style, sound: Style, groove: Style, harmony: S
     )
 
 
-def style_recipe(style: str, rng: np.random.Generator, hybrid: float = 0.16) -> Recipe:
+def style_recipe(style: str, rng: np.random.Generator, hybrid: float = 0.16) -> PieceRecipe:
     """A song in one of `STYLES`; a share `hybrid` of them borrows from another style."""
     row = STYLES[style]
     rows = {"sound": row, "groove": row, "harmony": row}
@@ -170,7 +172,7 @@ _TEN_SECONDS = ((96.0, 4, 4), (144.0, 4, 6), (120.0, 4, 5), (108.0, 3, 6), (144.
 _FORM_STYLES = ("synthpop", "house", "folk", "dub", "chiptune", "ambient")
 
 
-def form_recipe(rng: np.random.Generator) -> Recipe:
+def form_recipe(rng: np.random.Generator) -> PieceRecipe:
     """A song of ten-second sections of the kinds A, B and C; see `SECTIONS`."""
     style = pick(rng, _FORM_STYLES)
     recipe = style_recipe(style, rng, hybrid=0.3)

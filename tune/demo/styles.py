@@ -21,7 +21,7 @@ EIGHTHS = "x.x.x.x.x.x.x.x."
 
 @dataclass(frozen=True)
 class Style:
-    """What tracks of a style are drawn from. Ranges are (low, high); tempo in beats a minute."""
+    """Parameters of a style. Ranges are (low, high); tempo in beats a minute."""
 
     tempo: tuple[int, int]
     beats: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""The table of the tasks, and how each makes its tracks.
+"""The table of the demo tasks, and how their tracks are made.
 
 Every track is seeded by (version, task, its number) alone, so that the music does not depend on
 what else is made, or in which order. Audio is float32, mono, at `SAMPLE_RATE`.
@@ -18,7 +18,7 @@ from tune.demo.attributes import INSTRUMENTS, TEMPO_RANGE, instruments_piece, ke
 from tune.demo.compose import perform, render, take, write_song
 from tune.demo.composers import COMPOSERS, artist_piece
 from tune.demo.moods import mood_recipe, rate_moods
-from tune.demo.recipes import Recipe, form_recipe, style_recipe
+from tune.demo.recipes import PieceRecipe, form_recipe, style_recipe
 from tune.demo.styles import STYLES
 from tune.demo.synth import SAMPLE_RATE
 from tune.demo.theory import KEYS
@@ -39,8 +39,8 @@ def _rng(task: str, *index: int) -> np.random.Generator:
     return np.random.default_rng((VERSION, zlib.crc32(task.encode()), *index))
 
 
-def _describe(recipe: Recipe) -> dict:
-    """The fields of a row that tell what was composed."""
+def _describe(recipe: PieceRecipe) -> dict:
+    """The fields of a row that describe the composition."""
     return {
         "tempo": recipe.tempo,
         "key": f"{KEYS[recipe.key]} {recipe.scale}",
@@ -127,21 +127,21 @@ class DemoTask:
 
 TASKS: dict[str, DemoTask] = {
     "demo": DemoTask(
-        "name the style of a song of about a minute",
+        "style classification of songs of about a minute",
         ", ".join(sorted(STYLES)),
         style_tracks,
         (70, 20, 50),
     ),
     "demo-mood": DemoTask(
-        "predict what raters felt (regression)",
+        "mood regression (simulated raters)",
         "[arousal, valence], z-scored",
-        # Version 1 had 70, 20 and 50: too few to tell encoders apart.
+        # Version 1 had 70, 20 and 50: too few for differences between encoders.
         mood_tracks,
         (200, 40, 140),
         version=2,
     ),
     "demo-form": DemoTask(
-        "tell in which order the same six sections stand: blind to order, pooling is at chance",
+        "order of six sections: an aggregator that ignores order is at chance",
         ", ".join(FORM_ORDERS),
         form_tracks,
         (18, 6, 12),
@@ -172,7 +172,6 @@ TASKS: dict[str, DemoTask] = {
         (160, 32, 96),
     ),
 }
-DEMO_TASKS = tuple(TASKS)
 
 
 def check_task(task: str) -> DemoTask:
@@ -184,7 +183,7 @@ def check_task(task: str) -> DemoTask:
         If there is no such task.
     """
     if task not in TASKS:
-        raise ValueError(f"expected a demo task ({', '.join(DEMO_TASKS)}), got {task!r}")
+        raise ValueError(f"expected a demo task ({', '.join(TASKS)}), got {task!r}")
     return TASKS[task]
 
 

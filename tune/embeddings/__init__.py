@@ -1,9 +1,16 @@
-"""Embeddings of your own music with a strategy that was chosen, their files and search.
+"""Embeddings of your own music with a chosen strategy.
 
-python -m tune.embeddings similar | agreement
+embedder        tune.embed, and the Embedder behind embed.py
+strategy        everything that an embedding depends on, as one record; --from_run
+columns         the columns of the files
+track_table     their rows, from the store
+file_formats    Parquet, .npy, datasets folder
+similar         python -m tune.embeddings similar
+agreement       python -m tune.embeddings agreement
+duplicates      python -m tune.embeddings duplicates
 """
 
-from tune.system.lazy import door
+from tune.system.lazy import lazy_names
 
 PUBLIC = {"Embedder": "embedder", "Strategy": "strategy", "embed": "embedder"}
-__getattr__, __dir__, __all__ = door(__name__, PUBLIC)
+__getattr__, __dir__, __all__ = lazy_names(__name__, PUBLIC)

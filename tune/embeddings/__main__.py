@@ -1,9 +1,13 @@
-"""python -m tune.embeddings similar | agreement."""
+"""python -m tune.embeddings similar | agreement | duplicates."""
 
 from tune.cli.commands import run_verb
 
 if __name__ == "__main__":
     run_verb(
         "tune.embeddings",
-        {"similar": "tune.embeddings.similar", "agreement": "tune.embeddings.agreement"},
+        {
+            "similar": "tune.embeddings.similar",
+            "agreement": "tune.embeddings.agreement",
+            "duplicates": "tune.embeddings.duplicates",
+        },
     )

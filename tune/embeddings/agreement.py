@@ -1,11 +1,11 @@
-"""Do like tracks lie together? `python -m tune.embeddings agreement embeddings.parquet TASK`.
+"""k-NN label agreement: `python -m tune.embeddings agreement embeddings.parquet TASK`.
 
     python -m tune.embeddings agreement e.parquet ../shared/data/gamemusic
     python -m tune.embeddings agreement mean.parquet whitened.parquet my_music.csv
 
-TASK has the labels, in any layout that train_probe.py's --task reads. Without training anything:
-the share of tracks whose nearest neighbour (`tune.embeddings.similar`) has their own label, its 95
-% interval over tracks, and what it is by chance.
+TASK has the labels, in any layout that train_probe.py's --task reads. No training: the share of
+tracks whose nearest neighbour (`tune.embeddings.similar`) has the same label, its 95 % interval
+over tracks, and the share by chance.
 """
 
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tune.cli.parser import Parser
+from tune.cli.parser import Parser, set_up_logging
 from tune.embeddings.file_formats import Embeddings, read
 from tune.embeddings.similar import distances
 from tune.probing.intervals import bootstrap
@@ -33,19 +33,19 @@ def read_labels(task: Path) -> dict[str, str]:
 def score(
     made: Embeddings, labels: dict[str, str], *, whiten: bool = False, root: Path = Path()
 ) -> dict:
-    """How often a track's neighbours have its label.
+    """The share of neighbours with the same label.
 
     Parameters
     ----------
     labels : as `read_labels` gives them
-    root : where the paths in the embeddings begin
+    root : folder that the paths in the embeddings are relative to
 
     Returns
     -------
     dict
         n, nearest (share whose nearest neighbour has the same label), low and high (95 %), top (the
-        share among the ten nearest), chance (of a neighbour drawn at random), and shuffled (the
-        largest share in a thousand draws of the labels among the tracks)
+        share among the ten nearest), chance (for a random neighbour), and shuffled (the largest
+        share in a thousand permutations of the labels)
 
     Raises
     ------
@@ -97,9 +97,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=Path,
         default=Path(),
         metavar="DIR",
-        help="where the tracks' paths begin (default: here)",
+        help="folder that the tracks' paths are relative to (default: here)",
     )
     args = parser.parse_args(argv)
+    set_up_logging(True)
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -108,11 +109,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for head in (
         "embeddings",
         "",
-        "nearest alike",
+        "nearest",
         "95 % interval",
         f"of {K} nearest",
         "chance",
-        "shuffled, at most",
+        "largest, shuffled",
     ):
         table.add_column(head, justify="left" if head in ("embeddings", "") else "right")
     for path in args.embeddings:

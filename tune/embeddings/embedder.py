@@ -1,7 +1,7 @@
-"""Music files to one embedding each: by the scripts through `Embedder`, as a library by `embed`.
+"""One embedding for each music file: `Embedder` for embed.py, `embed` as a library function.
 
-Everything is encoded once, into the store that train_probe.py uses, so that a run that was stopped
-goes on where it stood and another aggregator costs nothing but reading.
+Everything is encoded once, into the store that train_probe.py uses, so an interrupted run continues
+where it stopped, and another aggregator only reads from the store.
 """
 
 import dataclasses
@@ -36,10 +36,10 @@ class Embedder:
     Parameters
     ----------
     strategy : tune.embeddings.strategy.Strategy
-    learned : what a run learned (`tune.embeddings.strategy.from_run`), or None
-    device : what the encoder and a Transformer run on; None is a GPU where there is one
+    learned : tensors of a run (`tune.embeddings.strategy.from_run`), or None
+    device : of the encoder and the Transformer; None is a GPU if there is one
     store : folder of the store; None is the default one
-    trust_remote_code : let an encoder that needs Python code of its own execute it
+    trust_remote_code : let an encoder run Python code of its own
     memory_budget, compile, batch_seconds : see train_probe.py; they change no result
 
     Attributes
@@ -78,6 +78,7 @@ class Embedder:
             precision=strategy.precision,
             memory_budget=memory_budget,
             batch_seconds=batch_seconds,
+            channels=strategy.channels,
             store=store,
             compile=compile,
             revision=strategy.revision,
@@ -136,7 +137,7 @@ class Embedder:
         """A track's rows, one a segment rule; `found` is what `encode` says of it."""
         return self.extractor.rows(path, found)
 
-    def joiner(
+    def aggregator(
         self,
         tracks: Mapping[str, Sequence[tuple]],
         constants: Mapping | None = None,
@@ -150,7 +151,7 @@ class Embedder:
         constants, n_tokens : of embeddings made before, that others are to be joined like
         """
         given = constants or (self.learned.constants if self.learned else None)
-        joiner = TrackAggregator(
+        aggregator = TrackAggregator(
             self.strategy.agg,
             self.strategy.seg,
             sample_rate=self.encoder.sample_rate,
@@ -161,20 +162,21 @@ class Embedder:
             constants=given,
         )
         if tracks:
-            joiner.fit(self.rows(path, found) for path, found in sorted(tracks.items()))
-        return joiner
+            aggregator.fit(self.rows(path, found) for path, found in sorted(tracks.items()))
+        return aggregator
 
-    def describe(self, joiner: TrackAggregator) -> dict:
-        """All that the numbers depend on, as JSON: the metadata of a file of embeddings."""
+    def describe(self, aggregator: TrackAggregator) -> dict:
+        """Everything that the embeddings depend on: the metadata of their file."""
         encoder, key = self.encoder, self.collection.key
         fitted = self.aggregator_row.whitening and self.learned is None
-        strategy = dataclasses.replace(self.strategy, n_tokens=joiner.n_tokens)
+        strategy = dataclasses.replace(self.strategy, n_tokens=aggregator.n_tokens)
         return {
             "tune": __version__,
             "strategy": strategy.as_json(),
             "encoder": encoder.name,
             "encoder_fingerprint": encoder.fingerprint,
             "encoder_untrained": encoder.untrained,
+            "encoder_licence": encoder.licence,
             "layers": self.collection.layers,
             "precision": encoder.precision,
             "sample_rate": encoder.sample_rate,
@@ -188,7 +190,7 @@ class Embedder:
 
 
 def embedder_like(meta: Mapping, constants: Mapping, **settings) -> Embedder:
-    """Load what made a file of embeddings, to embed other tracks alike.
+    """Load the Embedder that made a file of embeddings, to embed other tracks in the same way.
 
     Parameters
     ----------
@@ -214,7 +216,7 @@ def embedder_like(meta: Mapping, constants: Mapping, **settings) -> Embedder:
         if old != new:
             raise ValueError(
                 f"the {what} has other weights than when these embeddings were made "
-                f"({old[:8]}, here {new[:8]}): make them again with embed.py"
+                f"({old[:8]}, here {new[:8]}): run embed.py again"
             )
     return loaded
 
@@ -248,6 +250,7 @@ def embed(
     precision: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    channels: str = "mix",
     device: str | None = None,
     store: str | Path | None = None,
 ) -> np.ndarray:
@@ -271,7 +274,8 @@ def embed(
     from_run : a run of train_probe.py whose strategy (and attention, mix or whitening) is taken
         instead of the settings above, of its first seed or of `run_seed`
     precision : "auto", "no", "fp16" or "bf16"
-    device : None is a GPU where there is one
+    channels : "mix", "first", "left", "right" or "mid", of a file's channels
+    device : None is a GPU if there is one
     store : folder where encoded segments are kept; None is the store of all scripts
 
     Returns
@@ -287,53 +291,48 @@ def embed(
     paths = [str(path) for path in ([music] if single else music)]
     if not paths:
         raise ValueError("embed() needs a path or a sequence of paths, got an empty sequence")
-    segs = [seg] if isinstance(seg, int | float | str) else seg
-    names = tuple(f"{s:g}" if isinstance(s, int | float) else s for s in segs)
-    agg, named = split_name(agg)
-    checkpoint = aggregator_checkpoint or named or None
+    agg, checkpoint = split_name(agg, aggregator_checkpoint and str(aggregator_checkpoint))
     if frame_rate is None and checkpoint:
-        tokens, rate = transformer.tokens_of(str(checkpoint), 1.0)
+        tokens, rate = transformer.tokens_of(checkpoint, 1.0)
         frame_rate = rate if tokens == "frame" else None
+    segs = [seg] if isinstance(seg, int | float | str) else seg
     strategy = Strategy(
         encoder=encoder or "muq",
         layer=str(layer),
-        seg=names,
+        seg=tuple(f"{s:g}" if isinstance(s, int | float) else s for s in segs),
         hop=hop,
         min_tail=min_tail,
         min_seg=min_seg,
         max_seg=max_seg,
         agg=agg,
         frame_rate=frame_rate,
-        aggregator_checkpoint=None if checkpoint is None else str(checkpoint),
+        aggregator_checkpoint=checkpoint,
         readout=readout,
         n_tokens=n_tokens,
         precision=precision,
         revision=revision,
+        channels=channels,
     ).identified()
     run = None if from_run is None else str(from_run)
-    if run and dataclasses.replace(strategy, encoder="muq") != Strategy(
-        precision=precision, revision=revision
-    ):
+    settings = (trust_remote_code, device, str(store or default_root()))
+    loaded = _load_kept(strategy, run, run_seed, encoder, settings, len(set(paths)))
+    tracks, _, _ = loaded.encode(paths, strict=True)
+    aggregator = loaded.aggregator(tracks)
+    vectors = {path: aggregator(loaded.rows(path, found))[0] for path, found in tracks.items()}
+    out = np.stack([vectors[path] for path in paths])  # (n, D)
+    return out[0] if single else out
+
+
+def _load_kept(strategy, run, run_seed, encoder, settings, n_tracks) -> Embedder:
+    """The embedder of a call, loaded or kept from an earlier one; refuses what doesn't fit."""
+    plain = Strategy(precision=strategy.precision, revision=strategy.revision)
+    if run and dataclasses.replace(strategy, encoder="muq") != plain:
         raise ValueError("from_run brings the whole strategy: leave the other settings out")
-    if find_row(agg).whitening and not run and len(set(paths)) < 2:
+    if find_row(strategy.agg).whitening and not run and n_tracks < 2:
         raise ValueError("whitening is fitted on the tracks given: give several, or from_run")
     own = encoder is not None and is_plugin(encoder)
     code = source_digest(load_module(encoder)) if own else None  # changed meanwhile: loaded anew
-    loaded = _loaded(
-        strategy,
-        run,
-        run_seed,
-        encoder,
-        code,
-        trust_remote_code,
-        device,
-        str(store or default_root()),
-    )
-    tracks, _, _ = loaded.encode(paths, strict=True)
-    joiner = loaded.joiner(tracks)
-    vectors = {path: joiner(loaded.rows(path, found))[0] for path, found in tracks.items()}
-    out = np.stack([vectors[path] for path in paths])  # (n, D)
-    return out[0] if single else out
+    return _loaded(strategy, run, run_seed, encoder, code, *settings)
 
 
 @lru_cache(maxsize=2)

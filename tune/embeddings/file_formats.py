@@ -1,14 +1,14 @@
-"""Files of embeddings: Parquet, .npy with an index, or a `datasets` folder; whole or not at all.
+"""Files of embeddings: Parquet, .npy with an index, or a `datasets` folder; written atomically.
 
     x.parquet                  one row a track; the metadata under the key "tune"
     x.npy, x.csv, x.json       the embeddings (NaN where there is none), the other columns, metadata
     x/                         `datasets.load_from_disk("x")`; the metadata in x/tune.json
 
-Columns of tracks: path, content_hash (SHA-256 of the file), duration_s, sample_rate (the file's
-own), n_segments, embedding (float32, fixed size), reason (null, or why there is no embedding). Of
-segments: path, content_hash, seg, segment, start_s, end_s, embedding. The same tracks give the same
+The columns are in `tune.embeddings.columns`. The same tracks give the same
 bytes, whenever and by however many processes; no time and no user's name is in them.
 """
+
+from __future__ import annotations
 
 import base64
 import hashlib
@@ -25,52 +25,34 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-import torch
-from safetensors.torch import load, save
+from safetensors.numpy import load, save
 
+from tune.embeddings.columns import SEGMENTS, TRACKS
 from tune.system.files import atomic_write, atomic_write_text
 
 log = logging.getLogger(__name__)
 
-TRACKS = {
-    "path": pa.string(),
-    "content_hash": pa.string(),
-    "duration_s": pa.float64(),
-    "sample_rate": pa.int32(),
-    "n_segments": pa.int32(),
-    "embedding": None,
-    "reason": pa.string(),
-}
-SEGMENTS = {
-    "path": pa.string(),
-    "content_hash": pa.string(),
-    "seg": pa.string(),
-    "segment": pa.int32(),
-    "start_s": pa.float64(),
-    "end_s": pa.float64(),
-    "embedding": None,
-}
 MAY_DIFFER = ("versions", "git_sha", "device")  # among the machines that made the parts
 
 
 @dataclass
 class Embeddings:
-    """Rows, how they were made, and what another track needs to be embedded alike.
+    """Rows, the settings that made them, and the tensors to embed other tracks in the same way.
 
     Attributes
     ----------
     table : columns as `TRACKS` or `SEGMENTS`, sorted by path
     meta : JSON values; see `Embedder.describe`
-    constants : tensors by name; see `tune.aggregators.TrackAggregator`
+    constants : arrays (or tensors) by name; see `tune.aggregators.TrackAggregator`
     """
 
     table: pa.Table
     meta: dict
-    constants: dict[str, torch.Tensor]
+    constants: dict[str, np.ndarray]
 
     @property
     def usable(self) -> np.ndarray:
-        """Which rows have an embedding: (n,) bool."""
+        """Mask of the rows that have an embedding, (n,) bool."""
         return np.array(self.table["embedding"].is_valid())
 
     def matrix(self) -> np.ndarray:
@@ -92,7 +74,7 @@ def make_table(columns: Mapping[str, Sequence], kinds: Mapping, size: int) -> pa
     for i, vector in enumerate(vectors):
         if vector is not None:
             flat[i] = vector
-    arrays = {name: pa.array(columns[name], kind) for name, kind in kinds.items() if kind}
+    arrays = {name: pa.array(columns[name], c.kind) for name, c in kinds.items() if c.kind}
     arrays["embedding"] = pa.FixedSizeListArray.from_arrays(
         pa.array(flat.reshape(-1)), size, mask=pa.array(missing)
     )
@@ -100,13 +82,13 @@ def make_table(columns: Mapping[str, Sequence], kinds: Mapping, size: int) -> pa
 
 
 def check_out(out: str | Path, overwrite: bool, flag: str = "--out") -> Path:
-    """Say early whether a file of embeddings can be written there.
+    """Check early that a file of embeddings can be written.
 
     Raises
     ------
     ValueError
-        When the ending is unknown, or something else lies there: what embed.py made before is
-        replaced, other files only with `overwrite`.
+        When the ending is unknown, or another file exists: embed.py's own files are replaced,
+        others only with `overwrite`.
     """
     out = Path(out)
     if out.suffix not in (".parquet", ".npy", ""):
@@ -127,9 +109,9 @@ def check_out(out: str | Path, overwrite: bool, flag: str = "--out") -> Path:
 
 
 def write(out: Path, made: Embeddings) -> None:
-    """Write embeddings in the format that the ending names, replacing what was there."""
+    """Write embeddings in the format given by the ending, replacing an existing file."""
     text = json.dumps(made.meta, ensure_ascii=False, sort_keys=True)
-    raw = save(made.constants) if made.constants else b""
+    raw = save({k: np.asarray(v) for k, v in made.constants.items()}) if made.constants else b""
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".parquet":
         meta = {"tune": text} | ({"tune_constants": raw} if raw else {})
@@ -140,7 +122,7 @@ def write(out: Path, made: Embeddings) -> None:
     text = json.dumps(kept, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
     if out.suffix == ".npy":
         _, index, info = _parts(out)
-        out.unlink(missing_ok=True)  # the last to come back: with it the three are complete
+        out.unlink(missing_ok=True)  # written last: with it the three are complete
         rest = made.table.drop_columns("embedding")
         atomic_write_text(info, text)
         atomic_write(index, lambda aside: pyarrow.csv.write_csv(rest, aside))
@@ -182,17 +164,17 @@ def read(path: str | Path) -> Embeddings:
 
 
 def shard_name(out: Path, shard: tuple[int, int]) -> Path:
-    """Where shard i of n goes: x.shard-0-of-4.parquet."""
+    """The file of shard i of n: x.shard-0-of-4.parquet."""
     return out.with_name(f"{out.stem}.shard-{shard[0]}-of-{shard[1]}{out.suffix}")
 
 
 def merge(paths: Sequence[str]) -> Embeddings:
-    """Put the shards of one command together: the same as if one machine had made them all.
+    """Merge the shards of one command, as if one machine had made them all.
 
     Raises
     ------
     ValueError
-        When one is missing or twice there, or they were made in different ways.
+        When one is missing or given twice, or they were made with different settings.
     """
     parts = [read(path) for path in paths]
     shards = [part.meta.get("shard") for part in parts]
@@ -202,7 +184,7 @@ def merge(paths: Sequence[str]) -> Embeddings:
     n = shards[0][1]
     missing = sorted({(i, n) for i in range(n)} - {tuple(s) for s in shards})
     if missing or len(shards) != n:
-        what = f"{missing[0][0]}/{missing[0][1]} is missing" if missing else "one is there twice"
+        what = f"{missing[0][0]}/{missing[0][1]} is missing" if missing else "one is given twice"
         raise ValueError(f"{len(shards)} shards of {n} were given: {what}")
     varying = {"shard", "n_tracks", "n_failed", "n_truncated", *MAY_DIFFER}
     metas = [{k: v for k, v in part.meta.items() if k not in varying} for part in parts]
@@ -212,8 +194,8 @@ def merge(paths: Sequence[str]) -> Embeddings:
             differing = ["kind of rows"]
         if part.constants.keys() != parts[0].constants.keys() or differing:
             raise ValueError(
-                f"{path} was made in another way than {paths[0]}: "
-                f"{differing[0] if differing else 'what was learned'} differs"
+                f"{path} was made with other settings than {paths[0]}: "
+                f"{differing[0] if differing else 'learned tensors'} differs"
             )
     meta = metas[0] | {
         k: sum(part.meta[k] for part in parts) for k in ("n_tracks", "n_failed", "n_truncated")
@@ -224,12 +206,12 @@ def merge(paths: Sequence[str]) -> Embeddings:
         if len(different) > 1:
             log.warning("the shards were made with different %s; all are kept", key)
         meta[key] = different[0] if len(different) == 1 else different
-    # Made anew, not taken: what Parquet gives back differs from it in names that aren't seen.
+    # A new table: the one read from Parquet differs in internal field names.
     kinds = TRACKS if "reason" in parts[0].table.schema.names else SEGMENTS
     columns = {
         name: [value for part in parts for value in part.table[name].to_pylist()]
-        for name, kind in kinds.items()
-        if kind
+        for name, column in kinds.items()
+        if column.kind
     }
     vectors = np.concatenate([part.matrix() for part in parts])
     usable = np.concatenate([part.usable for part in parts])
@@ -260,7 +242,7 @@ def _parts(out: Path) -> list[Path]:
 
 
 def _is_ours(out: Path) -> bool:
-    """Say whether what lies there was made by us."""
+    """Whether an existing file was made by embed.py."""
     try:
         if out.suffix == ".parquet":
             return b"tune" in (pq.read_schema(out).metadata or {})
@@ -282,12 +264,12 @@ def _read_npy(path: Path) -> tuple[pa.Table, dict]:
     try:
         matrix = np.load(path, allow_pickle=False)
     except ValueError as error:  # NumPy's own advice is to unpickle it
-        raise ValueError("no array of numbers, and pickles are never loaded") from error
+        raise ValueError("it is no array of numbers, and pickles are never loaded") from error
     meta = json.loads(info.read_text(encoding="utf-8"))
     header = index.open(encoding="utf-8").readline()
     kinds = TRACKS if "reason" in header else SEGMENTS
     options = pyarrow.csv.ConvertOptions(
-        column_types={k: v for k, v in kinds.items() if v},
+        column_types={name: c.kind for name, c in kinds.items() if c.kind},
         strings_can_be_null=True,
         quoted_strings_can_be_null=False,
     )
@@ -331,6 +313,6 @@ def _write_folder(out: Path, made: Embeddings, text: str) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _load(raw: bytes) -> dict[str, torch.Tensor]:
+def _load(raw: bytes) -> dict[str, np.ndarray]:
     """Tensors as `write` kept them."""
     return load(raw) if raw else {}

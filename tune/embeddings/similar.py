@@ -1,13 +1,13 @@
-"""The tracks most like a song: `python -m tune.embeddings similar embeddings.parquet SONG -k 10`.
+"""The tracks most similar to a song: `python -m tune.embeddings similar embeddings.parquet SONG`.
 
     python -m tune.embeddings similar embeddings.parquet music/song.ogg
     python -m tune.embeddings similar embeddings.parquet new.mp3 -k 20 --m3u like-new.m3u
 
-SONG is a track of the file (its path, or an ending of it that only one track has), or any other
-audio file: that is embedded as the file's metadata says. The distance is 1 minus the cosine of two
-embeddings from whose every dimension the collection's mean was taken (0 the same, 1 unrelated, 2
-opposite): without that, what all music shares makes all tracks alike. `--whiten` also evens out the
-directions in which the collection varies. A playlist begins with the song itself.
+SONG is a track of the file (its path, or the end of it if that is unique), or any other audio file,
+which is embedded in the same way. The distance is 1 minus the cosine similarity of the embeddings
+after subtracting the collection's mean (0 the same, 1 unrelated, 2 opposite): without that, all
+tracks look alike. `--whiten` also equalises the variance of all directions. A playlist begins with
+the song itself.
 """
 
 import logging
@@ -39,6 +39,12 @@ def distances(matrix: np.ndarray, query: np.ndarray, *, whiten: bool = False) ->
     Returns
     -------
     (n,) float64 in [0, 2]
+
+    Examples
+    --------
+    >>> collection = np.array([[3.0, 1.0], [1.0, 3.0]])
+    >>> distances(collection, collection[0]).round(6)
+    array([0., 2.])
     """
     matrix, query = matrix.astype(np.float64), query.astype(np.float64)
     centre = matrix.mean(0)
@@ -64,7 +70,9 @@ def find_song(made: Embeddings, song: str) -> int | None:
         return contents.index(content) if content in contents else None
     ends = [i for i, name in enumerate(names) if f"/{name}".endswith(f"/{wanted}")]
     if len(ends) > 1:
-        raise ValueError(f"{song} may be {names[ends[0]]} or {names[ends[1]]}: write more of it")
+        raise ValueError(
+            f"{song} may be {names[ends[0]]} or {names[ends[1]]}: give more of the path"
+        )
     if not ends:
         raise ValueError(f"{song} is neither a track of these embeddings nor a file")
     return ends[0]
@@ -73,14 +81,15 @@ def find_song(made: Embeddings, song: str) -> int | None:
 def nearest(
     made: Embeddings, song: str, k: int, *, whiten: bool = False, embedder=None, **settings
 ) -> list[dict]:
-    """The k tracks most like a song.
+    """The k tracks most similar to a song.
 
     Parameters
     ----------
     made : tune.embeddings.file_formats.Embeddings of tracks
-    song : see the module's text
-    embedder : tune.embeddings.embedder.Embedder that made them, for a song from outside; None
-    loads it settings : device, store: see `tune.embeddings.embedder.Embedder`
+    song : a path, the end of one, or a file
+    embedder : the `tune.embeddings.embedder.Embedder` that made them, for a song that isn't among
+        them; None loads it
+    settings : device, store: see `Embedder`
 
     Returns
     -------
@@ -88,14 +97,14 @@ def nearest(
         distance, path, duration_s, same_audio; the nearest first, the song itself left out
     """
     if "reason" not in made.table.schema.names:
-        raise ValueError("these are the embeddings of segments: give the tracks' file")
+        raise ValueError("these are embeddings of segments: give the file of the tracks")
     usable = np.flatnonzero(made.usable)
     row = find_song(made, song)
     if row is not None and row not in usable:
         raise ValueError(f"{song} has no embedding: {made.table['reason'][row]}")
     others = usable if row is None else usable[usable != row]
     if len(usable) < 2 or not len(others):
-        raise ValueError("there is nothing to compare: it takes two tracks with embeddings")
+        raise ValueError("nothing to compare: at least two tracks with embeddings are needed")
     matrix = made.matrix()
     if row is not None:
         query, content = matrix[row], made.table["content_hash"][row].as_py()
@@ -121,8 +130,8 @@ def embed_alike(made: Embeddings, song: str, embedder=None, **settings) -> np.nd
 
     loaded = embedder or embedder_like(made.meta, made.constants, **settings)
     tracks, _, _ = loaded.encode([song], strict=True)
-    joiner = loaded.joiner({}, made.constants, n_tokens=made.meta["strategy"]["n_tokens"])
-    return joiner(loaded.rows(song, tracks[song]))[0]
+    aggregator = loaded.aggregator({}, made.constants, n_tokens=made.meta["strategy"]["n_tokens"])
+    return aggregator(loaded.rows(song, tracks[song]))[0]
 
 
 def print_nearest(song: str, found: Sequence[dict]) -> None:
@@ -149,7 +158,7 @@ def print_nearest(song: str, found: Sequence[dict]) -> None:
         )
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(
-        f"\nmost like {song}", style="bold", highlight=False, soft_wrap=True, markup=False
+        f"\nmost similar to {song}", style="bold", highlight=False, soft_wrap=True, markup=False
     )
     console.print(table)
 
@@ -159,18 +168,18 @@ def write_playlist(path: Path, song: str, found: Sequence[dict], folders: Sequen
 
     Parameters
     ----------
-    folders : where the tracks' paths may begin; the first that leads to a file is taken
+    folders : that the tracks' paths may be relative to; the first with such a file is used
 
     Raises
     ------
     ValueError
-        When a track isn't found: the embeddings know its path, not its place.
+        When a track isn't found: the paths are relative to the folder where embed.py ran.
     """
     lines = ["#EXTM3U"]
     for name, seconds in [(song, None), *((item["path"], item["duration_s"]) for item in found)]:
         place = next((folder / name for folder in folders if (folder / name).is_file()), None)
         if place is None:
-            raise ValueError(f"{name} isn't here: --root names the folder where embed.py ran")
+            raise ValueError(f"{name} not found: give the folder where embed.py ran by --root")
         relative = os.path.relpath(place.resolve(), path.resolve().parent)
         lines += [f"#EXTINF:{-1 if seconds is None else round(seconds)},{place.stem}", relative]
     text = "".join(f"{line}\n" for line in lines)
@@ -206,14 +215,14 @@ def parse_args(argv: Sequence[str] | None = None):
         metavar="EMBEDDINGS",
         help="what embed.py wrote: .parquet, .npy or a folder",
     )
-    parser.add_argument("song", metavar="SONG", help="a track of it, or an audio file")
+    parser.add_argument("song", metavar="SONG", help="one of its tracks, or an audio file")
     add_flags(parser)
     parser.add_argument(
         "--root",
         type=Path,
         metavar="DIR",
-        help="where the tracks' paths begin, for --m3u (default: here, then the "
-        "embeddings' folder)",
+        help="folder that the tracks' paths are relative to, for --m3u (default: here, then "
+        "the embeddings' folder)",
     )
     parser.add_argument("--store", type=Path, metavar="DIR", help="embedding store")
     parser.add_argument(
@@ -223,14 +232,14 @@ def parse_args(argv: Sequence[str] | None = None):
         default=False,
         type=to_bool,
         metavar="BOOL",
-        help="let an encoder that needs Python code of its own execute it, for a song from outside",
+        help="let an encoder run Python code of its own, for a song that isn't in EMBEDDINGS",
     )
     return parser.parse_args(argv)
 
 
 def add_flags(parser) -> None:
-    """Flags that embed.py has as well."""
-    parser.add_argument("-k", type=positive_int, default=10, metavar="N", help="this many tracks")
+    """Add the flags that embed.py shares."""
+    parser.add_argument("-k", type=positive_int, default=10, metavar="N", help="number of tracks")
     parser.add_argument(
         "--whiten",
         nargs="?",
@@ -238,7 +247,7 @@ def add_flags(parser) -> None:
         default=False,
         type=to_bool,
         metavar="BOOL",
-        help="even out the directions in which the collection varies before comparing",
+        help="equalise the variance of all directions before comparing",
     )
     parser.add_argument(
         "--m3u", type=Path, metavar="FILE", help="write the song and the tracks found as a playlist"
@@ -246,7 +255,7 @@ def add_flags(parser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Find the neighbours and show them."""
+    """Find the nearest tracks and print them."""
     args = parse_args(argv)
     set_up_logging(True)
     folders = [args.root] if args.root else [Path(), args.embeddings.parent]

@@ -1,7 +1,7 @@
-"""A strategy: everything that makes a file's embedding, in one record that can be written down.
+"""A strategy: everything that a file's embedding depends on, as one record.
 
 It comes from the command line or a call, from a run of train_probe.py (with what that run learned),
-or from the metadata of a file of embeddings, so that another track can be embedded alike.
+or from the metadata of a file of embeddings, to embed other tracks in the same way.
 """
 
 import dataclasses
@@ -14,17 +14,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from tune.aggregators.flag_rules import check_flags
 from tune.aggregators.registry import find_row
-from tune.segments.rules import MIN_TAIL_S, Rule, parse_rule
+from tune.segments.rules import MIN_TAIL_S, Rule, parse_rules
 from tune.system.files import hide_home
 
-# Written only where they say something, so that other files stay as they are.
-OPTIONAL = ("agg_sha256",)
+# Written only if they differ from this, so that the metadata of other files doesn't change.
+OPTIONAL = {"agg_sha256": None, "channels": "mix"}
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """How a file becomes an embedding; the fields are embed.py's flags.
+    """How a file is embedded; the fields are embed.py's flags.
 
     Attributes
     ----------
@@ -37,6 +38,7 @@ class Strategy:
     n_tokens : how many tokens concat lays end to end; None is the longest track's number
     precision : "auto", "no", "fp16" or "bf16"
     revision : branch, tag or commit of an encoder from the hub
+    channels : what becomes of a file's channels: see `tune.audio.read_audio`
     agg_sha256 : of the source file of an aggregator of one's own
     """
 
@@ -54,6 +56,7 @@ class Strategy:
     n_tokens: int | None = None
     precision: str = "auto"
     revision: str | None = None
+    channels: str = "mix"
     agg_sha256: str | None = None
 
     def identified(self) -> "Strategy":
@@ -70,19 +73,13 @@ class Strategy:
         if self.agg_sha256 not in (None, own.sha256):
             raise ValueError(
                 f"the aggregator {own.spec} has changed since ({self.agg_sha256[:8]}, now "
-                f"{own.sha256[:8]}): bring its file back, or make a new run and new embeddings"
+                f"{own.sha256[:8]}): restore its file, or make a new run and new embeddings"
             )
         return dataclasses.replace(self, agg=own.spec, agg_sha256=own.sha256)
 
     def rules(self) -> list[Rule]:
         """The segment rules; among several, each takes the settings that it knows."""
-        several, rules = len(self.seg) > 1, []
-        for seg in self.seg:
-            hop = None if several and seg in ("full", "structure") else self.hop
-            limits = (self.min_seg, self.max_seg)
-            limits = (None, None) if several and seg != "structure" else limits
-            rules.append(parse_rule(seg, hop, self.min_tail, *limits))
-        return rules
+        return parse_rules(self.seg, self.hop, self.min_tail, self.min_seg, self.max_seg)
 
     def check(self, learned: Mapping | None = None) -> None:
         """Raise ValueError when the settings don't belong together.
@@ -102,17 +99,14 @@ class Strategy:
                 f"an embedding is made of one layer, --layer last or K, not {self.layer}: which "
                 f"one, or in which mix, a probe says (--from_run runs/NAME)"
             )
-        if len(self.seg) > 1 and not row.several_segs:
-            raise ValueError(f"several --seg need --agg hierarchical, got --agg {self.agg}")
-        if row.pretrained and not self.aggregator_checkpoint:
-            raise ValueError(
-                f"--agg {self.agg} needs --aggregator_checkpoint (pretrain_aggregator.py makes one)"
-            )
-        for flag in ("aggregator_checkpoint", "readout"):
-            if getattr(self, flag) and not row.pretrained:
-                raise ValueError(f"--{flag} belongs to --agg transformer, got --agg {self.agg}")
-        if self.n_tokens and not row.fixed_n:
-            raise ValueError(f"--n_tokens belongs to --agg concat, got --agg {self.agg}")
+        check_flags(
+            self.agg,
+            self.seg,
+            self.layer,
+            aggregator_checkpoint=self.aggregator_checkpoint,
+            readout=self.readout,
+            n_tokens=self.n_tokens,
+        )
         self.rules()
 
     def as_json(self) -> dict:
@@ -120,7 +114,7 @@ class Strategy:
         return {
             k: hide_home(v) if isinstance(v, str) else v
             for k, v in dataclasses.asdict(self).items()
-            if not (k in OPTIONAL and v is None)
+            if not (k in OPTIONAL and v == OPTIONAL[k])
         } | {"seg": list(self.seg)}
 
     @classmethod
@@ -130,7 +124,7 @@ class Strategy:
         if record.keys() - {*OPTIONAL} != known:
             raise ValueError(
                 "the file's metadata was written by another version of this project: "
-                f"{sorted(record.keys() ^ known)[0]} differs; make it again with embed.py"
+                f"{sorted(record.keys() ^ known)[0]} differs; run embed.py again"
             )
         paths = ("encoder", "aggregator_checkpoint", "agg")
         opened = {
@@ -143,14 +137,14 @@ class Strategy:
 
 @dataclass(frozen=True)
 class Learned:
-    """What a run gives an embedding beside its strategy.
+    """The tensors that a run learned before its probe.
 
     Attributes
     ----------
     constants : tensors by name: standardise.*, joiner.*, whitening.*; empty where nothing learns
     encoder_fingerprint : of the encoder that the run used
     name : the run's name and the seed whose probe it is
-    n_in : values that the run's probe gets of a track
+    n_in : size of the run's track embeddings
     precision : of the encoder in that run
     """
 
@@ -169,7 +163,7 @@ def from_run(
     precision: str = "auto",
     revision: str | None = None,
 ) -> tuple[Strategy, Learned]:
-    """Take a run's strategy, and what it learned in front of its probe.
+    """Read a run's strategy, and the tensors that it learned before its probe.
 
     Parameters
     ----------
@@ -182,7 +176,7 @@ def from_run(
     Raises
     ------
     ValueError
-        When it is no run, or what it learned isn't in it.
+        When it is no run, or lacks its learned tensors.
     """
     run = Path(run)
     try:
@@ -192,45 +186,28 @@ def from_run(
         )
         saved = load_file(run / "probe.safetensors")
         seed = result["seeds"][0] if seed is None else seed
-        strategy = Strategy(
+        strategy = dataclasses.replace(
+            _strategy_of(result, config),
             encoder=encoder or config["encoder"],
-            layer=str(result["layer"]),
-            seg=tuple(result["seg"].split("+")),
-            hop=result["hop"],
-            min_tail=MIN_TAIL_S if result["min_tail"] is None else result["min_tail"],
-            min_seg=result["min_seg"],
-            max_seg=result["max_seg"],
-            agg=_agg_of(result, config),
-            frame_rate=config["frame_rate"] if config["tokens"] == "frame" else None,
-            aggregator_checkpoint=_opened(config["aggregator_checkpoint"]),
-            readout=result["aggregator"]["readout"],
             precision=precision,
             revision=revision or config.get("encoder_revision"),
-            agg_sha256=result["aggregator"].get("plugin", {}).get("sha256"),
+            channels=config.get("channels", "mix"),
         )
         tuned, fingerprint = result["aggregator"]["tuned"], config["encoder_fingerprint"]
     except FileNotFoundError as error:
         raise ValueError(f"{run} is no run of train_probe.py: no {error.filename}") from None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ValueError(f"the run {run} can't be read ({error!r}): make it again") from error
+        raise ValueError(f"the run {run} can't be read ({error!r}): run it again") from error
     if seed not in result["seeds"]:
         raise ValueError(f"{run} has the seeds {result['seeds']}, not {seed}")
     if tuned:
         raise ValueError(
-            f"{run} trained its Transformer on with the probe, and that isn't kept as an "
+            f"{run} fine-tuned its Transformer with the probe, which isn't saved as an "
             f"aggregator: use one of pretrain_aggregator.py (--aggregator_checkpoint)"
         )
     strategy = strategy.identified()
-    prefix = f"seed{seed}."
-    constants = {
-        k.removeprefix(prefix): v
-        for k, v in saved.items()
-        if k.startswith((f"{prefix}joiner.", "whitening."))
-    }
-    if constants:
-        constants |= {k: v for k, v in saved.items() if k.startswith("standardise.")}
-    row = find_row(strategy.agg)
-    if row.whitening and "whitening.matrix" not in constants:
+    constants = _constants_of(saved, f"seed{seed}.")
+    if find_row(strategy.agg).whitening and "whitening.matrix" not in constants:
         raise ValueError(
             f"{run} doesn't hold its whitening (older runs and those of --layer mix don't): "
             f"give --agg {strategy.agg} without --from_run, which fits it on the tracks given"
@@ -241,8 +218,34 @@ def from_run(
     )
 
 
+def _strategy_of(result: Mapping, config: Mapping) -> Strategy:
+    """A run's strategy, but for its encoder."""
+    return Strategy(
+        layer=str(result["layer"]),
+        seg=tuple(result["seg"].split("+")),
+        hop=result["hop"],
+        min_tail=MIN_TAIL_S if result["min_tail"] is None else result["min_tail"],
+        min_seg=result["min_seg"],
+        max_seg=result["max_seg"],
+        agg=_agg_of(result, config),
+        frame_rate=config["frame_rate"] if config["tokens"] == "frame" else None,
+        aggregator_checkpoint=_opened(config["aggregator_checkpoint"]),
+        readout=result["aggregator"]["readout"],
+        agg_sha256=result["aggregator"].get("plugin", {}).get("sha256"),
+    )
+
+
+def _constants_of(saved: Mapping, prefix: str) -> dict:
+    """What was learned in front of a seed's probe, with what its input is standardised by."""
+    kept = (f"{prefix}joiner.", "whitening.")
+    constants = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(kept)}
+    if constants:
+        constants |= {k: v for k, v in saved.items() if k.startswith("standardise.")}
+    return constants
+
+
 def _agg_of(result: Mapping, config: Mapping) -> str:
-    """A run's aggregator; of one's own, where its file lies."""
+    """A run's aggregator; the file of a custom one."""
     return _opened(config["agg"]) if "plugin" in result["aggregator"] else result["agg"]
 
 

@@ -6,10 +6,12 @@ runs a batch of equally long segments up to the deepest layer asked for and keep
 pooled states. The mel front end always runs in float32; half precision begins after it.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import nn
 
 SAMPLE_RATE = 24_000
 MIN_SECONDS = 0.1  # the mel window reflects 43 ms at each edge; below this there's no signal left
@@ -72,8 +74,8 @@ class Encoder:
         The longest segment that it takes (None: any); longer ones are refused, never cut.
     frame_rate : float or None
         Hidden states per second; None where they don't follow time.
-    n_layers : int
-        Number of the last hidden state; there are n_layers + 1.
+    n_layers, first_layer : int
+        Number of the last hidden state, and of the first: 0 but for models that don't give it.
     embedding_dim : int
         Size of one pooled state.
     sizes : list of int or None
@@ -82,6 +84,8 @@ class Encoder:
         "no", "fp16" or "bf16".
     revision : str or None
         The hub's commit that it came from.
+    licence : str or None
+        Of its weights, as its table row or its card says.
     untrained : bool
         True when the weights are random.
     own_code : bool
@@ -99,7 +103,9 @@ class Encoder:
     max_seconds: float | None = None
     sizes: Sequence[int] | None = None
     revision: str | None = None
+    licence: str | None = None
     own_code = False
+    first_layer = 0
 
     def __init__(
         self,
@@ -245,8 +251,24 @@ class Encoder:
         return torch.stack(out, 2)
 
 
-def resolve_layers(layer: str, n_layers: int) -> list[int]:
-    """Turn `--layer last | all | mix | K` into layer numbers; a mix takes all.
+def cast_copy(
+    model: nn.Module, dtype: torch.dtype, device: torch.device, keep: tuple[str, ...] = ()
+) -> nn.Module:
+    """A copy of a model in half precision on a device, made tensor by tensor.
+
+    Parameters
+    ----------
+    keep : ends of the names of buffers that stay in float32
+    """
+    memo = {id(p): nn.Parameter(p.to(device, dtype), False) for p in model.parameters()}
+    for key, buffer in model.named_buffers():
+        half = buffer.is_floating_point() and not key.endswith(keep)
+        memo[id(buffer)] = buffer.to(device, dtype if half else buffer.dtype, copy=True)
+    return copy.deepcopy(model, memo)
+
+
+def resolve_layers(layer: str, n_layers: int, first: int = 0) -> list[int]:
+    """Turn `--layer last | all | mix | K` into layer numbers; a mix takes all, from `first`.
 
     Raises
     ------
@@ -256,9 +278,9 @@ def resolve_layers(layer: str, n_layers: int) -> list[int]:
     if layer == "last":
         return [n_layers]
     if layer in ("all", "mix"):
-        return list(range(n_layers + 1))
-    if not layer.isdecimal() or int(layer) > n_layers:
+        return list(range(first, n_layers + 1))
+    if not layer.isdecimal() or not first <= int(layer) <= n_layers:
         raise ValueError(
-            f"--layer must be last, all, mix or a number from 0 to {n_layers}, got {layer}"
+            f"--layer must be last, all, mix or a number from {first} to {n_layers}, got {layer}"
         )
     return [int(layer)]

@@ -1,10 +1,12 @@
-"""Is an encoder fit for use? What `python -m tune.encoders list | check NAME` does.
+"""Is an encoder fit for use? What `python -m tune.encoders list | check | convert NAME` does.
 
 A check encodes seeded noise with a linear fade-out and looks at what every use relies on: shapes
 of all layers, finite values, a segment that doesn't depend on its batch, the same numbers twice,
-half precision that keeps the direction of an embedding, and what 10 s cost.
+the same numbers when it is loaded again, half precision that keeps the direction of an embedding,
+and what 10 s cost.
 """
 
+import importlib.util
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ import numpy as np
 import torch
 
 from tune.cli.parser import Parser, set_up_logging, to_bool
-from tune.encoders.base import Encoder, NonFiniteError, precision_on
+from tune.encoders.base import Encoder, EncoderError, NonFiniteError, precision_on
 
 SECONDS = 10.0  # that the cost is measured for
 SHORT_S = 2.0  # of the segments that are compared
@@ -40,12 +42,15 @@ def noise(n_segments: int, seconds: float, sample_rate: int) -> np.ndarray:
     return audio * fade * np.float32(0.5) ** np.arange(n_segments, dtype=np.float32)[:, None]
 
 
-def check_encoder(encoder: Encoder, half: Encoder | None = None) -> list[Finding]:
+def check_encoder(
+    encoder: Encoder, half: Encoder | None = None, twin: Encoder | None = None
+) -> list[Finding]:
     """Check an encoder.
 
     Parameters
     ----------
     encoder : at float32
+    twin : the same, loaded again
     half : the same at half precision, or None where there is none
 
     Returns
@@ -75,6 +80,8 @@ def check_encoder(encoder: Encoder, half: Encoder | None = None) -> list[Finding
     findings.append(
         Finding("the same twice", off == 0, "to the bit" if off == 0 else f"differ by {off:.1e}")
     )
+    if twin is not None:
+        findings.append(_loaded_twice(encoder, twin, audio, groups, together))
     if half is not None:
         findings.append(_half(encoder, half, audio, groups, together))
     findings.append(_cost(encoder, min(SECONDS, longest)))
@@ -83,7 +90,7 @@ def check_encoder(encoder: Encoder, half: Encoder | None = None) -> list[Finding
 
 def _groups(encoder) -> list[list[int]]:
     """The layers, in groups that can be asked for together."""
-    layers = range(encoder.n_layers + 1)
+    layers = range(encoder.first_layer, encoder.n_layers + 1)
     return [list(layers)] if encoder.sizes is None else [[k] for k in layers]
 
 
@@ -96,7 +103,7 @@ def _embed(encoder, audio, groups) -> list[np.ndarray]:
 @torch.inference_mode()
 def _shapes(encoder, audio) -> Finding:
     """The shape of each layer's hidden states."""
-    layers = list(range(encoder.n_layers + 1))
+    layers = list(range(encoder.first_layer, encoder.n_layers + 1))
     batch = torch.from_numpy(audio).to(encoder.device)
     shapes = [tuple(state.shape) for state in encoder.states(batch, layers, torch.float32)]
     fits = len(shapes) == len(layers) and all(
@@ -113,6 +120,16 @@ def _shapes(encoder, audio) -> Finding:
             fits = False
             found += f": layer {off[0]} has not about {expected:.1f} frames ({rate:g} Hz)"
     return Finding("shapes (B, T, D)", fits, found)
+
+
+def _loaded_twice(encoder, twin, audio, groups, first) -> Finding:
+    """The encoder loaded again: the same fingerprint and numbers."""
+    if twin.fingerprint != encoder.fingerprint:
+        return Finding("loaded twice", False, "the fingerprints differ")
+    pairs = zip(first, _embed(twin, audio, groups), strict=True)
+    off = max(float(np.abs(a - b).max()) for a, b in pairs)
+    found = "the same to the bit" if off == 0 else f"the numbers differ by {off:.1e}"
+    return Finding("loaded twice", off == 0, found)
 
 
 def _half(encoder, half, audio, groups, full) -> Finding:
@@ -157,9 +174,11 @@ def _cost(encoder, seconds) -> Finding:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """`list` or `check NAME`; leaves with code 1 when a check fails."""
+    """`list`, `check NAME` or `convert NAME`; leaves with code 1 when a check fails."""
     parser = Parser(prog="python -m tune.encoders", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="list | check")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="list | check | convert"
+    )
     commands.add_parser("list", help="the encoders known by name, and what else can be loaded")
     check = commands.add_parser("check", help="load an encoder and check it")
     check.add_argument("name", help="as --encoder of train_probe.py takes it")
@@ -179,10 +198,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         default="pretrained",
         help="random: muq's size without a download",
     )
+    convert = commands.add_parser(
+        "convert", help="make safetensors of a hub model's pickle, if you trust its authors"
+    )
+    convert.add_argument("name", help="muq-mulan, mert-330m or a hub id")
+    convert.add_argument("--revision", metavar="COMMIT", help="of the hub model")
     args = parser.parse_args(argv)
     set_up_logging(True)
     if args.command == "list":
         _list()
+    elif args.command == "convert":
+        _convert(args.name, args.revision)
     elif not _check(args):
         sys.exit(1)
 
@@ -195,18 +221,24 @@ def _list() -> None:
     from tune.encoders.feature_extractors import FAMILIES
     from tune.encoders.registry import ENCODERS
 
-    table = Table("--encoder", "what")
+    table = Table("--encoder", "state", "weights", "licence", "what")
     for name, row in ENCODERS.items():
-        table.add_row(name, row.about)
+        table.add_row(name, _state_of(name, row), _place_of(row), row.licence or "", row.about)
     table.add_row(
         "FOLDER or HUB_ID",
+        "",
+        "",
+        "",
         "MuQ, MuQ-MuLan, or a transformers audio model, by its "
         "config.json; weights from safetensors only",
     )
     for name, spec in plugin.installed().items():
-        table.add_row(name, f"of an installed package: {spec}")
+        table.add_row(name, "works now", "", "", f"of an installed package: {spec}")
     table.add_row(
         "FILE.py:NAME",
+        "",
+        "",
+        "",
         "your own (also PACKAGE.MODULE:NAME): a torch module, a callable "
         "or an Encoder, see docs/encoders.md",
     )
@@ -216,6 +248,46 @@ def _list() -> None:
     for name, row in FAMILIES.items():
         models = ", ".join(row.models or ("any with convolutions over the waveform",))
         console.print(f"  {name}: {models}", highlight=False)
+
+
+def _state_of(name: str, row) -> str:
+    """What a row of the table needs before it can be used."""
+    from tune.encoders import convert
+
+    if row.package and importlib.util.find_spec(row.package) is None:
+        return f"needs a step: {row.install}"
+    if row.repo is None:
+        return "refused" if name == "musicfm" else "works now"
+    needs = []
+    if row.pickled and convert.converted(row.repo) is None:
+        needs.append(f"needs a step: convert {name}")
+    if row.code:
+        needs.append("needs trust: --trust_remote_code")
+    return ", ".join(needs) or "works now"
+
+
+def _place_of(row) -> str:
+    """The size of a row's weights, and whether they still have to be downloaded."""
+    from tune.encoders import convert, hub
+
+    if row.repo is None:
+        return row.size
+    there = convert.converted(row.repo) or hub.cached(row.repo, row.revision)
+    return f"{row.size}, {'in the cache' if there else 'to download'}"
+
+
+def _convert(name: str, revision: str | None) -> None:
+    """Convert a model of the hub and say where it is."""
+    from tune.encoders import convert
+    from tune.encoders.registry import ENCODERS, EncoderRow
+
+    row = ENCODERS.get(name) or EncoderRow(None, "", repo=name)
+    if row.repo is None or "/" not in row.repo:
+        raise EncoderError(f"{name} is no model on the hub: there is nothing to convert")
+    about = ", ".join(filter(None, (row.size, row.licence and f"weights {row.licence}")))
+    folder = convert.convert(row.repo, revision, about)
+    trust = " --trust_remote_code" * row.code
+    print(f"{folder}: from now on --encoder {name}{trust} is loaded from there")
 
 
 def _check(args) -> bool:
@@ -234,13 +306,14 @@ def _check(args) -> bool:
         "trust_remote_code": args.trust_remote_code,
     }
     encoder = load_encoder(args.name, **given)
+    twin = load_encoder(args.name, **given)
     half = load_encoder(args.name, precision="bf16" if precision == "no" else precision, **given)
     half = None if half.precision == "no" else half  # mel, a callable of one's own
     longest, rate = encoder.max_seconds, encoder.frame_rate
     size = encoder.embedding_dim if encoder.sizes is None else "/".join(map(str, encoder.sizes))
     console = _console()
     console.print(
-        f"{encoder.label}: layers 0 to {encoder.n_layers} of {size} values, "
+        f"{encoder.label}: layers {encoder.first_layer} to {encoder.n_layers} of {size} values, "
         f"{'states that do not follow time' if rate is None else f'{rate:g} states a second'}, "
         f"{encoder.sample_rate} Hz, segments of {encoder.min_seconds:g} s or more"
         f"{'' if longest is None else f', at most {longest:.4g} s'}",
@@ -248,7 +321,9 @@ def _check(args) -> bool:
     )
     if encoder.revision:
         console.print(f"revision {encoder.revision}", highlight=False)
-    findings = check_encoder(encoder, half)
+    if encoder.licence:
+        console.print(f"licence of the weights: {encoder.licence}", highlight=False)
+    findings = check_encoder(encoder, half, twin)
     table = Table("check", "", "found")
     for item in findings:
         table.add_row(

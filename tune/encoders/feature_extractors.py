@@ -8,6 +8,7 @@ training; the frames of that padding are left out of every average where frames 
 count.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ class Geometry:
 @dataclass(frozen=True)
 class Family:
     """A row of the table.
+
+    `measured_family` makes the row of a model whose feature extractor isn't known.
 
     Attributes
     ----------
@@ -75,7 +78,7 @@ def _waveform_geometry(config, extractor) -> Geometry:
         raise EncoderError(
             f"the configuration of a {config.model_type} model names no conv_stride and "
             f"conv_kernel, so its frame rate is unknown: it needs a row of its own in "
-            f"tune/model_families.py"
+            f"tune/encoders/feature_extractors.py"
         )
     hop = math.prod(strides)
     need = 2  # frames
@@ -198,6 +201,86 @@ def family_of(extractor, model_type: str, name: str) -> Family:
         known = ", ".join(key.removesuffix("FeatureExtractor") for key in FAMILIES)
         raise EncoderError(
             f"{name} is a {model_type} model with a {kind}, which is none of those known "
-            f"({known}): it needs a row in tune/model_families.py (CONTRIBUTING.md, Add an encoder)"
+            f"({known}): it needs a row in tune/encoders/feature_extractors.py (CONTRIBUTING.md, "
+            f"Add an encoder)"
         )
     return row
+
+
+PROBE_S = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # lengths tried for the shortest segment
+SPAN_S = 4.0  # over which frames are counted; whole frames of every usual rate fit into it
+
+
+def measured_family(name: str, model: nn.Module, extractor, min_seconds: float | None) -> Family:
+    """The row of a model with code of its own whose feature extractor isn't known, by running it.
+
+    It has to take a waveform and to return `hidden_states` (B, T, D) that grow with it. What the
+    extractor makes and the model's forward names is handed on, masks included. Frames that the
+    output's mask leaves out (`feature_attention_mask`, `attention_mask`) enter no average.
+
+    Parameters
+    ----------
+    min_seconds : the shortest segment, where it is known; else the shortest that runs is looked for
+
+    Raises
+    ------
+    EncoderError
+        When it can't be run, or its states don't follow time.
+    """
+    rate = getattr(extractor, "sampling_rate", None)
+    if not rate:
+        raise EncoderError(f"{name}: its {type(extractor).__name__} states no sampling_rate")
+    taken = inspect.signature(model.forward).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+
+    def frames_of(seconds: float) -> tuple[tuple[str, ...], int]:
+        noise = np.random.default_rng(0).standard_normal(round(seconds * rate), np.float32) * 0.1
+        found = extractor(noise, sampling_rate=rate, return_tensors="pt")
+        inputs = {key: found[key] for key in found if anything or key in taken}
+        with torch.inference_mode():
+            out = model(**inputs, output_hidden_states=True)
+        states, mask = getattr(out, "hidden_states", None), frame_mask(out)
+        if not states or states[-1].ndim != 3:
+            raise EncoderError("it returns no hidden_states (B, T, D)")
+        return tuple(inputs), states[-1].shape[1] if mask is None else int(mask[0].sum())
+
+    last = None
+    for seconds in PROBE_S if min_seconds is None else (1.0, min_seconds):
+        try:
+            inputs, few = frames_of(seconds)
+            _, many = frames_of(seconds + SPAN_S)
+        except Exception as error:  # whatever its code raises
+            last = error
+            continue
+        if few and many > few:
+            break
+        last = EncoderError(f"{few} states of {seconds:g} s, {many} of {seconds + SPAN_S:g} s")
+    else:
+        reason = " ".join(str(last).split())[:300]
+        raise EncoderError(
+            f"{name}: its {type(extractor).__name__} isn't known, and run on noise its states "
+            f"don't follow time ({type(last).__name__}: {reason})"
+        ) from last
+    shortest = round((seconds if min_seconds is None else min_seconds) * rate)
+    geometry = Geometry((many - few) / SPAN_S, shortest)
+    return Family(lambda config, extractor: geometry, inputs, _masked_frames)
+
+
+def frame_mask(output) -> torch.Tensor | None:
+    """The mask (B, T) over frames that a model returns beside its states, or None."""
+    states = getattr(output, "hidden_states", None) or [output.last_hidden_state]
+    for key in ("feature_attention_mask", "attention_mask"):
+        mask = getattr(output, key, None)
+        if isinstance(mask, torch.Tensor) and mask.shape == states[-1].shape[:2]:
+            return mask.bool()
+    return None
+
+
+def _masked_frames(states, n_samples, encoder):
+    """The frames that the model's mask counts; segments of one length have the same ones."""
+    mask = encoder.mask
+    if mask is None:
+        return states
+    if not (mask == mask[:1]).all():
+        raise EncoderError(f"{encoder.name}: its mask differs between segments of one length")
+    return states[:, mask[0]]

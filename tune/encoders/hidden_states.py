@@ -4,9 +4,13 @@ The stack is the list of modules whose inputs and outputs are the `hidden_states
 itself returns. Models that return none (old code under a new transformers) are taken at the list
 that is as long as their configuration says; models whose states are something else (CLAP, whose
 stages shrink an image) are asked for all of them.
+
+Usually `hidden_states[0]` is what the first layer is given and `[k]` the output of layer k. Some
+models (MERT-v2) leave the first one out: there `hidden_states[0]` is the output of layer 1. Layers
+are numbered by the layer that made them all the same, and 0 is the input of layer 1.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -31,6 +35,8 @@ def find_stack(name: str, model: nn.Module, inputs: dict, config) -> tuple:
         last layer's.
     sizes : list of int
         Size of each hidden state.
+    first : int
+        Number of the first one: 1 for a model that has to be asked and leaves layer 0 out.
 
     Raises
     ------
@@ -73,18 +79,21 @@ def find_stack(name: str, model: nn.Module, inputs: dict, config) -> tuple:
         if own is None:
             if len(calls) == getattr(config, "num_hidden_layers", None):
                 tied = last is not None and last.shape == states[-1].shape
-                return key, tied, [state.shape[-1] for state in states]
-        elif len(own) == len(states) and all(map(_same, own[:-1], states[:-1])):
-            for tied, final in ((False, states[-1]), (True, last)):
+                return key, tied, [state.shape[-1] for state in states], 0
+            continue
+        made = states[len(states) - len(own) :] if len(own) in (len(calls), len(states)) else []
+        if made and all(map(_same, own[:-1], made[:-1])):
+            for tied, final in ((False, made[-1]), (True, last)):
                 if _same(own[-1], final):
-                    return key, tied, [state.shape[-1] for state in states]
+                    return key, tied, [state.shape[-1] for state in states], 0
     if not own:
         raise EncoderError(
             f"{name} returns no hidden states, and no list of its modules holds the "
             f"{getattr(config, 'num_hidden_layers', 'unknown number of')} layers of its "
             f"configuration"
         )
-    return None, False, [state.shape[-1 if state.ndim == 3 else 1] for state in own]
+    sizes = [state.shape[-1 if state.ndim == 3 else 1] for state in own]
+    return None, False, sizes, int(len(own) == getattr(config, "num_hidden_layers", None))
 
 
 def walk(
@@ -94,6 +103,8 @@ def walk(
     layers: Sequence[int],
     n_layers: int,
     tied: bool,
+    first: int = 0,
+    on_output: Callable[[object], None] | None = None,
 ) -> Iterator[torch.Tensor]:
     """Run a model and yield the hidden states of the layers, in their order.
 
@@ -101,10 +112,14 @@ def walk(
     ----------
     path, tied : as `find_stack` returns
     n_layers : number of the last hidden state
+    first : number of the model's own `hidden_states[0]`, where it is asked for them
+    on_output : called with the model's output before the first state is yielded
     """
     if path is None:
-        own = model(**inputs, output_hidden_states=True).hidden_states
-        yield from (own[k] for k in layers)
+        out = model(**inputs, output_hidden_states=True)
+        if on_output:
+            on_output(out)
+        yield from (out.hidden_states[k - first] for k in layers)
         return
     stack, kept, hooks = model.get_submodule(path), {}, []
 
@@ -125,22 +140,16 @@ def walk(
     finally:
         for hook in hooks:
             hook.remove()
+    if on_output:
+        on_output(out)
     if tied and n_layers in layers:
         kept[n_layers] = out.last_hidden_state
     for k in layers:
         yield kept.pop(k)
 
 
-def cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast a model to half precision, and from now on what it is given; not its rotary frequencies.
-
-    Those would shift positions.
-    """
-    kept = {key: buffer for key, buffer in model.named_buffers() if key.endswith("inv_freq")}
-    model.to(dtype)
-    for key, buffer in kept.items():
-        owner, _, attribute = key.rpartition(".")
-        setattr(model.get_submodule(owner), attribute, buffer)
+def cast_inputs_of(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast what a model in half precision is given from now on."""
 
     def cast_inputs(module, args, kwargs):
         return args, {

@@ -6,7 +6,7 @@ attention as SDPA, and the walk ends at the deepest layer asked for. Batch norma
 folded into the convolutions before them, which is exact but for rounding.
 """
 
-import copy
+import contextlib
 import hashlib
 import json
 import logging
@@ -15,10 +15,11 @@ import warnings
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from torch import nn
 
 from tune.encoders import hub
-from tune.encoders.base import DTYPES, Encoder, EncoderError
+from tune.encoders.base import DTYPES, Encoder, EncoderError, cast_copy
 from tune.encoders.cpu_linear import ConformerConvolution, use_fast_linear
 from tune.encoders.muq_frontend import FrontEnd
 
@@ -77,10 +78,15 @@ class MuQEncoder(Encoder):
             fingerprint=digest,
             untrained=weights is None,
         )
+        self.muq_layers = self.n_layers  # MuQ-MuLan has more behind them
         model = _Parts(model)
-        # A float32 copy on the CPU, for batches that overflow in half precision.
-        self._twin = copy.deepcopy(model) if precision != "no" else None
-        self.model = model.cast(DTYPES[precision]).to(self.device)
+        self._twin = None
+        if precision != "no":
+            # The float32 original stays on the CPU, for batches that overflow in half precision.
+            # Half precision would shift positions, and the mel part has no use for it.
+            keep = ("inv_freq", "frontend.window", "frontend.bands")
+            self._twin, model = model, cast_copy(model, DTYPES[precision], self.device, keep)
+        self.model = model.to(self.device)
         held = sum(t.nbytes for t in (*self.model.parameters(), *self.model.buffers()))
         free = max(memory_budget - held, memory_budget // 8)
         per_second = self.model.frontend.bytes_per_second(DTYPES[precision])
@@ -132,7 +138,7 @@ class MuQEncoder(Encoder):
             x = layer(x, relative_position_embeddings=positions)
             x = x[0] if isinstance(x, tuple) else x  # a tuple before transformers 5
             if k in wanted:
-                yield conformer.layer_norm(x) if k == self.n_layers else x
+                yield conformer.layer_norm(x) if k == self.muq_layers else x
 
 
 class _Parts(nn.Module):
@@ -149,17 +155,6 @@ class _Parts(nn.Module):
         for layer in self.conformer.layers:
             layer.conv_module = ConformerConvolution(layer.conv_module)
         use_fast_linear(self)
-
-    def cast(self, dtype: torch.dtype) -> "_Parts":
-        """Cast the weights, but neither the mel part nor the rotary frequencies.
-
-        Half precision would shift positions.
-        """
-        positions = self.conformer.embed_positions
-        kept = positions.inv_freq, self.frontend.window, self.frontend.bands
-        self.to(dtype)
-        positions.inv_freq, self.frontend.window, self.frontend.bands = kept
-        return self
 
 
 def load_nano(name, **kwargs) -> MuQEncoder:
@@ -208,13 +203,22 @@ def _build(config: dict, weights: dict | None) -> tuple[nn.Module, str]:
     config["w2v2_config"]["_attn_implementation"] = "sdpa"
     config["rvq_ckpt_path"] = None  # the original would torch.load (unpickle) it
     python_random = random.getstate()  # MuQModel seeds Python's global generator
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    # Parameters that are read from a file take no memory before; buffers are computed as ever.
+    empty = init_empty_weights(include_buffers=False) if weights else contextlib.nullcontext()
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), empty:
         warnings.simplefilter("ignore", FutureWarning)  # weight_norm, inside muq's quantiser
         torch.manual_seed(RANDOM_SEED)
         muq = MuQ(MuQConfig(**config))
     random.setstate(python_random)
     if weights is not None:
-        missing, unexpected = muq.load_state_dict(weights, strict=False)
+        given = muq.state_dict()
+        # The rotary frequencies are those of the configuration, whatever is in the file.
+        weights = {
+            key: value.to(given[key].dtype) if key in given else value
+            for key, value in weights.items()
+            if not key.endswith("inv_freq")
+        }
+        missing, unexpected = muq.load_state_dict(weights, strict=False, assign=True)
         missing = [k for k in missing if not k.startswith(POSITIONS)]  # may be left out
         wrong = [k for k in (*missing, *unexpected) if not _unused(k)]
         if wrong:

@@ -20,7 +20,7 @@ from tune.encoders.base import DTYPES, EncoderError
 from tune.encoders.muq import MuQEncoder, is_muq
 
 HUB_ID = "OpenMuQ/MuQ-MuLan-large"
-FORWARD_VERSION = 1  # raised when a change here changes the numbers
+FORWARD_VERSION = 2  # raised when a change here changes the numbers
 CONVERT = "from muq import MuQMuLan; MuQMuLan.from_pretrained(NAME).save_pretrained(FOLDER)"
 INNER = "mulan.audio.model."  # MuQ's weights within MuQ-MuLan's
 OUTER = {
@@ -51,7 +51,6 @@ class MuLanEncoder(MuQEncoder):
         super().__init__(name, muq_config, inner, precision=precision, device=device, **kwargs)
         head, digest = _build_head(name, config, weights)
         index = config["audio_model"].get("use_layer_idx", -1)
-        self.muq_layers = self.n_layers
         self.use_layer = range(self.muq_layers + 1)[index]
         depth = len(head["transformer"].layers)
         latent, width = head["latents"].weight.shape
@@ -121,7 +120,8 @@ def load_folder(folder, name, **kwargs) -> MuLanEncoder:
     muq_config = hub.read_json(place / "config.json")
     if not is_muq(muq_config):
         raise EncoderError(f"{name}: its audio model {inside} is no MuQ (no encoder_dim)")
-    return MuLanEncoder(name, config, muq_config, hub.read_weights(files), **kwargs)
+    weights = hub.read_weights(files, "mulan.audio")  # the text tower's stay where they are
+    return MuLanEncoder(name, config, muq_config, weights, **kwargs)
 
 
 def _build_head(name, config: dict, weights: dict) -> tuple[nn.ModuleDict, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from tune.encoders import hub, muq, muq_mulan, plugin
+from tune.encoders import hub, muq, muq_mulan, musicnn, plugin
 from tune.encoders.base import SAMPLE_RATE, Encoder, EncoderError
 from tune.encoders.muq import MEMORY_BUDGET, load_nano, load_nano_untrained, load_random
 from tune.system.plugins import is_plugin
@@ -59,11 +59,6 @@ def _load_mel(name, *, precision, device, **kwargs):
     return MelEncoder(device=device)
 
 
-def _from_hub(repo: str) -> Callable[..., Encoder]:
-    """Loader of a row whose weights are on the hub."""
-    return lambda name, **kwargs: _load_hub(repo, name, **kwargs)
-
-
 def _refused(reason: str) -> Callable[..., Encoder]:
     """Loader of a row that can't be had, which says why."""
 
@@ -75,28 +70,87 @@ def _refused(reason: str) -> Callable[..., Encoder]:
 
 @dataclass(frozen=True)
 class EncoderRow:
-    """A row of the table of encoders."""
+    """A row of the table of encoders.
 
-    load: Callable[..., Encoder]
+    Attributes
+    ----------
+    load : its loader; None for a model of the hub
+    about : a line about it
+    repo : where it is on the hub
+    revision : branch, tag or commit that is taken when none is asked for; None: the main branch
+    commit : beginning of the commit that `revision` has to be; another one is refused
+    licence, size : of the weights, as shown
+    code : it executes Python code of its own
+    pickled : the hub has a pickle only, which has to be converted
+    package, install : the Python package that has to be installed, and the command for it
+    min_seconds, max_seconds : the lengths that it was made for, where the model doesn't state them
+    """
+
+    load: Callable[..., Encoder] | None
     about: str
+    repo: str | None = None
+    revision: str | None = None
+    commit: str = ""
+    licence: str | None = None
+    size: str = ""
+    code: bool = False
+    pickled: bool = False
+    package: str = ""
+    install: str = ""
+    min_seconds: float | None = None
+    max_seconds: float | None = None
 
 
+NC = "CC-BY-NC 4.0"
+_MUSICNN = dict(licence="ISC", size="29 MB", package="musicnn", install=musicnn.INSTALL)
 ENCODERS = {
-    "muq": EncoderRow(
-        _from_hub(muq.HUB_ID), "MuQ, 300 M parameters, from the hub (weights CC-BY-NC 4.0)"
-    ),
+    "muq": EncoderRow(None, "MuQ, 300 M parameters", repo=muq.HUB_ID, licence=NC, size="1.33 GB"),
     "muq-mulan": EncoderRow(
-        _from_hub(muq_mulan.HUB_ID),
-        "MuQ-MuLan's audio tower, from the hub; the last layer is the "
-        "space it shares with text (weights CC-BY-NC 4.0)",
+        None,
+        "MuQ-MuLan's audio tower; the last layer is the space it shares with text",
+        repo=muq_mulan.HUB_ID,
+        licence=NC,
+        size="about 2.8 GB",
+        pickled=True,
     ),
     "mert-95m": EncoderRow(
-        _from_hub("m-a-p/MERT-v1-95M"),
-        "MERT, from the hub; its own code: --trust_remote_code (weights CC-BY-NC 4.0)",
+        None,
+        "MERT, 95 M parameters",
+        repo="m-a-p/MERT-v1-95M",
+        revision="refs/pr/3",  # the hub's converter made safetensors there; main has a pickle only
+        commit="72e21e1",
+        licence=NC,
+        size="0.38 GB",
+        code=True,
     ),
     "mert-330m": EncoderRow(
-        _from_hub("m-a-p/MERT-v1-330M"),
-        "MERT, from the hub; its own code: --trust_remote_code (weights CC-BY-NC 4.0)",
+        None,
+        "MERT, 330 M parameters",
+        repo="m-a-p/MERT-v1-330M",
+        licence=NC,
+        size="about 1.3 GB",
+        code=True,
+        pickled=True,
+    ),
+    "mert-v2-30s": EncoderRow(
+        None,
+        "MERT-v2, 632 M parameters, trained on 30 s: layers 1 to 24, 25 Hz",
+        repo="m-a-p/MERT-v2-30s",
+        revision="12130d22fd947c24b0299c9368900fb06a608512",
+        commit="12130d22fd947c24b0299c9368900fb06a608512",
+        licence=NC,
+        size="about 2.5 GB",
+        code=True,
+    ),
+    "mert-v2-fullsong": EncoderRow(
+        None,
+        "MERT-v2 for songs of 30 to 360 s at once: layers 1 to 24, 25 Hz",
+        repo="m-a-p/MERT-v2-FullSong",
+        licence=NC,
+        size="about 2.5 GB",
+        code=True,
+        min_seconds=29.5,  # clips of 30 s are often some hundredths shorter
+        max_seconds=360.0,
     ),
     "musicfm": EncoderRow(
         _refused(
@@ -105,15 +159,22 @@ ENCODERS = {
         ),
         "MusicFM: refused (no package, pickled weights)",
     ),
+    "musicnn": EncoderRow(
+        musicnn.load_musicnn,
+        "musicnn, 0.8 M parameters, trained on tags of the Million Song Dataset",
+        **_MUSICNN,
+    ),
+    "musicnn-mtt": EncoderRow(musicnn.load_musicnn, "musicnn trained on MagnaTagATune", **_MUSICNN),
     "muq-nano": EncoderRow(
-        load_nano, "MuQ in small, 2.4 M parameters, pretrained here on composed and game music"
+        load_nano,
+        "MuQ in small, 2.4 M parameters, pretrained here on composed and game music",
+        licence="MIT, see its card",
     ),
     "muq-nano-untrained": EncoderRow(
-        load_nano_untrained, "muq-nano with weights from a seed: what learning has to beat"
+        load_nano_untrained, "muq-nano with random weights: the control"
     ),
     "mel": EncoderRow(_load_mel, "log-mel mean and deviation per band: the baseline to beat"),
 }
-FROM_HUB = ("muq", "muq-mulan", "mert-95m", "mert-330m")  # what --revision can be asked of
 
 
 def load_encoder(
@@ -171,17 +232,18 @@ def load_encoder(
             )
         return load_random(name, **kwargs)
     is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
-    if revision is not None and (is_folder or not (name in FROM_HUB or is_hub_id)):
+    row = ENCODERS.get(name) or EncoderRow(None, "", repo=name if is_hub_id else None)
+    if revision is not None and (is_folder or row.repo is None):
         raise EncoderError(f"--revision belongs to a model on the hub, {name!r} is none")
     code = {"trust_remote_code": trust_remote_code}
-    if name in FROM_HUB:
-        return ENCODERS[name].load(name, revision=revision, **code, **kwargs)
-    if name in ENCODERS:
-        return ENCODERS[name].load(name, **kwargs)
+    if row.load is not None:
+        encoder = row.load(name, **kwargs)
+        encoder.licence = row.licence
+        return encoder
     if is_folder:
         return _load_folder(Path(name), Path(name).resolve().name, **code, **kwargs)
-    if is_hub_id:
-        return _load_hub(name, name, revision=revision, **code, **kwargs)
+    if row.repo is not None:
+        return _load_hub(row, name, revision=revision, **code, **kwargs)
     raise EncoderError(
         f"unknown encoder {name!r}: it is none of {', '.join(ENCODERS)}, no folder and no hub id"
     )
@@ -196,20 +258,46 @@ def _plugin_spec(name: str, is_folder: bool) -> str | None:
     return plugin.installed().get(name)
 
 
-def _load_hub(repo, name, *, revision, trust_remote_code, **kwargs) -> Encoder:
+def _load_hub(row, name, *, revision, trust_remote_code, **kwargs) -> Encoder:
     """Load a model of the hub: its configuration first, so that nothing is fetched in vain."""
+    from tune.encoders import convert
     from tune.encoders import transformers as ours
 
-    folder = hub.fetch(repo, revision, hub.CONFIGS)
+    repo, asked = row.repo, revision or row.revision
+    folder = convert.converted(repo, revision)
+    if folder is None:
+        folder = hub.fetch(repo, asked, hub.CONFIGS)
+        _check_commit(row, name, revision, hub.commit_of(folder))
     config = hub.read_json(folder / "config.json")
     patterns = hub.CONFIGS + hub.WEIGHTS
     if not (muq.is_muq(config) or muq_mulan.is_mulan(config)):
         ours.check_code(config, name, trust_remote_code)
         patterns += ["*.py"] if ours.needs_code(config) else []
-    folder = hub.fetch(repo, revision, patterns)
+    commit = convert.commit_of(folder)
+    if commit is None:
+        if row.pickled and revision is None:
+            raise EncoderError(
+                f"{name}: {repo} holds a pickle only, which can execute code and is never loaded. "
+                f"Convert it once, if you trust its authors: python -m tune.encoders convert {name}"
+            )
+        licence = row.licence or hub.licence_of(folder)
+        about = ", ".join(filter(None, (row.size, licence and f"weights {licence}")))
+        folder = hub.fetch(repo, asked, patterns, about)
+        commit = hub.commit_of(folder)
+    if ours.needs_code(config):
+        kwargs |= {"min_seconds": row.min_seconds, "max_seconds": row.max_seconds}
     encoder = _load_folder(folder, name, trust_remote_code=trust_remote_code, **kwargs)
-    encoder.revision = hub.commit_of(folder)
+    encoder.revision, encoder.licence = commit, row.licence or encoder.licence
     return encoder
+
+
+def _check_commit(row, name, revision, commit) -> None:
+    """Raise when a row's own revision is no longer the commit that it was written for."""
+    if revision is None and commit is not None and not commit.startswith(row.commit):
+        raise EncoderError(
+            f"{name}: {row.revision} of {row.repo} is now commit {commit}, not {row.commit}, which "
+            f"this row was written for: look at it, and pass --revision={commit}"
+        )
 
 
 def _load_folder(folder, name, *, trust_remote_code, **kwargs) -> Encoder:
@@ -217,7 +305,7 @@ def _load_folder(folder, name, *, trust_remote_code, **kwargs) -> Encoder:
     config = hub.read_json(folder / "config.json")
     for module, belongs in ((muq, muq.is_muq), (muq_mulan, muq_mulan.is_mulan)):
         if belongs(config):
-            return module.load_folder(folder, name, **kwargs)
+            return _licensed(module.load_folder(folder, name, **kwargs), folder)
     if "model_type" not in config:
         raise EncoderError(
             f"{folder / 'config.json'} is neither MuQ's (no encoder_dim), nor MuQ-MuLan's, nor a "
@@ -225,4 +313,11 @@ def _load_folder(folder, name, *, trust_remote_code, **kwargs) -> Encoder:
         )
     from tune.encoders import transformers as ours
 
-    return ours.load_folder(folder, name, trust_remote_code=trust_remote_code, **kwargs)
+    found = ours.load_folder(folder, name, trust_remote_code=trust_remote_code, **kwargs)
+    return _licensed(found, folder)
+
+
+def _licensed(encoder: Encoder, folder: Path) -> Encoder:
+    """An encoder that knows the licence that its folder's card names."""
+    encoder.licence = hub.licence_of(folder)
+    return encoder

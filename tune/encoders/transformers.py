@@ -7,7 +7,6 @@ returns is checked when it is loaded. Features are extracted in float32, one seg
 """
 
 import contextlib
-import copy
 import hashlib
 import json
 import logging
@@ -19,14 +18,20 @@ import transformers
 from torch import nn
 from torch.nn.utils import parametrize
 
-from tune.encoders import hub
-from tune.encoders.base import DTYPES, MIN_SECONDS, Encoder, EncoderError
-from tune.encoders.feature_extractors import extract, family_of
-from tune.encoders.hidden_states import cast, find_stack, walk
+from tune.encoders import hub, remote_code
+from tune.encoders.base import DTYPES, MIN_SECONDS, Encoder, EncoderError, cast_copy
+from tune.encoders.feature_extractors import (
+    FAMILIES,
+    extract,
+    family_of,
+    frame_mask,
+    measured_family,
+)
+from tune.encoders.hidden_states import cast_inputs_of, find_stack, walk
 
 log = logging.getLogger(__name__)
 
-FORWARD_VERSION = 1  # raised when a change here or in `model_families` changes the numbers
+FORWARD_VERSION = 1  # raised when a change here or in `feature_extractors` changes the numbers
 UNUSED = ("masked_spec_embed",)  # weights that only training needs
 VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 CONVERT = (
@@ -55,24 +60,28 @@ class TransformersEncoder(Encoder):
             self.max_seconds = geometry.max_samples / self.sample_rate
         self.family, self.extractor, self.config = family, extractor, config
         self.model = tower.to(device)
-        self._precise = None
-        probe = self._features(_noise(round(self.min_seconds * self.sample_rate)), device)
-        self.path, self.tied, sizes = find_stack(name, self.model, probe, config)
+        self._precise = self.mask = None
+        self.path, self.tied, sizes, self.first_layer = find_stack(
+            name, self.model, self._probe(device), config
+        )
         super().__init__(
             name,
             frame_rate=geometry.frame_rate,
-            n_layers=len(sizes) - 1,
+            n_layers=len(sizes) - 1 + self.first_layer,
             embedding_dim=sizes[-1],
             precision=precision,
             device=device,
             fingerprint=digest,
         )
-        self.sizes = sizes if len(set(sizes)) > 1 else None
+        self.sizes = [*sizes[: self.first_layer], *sizes] if len(set(sizes)) > 1 else None
         self.deepest = self.n_layers
         if precision != "no":
-            # A float32 copy on the CPU, for batches that overflow in half precision.
-            self._precise = copy.deepcopy(self.model).to("cpu")
-            cast(self.model, DTYPES[precision])
+            # The float32 original, for batches that overflow in half precision, waits on the CPU.
+            # Half precision would shift rotary positions.
+            dtype = DTYPES[precision]
+            self._precise = self.model.to("cpu")
+            self.model = cast_copy(self._precise, dtype, self.device, keep=("inv_freq",))
+            cast_inputs_of(self.model, dtype)
 
     def keep_layers(self, deepest):
         """Drop the layers above the deepest one asked for, and their memory."""
@@ -80,7 +89,25 @@ class TransformersEncoder(Encoder):
         if self.sizes is not None:
             self.embedding_dim = self.sizes[deepest]
         for model in filter(None, (self.model, self._precise) if self.path else ()):
-            del model.get_submodule(self.path)[max(1, deepest) :]
+            stack = model.get_submodule(self.path)
+            above = list(stack[max(1, deepest) :])
+            del stack[max(1, deepest) :]
+            if self.own_code and not self._runs(model):
+                stack.extend(above)  # its code counts them
+
+    def _runs(self, model) -> bool:
+        """Say whether a model's own code runs with the layers that are left."""
+        where = next(model.parameters()).device
+        try:
+            with torch.inference_mode():
+                model(**self._probe(where))
+        except Exception:  # whatever its code raises
+            return False
+        return True
+
+    def _probe(self, device) -> dict[str, torch.Tensor]:
+        """Features of the shortest segment of noise, to run the model on once."""
+        return self._features(_noise(round(self.min_seconds * self.sample_rate)), device)
 
     def states(self, audio, layers, dtype):
         """Yield hidden states (B, T, D) of the layers; where frames follow time, of audio only."""
@@ -95,15 +122,28 @@ class TransformersEncoder(Encoder):
         audio : tensor of float32, shape (B, n_samples)
         layers : ascending layer numbers
         """
-        if min(layers) < 0 or max(layers) > self.deepest:
-            raise ValueError(f"layers must lie in 0..{self.deepest}, got {layers}")
+        if min(layers) < self.first_layer or max(layers) > self.deepest:
+            raise ValueError(f"layers must lie in {self.first_layer}..{self.deepest}, got {layers}")
         model = self.model
         if dtype == torch.float32 and self._precise is not None:
             model = self._precise.to(self.device)
         inputs = self._features(audio.cpu().numpy(), self.device)
         # Convolutions in true float32 when float32 is what was asked for (cuDNN's default is TF32).
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=dtype != torch.float32):
-            yield from walk(model, self.path, inputs, layers, self.n_layers, self.tied)
+            yield from walk(
+                model,
+                self.path,
+                inputs,
+                layers,
+                self.n_layers,
+                self.tied,
+                self.first_layer,
+                self._keep_mask,
+            )
+
+    def _keep_mask(self, output) -> None:
+        """Keep the mask over frames that a model returns beside its states."""
+        self.mask = frame_mask(output)
 
     def _features(self, audio: np.ndarray, device) -> dict[str, torch.Tensor]:
         """The features of a batch, in float32 on the device; the model's hooks cast them."""
@@ -115,9 +155,24 @@ class TransformersEncoder(Encoder):
 
 
 def load_folder(
-    folder, name, *, precision, device, compile=False, memory_budget=None, trust_remote_code=False
+    folder,
+    name,
+    *,
+    precision,
+    device,
+    compile=False,
+    memory_budget=None,
+    trust_remote_code=False,
+    min_seconds=None,
+    max_seconds=None,
 ) -> TransformersEncoder:
-    """A transformers model from its folder. `memory_budget` sets nothing here: no front end."""
+    """A transformers model from its folder.
+
+    Parameters
+    ----------
+    memory_budget : sets nothing here: no front end
+    min_seconds, max_seconds : the range of lengths, for a model that states none
+    """
     folder = Path(folder)
     if compile:
         raise EncoderError(f"--compile is made for MuQ: leave it out for {name}")
@@ -125,7 +180,7 @@ def load_folder(
     check_code(raw, name, trust_remote_code)
     needs = needs_code(raw)
     own = "(NAME, trust_remote_code=True)" if needs else "(NAME)"
-    hub.check_weights(folder, name, CONVERT.replace("(NAME)", own))
+    files = hub.check_weights(folder, name, CONVERT.replace("(NAME)", own))
     if not any((folder / file).is_file() for file in hub.CONFIGS[1:]):
         raise EncoderError(
             f"{name} holds no preprocessor_config.json (its feature extractor), which says how "
@@ -143,15 +198,23 @@ def load_folder(
         with _quiet():
             config = transformers.AutoConfig.from_pretrained(folder, **trust)
             extractor = transformers.AutoFeatureExtractor.from_pretrained(folder, **trust)
-            family = family_of(extractor, config.model_type, name)
-            model, info = transformers.AutoModel.from_pretrained(
-                folder,
-                config=config,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-                **trust,
-            )
+            if needs:
+                weights = hub.read_weights(files)
+                model, missing = remote_code.build(folder, config, weights, name)
+                info = {"missing_keys": missing, "mismatched_keys": []}
+            else:
+                model, info = transformers.AutoModel.from_pretrained(
+                    folder,
+                    config=config,
+                    use_safetensors=True,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                )
+            if needs and type(extractor).__name__ not in FAMILIES:
+                _check_loaded(model, model, info, name)
+                family = measured_family(name, model, extractor, min_seconds)
+            else:
+                family = family_of(extractor, config.model_type, name)
     except EncoderError:
         raise
     except Exception as error:  # its own errors, the code's, safetensors'
@@ -164,6 +227,13 @@ def load_folder(
         )
     tower = family.tower(model).eval().requires_grad_(False)
     _check_loaded(model, tower, info, name)
+    if needs:
+        with _quiet():
+            twin = family.tower(remote_code.build(folder, config, weights, name)[0])
+        n_samples = max(family.geometry(config, extractor).min_samples, extractor.sampling_rate)
+        inputs = extract(extractor, family.inputs, _noise(n_samples))
+        remote_code.check_same(tower, twin, inputs, name)
+        del twin, weights
     _fold_parametrizations(tower)
     digest = _digest(tower, config, extractor, sorted(folder.rglob("*.py")) if needs else [])
     encoder = TransformersEncoder(
@@ -177,6 +247,7 @@ def load_folder(
         device=device,
     )
     encoder.own_code = needs
+    encoder.max_seconds = encoder.max_seconds or max_seconds
     return encoder
 
 
@@ -259,7 +330,9 @@ def _digest(tower, config, extractor, code) -> str:
         digest.update(json.dumps(found, sort_keys=True, default=repr).encode())
     for path in code:
         digest.update(path.name.encode() + path.read_bytes())
-    for key, value in sorted(tower.state_dict().items()):
+    saved = tower.state_dict()
+    others = {key: value for key, value in tower.named_buffers() if key not in saved}
+    for key, value in (*sorted(saved.items()), *sorted(others.items())):
         digest.update(f"{key}{tuple(value.shape)}".encode())
         digest.update(value.contiguous().numpy())
     return digest.hexdigest()

@@ -1,6 +1,10 @@
-"""Probes: small heads trained on frozen embeddings, their metrics and intervals."""
+"""Probes: small heads trained on frozen embeddings.
 
-from tune.system.lazy import door
+bank        many probes trained at once, with early stopping
+intervals   bootstrap intervals over test tracks, also paired
+"""
+
+from tune.system.lazy import lazy_names
 
 PUBLIC = {"bootstrap": "intervals", "paired_bootstrap": "intervals"}
-__getattr__, __dir__, __all__ = door(__name__, PUBLIC)
+__getattr__, __dir__, __all__ = lazy_names(__name__, PUBLIC)

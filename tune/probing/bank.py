@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim import Adam
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import Dataset
 
 from tune.tasks.label_kinds import label_kind
@@ -135,7 +137,7 @@ class ProbeData:
             values = (values.double() - mean) * scale * tokens.mask[..., None]
         return self._arrange(values, 2)
 
-    def pick(self, split: str, rows: torch.Tensor, index: torch.Tensor) -> tuple:
+    def get_batch(self, split: str, rows: torch.Tensor, index: torch.Tensor) -> tuple:
         """What M probes see of a batch of tracks.
 
         Parameters
@@ -150,10 +152,10 @@ class ProbeData:
         values, mask = (self.inputs[split], None) if self.tokens is None else self.tokens[split]
         m = len(rows)
         if len(values) == 1 and index.ndim == 1:  # the same for all: nothing is copied
-            picked = values[0, index].expand(m, *[-1] * (values.ndim - 1))
+            batch = values[0, index].expand(m, *[-1] * (values.ndim - 1))
         else:
-            picked = values[rows, index]
-        return picked, None if mask is None else mask[index].expand(m, -1, -1)
+            batch = values[rows, index]
+        return batch, None if mask is None else mask[index].expand(m, -1, -1)
 
     @property
     def n_layers(self) -> int:
@@ -180,7 +182,7 @@ class ProbeData:
         labels = self.labels[split]
         return labels.expand(m, *labels.shape)
 
-    def decide(self, outputs: torch.Tensor) -> np.ndarray:
+    def predict(self, outputs: torch.Tensor) -> np.ndarray:
         """Probe outputs (M, n, C) to predictions: class numbers (M, n), or values (M, n, C).
 
         Of tags the values are probabilities.
@@ -188,8 +190,8 @@ class ProbeData:
         decided = self.kind.decide(outputs)
         return decided * self.scale + self.centre if self.kind.standardised else decided
 
-    def guess(self, split: str) -> np.ndarray:
-        """What one would say without listening: the most frequent training class, or the mean.
+    def chance_prediction(self, split: str) -> np.ndarray:
+        """The prediction without any input: the most frequent training class, or the mean.
 
         Of tags that is how frequent each is; it ranks no track above another.
         """
@@ -231,7 +233,7 @@ class Probe(nn.Module):
         groups = [{"params": own, "lr": rates["probe"]}]
         if hasattr(self, "joiner"):
             learning = [p for p in self.joiner.parameters() if p.requires_grad]
-            groups.append({"params": learning, "lr": rates["joiner"]})
+            groups.append({"params": learning, "lr": rates["pooling"]})
         return groups
 
 
@@ -243,7 +245,7 @@ class ProbeBank(nn.Module):
     seeds : one a probe
     n_in, n_out, hidden : sizes
     dropout : probability of zeroing a hidden unit in training
-    joiners : one module a probe that turns its batch and mask into (B, D), learned with it
+    poolings : one module a probe that turns its batch and mask into (B, D), learned with it
         (`tune.aggregators.trainable`); None when the batch is that already
     """
 
@@ -256,7 +258,7 @@ class ProbeBank(nn.Module):
         hidden: int = HIDDEN,
         dropout: float = DROPOUT,
         dtype: torch.dtype = torch.float64,
-        joiners: Sequence[nn.Module] | None = None,
+        poolings: Sequence[nn.Module] | None = None,
     ):
         super().__init__()
         self.n_in, self.hidden, self.dropout = n_in, hidden, dropout
@@ -264,9 +266,9 @@ class ProbeBank(nn.Module):
         self.probes = nn.ModuleList(
             Probe(n_in, n_out, hidden, generator=g).to(dtype) for g in self.generators
         )
-        self.joined = joiners is not None
-        for probe, joiner in zip(self.probes, joiners or [], strict=self.joined):
-            probe.joiner = joiner
+        self.pooled = poolings is not None
+        for probe, pooling in zip(self.probes, poolings or [], strict=self.pooled):
+            probe.joiner = pooling  # its name in saved weights
 
     def forward(
         self,
@@ -279,7 +281,7 @@ class ProbeBank(nn.Module):
 
         Parameters
         ----------
-        x : (M, B, D), or what the joiners take: (M, B, K, D) views or (M, B, N, [K,] D) tokens
+        x : (M, B, D), or what the poolings take: (M, B, K, D) views or (M, B, N, [K,] D) tokens
         mask : (M, B, N), of tokens
         keep : (M, B, hidden), what dropout multiplies the hidden units by (see `dropout_masks`)
         which : numbers of the probes that the batches are of, by default of all M
@@ -292,7 +294,7 @@ class ProbeBank(nn.Module):
         # One after the other: a batched product would copy all their weights together each time.
         for i, probe in enumerate(some(self.probes, which)):
             inputs = x[i]
-            if self.joined:
+            if self.pooled:
                 inputs = probe.joiner(inputs, None if mask is None else mask[i])
             hidden = F.relu(torch.addmm(probe.b1, inputs, probe.w1))  # (B, hidden)
             if keep is not None:
@@ -318,6 +320,25 @@ class ProbeBank(nn.Module):
 def some(things: Sequence, which: Sequence[int] | None) -> Sequence:
     """Those whose numbers are in `which`; all where it is None."""
     return things if which is None else [things[i] for i in which]
+
+
+def make_optimizers(bank: ProbeBank, recipe, lr: float, pooling_lr: float | None = None) -> tuple:
+    """Adam for each probe and what learns in front of it, and the plateau rule for its rate.
+
+    Parameters
+    ----------
+    recipe : tune.tasks.label_kinds.Recipe
+    pooling_lr : of what learns in front of the probe; None is its default
+
+    Returns
+    -------
+    list of optimizers and list of schedulers, one a probe each
+    """
+    pooling = getattr(bank.probes[0], "joiner", None)
+    rates = {"probe": lr, "pooling": pooling_lr or (pooling and pooling.default_lr(lr))}
+    optimizers = [Adam(probe.groups(rates), fused=True) for probe in bank.probes]
+    plateau = dict(factor=recipe.plateau_factor, patience=recipe.plateau_patience)
+    return optimizers, [ReduceLROnPlateau(o, "max", **plateau) for o in optimizers]
 
 
 class PaddedIndices(Dataset):

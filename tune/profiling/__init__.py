@@ -1,6 +1,11 @@
-"""What a strategy costs: arithmetic, measurement, report."""
+"""The cost of a strategy.
 
-from tune.system.lazy import door
+measure       one strategy measured in a subprocess: peak memory, seconds, throughput
+arithmetic    floating-point operations, the machine's matrix rate, the study's costs
+report        table, budget and plot
+"""
 
-PUBLIC = {"Cell": "measure", "run_cell": "measure"}
-__getattr__, __dir__, __all__ = door(__name__, PUBLIC)
+from tune.system.lazy import lazy_names
+
+PUBLIC = {"ProfileConfig": "measure", "measure_here": "measure"}
+__getattr__, __dir__, __all__ = lazy_names(__name__, PUBLIC)

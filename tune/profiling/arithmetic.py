@@ -1,4 +1,4 @@
-"""What encoding costs on paper: arithmetic, the machine's own speed, the study's figures.
+"""The cost of encoding by arithmetic, the machine's matrix rate, and the study's measured costs.
 
 One multiply-add is two floating-point operations (FLOP). The arithmetic counted is that of the
 matrix products and convolutions of one pass over the segment; the Fourier transform, activations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-RATE_SIZES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}
+RATE_SIZES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192, 16384)}
 SLOW_S = 0.5  # a matrix product that takes longer than this is not followed by a larger one
 
 
@@ -64,22 +64,26 @@ def conformer_flops(layer, frames: int) -> float:
     return 2.0 * frames * sum(m.weight.numel() for m in parts) + 4.0 * frames**2 * size
 
 
-def matrix_rate(device, dtype) -> float:
+def matrix_rate(device, dtype, products=None) -> float:
     """Measure the rate of square matrix products, the best of a few sizes and implementations.
 
     Parameters
     ----------
     device : torch.device
     dtype : torch.dtype
+    products : functions of two matrices; None for PyTorch's and this project's
 
     Returns
     -------
     float
-        FLOP a second: what this machine reaches on the easiest work there is.
+        FLOP/s: an upper bound of what this machine reaches.
     """
     import torch
 
-    from tune.encoders.cpu_linear import linear
+    if products is None:
+        from tune.encoders.cpu_linear import linear
+
+        products = (torch.matmul, lambda x, y: linear(x, y, None))
 
     def wait():
         if device.type == "cuda":
@@ -89,7 +93,7 @@ def matrix_rate(device, dtype) -> float:
     for n in RATE_SIZES.get(device.type, RATE_SIZES["cpu"]):
         a, b = torch.ones(2, n, n, device=device, dtype=dtype).div_(n)
         seconds = []
-        for product in (torch.matmul, lambda x, y: linear(x, y, None)):
+        for product in products:
             for _ in range(4):  # the first one warms up
                 wait()
                 started = time.perf_counter()
@@ -131,7 +135,7 @@ STUDY = {
 
 
 def study_cost(duration_s: float, seg: str, agg: str) -> dict | None:
-    """What the study reports for a strategy, or None where it reports nothing.
+    """The costs that the study reports for a strategy, or None.
 
     Parameters
     ----------
@@ -143,6 +147,11 @@ def study_cost(duration_s: float, seg: str, agg: str) -> dict | None:
     dict
         task, device, peak_memory_bytes, seconds_per_track (its seconds over the test split divided
         by the number of test tracks)
+
+    Examples
+    --------
+    >>> study_cost(45.0, "10", "mean")["peak_memory_bytes"]
+    3552000000
     """
     for task, row in STUDY_TASKS.items():
         found = STUDY.get((task, seg, "any" if seg == "full" else agg))
@@ -171,6 +180,11 @@ def longest_within(
     dict
         bytes_at_0_s and bytes_per_second of the line, and `seconds`: 0.0 when not even the
         shortest track fits, None when the measured peaks don't grow, so that they set no limit
+
+    Examples
+    --------
+    >>> round(longest_within(5_000, [10, 20], peaks_bytes=[1_000, 2_000])["seconds"], 6)
+    50.0
     """
     import numpy as np
 

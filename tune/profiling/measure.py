@@ -1,11 +1,11 @@
 """Measure the cost of one strategy in a subprocess.
 
-A process of its own, because memory that another cell used and gave back would hide what this one
-needs. The child loads the encoder, warms up, notes what is at rest, encodes the track once untimed
-and `repeats` times timed (decode, cut, encode, join: train_probe.py's own functions) and writes its
-report. Peak memory is, on a GPU, what PyTorch allocated at most; on a CPU, the weights and the
-largest rise of resident memory above the resting process. Aggregators that learn have random
-weights: what joining costs doesn't depend on them.
+A process of its own, because memory that another strategy used and gave back would hide what this
+one needs. The child loads the encoder, warms up, notes what is at rest, encodes the track once
+untimed and `repeats` times timed (decode, cut, encode, join: train_probe.py's own functions) and
+writes its report. Peak memory is, on a GPU, what PyTorch allocated at most; on a CPU, the weights
+and the largest rise of resident memory above the resting process. Aggregators that learn have
+random weights: the cost of joining doesn't depend on them.
 """
 
 import json
@@ -40,7 +40,7 @@ child()
 
 
 @dataclass(frozen=True)
-class Cell:
+class ProfileConfig:
     """One strategy on one machine.
 
     Attributes
@@ -86,18 +86,18 @@ class Cell:
         return self.seg.split("+") if find_row(self.agg).several_segs else [self.seg]
 
 
-def measure(cell: Cell, repeats: int = 3) -> dict:
-    """Measure a cell in a child process.
+def measure(config: ProfileConfig, repeats: int = 3) -> dict:
+    """Measure a strategy in a child process.
 
     Parameters
     ----------
-    cell : what to measure
+    config : what to measure
     repeats : tracks (or passes over the files) timed, at least 1
 
     Returns
     -------
     dict
-        As `run_cell` returns; or {"failed": reason} when it didn't fit into memory.
+        As `measure_here` returns; or {"failed": reason} when it didn't fit into memory.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def measure(cell: Cell, repeats: int = 3) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
         command = [sys.executable, "-P", "-c", CHILD, str(ROOT), str(report)]
-        job = json.dumps({"cell": asdict(cell), "repeats": repeats})
+        job = json.dumps({"config": asdict(config), "repeats": repeats})
         with block_signals():
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
@@ -125,21 +125,23 @@ def measure(cell: Cell, repeats: int = 3) -> dict:
         elif process.returncode == -getattr(signal, "SIGKILL", 9):
             return {"failed": "killed by the system, most likely out of memory"}
         else:
-            raise RuntimeError(f"measuring {cell} failed with code {process.returncode}, see above")
+            raise RuntimeError(
+                f"measuring {config} failed with code {process.returncode}, see above"
+            )
     if "error" in found:
         raise ValueError(found["error"])
     return found
 
 
 def child() -> None:
-    """Measure the cell described on stdin and write the report to the path in sys.argv[2]."""
+    """Measure the strategy described on stdin and write the report to the path in sys.argv[2]."""
     import torch
 
     from tune.cli.parser import raised_by_us
 
     job = json.load(sys.stdin)
     try:
-        found = run_cell(Cell(**job["cell"]), job["repeats"])
+        found = measure_here(ProfileConfig(**job["config"]), job["repeats"])
     except (ValueError, RuntimeError, MemoryError) as error:
         cause = error.__cause__ or error
         if isinstance(cause, torch.OutOfMemoryError | MemoryError) or (
@@ -153,8 +155,8 @@ def child() -> None:
     Path(sys.argv[2]).write_text(json.dumps(found), encoding="utf-8")
 
 
-def run_cell(cell: Cell, repeats: int) -> dict:
-    """Measure a cell in this process.
+def measure_here(config: ProfileConfig, repeats: int) -> dict:
+    """Measure a strategy in this process.
 
     Returns
     -------
@@ -169,73 +171,79 @@ def run_cell(cell: Cell, repeats: int) -> dict:
         peak_resident_bytes (CPU), segments_per_track (of all scales), degenerate,
         redone_in_float32, encoder_untrained, muq_large.
     """
-    from tune.segments.rules import describe_counts
     from tune.store.extractor import Extractor
 
-    rules = cell.rules
+    rules = config.rules
     extractor = Extractor(  # its store is never opened
-        cell.encoder,
+        config.encoder,
         rules,
-        cell.layer,
-        frame_rate=cell.frame_rate,
-        device=cell.device,
-        precision=cell.precision,
-        memory_budget=cell.memory_budget,
-        weights=cell.weights,
-        compile=cell.compile,
-        revision=cell.revision,
-        trust_remote_code=cell.trust_remote_code,
+        config.layer,
+        frame_rate=config.frame_rate,
+        device=config.device,
+        precision=config.precision,
+        memory_budget=config.memory_budget,
+        weights=config.weights,
+        compile=config.compile,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
     )
     encoder, layers = extractor.encoder, extractor.layers
-    aggregator = make_aggregator(cell, encoder)
+    aggregator = make_aggregator(config, encoder)
     model = aggregator.model or aggregator.pooling
-    sources = cell.audio or [_noise(cell.duration_s, encoder.sample_rate)]
+    sources = config.audio or [_noise(config.duration_s, encoder.sample_rate)]
     warm_up_s = min(WARM_UP_S, encoder.max_seconds or WARM_UP_S)
     short = [_noise(max(warm_up_s, encoder.min_seconds), encoder.sample_rate)]
     for rule in rules:
         if rule.needs_audio:
             _warm_up_cutting(rule, encoder.sample_rate)
     # The compiler's own memory isn't the strategy's, so it gets to see the full size first.
-    _run(sources if cell.compile else short, encoder, layers, rules, aggregator, cell)
+    _run(sources if config.compile else short, encoder, layers, rules, aggregator, config)
     passes, redone = encoder.passes, encoder.redone
     with peak_memory(encoder, model) as peak:
         # The first run at full size sets up kernels and memory pages: it counts for the peak only.
-        given = (sources, encoder, layers, rules, aggregator, cell)
+        given = (sources, encoder, layers, rules, aggregator, config)
         runs = [_run(*given) for _ in range(repeats + 1)][1:]
     passes, redone = encoder.passes - passes, encoder.redone - redone
+    return {
+        **_times(runs, len(sources), encoder, max(layers)),
+        "degenerate": _degenerate(rules, [track["counts"] for track in runs[0]["tracks"]]),
+        **peak,
+        "aggregator_parameters": 0 if model is None else sum(p.numel() for p in model.parameters()),
+        "encoder_passes": passes / (repeats + 1) / len(sources),
+        "redone_in_float32": redone / (repeats + 1) / len(sources),
+        "encoder_untrained": encoder.untrained,
+        "muq_large": (encoder.n_layers, encoder.embedding_dim) == (12, 1024),
+    }
 
-    n = len(sources)
+
+def _times(runs: Sequence[dict], n: int, encoder, layer: int) -> dict:
+    """Times and sizes of a track, from runs over n tracks."""
+    from tune.segments.rules import describe_counts
+
     tracks = runs[0]["tracks"]
     each = [sum(run[stage] for stage in STAGES) / n for run in runs]
     stages = {f"{s}_seconds": statistics.median(run[s] for run in runs) / n for s in STAGES}
     spans = [span for track in tracks for span in track["spans"]]
     audio_s = sum(end - start for start, end in spans) / encoder.sample_rate / n
-    flops = _flops(encoder, max(layers), spans)
+    flops = _flops(encoder, layer, spans)
     return {
         "duration_s": sum(track["n_samples"] for track in tracks) / encoder.sample_rate / n,
         "n_tracks": n,
         "segments_per_track": describe_counts([sum(track["counts"]) for track in tracks]),
-        "degenerate": _degenerate(rules, [track["counts"] for track in tracks]),
         "seconds_per_track": statistics.median(each),
         "seconds_per_track_min": min(each),
         "seconds_per_track_max": max(each),
         **stages,
         "audio_seconds": audio_s,
         "audio_seconds_per_second": audio_s / statistics.median(each),
-        **peak,
         "embedding_dim": tracks[0]["embedding_dim"],
-        "aggregator_parameters": 0 if model is None else sum(p.numel() for p in model.parameters()),
         "store_bytes": sum(track["store_bytes"] for track in tracks) / n,
-        "encoder_passes": passes / (repeats + 1) / n,
-        "redone_in_float32": redone / (repeats + 1) / n,
         "flops": None if flops is None else flops / n,
         "flops_per_second": None if flops is None else flops / n / stages["encode_seconds"],
-        "encoder_untrained": encoder.untrained,
-        "muq_large": (encoder.n_layers, encoder.embedding_dim) == (12, 1024),
     }
 
 
-def make_aggregator(cell: Cell, encoder):
+def make_aggregator(config: ProfileConfig, encoder):
     """The aggregator with random weights (`tune.aggregators.TrackAggregator`), or a checkpoint's.
 
     Raises
@@ -246,19 +254,23 @@ def make_aggregator(cell: Cell, encoder):
     from tune.aggregators.track_aggregator import TrackAggregator
     from tune.encoders.base import resolve_layers
 
-    rate = cell.frame_rate
-    pretrained = find_row(cell.agg).pretrained
-    mixed = len(resolve_layers(cell.layer, encoder.n_layers)) if cell.layer == "mix" else None
+    rate = config.frame_rate
+    pretrained = find_row(config.agg).pretrained
+    mixed = (
+        len(resolve_layers(config.layer, encoder.n_layers, encoder.first_layer))
+        if config.layer == "mix"
+        else None
+    )
     return TrackAggregator.untrained(
-        cell.agg,
-        cell.segs,
+        config.agg,
+        config.segs,
         size=encoder.embedding_dim,
         device=encoder.device,
         n_layers=None if pretrained else mixed,
         seed=SEED,
         sample_rate=encoder.sample_rate,
         window_s=encoder.pool_width(rate) / encoder.frame_rate if rate else None,
-        model=_transformer(cell, encoder).to(encoder.device) if pretrained else None,
+        model=_transformer(config, encoder).to(encoder.device) if pretrained else None,
     )
 
 
@@ -268,12 +280,12 @@ def join(aggregator, rows: Sequence) -> list:
     return aggregator.join(rows)[0]
 
 
-def _transformer(cell, encoder):
+def _transformer(config, encoder):
     """The Transformer aggregator: the checkpoint's, or the recipe `tune` with random weights."""
     from tune.aggregators.transformer.checkpoint import load_aggregator
     from tune.aggregators.transformer.recipes import TUNE, make_config, make_model
 
-    name, size = cell.aggregator_checkpoint, encoder.embedding_dim
+    name, size = config.aggregator_checkpoint, encoder.embedding_dim
     if name is None:
         return make_model(make_config(TUNE, size), SEED, None).eval().requires_grad_(False)
     model = load_aggregator(name)
@@ -282,7 +294,7 @@ def _transformer(cell, encoder):
             f"--aggregator_checkpoint {name} joins tokens of {model.config.input_size} values "
             f"(of {model.config.encoder}), those of {encoder.name} have {size}"
         )
-    tokens = "segment" if cell.frame_rate is None else f"frame at {cell.frame_rate:g} Hz"
+    tokens = "segment" if config.frame_rate is None else f"frame at {config.frame_rate:g} Hz"
     if model.config.tokens not in (None, tokens):
         raise ValueError(
             f"--aggregator_checkpoint {name} joins the tokens {model.config.tokens!r}, not "
@@ -291,7 +303,7 @@ def _transformer(cell, encoder):
     return model
 
 
-def _run(sources, encoder, layers, rules, aggregator, cell) -> dict:
+def _run(sources, encoder, layers, rules, aggregator, config) -> dict:
     """Decode, cut, encode and join every track once; time it, the looks at the results apart."""
     from tune.store.encode import encode_segments
     from tune.store.store import Row
@@ -314,7 +326,7 @@ def _run(sources, encoder, layers, rules, aggregator, cell) -> dict:
         rows = {}
         for spans in dict.fromkeys(cuts):  # scales that cut alike share a row, as in the store
             tokens, counts = encode_segments(
-                samples, spans, encoder, layers, cell.frame_rate, cell.batch_seconds
+                samples, spans, encoder, layers, config.frame_rate, config.batch_seconds
             )
             rows[spans] = Row(tokens, list(spans), counts, False, 0.0)
         done("encode")
@@ -359,7 +371,7 @@ def _warm_up_cutting(rule, sample_rate) -> None:
 
 
 def _noise(seconds: float, sample_rate: int):
-    """Quiet white noise, the same every time: what encoding costs doesn't depend on the sound."""
+    """Quiet white noise, always the same: the cost of encoding doesn't depend on the sound."""
     import numpy as np
 
     noise = np.random.default_rng(SEED).standard_normal(round(seconds * sample_rate), np.float32)

@@ -1,7 +1,7 @@
-"""Measured costs as people read them: a table, what fits a budget, a plot over track length.
+"""Reports of measured costs: a table, what fits a budget, a plot over track length.
 
-A row is a dict: the cell's settings and what `tune.profiling.measure.measure` found. GB are 10^9
-bytes.
+A row is a dict: a configuration's settings and the result of `tune.profiling.measure.measure`. GB
+are 10^9 bytes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from tune.profiling.arithmetic import STUDY_DEVICE, STUDY_TASKS, longest_within, study_cost
 
-NOTED_S = 1e-4  # what takes less time a track isn't worth a line
+NOTED_S = 1e-4  # shorter times a track are not mentioned
 # Settings that get a column only when they differ between the rows.
 SETTINGS = {
     "encoder": "encoder",
@@ -23,7 +23,7 @@ SETTINGS = {
 
 
 def complete_row(settings: Mapping, found: Mapping, matrix_rate: float) -> dict:
-    """Join a cell's settings with what was measured, the machine's rate and the study's figures.
+    """Join settings with what was measured, the machine's matrix rate and the study's figures.
 
     Adds `share_of_matrix_rate` (None for an encoder whose arithmetic isn't known) and `study`:
     None, or `study_cost` with `peak_ratio`, our peak over the study's; None for another encoder
@@ -42,7 +42,7 @@ def complete_row(settings: Mapping, found: Mapping, matrix_rate: float) -> dict:
 
 
 def print_costs(rows: Sequence[Mapping], device: str, console: Console) -> None:
-    """Print one row a cell, with the study's figures where it has some."""
+    """Print one row a configuration, with the study's figures where it has some."""
     varied = [key for key in SETTINGS if len({row[key] for row in rows}) > 1]
     study = any(row["study"] for row in rows)
     table = Table()
@@ -80,7 +80,7 @@ def print_costs(rows: Sequence[Mapping], device: str, console: Console) -> None:
 
 
 def _title(row, varied) -> str:
-    """What all rows have in common."""
+    """The settings that all rows share."""
     name = row["encoder"] + (" (random weights)" if row.get("encoder_untrained") else "")
     parts = {
         "encoder": name,
@@ -92,7 +92,7 @@ def _title(row, varied) -> str:
 
 
 def _precision(name) -> str:
-    """How a precision is called in words."""
+    """A precision in words."""
     return "float32" if name == "no" else name
 
 
@@ -130,27 +130,29 @@ def _study_numbers(row) -> list[str]:
 
 
 def _comparable(row) -> bool:
-    """Say whether the study measured the same encoder on tracks as long."""
+    """Whether the study measured the same encoder on tracks as long."""
     return row["study"] is not None and row["study"]["peak_ratio"] is not None
 
 
 def _notes(rows, device, study) -> list[str]:
-    """What must be known to read the table."""
+    """Notes on how to read the table."""
     done = [row for row in rows if "failed" not in row]
     notes = []
     if done:
         weights_gb = done[0]["weights_bytes"] / 1e9
         notes.append(f"Peak: {done[0]['peak_memory_kind']}. Weights: {weights_gb:.3f} GB (row 1).")
     if any(row["degenerate"] for row in done):
-        notes.append("= full: the segment isn't shorter than the track, so nothing was cut.")
+        notes.append("= full: the segment isn't shorter than the track, so the track wasn't cut.")
     if any(row["redone_in_float32"] for row in done):
-        notes.append("Some batches overflowed and ran again in float32, which the times include.")
+        notes.append(
+            "Some batches overflowed and were repeated in float32; the times include that."
+        )
     if any(row["decode_seconds"] > NOTED_S for row in done):
         per = ", ".join(dict.fromkeys(f"{row['decode_seconds']:.3f} s" for row in done))
         notes.append(f"Times include decoding: {per} a track.")
     cutting = max((row["cut_seconds"] for row in done), default=0.0)
     if cutting > NOTED_S:
-        notes.append(f"Times include finding where to cut: up to {cutting:.3f} s a track.")
+        notes.append(f"Times include finding the boundaries: up to {cutting:.3f} s a track.")
     for agg in dict.fromkeys(row["agg"] for row in done if row["aggregator_parameters"]):
         part = [row for row in done if row["agg"] == agg]
         parameters, joining = (
@@ -183,7 +185,7 @@ def _notes(rows, device, study) -> list[str]:
 
 
 def budget_answer(rows: Sequence[Mapping], budget_bytes: int) -> dict:
-    """Which cells fit a budget, and the longest full track that does.
+    """Which configurations fit a budget, and the longest full track that does.
 
     Returns
     -------
@@ -213,17 +215,18 @@ def budget_answer(rows: Sequence[Mapping], budget_bytes: int) -> dict:
 
 
 def print_budget(rows: Sequence[Mapping], answer: Mapping, console: Console) -> None:
-    """Print a budget's answer in words."""
+    """Print which configurations fit a budget, and the longest full track that does."""
 
     def say(text):
         console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     fits = answer["fits"]
-    say(f"\n{sum(fits)} of {len(fits)} cells fit into {answer['budget_bytes'] / 1e9:.2f} GB.")
+    budget_gb = answer["budget_bytes"] / 1e9
+    say(f"\n{sum(fits)} of {len(fits)} configurations fit into {budget_gb:.2f} GB.")
     for row, fit in zip(rows, fits, strict=True):
         if not fit:
             reason = row.get("failed") or f"{row['peak_memory_bytes'] / 1e9:.3f} GB"
-            say(f"  does not fit: {describe_cell(row)}: {reason}")
+            say(f"  does not fit: {describe_config(row)}: {reason}")
     for line in answer["longest_full_track"]:
         low, high = line["durations_s"][0], line["durations_s"][-1]
         seconds = line["seconds"]
@@ -240,8 +243,8 @@ def print_budget(rows: Sequence[Mapping], answer: Mapping, console: Console) -> 
         )
 
 
-def describe_cell(row: Mapping) -> str:
-    """A cell in a few words, for progress and messages."""
+def describe_config(row: Mapping) -> str:
+    """A configuration in a few words, for progress and messages."""
     track = "files" if row["duration_s"] is None else f"{row['duration_s']:g} s"
     return (
         f"{row['encoder']} seg {row['seg']} {row['agg']}, track {track}, layer {row['layer']}, "

@@ -1,9 +1,14 @@
-"""What a run leaves: result, folder, trackers, model card.
+"""Runs: what train_probe.py writes, and reading it again.
 
-python -m tune.runs card | wandb_report
+result          result.json, the run's folder, the table that ends a run
+predictions     predictions.parquet
+load            runs read from folders
+tracking        W&B and other trackers
+model_card      python -m tune.runs card
+wandb_report    python -m tune.runs wandb_report
 """
 
-from tune.system.lazy import door
+from tune.system.lazy import lazy_names
 
 PUBLIC = {"read_run": "load"}
-__getattr__, __dir__, __all__ = door(__name__, PUBLIC)
+__getattr__, __dir__, __all__ = lazy_names(__name__, PUBLIC)

@@ -1,7 +1,7 @@
-"""Runs read from folders: what can be compared, and what can't be used and why.
+"""Read runs from folders.
 
-A run is a folder that `train_probe.py` wrote. What looks like one and can't be used is left out by
-name and reason; nothing is left out in silence.
+A run is a folder that `train_probe.py` wrote. A run that can't be used is skipped and listed with
+its reason; none is skipped silently.
 """
 
 import json
@@ -68,7 +68,7 @@ def read_folders(roots: Sequence[Path]) -> tuple[list[Run], list[SkippedRun]]:
 
     Returns
     -------
-    runs, and what looked like a run and can't be used
+    runs, and those that can't be used
 
     Raises
     ------
@@ -96,7 +96,7 @@ def read_folders(roots: Sequence[Path]) -> tuple[list[Run], list[SkippedRun]]:
 
 
 def read_run(folder: Path) -> Run:
-    """Read one run's folder; ValueError says what is wrong with it."""
+    """Read one run's folder; a ValueError says why it can't be used."""
     try:
         predictions = read_predictions(folder)
         check_run(predictions)
@@ -112,7 +112,7 @@ def read_run(folder: Path) -> Run:
 
 
 def check_run(predictions: Predictions) -> None:
-    """Raise ValueError unless a run holds all that a comparison needs."""
+    """Raise ValueError unless a run has everything that a comparison needs."""
     result, shape = predictions.result, predictions.predictions.shape
     missing = [name for name in NEEDED if name not in result]
     if missing:

@@ -1,11 +1,10 @@
-"""Runs as a model card's results for the hub: `python -m tune.runs card runs/NAME [more ...]`.
+"""Results of runs in a model card for the hub: `python -m tune.runs card runs/NAME [more ...]`.
 
-    python -m tune.runs card runs/NAME                          # prints the YAML header of a
-    README.md python -m tune.runs card runs/A runs/B --out README.md      # puts it into a card,
-    keeping the rest
+    python -m tune.runs card runs/NAME                       # prints the YAML header of a README.md
+    python -m tune.runs card runs/A runs/B --out README.md   # adds it to a card, keeping the rest
 
-The block is the hub's `model-index`: per run and metric the mean over seeds; the 95 % interval, the
-seeds and the strategy are in its `args`. It is read back before it is shown.
+The block is the hub's `model-index`: for each run and metric the mean over seeds, with the 95 %
+interval, the seeds and the strategy in its `args`. It is parsed again before it is printed.
 """
 
 import json
@@ -15,6 +14,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tune.cli.parser import Parser
+from tune.encoders.hub import LICENCES
 from tune.system.files import atomic_write_text
 from tune.tasks.label_kinds import label_kind
 from tune.tasks.load import TASKS
@@ -60,11 +60,11 @@ def eval_results(run: Path) -> list[EvalResult]:
         raise ValueError(f"{run} is no run of train_probe.py: no {error.filename}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else f"{error!r}"
-        raise ValueError(f"the run {run} can't be read ({what}): make it again") from error
+        raise ValueError(f"the run {run} can't be read ({what}): run it again") from error
 
 
 def card_data(runs: Sequence[Path], name: str | None = None) -> ModelCardData:
-    """The header of a model card with the results of runs of one encoder.
+    """The header of a model card with the results of one encoder's runs.
 
     Parameters
     ----------
@@ -77,19 +77,33 @@ def card_data(runs: Sequence[Path], name: str | None = None) -> ModelCardData:
     """
     results = [item for run in runs for item in eval_results(run)]
     if not results:
-        raise ValueError("the runs have no metric that is defined: nothing to put into a card")
+        raise ValueError("none of the runs has a defined metric, so there is nothing for a card")
     encoders = sorted({item.metric_args["encoder"] for item in results})
     if len(encoders) > 1 and name is None:
         raise ValueError(
             f"the runs have several encoders ({', '.join(encoders)}): give the model's --name"
         )
     return ModelCardData(
-        model_name=name or encoders[0], eval_results=results, tags=["music", "audio", "tune"]
+        model_name=name or encoders[0],
+        eval_results=results,
+        tags=["music", "audio", "tune"],
+        **_licence(runs),
     )
 
 
+def _licence(runs: Sequence[Path]) -> dict[str, str]:
+    """The header's lines on the licence of the encoder's weights, where the runs name one."""
+    read = [json.loads((run / "result.json").read_text(encoding="utf-8")) for run in runs]
+    found = {result.get("encoder_licence") for result in read}
+    if len(found) != 1 or None in found:
+        return {}
+    shown = found.pop()
+    ids = {text: key for key, text in LICENCES.items()}
+    return {"license": ids[shown]} if shown in ids else {"license": "other", "license_name": shown}
+
+
 def write_card(data: ModelCardData, out: Path) -> None:
-    """Put the results into a README.md: its text and the rest of its header stay as they are."""
+    """Add the results to a README.md, keeping its text and the rest of its header."""
     if out.exists():
         card = ModelCard.load(out, ignore_metadata_errors=False)
         card.data.model_name, card.data.eval_results = data.model_name, data.eval_results
@@ -105,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
     parser.add_argument("--name", help="the model's name (default: the runs' encoder)")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="a README.md to put it into (made when missing)"
+        "--out", type=Path, metavar="FILE", help="a README.md to add it to (created if missing)"
     )
     args = parser.parse_args(argv)
     data = card_data(args.runs, args.name)

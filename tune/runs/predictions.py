@@ -1,4 +1,4 @@
-"""A run's predictions on the test split, as it left them."""
+"""Read a run's predictions on the test split."""
 
 import json
 from dataclasses import dataclass

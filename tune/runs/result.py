@@ -26,8 +26,10 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 from tune import __version__
-from tune.segments.rules import Rule, describe_counts, is_degenerate
+from tune.aggregators.registry import readable_name
+from tune.segments.rules import Rule, describe_counts, is_degenerate, seg_text
 from tune.store.encode import EncodeReport
+from tune.store.extractor import Extractor
 from tune.system.files import apply_umask, hide_home, save_tensors, slug, write_csv
 from tune.system.memory import peak_memory_bytes
 from tune.tasks.label_kinds import label_kind
@@ -103,82 +105,78 @@ def default_name(
     return slug("-".join(parts), also="+")
 
 
-def describe_run(given: Mapping, argv: Sequence[str], encoder, layers, accelerator) -> dict:
+def describe_run(
+    program: str, given: Mapping, argv: Sequence[str], extractor: Extractor, accelerator
+) -> dict:
     """Everything that a result may depend on: arguments and what they were resolved to.
 
     Paths below the user's home are written with ~, since the configuration leaves the machine.
     """
-    shown = hide_home(dict(given))
-    return shown | {
+    encoder = extractor.encoder
+    return hide_home(dict(given)) | {
         "encoder": encoder.name,
         "encoder_untrained": encoder.untrained,
         "encoder_fingerprint": encoder.fingerprint,
         "encoder_revision": encoder.revision,
-        "layers": layers,
+        "layers": extractor.layers,
         "precision": encoder.precision,
         "device": device_name(accelerator.device),
         "n_processes": accelerator.num_processes,
         "versions": versions(),
         "git_sha": git_sha(),
-        "command": hide_home(" ".join(["train_probe.py", *argv])),
+        "command": hide_home(" ".join([program, *argv])),
     }
 
 
 def assemble(
     task,
-    encoder,
-    rules,
-    collection,
-    reports,
-    outcome,
-    config,
-    device,
-    *,
-    layer_asked,
-    agg,
-    seeds,
-    truncated,
-    probe_seconds,
+    extractor: Extractor,
+    reports: Sequence[EncodeReport],
+    outcome: Mapping,
+    config: Mapping,
+    truncated: int,
+    probe_seconds: float,
 ) -> dict:
     """Put result.json together; its fields are a contract that other tools rely on.
 
     Parameters
     ----------
-    task, encoder, collection : what was run on
-    rules, reports : the segment rules (several scales only for hierarchical) and, for each,
-        `encode_shared`'s report; costs are the sums
-    outcome : metrics, chance, layer, layer_scores, best_epochs, aggregator, embedding_dim,
-        n_test_scored, tags_left_out and unknown_tags, as `evaluate` returns
+    task, extractor : what was run on
+    reports : for each segment rule (several scales only for hierarchical) what `encode` reports;
+        costs are the sums
+    outcome : as `tune.runs.outcome.score_test` returns
     config : as `describe_run` returns
+    truncated : tracks that had more tokens than the aggregator takes
+    probe_seconds : training and testing the probes
     """
+    encoder, rules = extractor.encoder, extractor.rules
     paths = {split: data["path"][:] for split, data in task.splits.items()}
     every = [path for split in paths for path in paths[split]]
     counts = [[len(report.rows[path][1]) for path in every] for report in reports]
     alike = all(is_degenerate(r, c) or r.name == "full" for r, c in zip(rules, counts, strict=True))
-    rows = reports[0].rows
-    contents = {split: {rows[path][0] for path in paths[split]} for split in paths}
     report = EncodeReport.merged(reports)
-    leaked = contents["test"] & (contents["train"] | contents["val"])
-    if leaked:
-        log.warning("%d test tracks have the same audio as a train or val track", len(leaked))
     skipped = {item["path"]: item["reason"] for item in report.skipped}
     skipped = [{"where": path, "reason": reason} for path, reason in skipped.items()]
     return {
         "task": task.name,
         "kind": task.kind,
+        **task.record,
         "encoder": encoder.name,
         "encoder_untrained": encoder.untrained,
+        "encoder_revision": encoder.revision,
+        "encoder_licence": encoder.licence,
         "layer": outcome["layer"],
-        "layer_asked": layer_asked,
+        "layer_asked": config["layer"],
         "layer_scores": outcome["layer_scores"],
         "seg": joined_name(rules),
         "hop": _first(rules, "hop_s"),
         "min_tail": _first(rules, "min_tail_s"),
         "min_seg": _first(rules, "min_s"),
         "max_seg": _first(rules, "max_s"),
-        "agg": agg,
-        "tokens": collection.key["tokens"],
-        "seeds": list(seeds),
+        "agg": readable_name(config["agg"]),
+        "tokens": extractor.collection.key["tokens"],
+        "channels": extractor.channels,
+        "seeds": list(config["seeds"]),
         **{k: config[k] for k in ("precision", "device", "versions", "git_sha", "command")},
         "aggregator": outcome["aggregator"],
         "degenerate": "equals full" if alike and joined_name(rules) != "full" else None,
@@ -188,32 +186,42 @@ def assemble(
         "targets": task.targets,
         **{k: outcome[k] for k in ("n_test_scored", "tags_left_out", "unknown_tags")},
         "skipped": task.skipped + skipped,
-        "silent": sorted({path for path in report.silent if path in rows}),
+        "silent": sorted({path for path in report.silent if path in reports[0].rows}),
+        "warned": [i for k, i in enumerate(report.warned) if i not in report.warned[:k]],
         "truncated_tracks": truncated,
-        "same_audio_in_test_and_training": len(leaked),
-        "best_epochs": outcome["best_epochs"],
-        "metrics": outcome["metrics"],
-        "chance": outcome["chance"],
-        "cost": {
-            "encode_seconds": report.encode_seconds,
-            "encode_seconds_stored": report.stored_seconds,
-            "encode_peak_memory_bytes": report.stored_peak_bytes or None,
-            "audio_seconds": report.audio_seconds,
-            "peak_memory_bytes": peak_memory_bytes(device),
-            "peak_memory_kind": "allocated" if device.type == "cuda" else "resident",
-            "store_bytes": sum(
-                collection.bytes_of(content, spans)
-                for content, spans in {
-                    str(r.rows[p]): r.rows[p] for r in reports for p in every
-                }.values()
-            ),
-            "embedding_dim": outcome["embedding_dim"],
-            "probe_seconds": probe_seconds,
-            "encoder_passes": report.encoder_passes,
-            "encoded_tracks": report.encoded_tracks,
-            "redone_in_float32": report.redone,
-            "damaged_rows": len(report.damaged),
-        },
+        "same_audio_in_test_and_training": _count_leaked(paths, reports[0].rows),
+        **{k: outcome[k] for k in ("best_epochs", "metrics", "chance")},
+        "cost": _costs(extractor, reports, report, every)
+        | {"embedding_dim": outcome["embedding_dim"], "probe_seconds": probe_seconds},
+    }
+
+
+def _count_leaked(paths: Mapping[str, Sequence[str]], rows: Mapping) -> int:
+    """Test tracks with the same audio as a train or val track; warns of them."""
+    contents = {split: {rows[path][0] for path in paths[split]} for split in paths}
+    leaked = contents["test"] & (contents["train"] | contents["val"])
+    if leaked:
+        log.warning("%d test tracks have the same audio as a train or val track", len(leaked))
+    return len(leaked)
+
+
+def _costs(extractor, reports, report, paths) -> dict:
+    """What encoding cost; `report` is that of all rules together."""
+    device, collection = extractor.encoder.device, extractor.collection
+    # Scales that cut a track alike share a row.
+    rows = {str(r.rows[p]): r.rows[p] for r in reports for p in paths}.values()
+    return {
+        "encode_seconds": report.encode_seconds,
+        "encode_seconds_stored": report.stored_seconds,
+        "encode_peak_memory_bytes": report.stored_peak_bytes or None,
+        "audio_seconds": report.audio_seconds,
+        "peak_memory_bytes": peak_memory_bytes(device),
+        "peak_memory_kind": "allocated" if device.type == "cuda" else "resident",
+        "store_bytes": sum(collection.bytes_of(content, spans) for content, spans in rows),
+        "encoder_passes": report.encoder_passes,
+        "encoded_tracks": report.encoded_tracks,
+        "redone_in_float32": report.redone,
+        "damaged_rows": len(report.damaged),
     }
 
 
@@ -347,8 +355,7 @@ def print_result(result: Mapping, folder: Path, console: Console | None = None) 
     encoder = result["encoder"] + (" (untrained)" if result["encoder_untrained"] else "")
     seeds = len(result["seeds"])
     layer = "mix of all layers" if result["layer"] == "mix" else f"layer {result['layer']}"
-    pieces = "full track" if result["seg"] == "full" else f"segments {result['seg']}"
-    pieces += " s" * result["seg"].replace(".", "").isdigit()
+    pieces = "full track" if result["seg"] == "full" else f"segments {seg_text(result['seg'])}"
     title = f"{result['task']}: {encoder}, {layer}, {pieces}, {result['agg']}"
     table = Table()
     table.add_column("test metric")
@@ -370,6 +377,7 @@ def print_result(result: Mapping, folder: Path, console: Console | None = None) 
         ),
         (tokens, f"{counts['min']} to {counts['max']} a track (median {counts['median']:g})"),
         ("embedding", f"{cost['embedding_dim']} values a track"),
+        *describe_licence(result),
         (
             "encoder",
             f"{cost['encoder_passes']} passes, {cost['audio_seconds']:.0f} s of audio "
@@ -392,6 +400,12 @@ def print_result(result: Mapping, folder: Path, console: Console | None = None) 
     lines.insert(1, ("chance", ", ".join(f"{k} {v:.3f}" for k, v in chance.items())))
     for label, text in lines:
         console.print(f"  {label:<10} {text}", highlight=False, soft_wrap=True, markup=False)
+
+
+def describe_licence(made: Mapping) -> list[tuple[str, str]]:
+    """A line on the licence of the encoder's weights, where it is known: it binds their use."""
+    licence = made.get("encoder_licence")
+    return [("licence", f"{licence} (the weights of {made['encoder']})")] if licence else []
 
 
 def describe_scoring(result: Mapping) -> list[tuple[str, str]]:

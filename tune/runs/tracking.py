@@ -1,15 +1,14 @@
 """Experiment tracking through Accelerate's trackers: W&B by default, any other, or none.
 
-W&B without a login goes offline by itself: the run is complete on disk, can be looked at with
-`wandb leet` and uploaded with `wandb sync`. A sweep agent's run id, project and sweep come in by
-W&B's own environment variables and are left alone. Metric names: `train/loss`, `val/<metric>`,
+Without a login, W&B runs offline: the run is complete on disk, can be viewed with `wandb leet` and
+uploaded with `wandb sync`. A sweep agent's run id, project and sweep come from W&B's environment
+variables. Metric names: `train/loss`, `val/<metric>`,
 `test/<metric>`, `cost/<what>_<unit>`.
 
-The experiment never depends on W&B: a server that is dead, slow or refuses the key makes the run an
-offline one, which is said and stands in its configuration (`wandb_fallback`), and what can't be
-logged or uploaded is named with the command that does it later. No host or user name and no path
-of the home folder is sent; W&B's own variables (`WANDB_X_DISABLE_META=false`, `WANDB_HOST`) ask for
-them.
+The experiment never depends on W&B. If the server is down, slow or refuses the key, the run goes
+offline, with a message and `wandb_fallback` in its configuration; the message names the command
+that uploads it later. No host name, user name or path of the home folder is sent, unless W&B's own
+variables (`WANDB_X_DISABLE_META=false`, `WANDB_HOST`) ask for it.
 """
 
 import contextlib
@@ -44,8 +43,8 @@ TRACKERS = {
 }
 TAG_LENGTH = 64  # W&B refuses a run with a longer tag, such as a long path
 REASON_LENGTH = 500
-INIT_S, FINISH_S = 15, 120  # how long W&B's server is waited for
-SPARE_BYTES = 1 << 16  # a disk that doesn't take as many more is full
+INIT_S, FINISH_S = 15, 120  # timeouts of W&B's server
+SPARE_BYTES = 1 << 16  # with less than this the disk is full
 TABLE_ROWS = 10_000  # a larger predictions table is cut in W&B; predictions.parquet has all
 
 
@@ -100,7 +99,7 @@ class Tracker:
         tags: Sequence[str],
         job_type: str = "probe",
     ) -> None:
-        """Begin a run with its configuration; `wandb_fallback` is added where it has to be offline.
+        """Start a run with its configuration; `wandb_fallback` is added if it has to be offline.
 
         A server that doesn't answer within `INIT_S`, or refuses the key, makes the run offline.
         """
@@ -122,13 +121,13 @@ class Tracker:
     def _begin_wandb(self, project: str, config: MutableMapping, about: Mapping) -> None:
         """Begin W&B's run, offline where it can't be online, which the configuration says."""
 
-        def begin_run(mode, settings):
+        def start(mode, settings):
             self.accelerator.trackers = []
             if mode != self.mode:
                 config["wandb_fallback"] = "offline"
             self._init(project, config, {"wandb": {**about, "mode": mode, "settings": settings}})
 
-        _, self.mode, self.why_offline = begin(begin_run, self.mode)
+        _, self.mode, self.why_offline = begin_wandb_run(start, self.mode)
 
     def _init(self, project: str, config: Mapping, init: Mapping) -> None:
         """Begin the run."""
@@ -153,7 +152,7 @@ class Tracker:
                 self.accelerator.log(numbers, step=step)
 
     def finish(self, result: Mapping, predictions: Mapping[str, list], folder: Path) -> list[str]:
-        """Log what the run ended with: `test/` and `cost/` numbers, predictions, the probe.
+        """Log the final results: `test/` and `cost/` numbers, predictions, the probe.
 
         Parameters
         ----------
@@ -180,7 +179,7 @@ class Tracker:
             return []
         with self._surviving():
             self._log_result(result, predictions, folder)
-        return self._farewell()
+        return self._finish_wandb()
 
     def _log_result(self, result, predictions, folder) -> None:
         """Log a probe's table, charts and artifact."""
@@ -223,10 +222,10 @@ class Tracker:
                 _add_text(artifact, folder / name)
             artifact.add_file(str(folder / "model.safetensors"))
             run.log_artifact(artifact)
-        return self._farewell()
+        return self._finish_wandb()
 
     def skip(self, why: Mapping[str, str]) -> list[str]:
-        """Mark a run as one that needn't be done; it ends as finished.
+        """Mark a run as skipped; it ends as finished.
 
         Parameters
         ----------
@@ -240,7 +239,7 @@ class Tracker:
             return []
         with self._surviving():
             self.accelerator.get_tracker("wandb", unwrap=True).summary.update(dict(why))
-        return self._farewell()
+        return self._finish_wandb()
 
     def fail(self, error: BaseException) -> None:
         """Close the run as failed, with the reason in its summary."""
@@ -257,7 +256,7 @@ class Tracker:
 
     @contextlib.contextmanager
     def _surviving(self) -> Iterator[None]:
-        """Let nothing that W&B fails at end the experiment: say so once, and log no more."""
+        """Survive failures of W&B: warn once, and log no more."""
         if self.report_to != "wandb":
             yield
             return
@@ -272,8 +271,8 @@ class Tracker:
             )
             self.accelerator.trackers = []  # nothing more is tried
 
-    def _farewell(self) -> list[str]:
-        """End the run; say where it is, and what to do with it."""
+    def _finish_wandb(self) -> list[str]:
+        """Finish the run; return lines on where it is and how to upload it."""
         import wandb
 
         run, self.accelerator.trackers = wandb.run, []
@@ -281,7 +280,7 @@ class Tracker:
 
 
 def best_values() -> dict[str, str]:
-    """What a run's summary keeps of a curve: its least or greatest value.
+    """The summary of each curve: its minimum or maximum.
 
     `val/best_...` only ever rises: its last value is its best, and a plain number, which is what
     the metric of a sweep must be.
@@ -290,17 +289,17 @@ def best_values() -> dict[str, str]:
     return {"train/loss": "min", "val/loss": "min"} | {f"val/{name}": "max" for name in main}
 
 
-def begin(begin_run, mode: str) -> tuple:
-    """Begin a W&B run; offline where its server doesn't answer or refuses the key.
+def begin_wandb_run(start, mode: str) -> tuple:
+    """Start a W&B run; offline if the server doesn't answer or refuses the key.
 
     Parameters
     ----------
-    begin_run : (mode, settings) to a run, such as `wandb.init`
+    start : (mode, settings) to a run, such as `wandb.init`
     mode : as `wandb_mode` says
 
     Returns
     -------
-    run, mode, and why it is offline where that was not asked for
+    run, mode, and why it is offline, unless that was asked for
 
     Raises
     ------
@@ -310,30 +309,30 @@ def begin(begin_run, mode: str) -> tuple:
     why = None
     try:
         try:
-            return begin_run(mode, _settings(mode)), mode, why
+            return start(mode, _settings(mode)), mode, why
         except _failures() as error:
             if mode != "online":
                 raise
             mode, why = "offline", _clause(error)
             log.warning(
-                "W&B's server can't be used (%s): this run is tracked offline; its end "
-                "says how to upload it",
+                "W&B's server can't be used (%s): this run is tracked offline; its last lines "
+                "say how to upload it",
                 why,
             )
-        return begin_run(mode, _settings(mode)), mode, why
+        return start(mode, _settings(mode)), mode, why
     except _failures() as error:
         raise ValueError(
-            f"W&B's log can't be begun ({_clause(error)}): free its disk or name another folder by "
-            f"the variable WANDB_DIR, or pass --report_to none"
+            f"W&B can't start its log ({_clause(error)}): free disk space, set another folder "
+            f"with WANDB_DIR, or pass --report_to none"
         ) from error
 
 
 def finish_run(run, mode: str, why: str | None = None, lost: str | None = None) -> list[str]:
-    """End a W&B run; return where it is, and what to do with it.
+    """Finish a W&B run; return lines on where it is and how to upload it.
 
     Parameters
     ----------
-    why : why it is offline where that was not asked for
+    why : why it is offline, unless that was asked for
     lost : why nothing more could be logged
     """
     folder, late = Path(run.dir).parent, None
@@ -344,14 +343,14 @@ def finish_run(run, mode: str, why: str | None = None, lost: str | None = None) 
     path = _short(folder)
     if incomplete := _disk_error(folder) or lost:
         return [
-            f"  wandb      its log in {path} is not complete ({incomplete}); the run's own "
-            f"folder is",
+            f"  wandb      the log in {path} is incomplete ({incomplete}); the run's own "
+            f"folder is complete",
             f"             upload what there is:  wandb sync {path}",
         ]
     if mode == "offline":
         why = why or ("WANDB_MODE" if os.environ.get("WANDB_MODE") else "not logged in")
         return [
-            f"  wandb      offline ({why}); look:    wandb leet {path}",
+            f"  wandb      offline ({why}); view:    wandb leet {path}",
             f"             upload:  wandb login && wandb sync {path}",
         ]
     if late:
@@ -363,9 +362,9 @@ def finish_run(run, mode: str, why: str | None = None, lost: str | None = None) 
 
 
 def _settings(mode: str):
-    """W&B's settings: waits that end, and nothing that names the machine or its user.
+    """W&B's settings: timeouts, and nothing that identifies the machine or its user.
 
-    What one of W&B's own variables says (WANDB_INIT_TIMEOUT, WANDB_HOST, ...) is left to it.
+    W&B's own variables (WANDB_INIT_TIMEOUT, WANDB_HOST, ...) take precedence.
     """
     import wandb
 
@@ -382,7 +381,7 @@ def _settings(mode: str):
 
 
 def _failures() -> tuple[type[BaseException], ...]:
-    """What W&B raises when its server, its process or its disk fails."""
+    """The exceptions of W&B when its server, its process or its disk fails."""
     try:
         import wandb
         from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
@@ -400,7 +399,7 @@ def _clause(error: BaseException) -> str:
 
 
 def _disk_error(folder: Path) -> str | None:
-    """Why a folder takes no more; None when it does. W&B passes over a full disk in silence."""
+    """Why a folder can't be written to, or None. W&B ignores a full disk silently."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(SPARE_BYTES))

@@ -3,9 +3,9 @@
     python -m tune.runs wandb_report me/tune
     python -m tune.runs wandb_report me/tune --group paper --title "The study's grid"
 
-One page in the W&B UI with what decides between strategies: quality against memory, seconds and
-embedding size, quality by segments and by aggregator, parallel coordinates, what failed and why.
-It follows the project: new runs appear in it. Needs a login, and `pip install wandb-workspaces`.
+One page in the W&B UI: quality against memory, seconds and embedding size, quality by segments and
+by aggregator, parallel coordinates, failed runs with their reasons. New runs of the project appear
+in it. Needs a login, and `pip install wandb-workspaces`.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from tune.tasks.label_kinds import KINDS
 COSTS = {
     "cost/encode_peak_memory_bytes": "peak memory while encoding, bytes",
     "cost/encode_seconds_per_track": "encoding, seconds a track",
-    "cost/embedding_dim": "values of the embedding",
+    "cost/embedding_dim": "embedding size",
 }
 SCORE = "test/score"
 HALF = {"w": 12, "h": 9}  # of a grid 24 wide
@@ -66,11 +66,7 @@ def make_report(path: str, title: str, group: str | None = None):
     ]
     ways = [wr.Config("task"), wr.Config("encoder"), wr.Config("seg"), wr.Config("agg"), score]
     columns = [wr.ParallelCoordinatesPlotColumn(metric=metric) for metric in ways]
-    fronts.append(
-        wr.ParallelCoordinatesPlot(
-            title="from strategy to quality", columns=columns, layout=layout(3)
-        )
-    )
+    fronts.append(wr.ParallelCoordinatesPlot(title="strategies", columns=columns, layout=layout(3)))
     means = [
         wr.BarPlot(
             title=f"mean quality by {key}",
@@ -90,7 +86,7 @@ def make_report(path: str, title: str, group: str | None = None):
         entity=entity,
         project=project,
         title=title,
-        description="How to cut a track, and how to join the segments' embeddings",
+        description="Segmentation and aggregation of music embeddings",
         width="fluid",
         blocks=[
             wr.TableOfContents(),
@@ -98,15 +94,15 @@ def make_report(path: str, title: str, group: str | None = None):
             wr.P(
                 f"Each dot is a run. test/score is the main metric on the test split "
                 f"({main_metrics()}); memory and seconds were taken when the segments were "
-                f"encoded. Filter by task before you compare. Whether two dots differ, compare.py "
-                f"says: it pairs them by track."
+                f"encoded. Filter by task before you compare. For significance use compare.py: it "
+                f"pairs runs by track."
             ),
             wr.PanelGrid(runsets=[runs("runs")], panels=fronts),
             wr.H2("Segments and aggregators"),
             wr.PanelGrid(runsets=[runs("runs")], panels=means),
             wr.H2("Training"),
             wr.PanelGrid(runsets=[runs("runs")], panels=curves),
-            wr.H2("Failed, marked and skipped"),
+            wr.H2("Failed, degenerate and skipped"),
             wr.PanelGrid(
                 runsets=[runs("runs", pinned_columns=columns)],
                 panels=[wr.RunComparer(diff_only="split")],

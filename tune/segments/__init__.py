@@ -1,9 +1,11 @@
-"""Where a track is cut: rules of a fixed length, or where the music changes.
+"""How a track is cut: at a fixed length, or where the music changes.
 
-python -m tune.segments plot song.mp3
+rules       fixed lengths, the full track, and reading --seg
+structure   boundaries where the music changes (--seg structure)
+plot        python -m tune.segments plot song.mp3
 """
 
-from tune.system.lazy import door
+from tune.system.lazy import lazy_names
 
 PUBLIC = {"Rule": "rules", "StructureRule": "structure", "parse_rule": "rules"}
-__getattr__, __dir__, __all__ = door(__name__, PUBLIC)
+__getattr__, __dir__, __all__ = lazy_names(__name__, PUBLIC)

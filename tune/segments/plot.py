@@ -1,12 +1,11 @@
-"""See where a track is cut: `python -m tune.segments plot FILE`.
+"""Plot where a track is cut: `python -m tune.segments plot FILE`.
 
-Prints the pieces that `--seg structure` makes of a file and draws them over the track's
+Prints the segments that `--seg structure` makes of a file and draws them over the track's
 self-similarity matrix (Foote, "Visualizing music and audio using self-similarity", ACM Multimedia
-1999): sections that sound alike inside are bright squares on the diagonal, a section that comes
-again is a bright square beside it.
+1999): homogeneous sections are bright squares on the diagonal, repetitions are bright
+squares beside it.
 """
 
-import importlib.util
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -16,16 +15,16 @@ import numpy as np
 from tune.audio.decode import AudioError, read_audio
 from tune.cli.parser import Parser
 from tune.segments.structure import MAX_S, MIN_S, StructureRule, describe, frame_length, novelty
+from tune.system.files import check_plot_file
 
 SAMPLE_RATE = 24_000  # MuQ's, so the picture shows what a run with it cuts
-MAX_CELLS = 900  # rows of the matrix: a longer track's frames are averaged
+MAX_ROWS = 900  # rows of the matrix: a longer track's frames are averaged
 WAVE_POINTS = 1500
-FORMATS = (".png", ".svg", ".pdf")
 BOUND, INK = "#e4572e", "#4c6a92"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line: print the pieces of one file and draw them."""
+    """Command line: print the segments of one file and draw them."""
     args = _parse(argv)
     rule = StructureRule(args.min_seg, args.max_seg)
     try:
@@ -40,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def table(spans: Sequence[tuple[int, int]], sample_rate: int) -> list[str]:
-    """Write start, end and length of every piece, one a line, under a heading."""
+    """Start, end and length of every segment, one a line, under a heading."""
     lines = ["  #      start        end    length"]
     for i, (start, end) in enumerate(spans, start=1):
         bounds = "".join(f"{clock(at / sample_rate, 2):>11}" for at in (start, end))
@@ -49,13 +48,19 @@ def table(spans: Sequence[tuple[int, int]], sample_rate: int) -> list[str]:
 
 
 def clock(seconds: float, digits: int = 0) -> str:
-    """Write a time as min:sec."""
+    """Write a time as min:sec.
+
+    Examples
+    --------
+    >>> clock(75.5), clock(75.5, digits=1)
+    ('1:16', '1:15.5')
+    """
     minutes, rest = divmod(round(seconds, digits), 60)
     return f"{minutes:.0f}:{rest:0{digits + 3 if digits else 2}.{digits}f}"
 
 
 def draw(samples, sample_rate: int, spans, name: str, path: Path) -> None:
-    """Draw waveform, novelty and self-similarity of a track with the pieces' bounds.
+    """Draw waveform, novelty and self-similarity of a track with the segments' boundaries.
 
     Parameters
     ----------
@@ -75,10 +80,10 @@ def draw(samples, sample_rate: int, spans, name: str, path: Path) -> None:
     curve.fill_between(np.arange(len(features)) * frame_s, novelty(features), color=INK)
     curve.set(ylabel="novelty", ylim=(0, None), yticks=[])
     # The track's last, broken frame looks like the one before it.
-    cells = np.pad(similarity(features), (0, 1), mode="edge")
-    end_s = len(cells) * -(-len(features) // MAX_CELLS) * frame_s
+    rows = np.pad(similarity(features), (0, 1), mode="edge")
+    end_s = len(rows) * -(-len(features) // MAX_ROWS) * frame_s
     image = matrix.imshow(
-        cells,
+        rows,
         cmap="magma",
         origin="lower",
         aspect="auto",
@@ -87,7 +92,7 @@ def draw(samples, sample_rate: int, spans, name: str, path: Path) -> None:
         extent=(0, end_s, 0, end_s),
         interpolation="nearest",
     )
-    width = 1.4 if len(spans) <= 24 else 0.5  # many bounds would hide what they part
+    width = 1.4 if len(spans) <= 24 else 0.5  # many boundaries would hide the picture
     for axes in (wave, curve):
         for edge in edges[1:-1]:
             axes.axvline(edge, color=BOUND, linewidth=width)
@@ -121,14 +126,14 @@ def similarity(features: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray of float64, shape (M, M), in (0, 1]
-        exp(-d² / median d²) of the frames' distances d; M is F, or at most `MAX_CELLS` averages.
+        exp(-d² / median d²) of the frames' distances d; M is F, or at most `MAX_ROWS` averages.
     """
-    step = -(-len(features) // MAX_CELLS)
+    step = -(-len(features) // MAX_ROWS)
     starts = np.arange(0, len(features), step)
     counts = np.diff([*starts, len(features)])
-    cells = np.add.reduceat(features, starts) / counts[:, None]
-    squares = (cells**2).sum(1)
-    distance = np.maximum(squares[:, None] + squares - 2 * cells @ cells.T, 0)
+    rows = np.add.reduceat(features, starts) / counts[:, None]
+    squares = (rows**2).sum(1)
+    distance = np.maximum(squares[:, None] + squares - 2 * rows @ rows.T, 0)
     return np.exp(-distance / (np.median(distance) or 1.0))
 
 
@@ -155,9 +160,9 @@ def _time_axes(axes, duration_s) -> None:
 
 
 def _parse(argv):
-    """Read the command line; say what is missing before anything is computed."""
+    """Read the command line and check it before anything is computed."""
     parser = Parser(prog="python -m tune.segments", description=__doc__)
-    parser.add_argument("verb", choices=["plot"], help="print and draw a file's pieces")
+    parser.add_argument("verb", choices=["plot"], help="print and draw a file's segments")
     parser.add_argument("file", type=Path, help="an audio file")
     parser.add_argument(
         "--out",
@@ -165,14 +170,14 @@ def _parse(argv):
         help="picture to write, .png, .svg or .pdf "
         "(default: FILE's name with .structure.png, in this folder)",
     )
-    parser.add_argument("--min_seg", type=float, default=MIN_S, metavar="S", help="shortest piece")
-    parser.add_argument("--max_seg", type=float, default=MAX_S, metavar="S", help="longest piece")
+    parser.add_argument(
+        "--min_seg", type=float, default=MIN_S, metavar="S", help="shortest segment"
+    )
+    parser.add_argument("--max_seg", type=float, default=MAX_S, metavar="S", help="longest segment")
     args = parser.parse_args(argv)
     args.out = args.out or Path(f"{args.file.stem}.structure.png")
-    if args.out.suffix not in FORMATS:
-        parser.error(f"--out must end in .png, .svg or .pdf, got {args.out.name!r}")
-    if args.out.is_dir() or not args.out.parent.is_dir():
-        parser.error(f"--out {args.out}: a file in a folder that exists is needed")
-    if importlib.util.find_spec("matplotlib") is None:
-        parser.error("plot needs matplotlib: pip install matplotlib")
+    try:
+        check_plot_file(args.out, "--out")
+    except ValueError as error:
+        parser.error(str(error))
     return args

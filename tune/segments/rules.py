@@ -1,4 +1,4 @@
-"""Segments: which parts of a track are encoded.
+"""Segment rules: which parts of a track are encoded.
 
 A rule turns a track into spans [start, end) in samples at the encoder's rate; nothing is ever
 padded. There are two kinds, with `name`, `needs_audio` and `cut(samples, sample_rate)` in common:
@@ -55,7 +55,7 @@ class SegmentRule:
 
     @property
     def name(self) -> str:
-        """How the rule is written on the command line: "10", "2.5" or "full"."""
+        """The rule on the command line: "10", "2.5" or "full"."""
         return "full" if self.length_s is None else f"{self.length_s:g}"
 
     def spans(self, n_samples: int, sample_rate: int) -> list[tuple[int, int]]:
@@ -73,6 +73,11 @@ class SegmentRule:
         list of (start, end)
             In samples, in order. Without a hop there are N = ceil(T / L) of them, one fewer when
             the tail is shorter than `min_tail_s`; never none.
+
+        Examples
+        --------
+        >>> SegmentRule(10).spans(n_samples=25, sample_rate=1)
+        [(0, 10), (10, 20), (20, 25)]
         """
         if n_samples < 1:
             raise ValueError(f"a track needs at least 1 sample, got {n_samples}")
@@ -119,6 +124,11 @@ def parse_rule(
     ------
     ValueError
         When `seg` is none of these, a value is out of range, or they don't belong together.
+
+    Examples
+    --------
+    >>> parse_rule("10", hop_s=5.0)
+    SegmentRule(length_s=10.0, hop_s=5.0, min_tail_s=1.0)
     """
     if seg == "structure":
         if hop_s is not None:
@@ -140,13 +150,67 @@ def parse_rule(
     return SegmentRule(length_s, hop_s, min_tail_s)
 
 
+def fixed_length(seg: str) -> float | None:
+    """Seconds of a fixed segment length by its name; None for "full", "structure" and several.
+
+    Examples
+    --------
+    >>> fixed_length("2.5"), fixed_length("full")
+    (2.5, None)
+    """
+    return float(seg) if seg.replace(".", "", 1).isdigit() else None
+
+
+def seg_text(seg: str) -> str:
+    """A segment rule's name as tables and titles show it.
+
+    Examples
+    --------
+    >>> seg_text("10"), seg_text("full"), seg_text("10+30+full")
+    ('10 s', 'full', '10+30+full')
+    """
+    return seg if fixed_length(seg) is None else f"{seg} s"
+
+
+def parse_rules(
+    segs: Sequence[str],
+    hop_s: float | None = None,
+    min_tail_s: float = MIN_TAIL_S,
+    min_seg_s: float | None = None,
+    max_seg_s: float | None = None,
+) -> list[Rule]:
+    """Read the rules asked for; among several, each takes the settings that it knows.
+
+    Parameters
+    ----------
+    segs : each as in `parse_rule`, as the other settings are
+
+    Examples
+    --------
+    >>> [rule.hop_s for rule in parse_rules(["10", "full"], hop_s=5.0)]
+    [5.0, None]
+    """
+    several, rules = len(segs) > 1, []
+    for seg in segs:
+        hop = None if several and seg in ("full", "structure") else hop_s
+        limits = (None, None) if several and seg != "structure" else (min_seg_s, max_seg_s)
+        rules.append(parse_rule(seg, hop, min_tail_s, *limits))
+    return rules
+
+
 def describe_counts(counts: Sequence[int]) -> dict:
-    """Summarise the number of segments per track: {"min", "median", "max"}."""
+    """Summarise the number of segments per track.
+
+    Examples
+    --------
+    >>> describe_counts([3, 6, 5])
+    {'min': 3, 'median': 5.0, 'max': 6}
+    """
     return {"min": int(min(counts)), "median": float(np.median(counts)), "max": int(max(counts))}
 
 
 def is_degenerate(rule: Rule, counts: Sequence[int]) -> bool:
-    """Say whether cutting cut nothing: every track is one segment although the rule isn't full.
+    """Whether every track is one segment although the rule isn't "full".
 
     A hop beyond the length samples the track instead, so one segment isn't all of it.
     """

@@ -21,10 +21,10 @@ MIN_S, MAX_S = 5.0, 30.0
 MIN_SAMPLE_RATE = 8000
 WINDOWS_A_FRAME = 12  # spectra averaged into one frame
 WINDOWS_A_SECOND = 24
-WINDOW_S = 0.17  # about; long enough to tell the notes of a chord apart
+WINDOW_S = 0.17  # about; long enough to resolve the notes of a chord
 BLOCK_FRAMES = 120  # frames whose spectra are in memory at once (a minute, about 40 MB)
 N_MELS, N_MFCC = 64, 20
-RANGE_DB = 60.0  # below the track's loudest band nothing is told apart: silence isn't an outlier
+RANGE_DB = 60.0  # dynamic range below the loudest band, so that silence is no outlier
 # A feature's deviation counts as at least this much, so that a steady sound's trembling isn't
 # blown up to structure: in dB (MFCC), and in parts of the strongest pitch class (chroma).
 TIMBRE_FLOOR, CHROMA_FLOOR = 1.0, 0.02
@@ -35,7 +35,7 @@ FLAT_NOVELTY = 1e-6
 
 @dataclass(frozen=True)
 class StructureRule:
-    """Pieces that follow the music's sections. Stands beside `tune.segments.rules.SegmentRule`.
+    """Segments that follow the music's sections; has the interface of `rules.SegmentRule`.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class StructureRule:
 
     name: ClassVar[str] = "structure"
     needs_audio: ClassVar[bool] = True
-    # What fixed lengths have and sections don't; None is what a rule without them says.
+    # Attributes that only fixed lengths have.
     length_s: ClassVar[None] = None
     hop_s: ClassVar[None] = None
     min_tail_s: ClassVar[None] = None
@@ -72,7 +72,7 @@ class StructureRule:
             )
 
     def key(self) -> dict:
-        """What the boundaries of a track's audio depend on, for storing them."""
+        """Everything that the boundaries depend on besides the audio: their key in the store."""
         return {
             "rule": self.name,
             "version": VERSION,

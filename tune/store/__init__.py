@@ -1,9 +1,16 @@
 """The embedding store: each segment is encoded once, for every aggregator, probe, seed and agent.
 
-python -m tune.store list | size | prune
+store         rows on disk: Store, Collection, Row
+encode        files to rows: decode, cut, encode, write
+extractor     encoder, layers and collection for a script
+spot_check    a stored row of a plug-in encoder is encoded again and compared
+prune         list and delete rows
+stale_files   removes temporary files of killed writers
+to_dataset    the rows as a datasets.Dataset
+command       python -m tune.store list | size | prune
 """
 
-from tune.system.lazy import door
+from tune.system.lazy import lazy_names
 
 PUBLIC = {
     "Collection": "store",
@@ -14,4 +21,4 @@ PUBLIC = {
     "encode_tracks": "encode",
     "open": "store",
 }
-__getattr__, __dir__, __all__ = door(__name__, PUBLIC)
+__getattr__, __dir__, __all__ = lazy_names(__name__, PUBLIC)

@@ -23,7 +23,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from tune.audio.decode import AudioError, is_silent, read_audio, read_header
+from tune.audio import decode as audio
+from tune.audio.decode import AudioError, is_silent, read_header
 from tune.encoders.base import Encoder, NonFiniteError
 from tune.segments.rules import Rule
 from tune.store import spot_check
@@ -49,6 +50,8 @@ class EncodeReport:
         Where each usable track's row is.
     skipped : list of {"path", "reason"}
     silent : list of paths that are digital silence
+    warned : list of {"path", "reason"}
+        What is odd about files that were used all the same, such as channels that cancel.
     encoded_tracks, encoder_passes, redone : int
         Tracks and segments encoded now (0 when all were stored), batches redone in float32.
     encode_seconds, audio_seconds : float
@@ -63,6 +66,7 @@ class EncodeReport:
     rows: dict = field(default_factory=dict)
     skipped: list = field(default_factory=list)
     silent: list = field(default_factory=list)
+    warned: list = field(default_factory=list)
     encoded_tracks: int = 0
     encoder_passes: int = 0
     redone: int = 0
@@ -115,95 +119,116 @@ def encode_tracks(
     ValueError
         When `strict` and a file is unusable; when hidden states are not finite in float32; when
         a piece is longer than the encoder takes (found before anything is encoded); or when an
-        encoder with code of its own no longer gives what is stored.
+        encoder with code of its own no longer reproduces its stored rows.
     """
     check_lengths(rule, encoder, paths)
-    report = EncodeReport()
     passes, redone = encoder.passes, encoder.redone
+    done = _Done(strict, on_track)
     pending: deque[tuple[str, str]] = deque()
-
-    def finish(path, content, spans, row: Row):
-        report.rows[path] = (content, spans)
-        report.stored_seconds += row.seconds
-        report.stored_peak_bytes = max(report.stored_peak_bytes, row.peak_bytes)
-        if row.silent:
-            log.warning("%s is digital silence: it was encoded all the same", path)
-            report.silent.append(path)
-        on_track(path)
-
-    def skip(path, reason):
-        if strict:
-            raise ValueError(f"{path}: {reason}")
-        log.warning("skipped %s: %s", path, reason)
-        report.skipped.append({"path": path, "reason": reason})
-        on_track(path)
-
     for path in dict.fromkeys(paths):
         try:
             content = store.content(path)
         except AudioError as error:
-            skip(path, str(error))
+            done.skip(path, str(error))
             continue
+        if collection.older and audio.is_decoded_as_before(path):
+            _adopt(store, collection, encoder, rule, content)
         stored = _stored(store, collection, encoder, rule, content)
         if stored is None:
             pending.append((path, content))
         else:
-            finish(path, content, *stored)
+            done.finish(path, content, *stored)
             if not stored[1].silent and spot_check.is_due(encoder, collection):
                 spot_check.compare_row(
                     path, stored[1], encoder, collection, encode_segments, frame_rate
                 )
-
     if pending:
         warn_if_low(encoder.device, encoder.expected_bytes(batch_seconds))
 
     def decode(path, content):
-        samples = read_audio(path, encoder.sample_rate)
-        seconds = len(samples) / encoder.sample_rate
-        if seconds < encoder.min_seconds:
-            raise AudioError(
-                f"too short: {len(samples)} samples ({seconds:.4f} s); "
-                f"the encoder needs {encoder.min_seconds:g} s"
-            )
-        if rule.name == "full" and encoder.is_too_long(len(samples)):  # its header said otherwise
-            raise AudioError(
-                f"too long: {seconds:.4g} s; {encoder.name} takes at most {encoder.max_seconds:.4g}"
-            )
-        return samples, _cut(store, rule, content, samples, encoder.sample_rate)
+        return _decode(path, content, encoder, rule, store, collection)
 
     for path, content, decoded, lock in _claimed(pending, store, decode):
         try:
             stored = _stored(store, collection, encoder, rule, content)
             if stored is not None:  # another process was quicker, or the same audio came twice
-                finish(path, content, *stored)
+                done.finish(path, content, *stored)
                 continue
-            samples, spans = decoded.result()
+            sound, spans = decoded.result()
             row = collection.read(content, spans)
-            if row is not None:  # cut by its sound, and another rule had cut it alike
-                finish(path, content, spans, row)
-                continue
-            started = time.perf_counter()
-            tokens, counts = encode_segments(
-                samples, spans, encoder, collection.layers, frame_rate, batch_seconds
-            )
-            seconds = round(time.perf_counter() - started, 6)  # as the row keeps it
-            report.encode_seconds += seconds
-            report.audio_seconds += sum(end - start for start, end in spans) / encoder.sample_rate
-            report.encoded_tracks += 1
-            peak = peak_memory_bytes(encoder.device)
-            row = Row(tokens, spans, counts, is_silent(samples), seconds, peak)
-            collection.write(content, len(samples), row)
-            finish(path, content, spans, row)
+            if row is None:  # else it's cut by its sound, and another rule had cut it alike
+                row = done.encode(
+                    sound, spans, encoder, collection.layers, frame_rate, batch_seconds
+                )
+                collection.write(content, len(sound.samples), row)
+            done.finish(path, content, spans, row)
         except AudioError as error:
-            skip(path, str(error))
+            done.skip(path, str(error))
         except NonFiniteError as error:
             raise ValueError(f"{path}: {error}") from error
         finally:
             lock.release()
-    report.encoder_passes = encoder.passes - passes
-    report.redone = encoder.redone - redone
-    report.damaged = list(collection.damaged)
-    return report
+    done.report.encoder_passes = encoder.passes - passes
+    done.report.redone = encoder.redone - redone
+    done.report.damaged = list(collection.damaged)
+    return done.report
+
+
+class _Done:
+    """The report of `encode_tracks`, while it is at work."""
+
+    def __init__(self, strict: bool, on_track: Callable[[str], None]):
+        self.report, self.strict, self.on_track = EncodeReport(), strict, on_track
+
+    def finish(self, path: str, content: str, spans, row: Row) -> None:
+        """Note where a track's row is."""
+        self.report.rows[path] = (content, spans)
+        self.report.stored_seconds += row.seconds
+        self.report.stored_peak_bytes = max(self.report.stored_peak_bytes, row.peak_bytes)
+        if row.silent:
+            log.warning("%s is digital silence: it was encoded all the same", path)
+            self.report.silent.append(path)
+        for note in row.notes:
+            log.warning("%s: %s", path, note)
+            self.report.warned.append({"path": path, "reason": note})
+        self.on_track(path)
+
+    def skip(self, path: str, reason: str) -> None:
+        """Note a file that can't be used."""
+        if self.strict:
+            raise ValueError(f"{path}: {reason}")
+        log.warning("skipped %s: %s", path, reason)
+        self.report.skipped.append({"path": path, "reason": reason})
+        self.on_track(path)
+
+    def encode(self, sound: audio.Sound, spans, encoder: Encoder, *settings) -> Row:
+        """Encode a track, and note what that took; `settings` are `encode_segments`'s."""
+        started = time.perf_counter()
+        tokens, counts = encode_segments(sound.samples, spans, encoder, *settings)
+        seconds = round(time.perf_counter() - started, 6)  # as the row keeps it
+        self.report.encode_seconds += seconds
+        self.report.audio_seconds += sum(end - start for start, end in spans) / encoder.sample_rate
+        self.report.encoded_tracks += 1
+        peak = peak_memory_bytes(encoder.device)
+        silent = is_silent(sound.samples)
+        return Row(tokens, spans, counts, silent, seconds, peak, sound.notes)
+
+
+def _decode(path, content, encoder, rule, store, collection) -> tuple[audio.Sound, list]:
+    """A track and its spans; raises AudioError when its length doesn't suit the encoder."""
+    sound = audio.decode(path, encoder.sample_rate, channels=collection.key["channels"])
+    samples = sound.samples
+    seconds = len(samples) / encoder.sample_rate
+    if seconds < encoder.min_seconds:
+        raise AudioError(
+            f"too short: {len(samples)} samples ({seconds:.4f} s); "
+            f"the encoder needs {encoder.min_seconds:g} s"
+        )
+    if rule.name == "full" and encoder.is_too_long(len(samples)):  # its header said otherwise
+        raise AudioError(
+            f"too long: {seconds:.4g} s; {encoder.name} takes at most {encoder.max_seconds:.4g}"
+        )
+    return sound, _cut(store, collection, rule, content, samples, encoder.sample_rate)
 
 
 def check_lengths(rule: Rule, encoder: Encoder, paths: Sequence[str] = ()) -> None:
@@ -265,7 +290,7 @@ def encode_shared(
     return EncodeReport.merged([share for share, _ in shares])
 
 
-def check_fits(
+def check_rules_fit(
     rules: Sequence[Rule], frame_rate: float | None, encoder: Encoder, layers: Sequence[int] = ()
 ) -> None:
     """Raise when the encoder can't take the rules' pieces, the frame rate or these layers."""
@@ -279,8 +304,11 @@ def check_fits(
         }
         for flag, value in lengths.items():
             if value is not None and value < encoder.min_seconds:
+                most = encoder.max_seconds
+                takes = f"takes {encoder.min_seconds:g} to {most:g} s at once" if most else ""
                 raise ValueError(
-                    f"{flag} {value:g}: {encoder.name} needs at least {encoder.min_seconds:g} s"
+                    f"{flag} {value:g}: {encoder.name} "
+                    f"{takes or f'needs at least {encoder.min_seconds:g} s'}"
                 )
         check_lengths(rule, encoder)
     if frame_rate is not None:
@@ -353,7 +381,8 @@ def _header_seconds(path) -> float | None:
 def _stored(store, collection, encoder, rule, content) -> tuple[list, Row] | None:
     """A track's spans and row when the store has them; nothing is decoded for it."""
     if rule.needs_audio:
-        spans = store.read_boundaries(content, rule.key(), encoder.sample_rate)
+        cut = {**rule.key(), **collection.decoding}
+        spans = store.read_boundaries(content, cut, encoder.sample_rate)
     else:
         n_samples = collection.length(content)
         spans = None if n_samples is None else rule.spans(n_samples, encoder.sample_rate)
@@ -361,14 +390,25 @@ def _stored(store, collection, encoder, rule, content) -> tuple[list, Row] | Non
     return None if row is None else (spans, row)
 
 
-def _cut(store, rule, content, samples, sample_rate) -> list[tuple[int, int]]:
+def _adopt(store, collection, encoder, rule, content) -> None:
+    """Take over what an older decoder's samples gave, of a file that it decoded alike."""
+    collection.adopt(content)
+    if rule.needs_audio:
+        cut, rate = {**rule.key(), **collection.decoding}, encoder.sample_rate
+        spans = store.read_boundaries(content, rule.key(), rate)
+        if spans is not None and store.read_boundaries(content, cut, rate) is None:
+            store.write_boundaries(content, cut, rate, spans)
+
+
+def _cut(store, collection, rule, content, samples, sample_rate) -> list[tuple[int, int]]:
     """Cut a decoded track; boundaries that follow from the sound are found once and kept."""
     if not rule.needs_audio:
         return rule.cut(samples, sample_rate)
-    spans = store.read_boundaries(content, rule.key(), sample_rate)
-    if spans is None or spans[-1][1] != len(samples):  # another decoder, another length
+    key = {**rule.key(), **collection.decoding}
+    spans = store.read_boundaries(content, key, sample_rate)
+    if spans is None or spans[-1][1] != len(samples):  # another library, another length
         spans = rule.cut(samples, sample_rate)
-        store.write_boundaries(content, rule.key(), sample_rate, spans)
+        store.write_boundaries(content, key, sample_rate, spans)
     return spans
 
 

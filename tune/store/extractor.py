@@ -9,7 +9,7 @@ import torch
 from tune.encoders.base import Encoder, precision_on, resolve_layers
 from tune.encoders.registry import load_encoder
 from tune.segments.rules import Rule
-from tune.store.encode import EncodeReport, check_fits, encode_shared, encode_tracks, read_row
+from tune.store.encode import EncodeReport, check_rules_fit, encode_shared, encode_tracks, read_row
 from tune.store.store import Collection, Row, Store, default_root
 from tune.system.memory import device_memory, parse_budget
 
@@ -29,6 +29,7 @@ class Extractor:
     memory_budget : str or int, optional
         "2GB", a fraction of the device's memory, or bytes; None is the encoder's default.
     batch_seconds : audio seconds of one encoder batch
+    channels : what becomes of a file's channels: see `tune.audio.read_audio`
     store : the store's folder; None is the default one. It is opened when it is first used.
     check : called with the encoder when it is loaded, to refuse it before anything else is asked
     settings : weights, compile, trust_remote_code, revision: see `load_encoder`
@@ -65,6 +66,7 @@ class Extractor:
         precision: str = "auto",
         memory_budget: str | int | None = None,
         batch_seconds: float = 60.0,
+        channels: str = "mix",
         store: str | Path | None = None,
         check: Callable[[Encoder], None] | None = None,
         **settings,
@@ -79,10 +81,10 @@ class Extractor:
         self.encoder = self.load(encoder, device=device, **settings)
         if check:
             check(self.encoder)
-        self.layers = resolve_layers(layer, self.encoder.n_layers)
+        self.layers = resolve_layers(layer, self.encoder.n_layers, self.encoder.first_layer)
         self.encoder.keep_layers(max(self.layers))
-        check_fits(self.rules, frame_rate, self.encoder, self.layers)
-        self._root = store
+        check_rules_fit(self.rules, frame_rate, self.encoder, self.layers)
+        self._root, self.channels = store, channels
 
     def load(self, name: str, **settings) -> Encoder:
         """Load the encoder; a sweep keeps it for the next run."""
@@ -96,7 +98,7 @@ class Extractor:
     @cached_property
     def collection(self) -> Collection:
         """The rows of this encoder, precision, set of layers and kind of token."""
-        return self.store.collection(self.encoder, self.layers, self.frame_rate)
+        return self.store.collection(self.encoder, self.layers, self.frame_rate, self.channels)
 
     def encode(
         self, paths: Sequence[str], accelerator=None, *, strict: bool = False

@@ -1,8 +1,8 @@
-"""Are a collection's rows this encoder's? One stored segment is encoded again and compared.
+"""Check that stored rows match the encoder: one stored segment is encoded again and compared.
 
-An encoder's fingerprint covers its file and what it holds, but not all that code can depend on: an
-installed package, a file that it reads, chance. So an encoder whose code isn't ours is asked once
-for each collection, when rows of it are met; others are never asked.
+An encoder's fingerprint covers its file and state, but not everything that code can depend on: an
+installed package, a file that it reads, randomness. So a plug-in encoder is checked once for each
+collection whose rows are read; built-in encoders are not.
 """
 
 import logging
@@ -20,7 +20,7 @@ TOLERANCE = {"no": 1e-3, "fp16": 0.05, "bf16": 0.05}
 
 
 def is_due(encoder: Encoder, collection: Collection) -> bool:
-    """Say whether the collection's rows are still to be compared with the encoder."""
+    """Whether the collection's rows are still to be compared with the encoder."""
     return encoder.own_code and str(collection.folder) not in encoder.compared
 
 
@@ -50,7 +50,8 @@ def compare_row(
     first = sum(row.counts[:index])
     stored = row.tokens[first : first + row.counts[index]]  # (P, L, D)
     try:
-        samples = read_audio(path, encoder.sample_rate)
+        channels = collection.key["channels"]
+        samples = read_audio(path, encoder.sample_rate, channels=channels)
     except AudioError as error:
         log.warning("%s can't be compared with its stored row: %s", path, error)
         return
@@ -65,9 +66,9 @@ def compare_row(
     off = _difference(stored, found)
     if off > TOLERANCE[encoder.precision]:
         raise ValueError(
-            f"{encoder.name} no longer gives what the store holds of {path} (they differ by "
-            f"{off:.2g} of the largest value): something beside its file has changed, such as a "
-            f"package or a file that it reads, or it isn't the same twice; use a fresh --store, or "
+            f"{encoder.name} no longer reproduces the stored row of {path} (difference "
+            f"{off:.2g} of the largest value): something besides its file has changed, such as a "
+            f"package or a file that it reads, or it isn't deterministic; use a fresh --store, or "
             f"delete {collection.folder.parent}"
         )
 

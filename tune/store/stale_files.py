@@ -1,6 +1,6 @@
-"""Temporary files that killed writers left in a store: found, and removed when they are old.
+"""Remove temporary files that killed writers left in a store.
 
-A file counts as left when it is older than a day by the file system's own clock, and when its
+A file is stale when it is older than a day by the file system's own clock, and when its
 track's lock is free: a writer that still lives holds it, however the clocks have jumped.
 """
 
@@ -13,8 +13,8 @@ STALE_S = 24 * 3600
 STAMP = "locks/swept"
 
 
-def sweep(root: Path, claim: Callable) -> int:
-    """Remove what dead writers left; say how many files.
+def remove_stale_files(root: Path, claim: Callable) -> int:
+    """Remove the files of dead writers; return their number.
 
     Parameters
     ----------
@@ -41,14 +41,14 @@ def sweep(root: Path, claim: Callable) -> int:
 
 
 def remove_stale_files_daily(root: Path, claim: Callable) -> None:
-    """Sweep a store that hasn't been swept for a day; a read-only one is left alone."""
+    """Remove stale files once a day; a read-only store is left alone."""
     stamp = Path(root) / STAMP
     with contextlib.suppress(OSError):
         if stamp.exists():
             age = _clock(root) - stamp.stat().st_mtime
             if 0 <= age < STALE_S:
                 return
-        sweep(root, claim)
+        remove_stale_files(root, claim)
 
 
 def _clock(root: Path) -> float:

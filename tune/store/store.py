@@ -4,19 +4,19 @@ Layout::
 
     STORE/<encoder>-<digest>/<layers>/collection.json      what the numbers depend on
     STORE/<encoder>-<digest>/<layers>/ab/<content>-<spans>.safetensors      one track, cut one way
-    STORE/boundaries/<digest>/ab/<content>.json            where the sound itself says to cut
-    STORE/locks/ab.lock                                    who is encoding what right now
+    STORE/boundaries/<digest>/ab/<content>.json            boundaries found by --seg structure
+    STORE/locks/ab.lock                                    locks of tracks being encoded
 
-The digest covers encoder weights and code, precision, resampler and the kind of token; `content`
-is the SHA-256 of the audio file, `spans` a digest of the segments' bounds. Two rules that cut a
-track alike (60 s segments of a 30 s track and the full track) therefore share its rows, and all
-layers stored together serve a request for any of them. Boundaries that follow from the sound
-(`--seg structure`) are kept apart from the rows: all encoders of one sample rate share them, and a
+The digest covers encoder weights and code, precision, decoder, resampler, channels and the kind of
+token; `content` is the SHA-256 of the audio file, `spans` a digest of the segments' bounds. Two
+rules that cut a track alike (60 s segments of a 30 s track and the full track) therefore share its
+rows, and all layers stored together serve a request for any of them. Boundaries found by
+`--seg structure` are stored apart from the rows: all encoders of one sample rate share them, and a
 row is found by its spans without decoding.
 
-A file appears whole or not at all (written aside, then renamed) and carries a checksum. Readers
-need no lock. A lock only keeps two agents from encoding the same track twice; it dies with its
-process. What killed writers left aside is removed a day later. Nothing is ever unpickled.
+Files are written atomically and have a checksum. Readers need no lock. A lock only keeps two agents
+from encoding the same track twice; it ends with its process. Temporary files of killed writers are
+removed a day later. Nothing is ever unpickled.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
-from tune.audio.decode import RESAMPLER
+from tune.audio.decode import DECODER, RESAMPLER
 from tune.audio.hashing import HashCache
 from tune.store.stale_files import remove_stale_files_daily
 from tune.system.files import atomic_write, atomic_write_text, cache_folder, save_tensors, slug
@@ -56,17 +57,19 @@ def open(root: str | Path | None = None, **wanted) -> "Collection":
     Parameters
     ----------
     root : the store's folder (None: the default store), or a collection's own folder
-    wanted : encoder, precision, tokens ("segment", or such as "frame at 1 Hz"), layers ("all", or
-        such as "4"), as `python -m tune.store list` shows them; what is needed to name just one
+    wanted : encoder, precision, tokens ("segment", or such as "frame at 1 Hz"), channels ("mix"),
+        layers ("all", or such as "4"), as `python -m tune.store list` shows them; as many
+        as identify one
 
     Raises
     ------
     ValueError
         When no collection fits, or several do, with the list of those.
     """
-    if unknown := wanted.keys() - {"encoder", "precision", "tokens", "layers"}:
+    if unknown := wanted.keys() - {"encoder", "precision", "tokens", "channels", "layers"}:
         raise ValueError(
-            f"a collection is named by encoder, precision, tokens and layers, not by {min(unknown)}"
+            f"a collection is named by encoder, precision, tokens, channels and layers, not by "
+            f"{min(unknown)}"
         )
     root = Path(root or default_root())
     found, others = [], []
@@ -75,20 +78,31 @@ def open(root: str | Path | None = None, **wanted) -> "Collection":
             key = json.loads(file.read_text(encoding="utf-8"))
             layers, window_s = key.pop("layers"), key.pop("window_s", None)
             shown = {k: str(key[k]) for k in ("encoder", "precision", "tokens")}
-            ours = key["format"] == FORMAT
+            shown["channels"] = key.get("channels", "mix")
+            ours = not is_old(key)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file} can't be read: {error!r}; delete it or restore it") from error
         shown["layers"] = file.parent.name.removeprefix("layers-")
         fits = ours and all(shown[k] == str(v) for k, v in wanted.items() if v is not None)
         text = ", ".join(f"{k}={v!r}" for k, v in shown.items())
-        text += "" if ours else f", of another version of TUNE (format {key['format']})"
+        text += "" if ours else f", of another version of TUNE ({version(key)})"
         (found if fits else others).append((text, file.parent, key, layers, window_s))
     if len(found) != 1:
-        listed = "; ".join(item[0] for item in found or others) or "it is made by the first run"
-        many = f"{len(found)} collections fit, say which" if found else "no such collection"
+        listed = "; ".join(item[0] for item in found or others) or "the first run creates it"
+        many = f"{len(found)} collections match, choose one" if found else "no such collection"
         raise ValueError(f"the store {root}: {many} ({listed})")
     _, folder, key, layers, window_s = found[0]
     return Collection(folder.parent.parent, folder, None, key, layers, window_s)
+
+
+def is_old(key: dict) -> bool:
+    """Say whether a collection's key is another version's: of the rows' format or the decoder."""
+    return (key["format"], key.get("decoder", 1)) != (FORMAT, DECODER)
+
+
+def version(key: dict) -> str:
+    """A collection's versions in words."""
+    return f"format {key['format']}, decoder {key.get('decoder', 1)}"
 
 
 @dataclass(frozen=True)
@@ -109,6 +123,8 @@ class Row:
         Time that encoding it took when it was encoded.
     peak_bytes : int
         Peak memory of the process by then (allocated on a GPU, else resident); 0 when not known.
+    notes : tuple of str
+        What is odd about the file: see `tune.audio.decode.Sound`.
     """
 
     tokens: np.ndarray
@@ -117,9 +133,10 @@ class Row:
     silent: bool
     seconds: float
     peak_bytes: int = 0
+    notes: tuple[str, ...] = ()
 
     def times(self, sample_rate: int, window_s: float | None = None) -> np.ndarray:
-        """Where each token begins and ends, in seconds: (N, 2).
+        """Start and end of each token in seconds, (N, 2).
 
         Pooled frames are windows of `window_s`, of which the last in a segment may be shorter.
 
@@ -154,7 +171,7 @@ class Store:
         try:
             (self.root / "locks").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"the store {self.root} can't be made: {error.strerror}") from error
+            raise ValueError(f"the store {self.root} can't be created: {error.strerror}") from error
         # One a machine: the same path may be another file there, and SQLite isn't for networks.
         machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
         self._hashes = HashCache(self.root / f"hashes-{machine}.sqlite")
@@ -170,8 +187,15 @@ class Store:
         """
         return self._hashes.get(Path(path))
 
-    def collection(self, encoder, layers: Sequence[int], frame_rate: float | None) -> "Collection":
-        """Open (or begin) the rows of one encoder, precision, set of layers and kind of token."""
+    def collection(
+        self, encoder, layers: Sequence[int], frame_rate: float | None, channels: str = "mix"
+    ) -> "Collection":
+        """Open (or begin) the rows of one encoder, precision, set of layers and kind of token.
+
+        Parameters
+        ----------
+        channels : what becomes of a file's channels: see `tune.audio.read_audio`
+        """
         key = {
             "format": FORMAT,
             "encoder": encoder.name,
@@ -182,7 +206,10 @@ class Store:
             "tokens": "segment" if frame_rate is None else f"frame at {frame_rate:g} Hz",
         }
         # The name is for people; the same weights under another name are the same rows.
-        digest = _digest({k: v for k, v in key.items() if k != "encoder"})
+        nameless = {k: v for k, v in key.items() if k != "encoder"}
+        older = sorted(self.root.glob(f"*-{_digest(nameless)}")) if channels == "mix" else []
+        newer = {"decoder": DECODER, "channels": channels}
+        key, digest = {**key, **newer}, _digest({**nameless, **newer})
         existing = sorted(self.root.glob(f"*-{digest}"))
         folder = existing[0] if existing else self.root / f"{slug(encoder.name)}-{digest}"
         every = list(range(encoder.n_layers + 1))
@@ -191,10 +218,11 @@ class Store:
         window_s = None
         if frame_rate is not None:
             window_s = encoder.pool_width(frame_rate) / encoder.frame_rate
-        return Collection(self.root, folder / name, fallback, key, list(layers), window_s)
+        before = older[0] if older else None
+        return Collection(self.root, folder / name, fallback, key, list(layers), window_s, before)
 
     def read_boundaries(self, content: str, rule: dict, sample_rate: int) -> list | None:
-        """Read where a track is cut by its sound, or None when that isn't stored.
+        """Read a track's boundaries by structure, or None if they aren't stored.
 
         Parameters
         ----------
@@ -217,14 +245,14 @@ class Store:
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
-            log.warning("damaged boundaries %s (%s): they will be found again", path, error)
+            log.warning("damaged boundaries %s (%s): they will be computed again", path, error)
             _remove(path)
             return None
 
     def write_boundaries(
         self, content: str, rule: dict, sample_rate: int, spans: Sequence[tuple[int, int]]
     ) -> None:
-        """Store where a track is cut by its sound, whole or not at all."""
+        """Store a track's boundaries by structure, atomically."""
         path, key = self._boundaries(content, rule, sample_rate)
         path.parent.mkdir(parents=True, exist_ok=True)
         spans = [list(map(int, span)) for span in spans]
@@ -232,7 +260,7 @@ class Store:
         atomic_write_text(path, text)
 
     def _boundaries(self, content, rule, sample_rate) -> tuple[Path, dict]:
-        """Where a track's boundaries lie, and all that they depend on besides its content."""
+        """The file of a track's boundaries, and their key."""
         key = {**rule, "sample_rate": sample_rate, "resampler": f"soxr {RESAMPLER}"}
         folder = self.root / "boundaries" / f"{slug(rule['rule'])}-{_digest(key)}"
         return folder / content[:2] / f"{content}.json", key
@@ -258,7 +286,8 @@ class Store:
 class Collection:
     """The rows of one encoder, precision, set of layers and kind of token. See `Store`.
 
-    `window_s` is the length of a pooled frame in seconds, or None where a token is a segment.
+    `window_s` is the length of a pooled frame in seconds, or None where a token is a segment;
+    `older` the folder of the same rows by an older decoder.
     """
 
     def __init__(
@@ -269,10 +298,39 @@ class Collection:
         key: dict,
         layers: list,
         window_s: float | None = None,
+        older: Path | None = None,
     ):
         self.root, self.folder, self.fallback, self.window_s = root, folder, fallback, window_s
-        self.key, self.layers = key, layers
+        self.key, self.layers, self.older = key, layers, older
         self.damaged: list[str] = []
+
+    @property
+    def decoding(self) -> dict:
+        """What a track's samples depend on besides its content, rate and resampler."""
+        return {"decoder": self.key["decoder"], "channels": self.key["channels"]}
+
+    def adopt(self, content: str) -> None:
+        """Take over a track's rows by an older decoder, which must have given the same samples."""
+        for folder in filter(None, (self.folder, self.fallback)) if self.older else ():
+            for path in (self.older / folder.name / content[:2]).glob(f"{content}-*.safetensors"):
+                mine = folder / content[:2] / path.name
+                if not mine.exists():
+                    mine.parent.mkdir(parents=True, exist_ok=True)
+                    layers = self.layers if folder == self.folder else None
+                    self._describe(folder, layers, self.older / folder.name)
+                    with contextlib.suppress(FileExistsError, FileNotFoundError):
+                        _link(path, mine)
+
+    def _describe(self, folder: Path, layers: list | None, older: Path | None = None) -> None:
+        """Write beside the rows what they depend on, unless it is there."""
+        description = folder / "collection.json"
+        if description.exists():
+            return
+        if layers is None:  # the layers are those of the folder that is taken over
+            layers = json.loads((older / "collection.json").read_text(encoding="utf-8"))["layers"]
+        window = {} if self.window_s is None else {"window_s": self.window_s}
+        text = json.dumps({**self.key, "layers": layers, **window}, indent=2)
+        atomic_write_text(description, text)
 
     def length(self, content: str) -> int | None:
         """Samples of a track that has any row here, at the encoder's rate; None if unknown."""
@@ -290,7 +348,7 @@ class Collection:
         return None
 
     def has(self, content: str, spans: Sequence) -> bool:
-        """Say whether a track's row for these segments is there (without checking it)."""
+        """Whether a track's row for these segments is there (without checking it)."""
         return any(
             self._path(folder, content, spans).exists()
             for folder in filter(None, (self.folder, self.fallback))
@@ -331,6 +389,7 @@ class Collection:
                 info["silent"],
                 info["seconds"],
                 info.get("peak_bytes", 0),
+                tuple(info.get("notes", ())),
             )
         return None
 
@@ -346,11 +405,7 @@ class Collection:
             raise ValueError(f"non-finite embeddings for {content}")
         path = self._path(self.folder, content, row.spans)
         path.parent.mkdir(parents=True, exist_ok=True)
-        description = self.folder / "collection.json"
-        if not description.exists():
-            window = {} if self.window_s is None else {"window_s": self.window_s}
-            text = json.dumps({**self.key, "layers": self.layers, **window}, indent=2)
-            atomic_write_text(description, text)
+        self._describe(self.folder, self.layers)
         tokens = np.ascontiguousarray(row.tokens, np.float32)
         info = {
             "content": content,
@@ -359,6 +414,7 @@ class Collection:
             "silent": bool(row.silent),
             "seconds": round(float(row.seconds), 6),
             "peak_bytes": int(row.peak_bytes),
+            **({"notes": list(row.notes)} if row.notes else {}),
         }
         text = json.dumps(info)
         meta = {
@@ -406,7 +462,7 @@ class Collection:
         Returns
         -------
         datasets.Dataset or IterableDataset
-            content (SHA-256 of the file), cut (tells apart several ways of cutting one track),
+            content (SHA-256 of the file), cut (a digest of how the track is cut),
             segment (number within the track), start_s, end_s, layer, embedding (D, float32),
             silent. A track cut in several ways (--seg 10 and --seg 30) has its rows for each.
             With pooled frames a token is a frame, and several share a segment.
@@ -417,10 +473,20 @@ class Collection:
 
     @staticmethod
     def _path(folder: Path, content: str, spans: Sequence) -> Path:
-        """Where a track's row for these segments lies."""
+        """The file of a track's row for these segments."""
         text = json.dumps([list(map(int, span)) for span in spans])
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         return folder / content[:2] / f"{content}-{digest}.safetensors"
+
+
+def _link(path: Path, target: Path) -> None:
+    """Give a file a second name; a copy where the file system has no such thing."""
+    try:
+        os.link(path, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        atomic_write(target, lambda aside: shutil.copyfile(path, aside))
 
 
 def _remove(path: Path) -> None:
@@ -432,7 +498,7 @@ def _remove(path: Path) -> None:
 
 
 def _equal(kept: Sequence, wanted: Sequence) -> bool:
-    """Say whether two lists of spans are the same."""
+    """Whether two lists of spans are the same."""
     return [tuple(map(int, span)) for span in kept] == [tuple(map(int, span)) for span in wanted]
 
 

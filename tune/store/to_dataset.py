@@ -9,7 +9,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 
 
 def to_dataset(collection, contents: Container[str] | None = None, streaming: bool = False):
-    """What `Collection.to_dataset` returns."""
+    """Make what `Collection.to_dataset` returns."""
     size = next((row.tokens.shape[2] for *_, row in collection.rows()), None)
     if size is None:
         raise ValueError(f"the collection {collection.folder} holds no rows")

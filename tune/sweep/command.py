@@ -4,13 +4,13 @@
     python -m tune.sweep sweeps/full.yaml --workers 2 --data_dir=/music --store=/big/store
     python -m tune.sweep sweeps/pretrain.yaml --count 30
 
-The cells are those that W&B's own engine proposes (grid, random, Bayesian, with early termination).
+The runs are those that W&B's own engine proposes (grid, random, Bayesian, with early termination).
 Each is an ordinary run of the file's program with an offline W&B run; `wandb sync` uploads them
 (with a login, WANDB_MODE=online tracks them live).
-Flags that this help doesn't list are passed on to every cell, written as --flag=value. Stopped, the
-same command goes on: cells that have their result are skipped, the failed ones are tried again.
-A cell whose tracks are all one segment is the full track's cell; it is marked, not run twice.
-At the end the cells are compared as compare.py does, on the terminal and in OUTPUT_DIR/NAME.html.
+Other flags are passed on to every run, written as --flag=value. If the sweep is stopped, the same
+command continues it: finished runs are skipped, failed ones are tried again. A run whose tracks are
+all one segment equals the full track's; it is marked as such instead of being run again.
+At the end the runs are compared as compare.py does, on the terminal and in OUTPUT_DIR/NAME.html.
 """
 
 import os
@@ -20,7 +20,7 @@ from pathlib import Path
 from tune.cli.parser import Parser, positive_int
 from tune.sweep.config import read_sweep, swept
 from tune.sweep.journal import Sweep
-from tune.sweep.pool import run
+from tune.sweep.pool import run_all
 from tune.sweep.summary import print_comparison, print_table
 
 
@@ -51,14 +51,14 @@ def parse_args(argv: Sequence[str] | None = None):
         type=positive_int,
         default=1,
         metavar="N",
-        help="cells side by side, each worker with an encoder of its own (on "
-        "several GPUs they take turns)",
+        help="runs side by side, each worker with an encoder of its own (on "
+        "several GPUs, distributed over them)",
     )
     parser.add_argument(
         "--count",
         type=positive_int,
         metavar="N",
-        help="at most this many cells in all (default: a whole grid, 20 of a "
+        help="at most this many runs (default: the whole grid, or 20 of a "
         "random or Bayesian search)",
     )
     parser.add_argument(
@@ -66,7 +66,7 @@ def parse_args(argv: Sequence[str] | None = None):
         type=int,
         default=1234,
         metavar="SEED",
-        help="of a random or Bayesian search",
+        help="seed of a random or Bayesian search",
     )
     parser.add_argument(
         "--output_dir",
@@ -79,39 +79,39 @@ def parse_args(argv: Sequence[str] | None = None):
     extra = joined(extra)
     for flag in extra:
         if not flag.startswith("--") or "=" not in flag:
-            parser.error(f"{flag}: flags for the cells are written --flag=value, after FILE")
+            parser.error(f"{flag}: flags for the runs are written --flag=value, after FILE")
     if args.search_seed < 0:
         parser.error(f"--search_seed must be 0 or above, got {args.search_seed}")
     return args, extra
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the sweep and print the table of its cells."""
+    """Run the sweep and print the table of its runs."""
     args, extra = parse_args(argv)
     config = read_sweep(args.file)
     given = {flag.split("=")[0].removeprefix("--") for flag in extra}
     taken = {"name", "out", "overwrite"} & {*config["parameters"], *given}
     if taken:
-        raise ValueError(f"--{min(taken)}: the sweep names its cells' folders itself")
+        raise ValueError(f"--{min(taken)}: the sweep names its runs' folders itself")
     if both := given & set(swept(config)):
         raise ValueError(f"--{min(both)}: {args.file} varies it; change it there")
     sweep = Sweep(config, args.output_dir, extra, args.count, args.search_seed)
-    run(sweep, args.workers)
-    cells = list(sweep.cells.values())
-    folders = {c.name: sweep.folder(c.name) for c in cells}
-    failed = [c for c in cells if c.state == "failed"]
+    run_all(sweep, args.workers)
+    runs = list(sweep.runs.values())
+    folders = {c.name: sweep.folder(c.name) for c in runs}
+    failed = [c for c in runs if c.state == "failed"]
     if sweep.program == "train_probe.py":
         page = args.output_dir / f"{config.get('name') or 'sweep'}.html"
-        if print_comparison(config, cells, folders, page):
+        if print_comparison(config, runs, folders, page):
             print(f"  report     {page}")
             print(f"  choose     python compare.py {args.output_dir} --budget 4GB")
     else:
-        print_table(config, cells, folders)
+        print_table(config, runs, folders)
     live = os.environ.get("WANDB_MODE", "offline") != "offline"
     if not live and not any(flag.startswith("--report_to=") for flag in extra):
         print("  wandb      offline; upload:  wandb login && wandb sync wandb/offline-run-*")
     if failed:
         raise ValueError(
-            f"{len(failed)} of {len(cells)} cells failed; the same command tries them "
+            f"{len(failed)} of {len(runs)} runs failed; the same command tries them "
             f"again (logs: {sweep.logs})"
         )

@@ -1,7 +1,7 @@
-"""Sweep files: W&B's YAML, checked by W&B's own schema, and the cells it asks for.
+"""Sweep files: W&B's YAML, checked by W&B's own schema, and the runs it asks for.
 
-The engine is W&B's own (package `sweeps`): it proposes cells by grid, random or Bayesian search and
-says which running ones to stop early. A cell is one command line of the file's program.
+The engine is W&B's own (package `sweeps`): it proposes runs by grid, random or Bayesian search and
+says which running ones to stop early. A run is one command line of the file's program.
 """
 
 import hashlib
@@ -17,17 +17,19 @@ from types import ModuleType
 import numpy as np
 
 from tune.aggregators.registry import ENTRY_POINTS, find_row, readable_name
+from tune.cli.parser import to_words
 from tune.system.files import slug
 from tune.system.plugins import registered
+from tune.tasks.own_task import identify, own_spec
 
 PROGRAMS = ("train_probe.py", "pretrain_aggregator.py")
-# Flags that say where things go; they don't make another cell of it.
+# Flags that say where files go: they don't change a run's result.
 PLACES = {"output_dir", "store", "cache_dir", "data_dir", "report_to", "project", "group", "tags"}
-TEXT_LENGTH = 40  # of a cell's name, beside its digest
+TEXT_LENGTH = 40  # of a run's name, beside its digest
 
 
 def engine() -> ModuleType:
-    """Import W&B's package `sweeps`, without what it says about a newer pydantic.
+    """Import W&B's package `sweeps`, without its warnings about pydantic.
 
     Raises
     ------
@@ -48,18 +50,18 @@ def engine() -> ModuleType:
 
 
 @dataclass
-class Cell:
+class SweepRun:
     """One experiment of a sweep.
 
     Attributes
     ----------
     config : flag -> value, as the engine proposed it
     name : its folder's name: readable, unique by everything that a result depends on
-    argv : the program's arguments without the cell's name
-    state : pending, running, finished, failed, stopped (early termination), same (as `twin`) or
-        undefined (as `error` says)
+    argv : the program's arguments without the run's name
+    state : pending, running, finished, failed, stopped (early termination), same (as `same_as`)
+        or undefined (`error` says why)
     history : values of the sweep's metric, one an epoch
-    twin : the cell whose result this one's is by definition
+    same_as : the run that this one duplicates, because no track is cut
     error : why it failed, or isn't defined
     """
 
@@ -68,7 +70,7 @@ class Cell:
     argv: list[str]
     state: str = "pending"
     history: list[float] = field(default_factory=list)
-    twin: str | None = None
+    same_as: str | None = None
     error: str | None = None
 
 
@@ -110,7 +112,7 @@ def read_sweep(path: Path) -> dict:
 
 
 def violations(config: Mapping) -> list[str]:
-    """Say what W&B's schema finds wrong, in one line each; none when the file is valid."""
+    """Violations of W&B's schema, one line each."""
     try:
         found = engine().schema_violations_from_proposed_config(config)
     except (ValueError, TypeError, AttributeError) as error:  # it checks while it parses
@@ -128,41 +130,47 @@ def fixed(config: Mapping) -> dict:
 
 
 def swept(config: Mapping) -> list[str]:
-    """Names of the parameters that vary."""
+    """Names of the parameters that vary.
+
+    Examples
+    --------
+    >>> swept({"parameters": {"seg": {"values": [10, 30]}, "agg": {"value": "mean"}}})
+    ['seg']
+    """
     return sorted(set(config["parameters"]) - set(fixed(config)))
 
 
 def propose(
-    config: Mapping, cells: Sequence[Cell], n: int, extra: Sequence[str], seed: int
-) -> list[Cell]:
-    """Ask the engine for up to n more cells.
+    config: Mapping, runs: Sequence[SweepRun], n: int, extra: Sequence[str], seed: int
+) -> list[SweepRun]:
+    """Ask the engine for up to n more runs.
 
     Parameters
     ----------
-    cells : those there are already, with what is known of their metric
-    extra : flags for every cell, as given to `python -m tune.sweep`
-    seed : random and Bayesian searches draw from it and from how many cells there are, so that
+    runs : those there are already, with what is known of their metric
+    extra : flags for every run, as given to `python -m tune.sweep`
+    seed : random and Bayesian searches draw from it and from how many runs there are, so that
         an interrupted search goes on as it would have
 
     Returns
     -------
-    list of Cell
+    list of SweepRun
         Fewer than n when a grid is exhausted.
     """
-    random.seed(seed * 1_000_003 + len(cells))
-    np.random.seed((seed * 1_000_003 + len(cells)) % 2**32)  # the engine draws from the global one
-    return [make_cell(values, config, extra) for values in _propose(config, cells, n)]
+    random.seed(seed * 1_000_003 + len(runs))
+    np.random.seed((seed * 1_000_003 + len(runs)) % 2**32)  # the engine draws from the global one
+    return [make_run(values, config, extra) for values in _propose(config, runs, n)]
 
 
-def to_stop(config: Mapping, cells: Sequence[Cell]) -> set[str]:
-    """Names of the running cells that early termination ends."""
+def to_stop(config: Mapping, runs: Sequence[SweepRun]) -> set[str]:
+    """Names of the unfinished runs that early termination ends."""
     if "early_terminate" not in config:
         return set()
-    stopped = engine().stop_runs(_plain_copy(config), _as_runs(config, cells))
+    stopped = engine().stop_runs(_plain_copy(config), _as_runs(config, runs))
     return {run.name for run in stopped}
 
 
-def make_cell(values: Mapping, config: Mapping, extra: Sequence[str]) -> Cell:
+def make_run(values: Mapping, config: Mapping, extra: Sequence[str]) -> SweepRun:
     """Turn an engine's proposal into a command line, as W&B's agent would (`--key=value`)."""
     argv = [f"--{key}={value}" for key, value in values.items()]
     given = set(values) | {flag.split("=")[0].removeprefix("--") for flag in extra}
@@ -174,14 +182,19 @@ def make_cell(values: Mapping, config: Mapping, extra: Sequence[str]) -> Cell:
     shown = "-".join(f"{key}-{_short(values[key], key)}" for key in swept(config))
     readable = slug(f"{name}-{shown}", also="+")
     readable = readable[: len(name) + 1 + TEXT_LENGTH].rstrip("-")
-    return Cell(dict(values), f"{readable}-{digest(config['program'], argv + sources(argv))}", argv)
+    return SweepRun(
+        dict(values), f"{readable}-{digest(config['program'], argv + sources(argv))}", argv
+    )
 
 
 def sources(argv: Sequence[str]) -> list[str]:
-    """Digests of the source files that flags name (plug-ins): a changed one is another cell."""
+    """Digests of the source files that flags name (plug-ins): a changed one is another run."""
     given = [flag.partition("=")[2] for flag in argv if flag.startswith("--agg=")]
     named = {agg for agg in given if readable_name(agg) != agg or agg in registered(ENTRY_POINTS)}
     own = [find_row(agg).own for agg in given if agg in named]
+    tasks = [flag.partition("=")[2] for flag in argv if flag.startswith(("--task=", "--tasks="))]
+    specs = [own_spec(word) for text in tasks for word in to_words(text)]
+    own += [identify(spec)[1] for spec in specs if spec]
     return [found.sha256 for found in own if found]
 
 
@@ -191,32 +204,32 @@ def digest(what: str, flags: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps([what, sorted(telling)]).encode()).hexdigest()[:8]
 
 
-def _propose(config: Mapping, cells: Sequence[Cell], n: int) -> list[dict]:
+def _propose(config: Mapping, runs: Sequence[SweepRun], n: int) -> list[dict]:
     """Ask the engine; plain values."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn's, about fits of few points
-        runs = engine().next_runs(_plain_copy(config), _as_runs(config, cells), n=n)
-    return [{k: _plain(v["value"]) for k, v in run.config.items()} for run in runs if run]
+        found = engine().next_runs(_plain_copy(config), _as_runs(config, runs), n=n)
+    return [{k: _plain(v["value"]) for k, v in each.config.items()} for each in found if each]
 
 
-def _as_runs(config: Mapping, cells: Sequence[Cell]) -> list:
+def _as_runs(config: Mapping, runs: Sequence[SweepRun]) -> list:
     """Cells as the engine's runs; its fields are set by their aliases, as pydantic 2 wants it."""
-    run = engine().SweepRun
+    make = engine().SweepRun
     metric = config.get("metric", {}).get("name", "")
     states = {"pending": "running"} | dict.fromkeys(("stopped", "same", "undefined"), "finished")
     return [
-        run(
-            name=cell.name,
-            config={k: {"value": v} for k, v in cell.config.items()},
-            state=states.get(cell.state, cell.state),
-            sampledHistory=[{metric: value} for value in cell.history],
+        make(
+            name=run.name,
+            config={k: {"value": v} for k, v in run.config.items()},
+            state=states.get(run.state, run.state),
+            sampledHistory=[{metric: value} for value in run.history],
         )
-        for cell in cells
+        for run in runs
     ]
 
 
 def _plain_copy(config: Mapping) -> dict:
-    """A copy with what the engine knows; it changes what it is given."""
+    """A copy without keys that the engine doesn't know; it changes its arguments."""
     return json.loads(json.dumps({k: config[k] for k in config if k != "command"}))
 
 
@@ -230,7 +243,7 @@ def _plain(value):
 
 
 def _short(value, key: str = "") -> str:
-    """A value in a cell's name."""
+    """A value in a run's name."""
     if key == "agg":
         return readable_name(str(value))
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""The worker processes of `python -m tune.sweep`, and the loop that gives them cells."""
+"""The worker processes of `python -m tune.sweep`, and the loop that hands out runs."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tune.sweep.config import Cell, to_stop
+from tune.sweep.config import SweepRun, to_stop
 from tune.sweep.journal import Sweep
 from tune.sweep.worker import work
 from tune.system.signals import block_signals
@@ -39,7 +39,7 @@ class Pool:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // n)))
         self.workers: dict = {}  # connection -> process
-        self.busy: dict = {}  # connection -> cell, None while it starts
+        self.busy: dict = {}  # connection -> run, None while it starts
         for i in range(n):
             self.start(i)
 
@@ -65,7 +65,7 @@ class Pool:
         return process.exitcode
 
     def close(self) -> None:
-        """End all workers; those at a cell have time to close its run."""
+        """End all workers; those with a run have time to close it."""
         for connection in self.workers:
             try:
                 connection.send(("quit",))
@@ -105,8 +105,8 @@ def ctrl_c_noted() -> Iterator[list]:
         signal.signal(signal.SIGINT, before)
 
 
-def run(sweep: Sweep, n_workers: int) -> None:
-    """Run all cells that have no result yet.
+def run_all(sweep: Sweep, n_workers: int) -> None:
+    """Do all runs that have no result yet.
 
     Raises
     ------
@@ -114,26 +114,26 @@ def run(sweep: Sweep, n_workers: int) -> None:
         After Ctrl-C, once the workers have closed their runs.
     """
     with ctrl_c_noted() as pressed:
-        _run(sweep, n_workers, pressed)
+        _run_all(sweep, n_workers, pressed)
     if pressed:
         raise KeyboardInterrupt
 
 
-def _run(sweep: Sweep, n_workers: int, pressed: list) -> None:
-    """Run cells until there are none left, or Ctrl-C was pressed."""
+def _run_all(sweep: Sweep, n_workers: int, pressed: list) -> None:
+    """Do runs until there are none left, or Ctrl-C was pressed."""
     first = sweep.next()
     if first is None:
         return
     sweep.pending.appendleft(first)
     pool = Pool(min(n_workers, max(1, sweep.size)), sweep.program)
-    done = sum(c.state in ENDED for c in sweep.cells.values())
+    done = sum(c.state in ENDED for c in sweep.runs.values())
     checked = deaths = 0
     try:
         with tqdm(
             total=sweep.size,
             initial=done,
             desc=sweep.config.get("name") or "sweep",
-            unit="cell",
+            unit="run",
             dynamic_ncols=True,
             mininterval=0.2 if sys.stderr.isatty() else 30.0,
         ) as bar:
@@ -141,15 +141,15 @@ def _run(sweep: Sweep, n_workers: int, pressed: list) -> None:
                 for connection in multiprocessing.connection.wait(list(pool.workers), LOOK_S):
                     if pressed:  # workers end by it too, and aren't replaced
                         break
-                    cell = pool.busy[connection]
+                    run = pool.busy[connection]
                     try:
                         message = connection.recv()
                     except (EOFError, ConnectionResetError):
                         code, deaths = pool.replace(connection), deaths + 1
-                        if cell is not None:
-                            sweep.note(cell, "failed", f"its process died (exit code {code})")
+                        if run is not None:
+                            sweep.note(run, "failed", f"its process died (exit code {code})")
                             bar.update()
-                        if deaths > 3 + len(sweep.cells) // 4:
+                        if deaths > 3 + len(sweep.runs) // 4:
                             raise ValueError(
                                 f"{deaths} worker processes died (exit code {code}); "
                                 f"is there enough memory?"
@@ -164,46 +164,46 @@ def _run(sweep: Sweep, n_workers: int, pressed: list) -> None:
                             if problem := connection.recv()[1]:
                                 raise ValueError(f"{sweep.program} {' '.join(argv)}: {problem}")
                     if kind == "epoch":
-                        _epoch(sweep, pool, cell, message[1])
+                        _epoch(sweep, pool, run, message[1])
                     elif kind == "uncut":
-                        cell.twin = sweep.twin_of(cell, message[1])
-                        connection.send(("answer", cell.twin))
+                        run.same_as = sweep.find_same(run, message[1])
+                        connection.send(("answer", run.same_as))
                     elif kind == "done":
-                        sweep.note(cell, *message[1:])
-                        if cell.state == "failed":
-                            bar.write(f"failed: {cell.name}: {cell.error}", file=sys.stderr)
-                        sweep.settle_twins()
+                        sweep.note(run, *message[1:])
+                        if run.state == "failed":
+                            bar.write(f"failed: {run.name}: {run.error}", file=sys.stderr)
+                        sweep.settle_same()
                         bar.update()
                         bar.total = sweep.size
                         pool.busy[connection] = None
                     if kind in ("ready", "done"):
-                        _give(sweep, pool, connection)
+                        _hand_out(sweep, pool, connection)
                 if not any(pool.busy.values()) and not sweep.pending and sweep.is_whole:
                     break
     finally:
         pool.close()
-    sweep.settle_twins()
+    sweep.settle_same()
 
 
-def _give(sweep: Sweep, pool: Pool, connection) -> None:
-    """Give a worker that is free its next cell, if there is one."""
-    cell = sweep.next()
-    if cell is None:
+def _hand_out(sweep: Sweep, pool: Pool, connection) -> None:
+    """Give a worker that is free its next run, if there is one."""
+    run = sweep.next()
+    if run is None:
         return
-    cell.history, cell.twin = [], None
-    sweep.note(cell, "running")
-    pool.busy[connection] = cell
-    log = sweep.logs / f"{cell.name}.log"
-    connection.send(("cell", cell.name, sweep.argv(cell), log))
+    run.history, run.same_as = [], None
+    sweep.note(run, "running")
+    pool.busy[connection] = run
+    log = sweep.logs / f"{run.name}.log"
+    connection.send(("run", run.name, sweep.argv(run), log))
 
 
-def _epoch(sweep: Sweep, pool: Pool, cell: Cell, values: Mapping) -> None:
-    """Keep the metric's value, and stop whom early termination stops."""
+def _epoch(sweep: Sweep, pool: Pool, run: SweepRun, values: Mapping) -> None:
+    """Keep the metric's value, and stop the runs chosen by early termination."""
     metric = sweep.config.get("metric", {}).get("name")
     if metric in values:
-        cell.history.append(float(values[metric]))
+        run.history.append(float(values[metric]))
     running = {c.name: connection for connection, c in pool.busy.items() if c is not None}
-    for name in to_stop(sweep.config, list(sweep.cells.values())) & set(running):
+    for name in to_stop(sweep.config, list(sweep.runs.values())) & set(running):
         running[name].send(("stop", name))
 
 

@@ -1,9 +1,9 @@
-"""A worker of `python -m tune.sweep`: a process that runs cell after cell through a script's main.
+"""A worker of `python -m tune.sweep`: a process that does run after run by a script's main.
 
-The script is imported once and an encoder is loaded once for all the cells that ask for it alike.
-Everything else is a run like any other. The worker listens in at two places of the script: at its
-tracker, to report each epoch and to end a run early; and behind its encoding, to notice that no
-track was cut, so that the cell is another one's by definition and needn't be trained.
+The script is imported once and an encoder is loaded once for all the runs that ask for it alike.
+Everything else is a run like any other. The worker hooks into two places of the script: at its
+tracker, to report each epoch and to end a run early; and after its encoding, to notice that no
+track was cut, so that the run duplicates another one and needn't be trained.
 """
 
 import contextlib
@@ -24,13 +24,13 @@ from tune.system.signals import unblock_signals
 
 
 class EndedEarlyError(Exception):
-    """The cell was ended on purpose, its W&B run is complete: the cell's state, and why."""
+    """The run was ended on purpose, its W&B run is complete: the run's state, and why."""
 
 
 def work(connection: Connection, program: str, device: int | None) -> None:
-    """Run cells until told to quit.
+    """Run runs until told to quit.
 
-    Messages in: ("check", argv), ("cell", name, argv, log file), ("stop", name), ("answer", ...),
+    Messages in: ("check", argv), ("run", name, argv, log file), ("stop", name), ("answer", ...),
     ("quit",). Messages out: ("ready",), ("checked", problem or None), ("epoch", values),
     ("uncut", kind of token), ("done", state, text).
 
@@ -56,7 +56,7 @@ def work(connection: Connection, program: str, device: int | None) -> None:
         while (message := connection.recv())[0] != "quit":
             if message[0] == "check":
                 connection.send(("checked", worker.check(message[1])))
-            elif message[0] == "cell":
+            elif message[0] == "run":
                 connection.send(("done", *worker.run(*message[1:])))
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         # The sweep has ended. What was running is closed as failed by the script; W&B closes a run
@@ -68,7 +68,7 @@ def work(connection: Connection, program: str, device: int | None) -> None:
 
 
 class Worker:
-    """The script, the encoders that it has loaded, and the cell that it's at.
+    """The script, the encoders that it has loaded, and its current run.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ class Worker:
         self.script.Extractor = self._extractor(self.script.Extractor)
 
     def check(self, argv: Sequence[str]) -> str | None:
-        """Say in one line what the script finds wrong with a command line."""
+        """Parse a command line by the script; return its error as one line, or None."""
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):
@@ -94,7 +94,7 @@ class Worker:
         return None
 
     def run(self, name: str, argv: Sequence[str], log: Path) -> tuple[str, str | None]:
-        """Run a cell, with all that it prints in a file; return its state and what went wrong."""
+        """Run a run, with all that it prints in a file; return its state and what went wrong."""
         self.name, self.tracker = name, None
         with open(log, "w", encoding="utf-8") as file, _redirected(file.fileno()):
             try:
@@ -122,11 +122,11 @@ class Worker:
         return "finished", None
 
     def _extractor(self, base: type) -> type:
-        """The script's Extractor, which takes a loaded encoder and tells of tracks left uncut."""
+        """The script's Extractor, with encoders kept between runs and a check for uncut tracks."""
         worker = self
 
-        class Listening(base):
-            """Extractor of a cell."""
+        class HookedExtractor(base):
+            """Extractor of a run."""
 
             def load(self, name, **settings):
                 return worker.load_encoder(super().load, name, **settings)
@@ -136,10 +136,10 @@ class Worker:
                 worker.ask_if_uncut(self.rules, reports)
                 return reports
 
-        return Listening
+        return HookedExtractor
 
     def load_encoder(self, load, name: str, **kwargs):
-        """Load an encoder, or take the one that an earlier cell loaded with the same arguments."""
+        """Load an encoder, or take the one that an earlier run loaded with the same arguments."""
         # A run keeps no deeper layers than it needs, so the layer asked for belongs to the key.
         key = (name, self.args.layer, *sorted((k, str(v)) for k, v in kwargs.items()))
         if key not in self.encoders:
@@ -148,7 +148,7 @@ class Worker:
         return self.encoders[key]
 
     def ask_if_uncut(self, rules, reports) -> None:
-        """When no track was cut, ask whether the cell is another one's by definition."""
+        """When no track was cut, ask whether the run duplicates another one."""
         from tune.aggregators.degenerate import degenerate_reason
 
         given = self.args
@@ -167,7 +167,7 @@ class Worker:
                 raise EndedEarlyError("same", None)
 
     def _receive(self) -> tuple:
-        """Receive a message while at a cell; the sweep's end is a Ctrl-C.
+        """Receive a message during a run; the sweep's end is a Ctrl-C.
 
         The signal itself may be lost: Python drops what is raised in a destructor.
         """
@@ -208,7 +208,7 @@ class Worker:
         return self.tracker
 
     def _fresh_state(self) -> None:
-        """Forget the last cell: Accelerate's state, and a GPU's memory and its peak."""
+        """Forget the last run: Accelerate's state, and a GPU's memory and its peak."""
         import torch
         from accelerate.state import AcceleratorState, GradientState
 

@@ -1,6 +1,14 @@
-"""What every other room stands on: files, memory, signals, plug-ins, how threads wait, doors."""
+"""What all other packages build on.
 
-from tune.system.lazy import door
+files            atomic writes, the cache folder, names and paths as shown
+memory           amounts, peaks, free memory, out-of-memory errors
+signals          Ctrl-C and SIGTERM
+plugins, local_modules    FILE.py:NAME, and the modules that such a file imports
+lazy             names imported when they are first used
+openmp_waiting   OpenMP threads that sleep while they wait
+"""
+
+from tune.system.lazy import lazy_names
 
 PUBLIC = {
     "free_memory_bytes": "memory",
@@ -8,4 +16,4 @@ PUBLIC = {
     "peak_memory_bytes": "memory",
     "warn_if_low": "memory",
 }
-__getattr__, __dir__, __all__ = door(__name__, PUBLIC)
+__getattr__, __dir__, __all__ = lazy_names(__name__, PUBLIC)

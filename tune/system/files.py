@@ -1,6 +1,7 @@
-"""Files: whole or not at all, with the permissions of any new file; names and paths as shown."""
+"""Atomic writes with ordinary permissions; the cache folder; names and paths as shown."""
 
 import csv
+import importlib.util
 import os
 import re
 import uuid
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
+
+PICTURES = (".png", ".svg", ".pdf")
 
 
 def cache_folder() -> Path:
@@ -34,13 +37,13 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 
 def flush(path: Path) -> None:
-    """Have a file's bytes on the disk before it gets its name: a power cut then can't empty it."""
+    """Flush a file to disk before it is renamed, so that a power cut can't leave it empty."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def save_tensors(tensors: dict, path: Path, metadata: dict, save=None) -> None:
-    """Write a safetensors file; what the machine refuses (a full disk) is an OSError that says it.
+    """Write a safetensors file; a full disk raises an OSError that says so.
 
     `save` is the library's function for the tensors' kind; NumPy's by default.
     """
@@ -67,8 +70,24 @@ def write_csv(path: Path, rows: Sequence[Mapping]) -> None:
         writer.writerows(rows)
 
 
+def check_plot_file(path: Path, flag: str) -> None:
+    """Raise ValueError, before anything is computed, when no picture can be written to a path."""
+    if path.suffix not in PICTURES:
+        raise ValueError(f"{flag} must end in .png, .svg or .pdf, got {path.name!r}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"{flag} {path}: a file in a folder that exists is needed")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError(f"{flag} needs matplotlib: pip install matplotlib")
+
+
 def hide_home(value):
-    """A value in which the user's home is written ~, also inside lists, dicts and longer texts."""
+    """A value with the user's home written as ~, also inside lists, dicts and longer texts.
+
+    Examples
+    --------
+    >>> hide_home({"path": Path.home() / "music"})
+    {'path': '~/music'}
+    """
     home = str(Path.home())
     if isinstance(value, Path | str) and home != "/":
         return re.sub(rf"(?<![\w.~-]){re.escape(home)}(?![\w.-])", "~", str(value))

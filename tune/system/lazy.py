@@ -1,6 +1,6 @@
-"""Doors of the rooms: a name is imported from its module when it is first used.
+"""Public names of packages, imported from their modules when they are first used.
 
-So importing a room costs nothing, and what a command doesn't need isn't loaded.
+So importing a package costs nothing, and a command loads only what it needs.
 """
 
 import importlib
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 
-def door(package: str, public: Mapping[str, str]) -> tuple[Callable, Callable, list[str]]:
+def lazy_names(package: str, public: Mapping[str, str]) -> tuple[Callable, Callable, list[str]]:
     """Make `__getattr__`, `__dir__` and `__all__` of a package.
 
     Parameters
@@ -18,7 +18,7 @@ def door(package: str, public: Mapping[str, str]) -> tuple[Callable, Callable, l
 
     Examples
     --------
-    >>> get, _, names = door("tune.segments", {"parse_rule": "rules"})
+    >>> get, _, names = lazy_names("tune.segments", {"parse_rule": "rules"})
     >>> get("parse_rule")("10").name
     '10'
     """

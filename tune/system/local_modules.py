@@ -1,4 +1,4 @@
-"""Which files belong to a Python file: the modules that it imports from its own folder.
+"""Find the modules that a Python file imports from its own folder.
 
 They are read off the import statements, also those inside functions; nothing is executed.
 """

@@ -1,4 +1,4 @@
-"""Memory: amounts as people write them, the peak, what is free, and errors that say it ran out.
+"""Memory: amounts as text, peaks, free memory, out-of-memory errors.
 
 torch is imported where it is needed: arguments are read before it is loaded.
 """
@@ -33,7 +33,7 @@ UNITS = {
 }
 SAMPLE_EVERY_S = 0.005  # between two looks at the resident memory
 
-# What PyTorch's CPU allocator, cuBLAS and cuDNN say in a plain RuntimeError.
+# Messages of PyTorch's CPU allocator, cuBLAS and cuDNN in a plain RuntimeError.
 EXHAUSTED = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
 CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -58,7 +58,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error means that memory ran out, on a GPU or in this process."""
+    """Whether an error means that memory ran out, on a GPU or in this process."""
     import torch
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -82,7 +82,7 @@ def free_memory_bytes(device: torch.device) -> int:
 
 
 def warn_if_low(device: torch.device, needed: int) -> bool:
-    """Warn in one line when less memory is free than encoding will take; say whether it did.
+    """Warn in one line when less memory is free than encoding will take; return whether it did.
 
     Parameters
     ----------
@@ -124,6 +124,11 @@ def parse_budget(text: str, total_bytes: int) -> int:
     ------
     ValueError
         When it is neither.
+
+    Examples
+    --------
+    >>> parse_budget("1.5GB", total_bytes=0), parse_budget("0.5", total_bytes=8_000_000_000)
+    (1500000000, 4000000000)
     """
     match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(?:([kmgt]i?)?(b))?\s*", text, re.IGNORECASE)
     if match is None:
@@ -162,56 +167,82 @@ def weights_bytes(encoder, model=None) -> int:
     return sum(t.nbytes for t in tensors if t.device.type == encoder.device.type)
 
 
-def peak_memory(encoder, model=None):
-    """Context whose dict holds, when it is left, peak_memory_bytes, its kind and weights_bytes."""
-    return (_gpu_peak if encoder.device.type == "cuda" else _resident_peak)(encoder, model)
-
-
 @contextlib.contextmanager
-def _gpu_peak(encoder, model=None) -> Iterator[dict]:
-    """Fill a dict with what PyTorch allocates and reserves at most inside the block."""
-    import torch
+def peak_memory(encoder, model=None) -> Iterator[dict]:
+    """Context whose dict holds, when it is left, peak_memory_bytes, its kind and weights_bytes.
 
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(encoder.device)
-    found = {"weights_bytes": weights_bytes(encoder, model)}
-    yield found
-    found["peak_memory_bytes"] = torch.cuda.max_memory_allocated(encoder.device)
-    found["peak_memory_kind"] = "allocated"
-    found["peak_reserved_bytes"] = torch.cuda.max_memory_reserved(encoder.device)
-
-
-@contextlib.contextmanager
-def _resident_peak(encoder, model=None) -> Iterator[dict]:
-    """Fill a dict with the weights and the rise of resident memory inside the block.
-
-    The process's own peak so far (mostly from loading) may lie above the block's, so a thread looks
-    at the resident memory every few milliseconds; where the block sets a new peak, that is exact.
+    On a GPU the peak is what PyTorch allocates; on a CPU it is the weights and the rise of resident
+    memory.
     """
-    import psutil
-
-    _give_back_freed_memory()
-    resident = psutil.Process().memory_info
-    so_far, rest = peak_memory_bytes(encoder.device), resident().rss
-    seen, stop = [rest], threading.Event()
-
-    def watch():
-        while not stop.wait(SAMPLE_EVERY_S):
-            seen[0] = max(seen[0], resident().rss)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
     found = {"weights_bytes": weights_bytes(encoder, model)}
-    try:
+    with PeakMemory(encoder.device) as peak:
         yield found
-    finally:
-        stop.set()
-        thread.join()
-    peak = peak_memory_bytes(encoder.device)
-    top = max(seen[0], resident().rss, peak if peak > so_far else 0)
-    found["peak_memory_bytes"] = found["weights_bytes"] + top - rest
-    found["peak_memory_kind"] = "weights and rise of resident memory"
-    found["peak_resident_bytes"] = top
+    if encoder.device.type == "cuda":
+        import torch
+
+        found["peak_memory_bytes"] = peak.peak_bytes
+        found["peak_memory_kind"] = "allocated"
+        found["peak_reserved_bytes"] = torch.cuda.max_memory_reserved(encoder.device)
+    else:
+        found["peak_memory_bytes"] = found["weights_bytes"] + peak.peak_bytes - peak.rest_bytes
+        found["peak_memory_kind"] = "weights and rise of resident memory"
+        found["peak_resident_bytes"] = peak.peak_bytes
+
+
+class PeakMemory:
+    """Peak memory within a `with` block.
+
+    On a GPU it is the allocator's peak. Else it is this process's resident memory: its peak so far
+    (mostly from loading) may lie above the block's, so a thread samples it every 5 ms; where the
+    block sets a new peak, that is exact.
+
+    Attributes
+    ----------
+    rest_bytes : held when the block began
+    peak_bytes : peak inside the block, `rest_bytes` included
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.rest_bytes = self.peak_bytes = 0
+
+    def __enter__(self) -> PeakMemory:
+        if self.device.type == "cuda":
+            import torch
+
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.rest_bytes = torch.cuda.memory_allocated(self.device)
+            return self
+        _give_back_freed_memory()
+        self._so_far, self._stop = peak_memory_bytes(self.device), threading.Event()
+        self.rest_bytes = self.peak_bytes = self._resident()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.device.type == "cuda":
+            self.peak_bytes = peak_memory_bytes(self.device)
+            return
+        self._stop.set()
+        self._thread.join()
+        peak = peak_memory_bytes(self.device)
+        exact = peak if peak > self._so_far else 0
+        self.peak_bytes = max(self.peak_bytes, self._resident(), exact)
+
+    def _watch(self) -> None:
+        """Sample the resident memory until the block ends."""
+        while not self._stop.wait(SAMPLE_EVERY_S):
+            self.peak_bytes = max(self.peak_bytes, self._resident())
+
+    @staticmethod
+    def _resident() -> int:
+        """Resident memory of this process in bytes."""
+        import psutil
+
+        return psutil.Process().memory_info().rss
 
 
 def _give_back_freed_memory() -> None:

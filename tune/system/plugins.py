@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -22,6 +23,47 @@ _beside: set[str] = set()  # files of modules that files imported from their own
 
 class PluginError(ValueError):
     """A spec that names no file, module or object, or one that can't be loaded."""
+
+
+@dataclass(frozen=True)
+class Own:
+    """Where an aggregator or a task of one's own comes from.
+
+    Attributes
+    ----------
+    spec : FILE.py:NAME with the file's full path, or PACKAGE.MODULE:NAME
+    slug : its short name in results, runs' names and tables, such as mine-median_range
+    sha256 : of its source file
+    """
+
+    spec: str
+    slug: str
+    sha256: str
+
+    @classmethod
+    def of(cls, spec: str, obj: object) -> "Own":
+        """What a spec names, already loaded."""
+        where, _, name = spec.rpartition(":")
+        full = f"{Path(where).expanduser().resolve()}:{name}" if is_file(spec) else spec
+        return cls(full, slug_of(spec), source_digest(obj))
+
+    def as_json(self) -> dict[str, str]:
+        """The record for results; a file without its folder."""
+        where, _, name = self.spec.rpartition(":")
+        return {"name": f"{Path(where).name}:{name}", "sha256": self.sha256}
+
+
+def slug_of(spec: str) -> str:
+    """A plug-in's short name.
+
+    Examples
+    --------
+    >>> slug_of("~/a folder/my pool.py:f"), slug_of("package.module:f")
+    ('my-pool-f', 'module-f')
+    """
+    where, _, name = spec.rpartition(":")
+    stem = Path(where).stem if is_file(spec) else where.rpartition(".")[2]
+    return "".join(c if c.isalnum() or c in "-_.+" else "-" for c in f"{stem}-{name}")
 
 
 def is_plugin(text: str) -> bool:

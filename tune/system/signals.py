@@ -1,9 +1,17 @@
 """Ctrl-C and SIGTERM that can't be lost.
 
-Python drops an exception that is raised in a destructor or in a callback of a library, and with it
-the user's Ctrl-C. Here a signal is noted first, then raised, and raised again every second until it
-arrives where the script ends; not while it is on its way there, so that what closes files and runs
-is left to do so. Child processes get signals once they can answer them (`block_signals`).
+Why a signal is raised again by a timer: Python runs a signal handler between two bytecodes of the
+main thread. If that is inside a destructor or a callback of a C library (PyTorch, W&B, tqdm),
+Python
+prints "Exception ignored" and drops the KeyboardInterrupt, and the script runs on for hours. A flag
+that our loops check would be simpler, but most of the time passes in single calls of libraries:
+encoding a long track, a download, reading a data set. So the handler raises, and a timer raises
+again every second until the exception arrives where the script ends (`Stop.arrived`). It doesn't
+while the exception is being handled (`Stop.again` looks for it among the active ones), so that
+`finally` blocks can close files and runs. Tests in tests/reliability/test_stopping.py lose the
+first one on purpose.
+
+Child processes get signals once they can handle them (`block_signals`).
 """
 
 import os
@@ -14,25 +22,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-HELD = {signal.SIGINT, signal.SIGTERM}
+BLOCKED = {signal.SIGINT, signal.SIGTERM}
 AGAIN_S = 1.0
-COPY_S = 5.0  # a launcher passes on the SIGTERM that everybody got
+COPY_S = 5.0  # a launcher's SIGTERM within this time after Ctrl-C is a copy of it
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, by a class of ours.
 
-    Python notes a plain KeyboardInterrupt that leaves an `exec`, as dataclasses and namedtuple use
-    it, and ends by the signal instead of by the exit code even when it was handled since.
+    If a plain KeyboardInterrupt leaves an `exec` (as in dataclasses and namedtuple), Python later
+    ends by the signal instead of the exit code, even when it was handled.
     """
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: a scheduler, an agent or the machine asks to end."""
+    """SIGTERM, from a scheduler, an agent or the system."""
 
 
 class Stop:
-    """What was asked for by a signal, if anything.
+    """The signal received, if any.
 
     Attributes
     ----------
@@ -44,7 +52,7 @@ class Stop:
         self._number = self._since = None
 
     def note(self, number, frame) -> None:
-        """Note the first signal and raise it; the same key pressed again ends at once."""
+        """Handle a signal: raise it the first time, end at once the second time."""
         if self.error is None:
             self.error = Terminated() if number == signal.SIGTERM else Interrupted()
             self._number, self._since = number, time.monotonic()
@@ -58,7 +66,7 @@ class Stop:
             os.kill(os.getpid(), number)
 
     def again(self, number, frame) -> None:
-        """Raise it again, unless it is being handled right now or has arrived."""
+        """Handle the timer: raise the exception again, unless it is being handled."""
         error, seen = sys.exception(), set()
         while error is not None and id(error) not in seen:
             if error is self.error:
@@ -68,28 +76,30 @@ class Stop:
         raise self.error
 
     def arrived(self) -> None:
-        """Don't raise it any more."""
+        """Stop the timer: the exception has reached the end of the script."""
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def exit_on_signal() -> None:
-    """Until `noted_signals`, while libraries are imported: Ctrl-C and SIGTERM end in one line."""
+    """End by Ctrl-C or SIGTERM in one line while libraries are imported, until `noted_signals`."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _nothing_begun)
 
 
 def _nothing_begun(number, frame) -> None:
-    """End at once: nothing is open, and an import could drop an exception."""
+    """End at once: no file is open, and an import could drop an exception."""
     print("\nstopped: nothing was begun yet", file=sys.stderr, flush=True)
     os._exit(128 + number)
 
 
 @contextmanager
 def noted_signals() -> Iterator[Stop]:
-    """Note Ctrl-C and SIGTERM; after either, what follows ends by the rules of `Stop` as well."""
+    """Handle Ctrl-C and SIGTERM by a `Stop`: in this block, and after a signal until the end."""
     stop, before = Stop(), {}
-    if threading.current_thread() is not threading.main_thread():  # signals aren't ours there
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # only the main thread gets signals
         yield stop
         return
     handlers = {signal.SIGINT: stop.note, signal.SIGTERM: stop.note}
@@ -102,17 +112,17 @@ def noted_signals() -> Iterator[Stop]:
     finally:
         stop.arrived()
         if stop.error is None:
-            for number, handler in before.items():  # all is done: nothing is left to say
+            for number, handler in before.items():  # finished without a signal
                 signal.signal(number, signal.SIG_DFL if handler is _nothing_begun else handler)
 
 
 @contextmanager
 def block_signals() -> Iterator[None]:
-    """Start processes in this block: they get Ctrl-C and SIGTERM when they call `unblock_signals`.
+    """Start child processes in this block: they get signals after calling `unblock_signals`.
 
-    Ctrl-C in a terminal reaches children too, and one that is still importing prints a traceback.
-    Which signals are blocked is inherited, so a child's wait until it has said what to do at them;
-    this process's wait until the block ends.
+    Ctrl-C in a terminal reaches children too, and a child that is still importing would print a
+    traceback. The mask of blocked signals is inherited, so a child's signals wait until it has set
+    its handlers; this process's wait until the block ends.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -123,9 +133,9 @@ def block_signals() -> Iterator[None]:
     noted: list[int] = []
     # The mask is this thread's and its children's; another thread may take the signal meanwhile.
     is_main = threading.current_thread() is threading.main_thread()
-    ours = {n for n in HELD if is_main and callable(signal.getsignal(n))}
+    ours = {n for n in BLOCKED if is_main and callable(signal.getsignal(n))}
     handlers = {n: signal.signal(n, lambda n, _: noted.append(n)) for n in ours}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
     try:
         yield
     finally:
@@ -137,13 +147,13 @@ def block_signals() -> Iterator[None]:
 
 
 def unblock_signals(interrupt=None) -> None:
-    """In a process started while signals were held back: take them from now on.
+    """Receive signals from now on, in a process started within `block_signals`.
 
     Parameters
     ----------
-    interrupt : what Ctrl-C does here, as `signal.signal` takes it; None for what it did before
+    interrupt : handler of Ctrl-C, as for `signal.signal`; None leaves it as it is
     """
     if interrupt is not None:
         signal.signal(signal.SIGINT, interrupt)
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)

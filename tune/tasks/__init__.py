@@ -1,9 +1,16 @@
 """Tasks: tracks with labels and a split, from folders, lists, archives and the hub.
 
-python -m tune.tasks list | show NAME | check NAME
+registry, load      the table of tasks; a task by name or path
+label_kinds         everything that depends on the kind of label: loss, metrics, columns
+label_readers, label_metrics, tag_ranking, musical_keys       its parts
+readers, nsynth_vocalset, hub_dataset                         layouts of data sets
+rows, tables, text_files, audio_paths, label_columns          how a table is read
+splits, path_safety, download
+inspect_files       what check finds in each file
+report, check       python -m tune.tasks list | show NAME | check NAME
 """
 
-from tune.system.lazy import door
+from tune.system.lazy import lazy_names
 
-PUBLIC = {"TASKS": "registry", "Task": "load", "TaskError": "readers", "load_task": "load"}
-__getattr__, __dir__, __all__ = door(__name__, PUBLIC)
+PUBLIC = {"TASKS": "registry", "Task": "load", "TaskError": "rows", "load_task": "load"}
+__getattr__, __dir__, __all__ = lazy_names(__name__, PUBLIC)

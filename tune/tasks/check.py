@@ -6,38 +6,23 @@ in. Files of different splits are alike when one is a lossy copy or an excerpt o
 (`tune.audio.fingerprint`); of less than some seconds, that can't be told.
 """
 
-import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain
 
 import numpy as np
 from tqdm import tqdm
 
-from tune.audio.decode import AudioError, Header, is_silent, read_audio, read_header
-from tune.audio.fingerprint import Landmarks, find_alike, find_landmarks
-from tune.audio.hashing import content_hash, sound_hash
+from tune.audio.downmix import CANCELLED_DB, OPPOSITE_PHASE
+from tune.audio.fingerprint import MIN_COMMON, MIN_SHARE, AudioMatch, find_alike
+from tune.tasks.inspect_files import BIT_RATE_SLACK, BIT_RATES, FileInfo, inspect_files
 from tune.tasks.label_kinds import label_kind
+from tune.tasks.label_readers import MANY_NUMBERS, difference, folded
 from tune.tasks.load import Task
 from tune.tasks.readers import SPLITS
 
 MIN_TRACKS = 5
-FILES_UNTHINNED = 8000  # of more files not all landmarks are kept: 50 a second, 8 bytes each
-
-
-@dataclass(frozen=True)
-class FileInfo:
-    """One file: its header, its length in seconds, what it is known by, and what is wrong."""
-
-    path: str
-    header: Header | None = None
-    seconds: float = float("nan")
-    hash: str | None = None
-    marks: Landmarks | None = None
-    silent: bool = False
-    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +31,8 @@ class Problem:
 
     Attributes
     ----------
-    kind : row, file, silent, duplicate, alike, label, class, target, clips or count
+    kind : row, file, decoding, silent, antiphase, length, twice, duplicate, alike, label,
+        class, target, clips or count
     text : one line
     where : the files or classes concerned
     """
@@ -54,21 +40,6 @@ class Problem:
     kind: str
     text: str
     where: tuple[str, ...] = ()
-
-
-def inspect_file(path: str, decode: bool = True, thin: int = 1) -> FileInfo:
-    """Look at one file; of its landmarks one in `thin` is kept."""
-    try:
-        header = read_header(path)
-        if not decode:
-            return FileInfo(path, header, header.seconds, content_hash(path))
-        samples = read_audio(path, header.sample_rate)
-    except AudioError as error:
-        return FileInfo(path, reason=str(error))
-    seconds = len(samples) / header.sample_rate
-    digest = sound_hash(samples, header.sample_rate)
-    marks = find_landmarks(samples, header.sample_rate, thin)
-    return FileInfo(path, header, seconds, digest, marks, is_silent(samples))
 
 
 def check(
@@ -93,28 +64,23 @@ def check(
     -------
     dict
         task, kind, files, tracks and hours of each split, durations, sample_rates, channels,
-        formats, classes (tracks in each split) or targets, and problems, a list of `Problem` as
-        dicts; all of it plain values
+        formats, classes (tracks in each split) or targets, thresholds (lines) and problems, a list
+        of `Problem` as dicts; all of it plain values
     """
-    paths = list(dict.fromkeys(chain(*(task.splits[s]["path"] for s in SPLITS))))
-    thin = 2 ** max(0, math.ceil(math.log2(max(1, len(paths)) / FILES_UNTHINNED)))
-    with ThreadPoolExecutor(workers) as pool:
-        heard = pool.map(lambda path: inspect_file(path, decode, thin), paths)
-        files = {
-            h.path: h
-            for h in tqdm(heard, total=len(paths), unit="file", desc="check", disable=not progress)
-        }
+    paths = list(chain(*(task.splits[s]["path"] for s in SPLITS)))
+    files = inspect_files(paths, decode=decode, workers=workers, progress=progress)
     good = [h for h in files.values() if h.reason is None]
     of_targets = label_kind(task.kind).of_targets
     labels = {s: _labels(task, s) for s in SPLITS}
     problems = [
         *(Problem("row", f"{i['where']}: {i['reason']}") for i in task.skipped),
         *(Problem("file", f"{h.path}: {h.reason}", (h.path,)) for h in files.values() if h.reason),
-        *(Problem("silent", f"{h.path}: digital silence", (h.path,)) for h in good if h.silent),
+        *chain(*map(_odd_sound, good)),
         *_same_audio(task, files),
         *_alike(task, files, progress),
         *_split_tracks(task),
-        *(_constant(task) if of_targets else _few_tracks(task, labels, min_tracks)),
+        *_look_alike(task),
+        *(_odd_targets(task) if of_targets else _few_tracks(task, labels, min_tracks)),
         *_counts(task, labels),
     ]
     seconds = np.array([h.seconds for h in good if np.isfinite(h.seconds)])
@@ -130,8 +96,41 @@ def check(
         "formats": _count(h.header.format for h in good),
         "classes": {} if of_targets else _classes(task, labels),
         "targets": _targets(task) if of_targets else {},
+        "thresholds": thresholds(min_tracks),
         "problems": [asdict(problem) for problem in problems],
     }
+
+
+def thresholds(min_tracks: int = MIN_TRACKS) -> list[str]:
+    """What counts as a problem, a line each."""
+    rates = ", ".join(
+        f"{name} " + (f"{least} to {most}" if least else f"up to {most}")
+        for name, (least, most, _) in BIT_RATES.items()
+    )
+    return [
+        f"a class or tag: at least {min_tracks} test tracks",
+        f"alike: {MIN_COMMON} landmarks in common at one shift, {MIN_SHARE:.0%} of the overlap",
+        f"opposite phase: a mono mix {CANCELLED_DB:g} dB below its channels",
+        f"length: kbit/s of the file over the decoded time, {rates}, and {BIT_RATE_SLACK - 1:.0%}",
+        f"classes as numbers: up to {MANY_NUMBERS} different values, all whole",
+    ]
+
+
+def _odd_sound(info: FileInfo) -> list[Problem]:
+    """Silence, what decoding noted, and a length that doesn't go with the file's size."""
+    path, problems = info.path, []
+    for note in info.notes:
+        kind = "antiphase" if note.startswith(OPPOSITE_PHASE) else "decoding"
+        problems.append(Problem(kind, f"{path}: {note}", (path,)))
+    if info.silent and not any(problem.kind == "antiphase" for problem in problems):
+        problems.append(Problem("silent", f"{path}: digital silence", (path,)))
+    if info.bit_rate is not None:
+        text = (
+            f"{path}: {info.seconds:.2f} s decoded would be {info.bit_rate:,.0f} kbit/s, which "
+            f"{info.header.format} doesn't have: is its length right?"
+        )
+        problems.append(Problem("length", text, (path,)))
+    return problems
 
 
 def _labels(task: Task, split: str) -> np.ndarray:
@@ -198,22 +197,31 @@ def _targets(task) -> dict:
 
 
 def _same_audio(task, files) -> list[Problem]:
-    """Find the same audio in several splits, and with several labels."""
-    groups: dict[str, dict[tuple[str, str], str]] = {}
+    """Find the same audio in several splits, twice in one, and with several labels."""
+    kind = label_kind(task.kind)
+    names, groups = getattr(task, kind.parts), defaultdict(list)
     for split in SPLITS:
         data = task.splits[split]
         for path, label in zip(data["path"], data["label"], strict=True):
-            if files[path].hash and not files[path].silent:
-                groups.setdefault(files[path].hash, {})[split, path] = str(label)
+            known = None if files[path].silent else files[path].hash
+            groups[known or path].append((split, path, kind.show(label, names)))
     problems = []
     for found in groups.values():
-        splits = [s for s in SPLITS if any(split == s for split, _ in found)]
-        where = tuple(f"{split}: {path}" for split, path in found)
+        splits = [s for s in SPLITS if any(split == s for split, _, _ in found)]
+        times = Counter((split, path) for split, path, _ in found)
+        where = tuple(f"{split}: {path}" for split, path in times)
+        listed = ", ".join(
+            f"{split}: {path}" + f" ({n} times)" * (n > 1) for (split, path), n in times.items()
+        )
+        labels = list(dict.fromkeys(label for _, _, label in found))
         if len(splits) > 1:
-            text = f"the same audio is in {' and '.join(splits)}: {', '.join(where)}"
+            text = f"the same audio is in {' and '.join(splits)}: {listed}"
             problems.append(Problem("duplicate", text, where))
-        if len(set(found.values())) > 1:
-            text = f"the same audio has different labels: {', '.join(where)}"
+        elif len(found) > 1 and len(labels) == 1:
+            text = f"the same audio is {len(found)} times in {splits[0]}: {listed}"
+            problems.append(Problem("twice", text, where))
+        if len(labels) > 1:
+            text = f"the same audio has different labels ({' | '.join(labels[:5])}): {listed}"
             problems.append(Problem("label", text, where))
     return problems
 
@@ -233,16 +241,31 @@ def _alike(task, files, progress) -> list[Problem]:
             for a in alike:
                 if files[a.one].hash != files[a.other].hash:
                     one, other = f"{split}: {a.one}", f"{among}: {a.other}"
-                    problems.append(Problem("alike", _says(a, one, other), (one, other)))
+                    problems.append(Problem("alike", describe_match(a, one, other), (one, other)))
     return problems
 
 
-def _says(alike, one: str, other: str) -> str:
+def describe_match(match: AudioMatch, one: str, other: str) -> str:
     """Say how much of which is in which, and from when on."""
-    before = f" from {-alike.at_s:.1f} s on" if alike.at_s <= -0.1 else ""
-    after = f" from {alike.at_s:.1f} s on" if alike.at_s >= 0.1 else ""
-    share = f"{alike.share:.0%} of the landmarks in common"
+    before = f" from {-match.at_s:.1f} s on" if match.at_s <= -0.1 else ""
+    after = f" from {match.at_s:.1f} s on" if match.at_s >= 0.1 else ""
+    share = f"{match.share:.0%} of the landmarks in common"
     return f"{one}{before} sounds like {other}{after} ({share}): a copy or an excerpt?"
+
+
+def _look_alike(task) -> list[Problem]:
+    """Find classes and tags whose names differ by what is easily overlooked."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in [*task.classes, *task.unknown_tags]:
+        groups[folded(name)].append(name)
+    noun, problems = label_kind(task.kind).noun, []
+    for names in groups.values():
+        if len(names) > 1:
+            by = difference(*names[:2])
+            shown = " and ".join(map(repr if by == "case" else ascii, names))
+            text = f"the names {shown} differ by {by}: one {noun}?"
+            problems.append(Problem("class", text, tuple(names)))
+    return problems
 
 
 def _split_tracks(task) -> list[Problem]:
@@ -290,15 +313,24 @@ def _few_tracks(task, labels, min_tracks) -> list[Problem]:
     return problems
 
 
-def _constant(task) -> list[Problem]:
-    """Find targets that don't vary."""
+def _odd_targets(task) -> list[Problem]:
+    """Find targets that don't vary, and such as may be classes."""
     problems = []
     for t, name in enumerate(task.targets):
-        for split in SPLITS:
-            values = np.asarray(task.splits[split]["label"])[:, t]
+        of_split = {s: np.asarray(task.splits[s]["label"])[:, t] for s in SPLITS}
+        for split, values in of_split.items():
             if np.ptp(values) == 0:
                 text = f"the target {name!r} is {values[0]:g} on all {split} tracks"
                 problems.append(Problem("target", text, (name,)))
+        different = np.unique(np.concatenate(list(of_split.values())))
+        whole = (different == np.round(different)).all()
+        if task.row is None and whole and 1 < len(different) <= MANY_NUMBERS:
+            text = (
+                f"the target {name!r} has {len(different)} different values, all whole "
+                f"({different[0]:g} to {different[-1]:g}): classes"
+                + ("? --kind classes reads them so" if len(task.targets) == 1 else "?")
+            )
+            problems.append(Problem("target", text, (name,)))
     return problems
 
 

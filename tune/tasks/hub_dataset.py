@@ -17,7 +17,7 @@ from tqdm import tqdm
 from tune.system.files import slug
 from tune.tasks.download import gated
 from tune.tasks.readers import TaskError
-from tune.tasks.splits import SPLIT_NAMES
+from tune.tasks.rows import SPLIT_NAMES
 
 log = logging.getLogger(__name__)
 

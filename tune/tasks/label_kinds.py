@@ -18,9 +18,9 @@ from functools import partial
 import numpy as np
 
 from tune.tasks import label_readers
-from tune.tasks.label_readers import defined_tags
-from tune.tasks.musical_keys import KEYS
-from tune.tasks.readers import TaskError
+from tune.tasks.label_readers import defined_tags, folded
+from tune.tasks.musical_keys import KEYS, bare_keys
+from tune.tasks.rows import TaskError
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ class LabelKind:
     metrics : () -> `tune.tasks.label_metrics.Metrics`; of each metric a higher value is better
     looks_so : labels as they came -> whether they are of this kind where --kind is auto; None
         where that is never guessed
+    notes : labels as they came -> a line on each reading that isn't plain
     unscored : (labels, names) -> the names that the metrics leave out, since nothing can be said
     to_columns : (labels, predictions, probabilities (S, n, C), names) -> columns of
         predictions.parquet beside seed and id
@@ -125,6 +126,7 @@ class LabelKind:
     several: bool = False
     standardised: bool = False
     looks_so: Callable | None = None
+    notes: Callable = lambda labels: []
     unscored: Callable = lambda labels, names: []
     hub_task: str = "audio-classification"
 
@@ -188,10 +190,12 @@ def _class_column(_, rows, skipped, targets, *, classes=None) -> Column:
     from datasets import ClassLabel
 
     classes = list(classes or sorted({r["label"] for r in rows if r["split"] == "train"}))
-    known = set(classes)
+    known, similar = set(classes), {folded(name): name for name in reversed(classes)}
     for row in rows:
         if row["label"] not in known:
             reason = f"unknown label {row['label']!r}: no training track has it"
+            if near := similar.get(folded(row["label"])):
+                reason += f" (is it {near!r}?)"
             skipped.append({"where": row["where"], "reason": reason})
     rows = [r for r in rows if r["label"] in known]
     return Column(rows, ClassLabel(names=classes), classes, list(targets))
@@ -402,6 +406,7 @@ KINDS = {
             ),
             about_metrics="weighted score (mir_eval), accuracy",
             read=label_readers.key,
+            notes=bare_keys,
             column=partial(_class_column, classes=KEYS),
             metrics=_metrics("KEY_METRICS"),
         ),

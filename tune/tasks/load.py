@@ -11,22 +11,27 @@ Where a line has `ori_uid`, its file is a clip of that track (column `track`).
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, DatasetDict, Features, Value
 
-from tune.demo import DEMO_TASKS, build
+from tune.demo import DEMO_TASKS
+from tune.system.plugins import Own, slug_of
 from tune.tasks.download import archive_folder, hub_folder
 from tune.tasks.hub_dataset import PREFIX, hub_folders, read_hub
-from tune.tasks.label_kinds import Recipe, check_labels, guess_kind, label_kind
+from tune.tasks.label_kinds import CLASSES, Recipe, check_labels, guess_kind, label_kind
+from tune.tasks.label_readers import many_numbers
 from tune.tasks.nsynth_vocalset import read_nsynth, read_vocalset
+from tune.tasks.own_task import own_spec, read_own
 from tune.tasks.path_safety import confine, data_folders
 from tune.tasks.readers import SPLITS, TaskError, read_jsonl, read_path, why
 from tune.tasks.registry import TASKS, TaskRow
 from tune.tasks.splits import check_split_names, complete_splits
+from tune.tasks.tables import is_table
 
 __all__ = [
     "DEMO_TASKS",
@@ -77,6 +82,7 @@ class Task:
     unknown_tags : tag -> tracks of val and test that have it, of tags that no training track has;
         the tracks stay, without them
     row : its row of the table, if it has one
+    own : where a task of one's own comes from, else None
     recipe : MARBLE's training recipe for this task, or this kind
     """
 
@@ -89,42 +95,61 @@ class Task:
     split_made: list[dict] | None = None
     unknown_tags: dict[str, int] = field(default_factory=dict)
     row: TaskRow | None = None
+    own: Own | None = None
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What a run's configuration says of a task of one's own: where its file is, its digest."""
+        return {"task": self.own.spec, "task_sha256": self.own.sha256} if self.own else {}
+
+    @property
+    def record(self) -> dict:
+        """What results say of a task of one's own: its name and its source's digest."""
+        return {"task_plugin": self.own.as_json()} if self.own else {}
 
     @property
     def recipe(self) -> Recipe:
         """Learning rate, patience and metric: the row's own, or the kind's."""
         return self.row.training if self.row else label_kind(self.kind).recipe
 
-    def without(self, paths: set[str]) -> "Task":
-        """The same task without some tracks (unusable files); raises when a split runs empty."""
+    def without(self, paths: Collection[str]) -> "Task":
+        """The same task without some tracks (unusable files); raises when a split runs empty.
+
+        Where paths is a mapping, its values are the reasons, which the message then has.
+        """
         splits = DatasetDict(
             {
                 name: split.select([i for i, p in enumerate(split["path"]) if p not in paths])
                 for name, split in self.splits.items()
             }
         )
-        task = replace(self, splits=splits)
-        check_usable(task)
-        return task
+        reasons = paths.items() if isinstance(paths, Mapping) else ()
+        unusable = [{"where": path, "reason": reason} for path, reason in reasons]
+        check_usable(replace(self, splits=splits, skipped=[*self.skipped, *unusable]))
+        return replace(self, splits=splits)
 
 
 def short_name(name: str) -> str:
     """A task's name in results: as in `TASKS`, or the path's last part without its endings."""
     if name in TASKS:
         return name
+    if spec := own_spec(name):
+        return slug_of(spec)
     short = Path(name.removeprefix(PREFIX)).resolve().name
     for ending in (".jsonl", ".csv", ".tsv", *(f".{split}" for split in SPLITS)):
-        short = short.removesuffix(ending)
+        if short.lower().endswith(ending):
+            short = short[: -len(ending)]
     return short
 
 
 def check_task(name: str) -> None:
     """Raise TaskError when there is no such task, before anything is downloaded for it."""
-    if name not in TASKS and not name.startswith(PREFIX) and not Path(name).exists():
-        raise TaskError(
-            f"unknown task {name!r}: it is none of {', '.join(TASKS)}, and no such file or "
-            f"folder exists (a data set of the hub is {PREFIX}NAME)"
-        )
+    if name in TASKS or name.startswith(PREFIX) or own_spec(name) or Path(name).exists():
+        return
+    raise TaskError(
+        f"unknown task {name!r}: it is none of {', '.join(TASKS)}, and no such file or folder "
+        f"exists (a data set of the hub is {PREFIX}NAME, a function of your own FILE.py:NAME)"
+    )
 
 
 def load_task(
@@ -145,7 +170,8 @@ def load_task(
     ----------
     name : str
         A name of `TASKS`; or a folder in MARBLE's layout, one of its jsonl files, a single jsonl,
-        or a CSV/TSV with the columns path, label and, if wanted, split; or hub: and a data set.
+        or a CSV/TSV with the columns path, label and, if wanted, split; or hub: and a data set;
+        or FILE.py:NAME, PACKAGE.MODULE:NAME (`tune.tasks.own_task`).
     data_dir : folder of the hub's data sets (data_dir/EMO, data_dir/GTZAN)
     cache_dir : folder where the composed demo tasks are kept
     kind : "auto" reads the kind off the labels; another sets it (not for names of `TASKS`)
@@ -163,8 +189,12 @@ def load_task(
     columns = {"label_column": label_column, "audio_column": audio_column}
     row = TASKS.get(name)
     given = [f"--{flag}" for flag, value in columns.items() if value]
-    if given and not (name.startswith(PREFIX) or Path(name).suffix in (".csv", ".tsv")):
+    if given and not (name.startswith(PREFIX) or is_table(name)):
         raise TaskError(f"{given[0]} belongs to a .csv, a .tsv or {PREFIX}NAME, not to {name}")
+    if spec := own_spec(name):
+        rows, skipped, own = read_own(spec, data_dir / "own")
+        task = _finish(own.slug, rows, skipped, kind=kind, usable=usable)
+        return replace(task, own=own)
     if name.startswith(PREFIX):
         found = read_hub(name.removeprefix(PREFIX), data_dir, progress=progress, **columns)
         if not allow_outside:
@@ -172,11 +202,13 @@ def load_task(
         return _finish(short_name(name), *found, kind=kind, usable=usable)
     if row is None:
         path = Path(name)
-        found = read_path(path, **columns)
-        if not allow_outside and path.suffix not in (".csv", ".tsv"):
+        found = read_path(path, **columns, kind=kind)
+        if not allow_outside and not (is_table(path) and not path.is_dir()):
             found = confine(*found, data_folders(path if path.is_dir() else path.parent))
         return _finish(short_name(name), *found, kind=kind, usable=usable)
     if name in DEMO_TASKS:
+        from tune.demo import build  # SciPy's signal processing takes two seconds to import
+
         folder = build(name, cache_dir, progress=progress)
     elif row.hub:
         folder = hub_folder(row, data_dir)
@@ -194,17 +226,21 @@ def check_usable(task: Task) -> None:
     That is where the training tracks have one class only, a target that doesn't vary, or no tag
     that some have and some have not.
     """
-    _need_every_split(task.name, {s for s in SPLITS if len(task.splits[s])}, task.skipped)
+    _need_every_split(task.name, {s: len(task.splits[s]) for s in SPLITS}, task.skipped)
     kind, labels = label_kind(task.kind), np.asarray(task.splits["train"]["label"])
     if reason := kind.why_unusable(labels, getattr(task, kind.parts)):
         raise TaskError(f"task {task.name}: {reason}")
 
 
-def _need_every_split(name, present: set[str], skipped: list[dict]) -> None:
-    """Raise TaskError when a split is empty, with the first of the rows that were skipped."""
+def _need_every_split(name, sizes: Mapping[str, int], skipped: list[dict]) -> None:
+    """Raise TaskError when a split is empty: why rows were skipped, what the others have."""
     for split in SPLITS:
-        if split not in present:
-            raise TaskError(f"task {name}: the {split} split has no usable track{why(skipped)}")
+        if not sizes.get(split):
+            others = " and ".join(f"{s} has {sizes[s]}" for s in SPLITS if sizes.get(s))
+            raise TaskError(
+                f"task {name}: the {split} split has no usable track{why(skipped)}"
+                + f"; {others}" * bool(others)
+            )
 
 
 def _finish(
@@ -221,7 +257,12 @@ def _finish(
     skipped = list(skipped)
     rows = check_split_names(name, rows, skipped)
     given = {r["split"] for r in rows}
-    kind = guess_kind([r["label"] for r in rows]) if kind == "auto" else label_kind(kind)
+    labels = [r["label"] for r in rows]
+    guessed = kind == "auto"
+    kind = guess_kind(labels) if guessed else label_kind(kind)
+    notes = kind.notes(labels) + (many_numbers(labels) if guessed and kind is CLASSES else [])
+    for note in notes:
+        log.info("task %s: %s", name, note)
     rows = check_labels(rows, skipped, kind, len(targets) or None)
     if not rows:
         raise TaskError(
@@ -231,10 +272,10 @@ def _finish(
     if made:
         what = "no split: one was made" if None in given else "no val split: one was cut from train"
         log.info("task %s has %s, stratified, from a fixed seed (see split.csv)", name, what)
-    _need_every_split(name, {r["split"] for r in rows}, skipped)
+    _need_every_split(name, Counter(r["split"] for r in rows), skipped)
     column = kind.column(name, rows, skipped, targets)
     rows = column.rows
-    _need_every_split(name, {r["split"] for r in rows}, skipped)
+    _need_every_split(name, Counter(r["split"] for r in rows), skipped)
     if column.unknown:
         some = ", ".join(sorted(column.unknown)[:3])
         log.warning(

@@ -1,27 +1,40 @@
-"""Layouts of a task's files: MARBLE's jsonl, CSV and TSV, read into rows.
+"""Layouts of a task's files: MARBLE's jsonl, CSV and TSV, read into rows (`tune.tasks.rows`).
 
-A row is a dict of `where` (file:line), `id` (the path as written), `path` (the file found),
-`label`, `split` (None where the file doesn't say) and `track` (what several files are clips of,
-`ori_uid` in MARBLE's files; else None). Lines that are no rows are set aside with the reason.
+What a file of one's own leaves open (what separates fields, what a label is, how a path is written)
+is guessed from all of its rows, and each guess is said in a line. Rows without a label are counted.
 """
 
-import csv
-import io
 import json
-import os
+import logging
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
-SPLITS = ("train", "val", "test")
+from tune.tasks.audio_paths import ADDRESS, AudioFiles
+from tune.tasks.label_columns import read_labels
+from tune.tasks.rows import SPLITS, TaskError, counted, is_missing, number, why
+from tune.tasks.tables import is_table, read_table
+from tune.tasks.text_files import DamagedTextError, read_text
 
+__all__ = ["SPLITS", "TaskError", "read_jsonl", "read_path", "why"]
 
-class TaskError(ValueError):
-    """A task that can't be loaded; the message says what, where and how to mend it."""
+log = logging.getLogger(__name__)
 
 
 def read_path(
-    path: Path, *, label_column: str | None = None, audio_column: str | None = None
+    path: Path,
+    *,
+    label_column: str | None = None,
+    audio_column: str | None = None,
+    kind: str = "auto",
 ) -> tuple[list[dict], list[dict]]:
-    """Rows and skipped rows of a folder, jsonl, CSV or TSV; the columns are a table's."""
+    """Rows and skipped rows of a folder, jsonl, CSV or TSV.
+
+    Parameters
+    ----------
+    label_column, audio_column : of a table
+    kind : of the labels, where it isn't auto: what text may be read as depends on it
+    """
     if path.is_dir():
         stems = sorted({p.name.removesuffix(".train.jsonl") for p in path.glob("*.train.jsonl")})
         if not stems:
@@ -31,61 +44,133 @@ def read_path(
                 f"{path} holds several tasks ({', '.join(stems)}): "
                 f"name one, for example {path / stems[0]}.train.jsonl"
             )
-        return read_jsonl({s: path / f"{stems[0]}.{s}.jsonl" for s in SPLITS})
-    if path.suffix == ".jsonl":
+        files = {s: path / f"{stems[0]}.{s}.jsonl" for s in SPLITS}
+    elif path.suffix.lower() == ".jsonl":
+        files = {None: path}
         for split in SPLITS:
             if path.name.endswith(f".{split}.jsonl"):
                 stem = path.name.removesuffix(f".{split}.jsonl")
-                return read_jsonl({s: path.with_name(f"{stem}.{s}.jsonl") for s in SPLITS})
-        return read_jsonl({None: path})
-    if path.suffix in (".csv", ".tsv"):
-        return _read_table(path, audio_column or "path", label_column or "label")
-    raise TaskError(f"{path}: a task is a folder, .jsonl, .csv or .tsv, not {path.suffix or path}")
+                files = {s: path.with_name(f"{stem}.{s}.jsonl") for s in SPLITS}
+    elif is_table(path):
+        return _read_table(path, audio_column, label_column, kind)
+    else:
+        ending = path.suffix or path
+        raise TaskError(f"{path}: a task is a folder, .jsonl, .csv or .tsv, not {ending}")
+    rows, skipped = read_jsonl(files)
+    if kind == "tags":  # an empty text, which JSON tells from null, is no tag
+        rows = [{**row, "label": [] if row["label"] == "" else row["label"]} for row in rows]
+    return _as_meant(rows, skipped, kind, path), skipped
 
 
 def read_jsonl(files: dict[str | None, Path]) -> tuple[list[dict], list[dict]]:
-    """Rows {where, path, label, split} of jsonl files by split, and the lines that are no rows."""
+    """Rows of jsonl files by split, and the lines that are no rows; labels as JSON has them."""
     rows, skipped = [], []
     for split, file in files.items():
         if not file.exists():
             raise TaskError(f"{file} is missing: a task needs train, val and test")
-        lines = file.read_bytes().splitlines()
-        for number, line in enumerate(lines, start=1):
-            where = f"{file}:{number}"
+        items = []
+        for n, line in enumerate(_lines(file), start=1):
+            where = f"{file}:{n}"
             if not line.strip():
                 continue
             try:
-                item = json.loads(line)
+                item = json.loads(line.removeprefix("\ufeff") if isinstance(line, str) else line)
             except (ValueError, RecursionError) as error:
                 skipped.append({"where": where, "reason": f"malformed JSON: {error}"})
                 continue
             if not isinstance(item, dict) or not {"audio_path", "label"} <= item.keys():
                 skipped.append({"where": where, "reason": "needs audio_path and label"})
                 continue
-            audio_path, label = str(item["audio_path"]), item["label"]
-            if not _is_text(f"{audio_path}{label}{item.get('ori_uid')}"):
+            path = str(item["audio_path"])
+            if not _is_text(f"{path}{item['label']}{item.get('ori_uid')}"):
                 skipped.append({"where": where, "reason": "a name that is not valid Unicode"})
                 continue
-            rows.append(
-                {
-                    "where": where,
-                    "id": audio_path,
-                    "path": str(_resolve(audio_path, file.parent)),
-                    "label": label,
-                    "split": split or item.get("split") or None,
-                    "track": _track(item),
-                }
-            )
+            items.append((n, item | {"path": path, "split": split or item.get("split")}))
+        found = _rows(file, items, AudioFiles(file.parent), skipped)
         # A given split that is empty is a mistake: nothing is made up in its place.
-        if split and not any(row["split"] == split for row in rows):
-            raise TaskError(f"{file} holds no usable row{why(skipped)}")
+        if split and not any(not is_missing(row["label"]) for row in found):
+            raise TaskError(f"{file} holds no usable row{why([*skipped, *_unlabelled(found)])}")
+        rows += found
     return rows, skipped
 
 
-def _track(item: dict) -> str | None:
-    """What a row's file is a clip of, where it says so."""
-    track = item.get("ori_uid")
-    return None if track in (None, "") else str(track)
+def _lines(file: Path) -> list[str | bytes]:
+    """A jsonl's lines; those of a damaged file as bytes, so that one bad line is one bad row."""
+    try:
+        text, notes = read_text(file)
+    except DamagedTextError:
+        return file.read_bytes().splitlines()
+    for note in notes:
+        log.info("%s: %s", file, note)
+    # Not str.splitlines: a JSON text may hold \u2028 as it is.
+    return re.split(r"\r\n|\r|\n", text)
+
+
+def _rows(file: Path, items: Iterable, files: AudioFiles, skipped: list[dict]) -> list[dict]:
+    """Rows of (line, item) with path, label, split and ori_uid; those that name no file are out."""
+    rows = []
+    for line, item in items:
+        where, path = f"{file}:{line}", item["path"]
+        if ADDRESS.match(path):
+            reason = f"{path} is an address, not a file: download it and name the copy"
+            skipped.append({"where": where, "reason": reason})
+            continue
+        rows.append(
+            {
+                "where": where,
+                "id": path,
+                "path": files.find(path),
+                "label": item["label"],
+                "split": None if is_missing(item.get("split")) else item["split"],
+                "track": None if is_missing(item.get("ori_uid")) else str(item["ori_uid"]),
+            }
+        )
+    for note in files.notes():
+        log.info("%s: %s", file, note)
+    return rows
+
+
+def _read_table(file: Path, path_column, label_column, kind) -> tuple[list[dict], list[dict]]:
+    """Rows of a CSV or TSV with columns of paths and labels, and perhaps split."""
+    files = AudioFiles(file.parent)
+    table = read_table(file, path_column, label_column, files.is_there)
+    for note in table.notes:
+        log.info("%s: %s", file, note)
+    skipped, items = table.skipped, []
+    for line, item in table.items:
+        if is_missing(item["path"]) and not (item["path"] and files.is_there(item["path"])):
+            skipped.append({"where": f"{file}:{line}", "reason": "no path"})
+        else:
+            items.append((line, item))
+    rows = _rows(file, items, files, skipped)
+    return _as_meant(rows, skipped, kind, file), skipped
+
+
+def _as_meant(rows: list[dict], skipped: list[dict], kind: str, file: Path) -> list[dict]:
+    """Rows with their labels as they were meant; those without one are set aside and counted."""
+    labels, notes = read_labels([row["label"] for row in rows], kind, file)
+    missing = [row for row in rows if is_missing(row["label"])]
+    for note in notes:
+        log.info("%s: %s", file, note)
+    if missing:
+        skipped += _unlabelled(missing)
+        words = counted(row["label"] for row in missing)
+        rows_out = number(len(missing), "row")
+        log.info("%s: %s without a label left out: %s", file, rows_out, words)
+    return [
+        {**row, "label": label}
+        for row, label in zip(rows, labels, strict=True)
+        if not is_missing(row["label"])
+    ]
+
+
+def _unlabelled(rows: list[dict]) -> list[dict]:
+    """Rows without a label, as skipped ones."""
+    return [
+        {"where": row["where"], "reason": f"no label ({counted([row['label']]).split(' (')[0]})"}
+        for row in rows
+        if is_missing(row["label"])
+    ]
 
 
 def _is_text(text: str) -> bool:
@@ -95,70 +180,3 @@ def _is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _resolve(audio_path: str, folder: Path) -> Path:
-    """Find a row's file: below the jsonl's folder or one of the three above, with or without data/.
-
-    Nothing found: the path below the jsonl's folder, which the encoder will report as missing.
-    """
-    relative = Path(audio_path)
-    if relative.is_absolute():
-        return relative
-    # Links are not followed: data/EMO may be one to a folder of another name.
-    folder = Path(os.path.abspath(folder))
-    # Rows of the hub begin with data/, whatever the user's data folder is called.
-    bare = Path(*relative.parts[1:]) if relative.parts[:1] == ("data",) else relative
-    for base in (folder, *list(folder.parents)[:3]):
-        for candidate in (base / relative, base / bare):
-            if os.path.exists(candidate):  # unlike Path.exists, False for a name too long
-                return candidate
-    return folder / relative
-
-
-def _read_table(file: Path, path: str, label: str) -> tuple[list[dict], list[dict]]:
-    """Rows of a CSV or TSV with columns of paths and labels, and perhaps split."""
-    rows, skipped = [], []
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{file} is not UTF-8 text: {error}") from error
-    delimiter = "\t" if file.suffix == ".tsv" else ","
-    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)
-    try:
-        missing = {path, label} - set(reader.fieldnames or ())
-        if missing:
-            found = reader.fieldnames or "nothing"
-            raise TaskError(
-                f"{file} needs the columns {path} and {label} in its first line, "
-                f"{' and '.join(sorted(missing))} missing (found: {found})"
-            )
-        for item in reader:
-            where = f"{file}:{reader.line_num}"
-            if not item[path] or not item[label]:
-                skipped.append({"where": where, "reason": f"needs {path} and {label}"})
-                continue
-            if None in item:
-                reason = "more fields than the first line: is a comma not in quotes?"
-                skipped.append({"where": where, "reason": reason})
-                continue
-            rows.append(
-                {
-                    "where": where,
-                    "id": item[path],
-                    "path": str(_resolve(item[path], file.parent)),
-                    "label": item[label],
-                    "split": item.get("split") or None,
-                    "track": _track(item),
-                }
-            )
-    except csv.Error as error:  # the rest of the file can't be told apart any more
-        raise TaskError(f"{file}:{reader.line_num}: {error}: is a quote left open?") from error
-    return rows, skipped
-
-
-def why(skipped: list[dict]) -> str:
-    """What was skipped, as the end of a message."""
-    if not skipped:
-        return ""
-    return f" (skipped: {len(skipped)}, the first is {skipped[0]['where']}: {skipped[0]['reason']})"

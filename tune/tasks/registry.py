@@ -219,3 +219,8 @@ TASKS = {
 def default_layer(task: str) -> str:
     """The hidden layer where --layer doesn't say."""
     return "last" if task not in TASKS else TASKS[task].layer
+
+
+def default_encoder(task: str) -> str:
+    """The encoder where --encoder doesn't say."""
+    return TASKS[task].encoder if task in TASKS else "muq"

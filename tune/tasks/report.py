@@ -2,9 +2,10 @@
 
 list: the table of tasks. show: one task's layout, recipe, source and how to get it. check: a
 report on its data before hours are spent on it (durations, rates, classes, the same audio in
-several splits, lossy copies and excerpts as well, files that can't be read, classes that the test
-split lacks); exit code 1 when there is something wrong. What isn't there yet is fetched first, as a
-run would do.
+several splits or twice in one, lossy copies and excerpts, files that can't be read, channels of
+opposite phase, lengths that don't go with a file's size, classes that the test split lacks or whose
+names look alike, regressions that may be classes), with the thresholds; exit code 1 when there is
+something wrong. What isn't there yet is fetched first, as a run would do.
 """
 
 import json
@@ -140,7 +141,7 @@ def print_report(report: dict, console: Console) -> None:
         console.print(f"{name:<10} {counts or 'none'}", markup=False)
     if not report["decoded"]:
         console.print(
-            "files were not decoded: truncated and silent ones, and copies in "
+            "files were not decoded: truncated and silent ones, opposite phase, and copies in "
             "another format, aren't found"
         )
     _print_labels(report, console)
@@ -152,6 +153,8 @@ def print_report(report: dict, console: Console) -> None:
             console.print(f"problem    {text}", markup=False, soft_wrap=True)
         if n > SHOWN:
             console.print(f"           and {n - SHOWN} more of this kind (--json has them all)")
+    for line in report["thresholds"]:
+        console.print(f"threshold  {line}", markup=False, soft_wrap=True)
     total = len(report["problems"])
     text = f"{total} problem{'s' * (total > 1)}" if total else "no problem found"
     console.print(text, style="bold red" if total else "bold green")

@@ -1,20 +1,14 @@
 """Splits: names brought into line, and a split made where a task has none."""
 
+import logging
+
 import numpy as np
 
 from tune.tasks.label_kinds import LabelKind
-from tune.tasks.readers import TaskError
+from tune.tasks.rows import EVALUATION, SPLIT_NAMES, TaskError, split_word
 
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
+log = logging.getLogger(__name__)
+
 SPLIT_SHARES = {"val": 0.15, "test": 0.25}  # where a file has no split column
 SPLIT_SEED = 1234
 
@@ -27,15 +21,28 @@ def check_split_names(name, rows, skipped) -> list[dict]:
     if len(named) < len(rows):
         first = next(r for r in rows if r["split"] is None)
         raise TaskError(f"{first['where']}: no split, while other rows of {name} have one")
+    words = {split_word(r["split"]) for r in rows}
+    names = SPLIT_NAMES | _evaluation(name, words)
     good = []
     for row in rows:
-        split = SPLIT_NAMES.get(str(row["split"]).strip().lower())
+        split = names.get(split_word(row["split"]))
         if split is None:
             reason = f"unknown split {row['split']!r} (train, val or test)"
             skipped.append({"where": row["where"], "reason": reason})
         else:
             good.append({**row, "split": split})
     return good
+
+
+def _evaluation(name, words: set[str]) -> dict[str, str]:
+    """What a split called eval is: test where there is none, else val; neither beside both."""
+    given = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
+    free = [split for split in ("test", "val") if split not in given]
+    found = words & set(EVALUATION)
+    if not found or not free:
+        return {}
+    log.info("task %s: the split %s is read as %s", name, " and ".join(sorted(found)), free[0])
+    return dict.fromkeys(found, free[0])
 
 
 def complete_splits(rows, given: set, kind: LabelKind) -> tuple[list[dict], list[dict] | None]:

@@ -1,6 +1,10 @@
-"""The Transformer aggregator: model, recipes, masked-modelling pretraining, checkpoints."""
+"""The Transformer aggregator.
 
-from tune.system.lazy import door
+model, recipes, checkpoint                       the model, its settings, loading it
+masking, batches, corpus, pretraining_state      masked-modelling pretraining
+"""
+
+from tune.system.lazy import lazy_names
 
 PUBLIC = {"AggregatorConfig": "model", "AggregatorModel": "model", "load_aggregator": "checkpoint"}
-__getattr__, __dir__, __all__ = door(__name__, PUBLIC)
+__getattr__, __dir__, __all__ = lazy_names(__name__, PUBLIC)

@@ -1,7 +1,7 @@
 """Tracks' tokens for pretraining: read from the store, batched by length, the same on any machine.
 
 A step's batch is made of whole tracks and divided into micro-batches of tracks of like length.
-What is hidden depends on the seed, the epoch and the track only: not on the batch, the number of
+What is masked depends on the seed, the epoch and the track only: not on the batch, the number of
 processes, or whether the run was interrupted.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from tune.aggregators.transformer.masking import draw_hidden
+from tune.aggregators.transformer.masking import draw_masked
 from tune.store.encode import read_row
 
 POOL_BATCHES = 16  # batches that are sorted by length together
@@ -27,7 +27,7 @@ class TokenTracks(Dataset):
     collection : tune.store.Collection of one layer
     paths : tracks
     rows : path -> (content, spans), as `encode_tracks` reports
-    mask_prob, span : see `draw_hidden`
+    mask_prob, span : see `draw_masked`
     seed : of the masks
     """
 
@@ -49,28 +49,28 @@ class TokenTracks(Dataset):
         return torch.from_numpy(row.tokens[:, 0])
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens (N, D) and which of them are hidden (N,)."""
+        """Tokens (N, D) and which of them are masked (N,)."""
         i, epoch = item
         tokens = self.tokens(i)
         # The content, not the index: a track's mask stays when others come or go.
         content = int(self.rows[self.paths[i]][0][:15], 16)
         seed = np.random.SeedSequence([self.seed, epoch + 1, content]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(seed[0] >> 1))
-        return tokens, draw_hidden(len(tokens), self.mask_prob, self.span, generator)
+        return tokens, draw_masked(len(tokens), self.mask_prob, self.span, generator)
 
 
 def collate(items: Sequence) -> dict[str, torch.Tensor]:
-    """Pad tracks to the longest: tokens (B, N, D), hidden (B, N), mask (B, N)."""
+    """Pad tracks to the longest: tokens (B, N, D), masked (B, N), attention_mask (B, N)."""
     longest = max(len(tokens) for tokens, _ in items)
     size = items[0][0].shape[1]
     tokens = torch.zeros(len(items), longest, size)
-    hidden = torch.zeros(len(items), longest, dtype=torch.bool)
-    mask = torch.zeros(len(items), longest, dtype=torch.bool)
+    masked = torch.zeros(len(items), longest, dtype=torch.bool)
+    attention_mask = torch.zeros(len(items), longest, dtype=torch.bool)
     for i, (track, holes) in enumerate(items):
         tokens[i, : len(track)] = track
-        hidden[i, : len(track)] = holes
-        mask[i, : len(track)] = True
-    return {"tokens": tokens, "hidden": hidden, "mask": mask}
+        masked[i, : len(track)] = holes
+        attention_mask[i, : len(track)] = True
+    return {"tokens": tokens, "masked": masked, "attention_mask": attention_mask}
 
 
 def plan_epoch(

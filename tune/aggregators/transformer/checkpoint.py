@@ -28,7 +28,7 @@ def load_for(name: str, encoder, layers: Sequence[int], collection, rules: Seque
     """
     model = load_aggregator(name)
     tokens = collection.key["tokens"]
-    check_fits(model.config, encoder=encoder, layers=layers, tokens=tokens, name=name)
+    check_tokens_fit(model.config, encoder=encoder, layers=layers, tokens=tokens, name=name)
     trained, here = (model.config.seg, model.config.hop), (rules[0].name, rules[0].hop_s)
     if trained != here:
         log.warning(
@@ -162,7 +162,7 @@ def load_aggregator(name: str | Path) -> AggregatorModel:
     return model.eval().requires_grad_(False)
 
 
-def check_fits(config: AggregatorConfig, *, encoder, layers, tokens: str, name: str) -> None:
+def check_tokens_fit(config: AggregatorConfig, *, encoder, layers, tokens: str, name: str) -> None:
     """Refuse an aggregator that was trained on other tokens than the store's.
 
     Parameters

@@ -32,6 +32,7 @@ class Corpus:
     refused : list of {"path", "reason"}: tracks that are in a task's test split
     skipped : list of {"path", "reason"}: files that can't be read, rows that can't be used
     checked : names of the tasks whose test splits were looked at
+    sources : source -> its digest, of tasks of one's own
     """
 
     train: list[str] = field(default_factory=list)
@@ -39,6 +40,7 @@ class Corpus:
     refused: list[dict] = field(default_factory=list)
     skipped: list[dict] = field(default_factory=list)
     checked: list[str] = field(default_factory=list)
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 def gather(
@@ -134,7 +136,7 @@ def audio_files(folder: Path) -> list[Path]:
     ]
     if not found:
         raise ValueError(
-            f"--audio_dir {folder} holds no audio file ({', '.join(sorted(SUFFIXES))})"
+            f"--audio_dir {folder} holds no audio file by its ending (.mp3, .wav, ...)"
         )
     return sorted(found)
 

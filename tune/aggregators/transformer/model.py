@@ -99,8 +99,8 @@ class Aggregated:
     states : (B, N, H), of the tokens
     cls : (B, H), of the [CLS] token, or None without one
     tokens : (B, N, D), standardised as the model sees them: what masked modelling predicts
-    predicted : (B, N, D), predictions of the tokens; with hidden tokens only
-    summary : (B, D), what [CLS] says of the hidden tokens; with hidden tokens and a [CLS] only
+    predicted : (B, N, D), predictions of the tokens; with masked tokens only
+    summary : (B, D), what [CLS] says of the masked tokens; with masked tokens and a [CLS] only
     """
 
     states: torch.Tensor
@@ -188,15 +188,15 @@ class AggregatorModel(PreTrainedModel):
             return centred @ self.token_scale
 
     def forward(
-        self, tokens: torch.Tensor, mask: torch.Tensor, hidden: torch.Tensor | None = None
+        self, tokens: torch.Tensor, attention_mask: torch.Tensor, masked: torch.Tensor | None = None
     ) -> Aggregated:
         """Run a batch of tracks.
 
         Parameters
         ----------
         tokens : (B, N, D)
-        mask : (B, N) bool, True at real tokens
-        hidden : (B, N) bool, True at tokens that are masked out and to be predicted
+        attention_mask : (B, N) bool, True at real tokens
+        masked : (B, N) bool, True at tokens that are masked out and to be predicted
 
         Raises
         ------
@@ -209,20 +209,22 @@ class AggregatorModel(PreTrainedModel):
                 f"a track has {tokens.shape[1]} tokens, this aggregator has positions for {limit}: "
                 f"use fewer (--frame_rate, longer --seg) or one with rotary positions"
             )
-        x = tokens = self.standardised(tokens, mask)  # (B, N, D)
-        if hidden is not None and self.hole is None:
-            x = x.masked_fill(hidden[..., None], 0)
+        x = tokens = self.standardised(tokens, attention_mask)  # (B, N, D)
+        if masked is not None and self.hole is None:
+            x = x.masked_fill(masked[..., None], 0)
         x = self.project(x)  # (B, N, H)
-        if hidden is not None and self.hole is not None:
-            x = torch.where(hidden[..., None], self.hole.to(x.dtype), x)
+        if masked is not None and self.hole is not None:
+            x = torch.where(masked[..., None], self.hole.to(x.dtype), x)
         if self.cls is not None:
             x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], 1)
-            mask = torch.cat([mask.new_ones(len(mask), 1), mask], 1)
-        states = self.core(inputs_embeds=x, attention_mask=mask.long()).last_hidden_state
+            attention_mask = torch.cat(
+                [attention_mask.new_ones(len(attention_mask), 1), attention_mask], 1
+            )
+        states = self.core(inputs_embeds=x, attention_mask=attention_mask.long()).last_hidden_state
         cls = None
         if self.cls is not None:
             cls, states = states[:, 0], states[:, 1:]
-        if hidden is None:
+        if masked is None:
             return Aggregated(states, cls, tokens)
         summary = None if cls is None else self.summarise(cls)
         return Aggregated(states, cls, tokens, self.predict(states), summary)

@@ -61,7 +61,7 @@ def asked_for(args: Mapping, recipe: Mapping, encoder: str) -> dict:
     return json.loads(json.dumps(kept | dict(recipe) | {"encoder": encoder}, default=str))
 
 
-def begin(accelerator, out: Path, wanted: dict, overwrite: bool) -> dict:
+def open_folder(accelerator, out: Path, wanted: dict, overwrite: bool) -> dict:
     """Open --out: a new run's progress, or that of the run to go on with.
 
     Returns

@@ -4,13 +4,18 @@
 it came about).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
-from tune.aggregators.transformer.model import AggregatorConfig, AggregatorModel
-from tune.aggregators.whitening import WithinTrack
+from tune.aggregators.whitening import WithinTrack, accumulate
+
+if TYPE_CHECKING:  # transformers' models take seconds to import
+    from tune.aggregators.transformer.model import AggregatorConfig, AggregatorModel
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class AggregatorRecipe:
     hidden_size : width; 0 is the encoder's
     num_layers, num_heads, intermediate_size, dropout, positions, cls_token, mask_token,
     standardise, readout : see `AggregatorConfig`
-    mask_prob, span : see `tune.aggregators.transformer.masking.draw_hidden`
+    mask_prob, span : see `tune.aggregators.transformer.masking.draw_masked`
     objective : a name of `tune.aggregators.transformer.masking.OBJECTIVES`
     track_weight : weight of the [CLS] token's own objective
     (`tune.aggregators.transformer.masking.track_losses`) lr, weight_decay, schedule ("cosine" or
@@ -86,6 +91,8 @@ def make_config(recipe: AggregatorRecipe, input_size: int, **trained_on) -> Aggr
     ----------
     trained_on : encoder, encoder_fingerprint, layer, tokens, seg, hop, min_tail, precision
     """
+    from tune.aggregators.transformer.model import AggregatorConfig
+
     return AggregatorConfig(
         input_size=input_size,
         hidden_size=recipe.hidden_size or input_size,
@@ -114,10 +121,7 @@ def standardisation(tracks: Iterable[torch.Tensor], how: str) -> tuple:
     ValueError
         When nothing varies within tracks and that is what is asked for.
     """
-    within = None
-    for tokens in tracks:
-        within = within or WithinTrack(tokens.shape[1])
-        within.add(tokens)
+    (within,) = accumulate((tokens[:, None] for tokens in tracks), WithinTrack)
     if how != "within":
         deviation = within.covariance().diagonal().sqrt()
         scale = torch.where(deviation > 1e-12 * (1 + within.mean.abs()), 1 / deviation, 0.0)
@@ -129,6 +133,8 @@ def standardisation(tracks: Iterable[torch.Tensor], how: str) -> tuple:
 
 def make_model(config: AggregatorConfig, seed: int, statistics: tuple | None) -> AggregatorModel:
     """A model with weights from a seed, standardising by the training tokens' (mean, scale)."""
+    from tune.aggregators.transformer.model import AggregatorModel
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AggregatorModel(config)

@@ -1,7 +1,7 @@
-"""Cells, and the runs that they are made of: what `compare.py` compares.
+"""Merge runs that differ only in their seeds into configurations, which `compare.py` compares.
 
-Runs that differ in nothing but their seeds are one cell: task x encoder x layer x segments x
-aggregator x tokens, and whatever else changes a number (checkpoint, hop, precision, the probe's
+Runs that differ in nothing but their seeds are one configuration: task x encoder x layer x segments
+x aggregator x tokens, and whatever else changes a number (checkpoint, hop, precision, the probe's
 training).
 """
 
@@ -14,14 +14,15 @@ import numpy as np
 
 from tune.aggregators.registry import AGGREGATORS
 from tune.runs.load import Run, SkippedRun
+from tune.segments.rules import MIN_TAIL_S, fixed_length, seg_text
+from tune.segments.structure import MAX_S, MIN_S
 
-# What changes a probe's training; a value that isn't the default makes another cell.
+# What changes a probe's training; a value that isn't the default makes another configuration.
 TRAINING = {"lr": None, "aggregator_lr": None, "epochs": 50, "patience": 20, "batch_size": 64}
-MIN_TAIL_S, STRUCTURE_S = 1.0, (5.0, 30.0)
 
 
 @dataclass(eq=False)
-class Cell:
+class Configuration:
     """Runs of one strategy with different seeds.
 
     Attributes
@@ -30,9 +31,9 @@ class Cell:
     ids : (n,) test tracks, sorted
     labels : (n,) class numbers or (n, C) values
     predictions : (S, n) or (S, n, C), all seeds
-    label : what it's called, unique for a task and encoder
+    label : its name, unique for a task and encoder
     memory_bytes, memory_kind, memory_source : peak while encoding, allocated on a GPU or resident,
-        and where it was measured; None where no run encoded anything, so that the peak is not known
+        and where it was measured; None if no run encoded anything, so that the peak is unknown
     """
 
     runs: list[Run]
@@ -43,7 +44,9 @@ class Cell:
     memory_bytes: int | None = None
     memory_kind: str = ""
     memory_source: str = ""
-    twin: "Cell | None" = None  # the cell that this degenerate one repeats
+    duplicate_of: "Configuration | None" = (
+        None  # the configuration that this degenerate one repeats
+    )
 
     @property
     def result(self) -> dict:
@@ -57,7 +60,7 @@ class Cell:
 
     @property
     def seconds_per_track(self) -> float | None:
-        """What encoding a track took when its rows were made, whichever run made them."""
+        """Encoding time of a track, when its rows were made by whichever run."""
         seconds = self.result["cost"].get("encode_seconds_stored")
         n = sum(self.result["n_tracks"].values())
         # Rounded: sums in another order aren't another cost.
@@ -65,31 +68,31 @@ class Cell:
 
     @property
     def dim(self) -> int | None:
-        """Values of a track's embedding."""
+        """Size of a track's embedding."""
         return self.result["cost"].get("embedding_dim")
 
     @property
     def store_bytes(self) -> int | None:
-        """What its segments take in the store, all tracks together."""
+        """Size of its segments in the store, all tracks together."""
         return self.result["cost"].get("store_bytes")
 
     @property
     def device(self) -> str:
-        """Where it ran: seconds of different devices are not compared."""
+        """The device it ran on: seconds of different devices are not compared."""
         return self.result.get("device", "")
 
 
-def merge(runs: Sequence[Run]) -> tuple[list[Cell], list[SkippedRun]]:
-    """Put runs together that differ in their seeds only; of the same seeds the newest counts.
+def merge(runs: Sequence[Run]) -> tuple[list[Configuration], list[SkippedRun]]:
+    """Merge runs that differ in their seeds only; of the same seeds the newest counts.
 
     Returns
     -------
-    cells, and the runs that another one replaced
+    configurations, and the runs that another one replaced
     """
     groups: dict[tuple, list[Run]] = {}
     for run in sorted(runs, key=lambda r: (-r.made, r.name, r.where)):
         groups.setdefault(_key(run), []).append(run)
-    cells, left = [], []
+    configurations, left = [], []
     for members in groups.values():
         kept = members[:1]
         for run in members[1:]:
@@ -100,15 +103,15 @@ def merge(runs: Sequence[Run]) -> tuple[list[Cell], list[SkippedRun]]:
                 left.append(SkippedRun(run.where, reason))
         first = kept[0].predictions
         merged = np.concatenate([run.predictions.predictions for run in kept])
-        cells.append(Cell(kept, first.ids, first.labels, merged))
-    _name(cells)
-    _find_memory(cells, runs)
-    _find_twins(cells)
-    return sorted(cells, key=_order), left
+        configurations.append(Configuration(kept, first.ids, first.labels, merged))
+    _name(configurations)
+    _find_memory(configurations, runs)
+    _find_duplicates(configurations)
+    return sorted(configurations, key=_order), left
 
 
-def task_key(run: Run | Cell) -> tuple:
-    """What two runs must share to be compared at all."""
+def task_key(run: Run | Configuration) -> tuple:
+    """Properties that two runs must share to be compared at all."""
     r = run.result
     return (r["task"], r["kind"], tuple(r["classes"] or ()), tuple(r["targets"] or ()))
 
@@ -119,28 +122,23 @@ def layer_of(result: Mapping) -> str:
     return asked if asked in ("all", "mix") else str(result["layer"])
 
 
-def seg_text(seg: str) -> str:
-    """A segment rule as people read it."""
-    return f"{seg} s" if seg.replace(".", "").isdigit() else seg
-
-
 def details(run: Run, whole_path: bool = False) -> list[str]:
-    """What sets a run apart beside segments, aggregator, layer and tokens; [] when nothing does."""
+    """Settings of a run that aren't the defaults, beside segments, aggregator, layer and tokens."""
     r, out = run.result, []
     if r.get("hop"):
         out.append(f"hop {r['hop']:g} s")
     if r.get("min_tail") not in (None, MIN_TAIL_S):
         out.append(f"tail from {r['min_tail']:g} s")
     limits = (r.get("min_seg"), r.get("max_seg"))
-    if None not in limits and limits != STRUCTURE_S:
-        out.append(f"pieces of {limits[0]:g} to {limits[1]:g} s")
+    if None not in limits and limits != (MIN_S, MAX_S):
+        out.append(f"segments of {limits[0]:g} to {limits[1]:g} s")
     aggregator = r.get("aggregator") or {}
     if aggregator.get("checkpoint"):
         path = str(aggregator["checkpoint"])
         out.append(path if whole_path else Path(path).name)
     elif r["agg"] in AGGREGATORS and AGGREGATORS[r["agg"]].pretrained:
         out.append("from scratch")
-    if aggregator.get("plugin"):  # the same name with other code is another cell
+    if aggregator.get("plugin"):  # the same name with other code is another configuration
         out.append(f"source {aggregator['plugin']['sha256'][:8]}")
     if aggregator.get("readout"):
         out.append(aggregator["readout"])
@@ -154,7 +152,7 @@ def details(run: Run, whole_path: bool = False) -> list[str]:
 
 
 def _key(run: Run) -> tuple:
-    """What makes two runs one cell."""
+    """Properties that runs of one configuration share."""
     r = run.result
     return (
         *task_key(run),
@@ -169,7 +167,7 @@ def _key(run: Run) -> tuple:
 
 
 def _why_apart(kept: Sequence[Run], run: Run) -> str | None:
-    """Why a run can't join those of its cell, or None."""
+    """The reason why a run can't be merged with those kept, or None."""
     newest = kept[0]
     if newest.config.get("encoder_fingerprint") != run.config.get("encoder_fingerprint"):
         return f"other weights of the encoder than the newer {newest.name}"
@@ -179,35 +177,39 @@ def _why_apart(kept: Sequence[Run], run: Run) -> str | None:
     for other in kept:
         shared = set(other.result["seeds"]) & set(run.result["seeds"])
         if shared:
-            return f"replaced by the newer {other.name}: the same cell and seed {min(shared)}"
+            return (
+                f"replaced by the newer {other.name}: the same configuration and seed {min(shared)}"
+            )
     return None
 
 
-def _name(cells: Sequence[Cell]) -> None:
-    """Name cells by what sets them apart among those of their task and encoder."""
-    groups: dict[tuple, list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault((*task_key(cell), cell.result["encoder"]), []).append(cell)
+def _name(configurations: Sequence[Configuration]) -> None:
+    """Name configurations by the settings in which those of a task and encoder differ."""
+    groups: dict[tuple, list[Configuration]] = {}
+    for configuration in configurations:
+        groups.setdefault((*task_key(configuration), configuration.result["encoder"]), []).append(
+            configuration
+        )
     for group in groups.values():
         usual = Counter(layer_of(c.result) for c in group).most_common(1)[0][0]
         precisions = {c.result.get("precision") for c in group}
 
-        def text(cell, whole_path=False, usual=usual, precisions=precisions):
-            r = cell.result
-            parts = details(cell.runs[0], whole_path)
+        def text(configuration, whole_path=False, usual=usual, precisions=precisions):
+            r = configuration.result
+            parts = details(configuration.runs[0], whole_path)
             layer = layer_of(r)
             parts += [f"layer {layer}"] if layer != usual else []
             parts += [r["tokens"]] if r["tokens"] != "segment" else []
             parts += [str(r.get("precision"))] if len(precisions) > 1 else []
             return f"{seg_text(r['seg'])} {r['agg']}" + (f" ({', '.join(parts)})" if parts else "")
 
-        short = Counter(text(cell) for cell in group)
-        for cell in group:
-            cell.label = text(cell, whole_path=short[text(cell)] > 1)
+        short = Counter(text(configuration) for configuration in group)
+        for configuration in group:
+            configuration.label = text(configuration, whole_path=short[text(configuration)] > 1)
 
 
-def _find_memory(cells: Sequence[Cell], runs: Sequence[Run]) -> None:
-    """Find each cell's peak while encoding: kept in the store, or that of a run that encoded."""
+def _find_memory(configurations: Sequence[Configuration], runs: Sequence[Run]) -> None:
+    """Find each configuration's peak memory: kept in the store, or of a run that encoded."""
 
     def encoding(r):
         return (
@@ -225,49 +227,55 @@ def _find_memory(cells: Sequence[Cell], runs: Sequence[Run]) -> None:
         cost = run.result["cost"]
         if cost.get("encoder_passes") and cost.get("peak_memory_bytes"):
             peaks.setdefault(encoding(run.result), []).append((cost["peak_memory_bytes"], run))
-    for cell in cells:
-        cost, found = cell.result["cost"], peaks.get(encoding(cell.result))
+    for configuration in configurations:
+        cost, found = configuration.result["cost"], peaks.get(encoding(configuration.result))
         if cost.get("encode_peak_memory_bytes"):
-            cell.memory_bytes = cost["encode_peak_memory_bytes"]
-            cell.memory_kind = cost.get("peak_memory_kind", "")
-            cell.memory_source = "kept with the rows when they were encoded"
+            configuration.memory_bytes = cost["encode_peak_memory_bytes"]
+            configuration.memory_kind = cost.get("peak_memory_kind", "")
+            configuration.memory_source = "kept with the rows when they were encoded"
         elif found:
             peak, run = max(found, key=lambda pair: pair[0])
-            cell.memory_bytes = max(peak, cost.get("peak_memory_bytes") or 0)
-            cell.memory_kind = cost.get("peak_memory_kind", "")
-            own = run in cell.runs
-            cell.memory_source = "this run" if own else f"{run.name}, which encoded the same"
+            configuration.memory_bytes = max(peak, cost.get("peak_memory_bytes") or 0)
+            configuration.memory_kind = cost.get("peak_memory_kind", "")
+            own = run in configuration.runs
+            configuration.memory_source = (
+                "this run" if own else f"{run.name}, which encoded the same"
+            )
 
 
-def _find_twins(cells: Sequence[Cell]) -> None:
-    """Link each cell whose segments are the full track to the cell it repeats, if there is one.
+def _find_duplicates(configurations: Sequence[Configuration]) -> None:
+    """Link configurations that equal the full track to the one that they duplicate, if any.
 
-    Over one piece a maximum and a mean by duration are the mean: such a cell repeats the mean's,
-    unless its predictions say otherwise.
+    Over one piece a maximum and a mean by duration are the mean: such a configuration repeats the
+    mean's, unless its predictions say otherwise.
     """
-    full: dict[tuple, Cell] = {}
+    full: dict[tuple, Configuration] = {}
     usual = {name: row.of_one_piece for name, row in AGGREGATORS.items() if row.of_one_piece}
-    for cell in sorted(cells, key=lambda c: (c.result["seg"] != "full", c.result["agg"] in usual)):
-        r = cell.result
+    for configuration in sorted(
+        configurations, key=lambda c: (c.result["seg"] != "full", c.result["agg"] in usual)
+    ):
+        r = configuration.result
         if r["seg"] == "full" or r.get("degenerate") or r.get("same_as"):
             rest = (
-                *task_key(cell),
+                *task_key(configuration),
                 r["encoder"],
                 layer_of(r),
                 r["tokens"],
                 r.get("precision"),
-                *details(cell.runs[0], whole_path=True),
+                *details(configuration.runs[0], whole_path=True),
             )
             plain = full.get((*rest, usual.get(r["agg"])))
-            if plain is not None and (r.get("same_as") or _same(plain, cell)):
-                cell.twin = plain
+            if plain is not None and (r.get("same_as") or _same(plain, configuration)):
+                configuration.duplicate_of = plain
                 continue
-            cell.twin = full.setdefault((*rest, r["agg"]), cell)
-            cell.twin = None if cell.twin is cell else cell.twin
+            configuration.duplicate_of = full.setdefault((*rest, r["agg"]), configuration)
+            configuration.duplicate_of = (
+                None if configuration.duplicate_of is configuration else configuration.duplicate_of
+            )
 
 
-def _same(one: Cell, other: Cell) -> bool:
-    """Say whether two cells have the same predictions for each seed."""
+def _same(one: Configuration, other: Configuration) -> bool:
+    """Whether two configurations have the same predictions for each seed."""
     return (
         one.ids == other.ids
         and one.predictions.shape == other.predictions.shape
@@ -275,8 +283,17 @@ def _same(one: Cell, other: Cell) -> bool:
     )
 
 
-def _order(cell: Cell) -> tuple:
+def _order(configuration: Configuration) -> tuple:
     """Tables run from short segments to the full track, then by aggregator."""
-    r = cell.result
-    number = float(r["seg"]) if r["seg"].replace(".", "", 1).isdigit() else float("inf")
-    return (r["task"], r["encoder"], number, r["seg"] != "full", r["seg"], r["agg"], cell.label)
+    r = configuration.result
+    length = fixed_length(r["seg"])
+    number = float("inf") if length is None else length
+    return (
+        r["task"],
+        r["encoder"],
+        number,
+        r["seg"] != "full",
+        r["seg"],
+        r["agg"],
+        configuration.label,
+    )

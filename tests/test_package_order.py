@@ -1,4 +1,4 @@
-"""The rooms: imports lead to an earlier room or stay in their own, and none goes in a circle."""
+"""Packages import only from packages above them, and no modules import each other in a circle."""
 
 import ast
 from collections import defaultdict
@@ -6,8 +6,8 @@ from collections import defaultdict
 import pytest
 from conftest import ROOT
 
-# Each room imports only from those above it (and itself).
-ROOMS = (
+# Each package imports only from those above it (and itself).
+PACKAGES = (
     "system",
     "cli",
     "audio",
@@ -55,23 +55,23 @@ def modules() -> dict[str, set[str]]:
     }
 
 
-def test_every_module_is_in_a_room():
+def test_every_module_is_in_a_package():
     folders = {p.name for p in (ROOT / "tune").iterdir() if p.is_dir() and p.name != "__pycache__"}
-    assert folders == set(ROOMS)
+    assert folders == set(PACKAGES)
     loose = {p.name for p in (ROOT / "tune").glob("*.py")}
     assert loose <= {"__init__.py", "__main__.py", "version.py"}
 
 
-def test_no_import_leads_back_to_a_later_room():
+def test_no_import_is_from_a_later_package():
     wrong = []
     for name, imported in modules().items():
-        room = name.split(".")[1] if "." in name else None
-        if room not in ROOMS:
-            continue  # the package itself opens its doors when they are used
+        package = name.split(".")[1] if "." in name else None
+        if package not in PACKAGES:
+            continue  # tune itself imports its public names when they are used
         wrong += [
             f"{name} -> {other}"
             for other in imported
-            if ROOMS.index(other.split(".")[1]) > ROOMS.index(room)
+            if PACKAGES.index(other.split(".")[1]) > PACKAGES.index(package)
         ]
     assert wrong == []
 
@@ -94,11 +94,11 @@ def test_no_modules_import_each_other_in_a_circle():
             visit(name, [])
 
 
-def test_every_room_says_what_happens_there_and_opens_its_door():
+def test_every_package_has_a_docstring_and_its_public_names():
     import importlib
 
-    for room in ROOMS:
-        module = importlib.import_module(f"tune.{room}")
+    for package in PACKAGES:
+        module = importlib.import_module(f"tune.{package}")
         assert module.__doc__
         for name in getattr(module, "__all__", []):
             assert getattr(module, name) is not None
