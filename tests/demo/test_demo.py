@@ -42,10 +42,10 @@ MARBLE_FIELDS = ["audio_path", "label", "duration", "sample_rate", "num_samples"
 def folders(tmp_path_factory) -> dict[str, Path]:
     """Each task once, small; demo by two workers."""
     cache = tmp_path_factory.mktemp("demo")
-    limits = {"demo": 3, "demo-mood": 1, "demo-form": 4}
-    workers = {"demo": 2, "demo-mood": 1, "demo-form": 1}
+    limits = dict.fromkeys(DEMO_TASKS, 1) | {"demo": 3, "demo-form": 4}
     return {
-        t: build(t, cache, limit=n, workers=workers[t], progress=False) for t, n in limits.items()
+        t: build(t, cache, limit=n, workers=1 + (t == "demo"), progress=False)
+        for t, n in limits.items()
     }
 
 
@@ -114,7 +114,16 @@ def test_audio_is_clean(folders, task):
 
 
 def test_splits_and_classes_are_balanced():
-    shares = {"demo": (70, 20, 50), "demo-mood": (200, 40, 140), "demo-form": (72, 24, 48)}
+    shares = {
+        "demo": (70, 20, 50),
+        "demo-mood": (200, 40, 140),
+        "demo-form": (72, 24, 48),
+        "demo-key": (168, 24, 96),
+        "demo-tempo": (140, 30, 90),
+        "demo-instruments": (140, 30, 90),
+        "demo-artist": (160, 32, 96),
+    }
+    assert tuple(TASKS) == DEMO_TASKS
     for task, row in TASKS.items():
         assert tuple(u * row.tracks_per_unit for u in row.units) == shares[task]
         assert n_tracks(task) == sum(shares[task])
@@ -414,4 +423,4 @@ def test_user_errors_are_one_line(tmp_path, monkeypatch, capsys, args, message):
 def test_cli_user_error_exits_with_2(tmp_path):
     done = cli("play", "--task", "nope", cwd=tmp_path)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
-    assert "expected a demo task (demo, demo-mood, demo-form), got 'nope'" in done.stderr
+    assert f"expected a demo task ({', '.join(DEMO_TASKS)}), got 'nope'" in done.stderr

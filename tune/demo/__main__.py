@@ -47,9 +47,12 @@ def _write(track: Track, folder: Path) -> Path:
 def _line(track: Track, path: Path) -> str:
     """A track in one line."""
     _, row, audio = track
-    style = row["style"] if "style" in row else "mood {:+.2f} {:+.2f}".format(*row["label"])
+    label = row["label"]
+    if not isinstance(label, str):
+        label = " ".join(v if isinstance(v, str) else f"{v:+.2f}" for v in label)
+    named = "  ".join(dict.fromkeys((label, row.get("style", "mood"), row["key"])))
     return (
-        f"{path}  {style}  {row['key']}  {row['tempo']:g} bpm {row['meter']}  "
+        f"{path}  {named}  {row['tempo']:g} bpm {row['meter']}  "
         f"{row['form']}  {len(audio) / SAMPLE_RATE:.1f} s"
     )
 

@@ -37,7 +37,7 @@ def write_section(recipe: PieceRecipe, kind: str, bars: int, rng: np.random.Gene
         parts["arp"] = comp(recipe.arp, chords, bars, beats, middle + 10)
     if "lead" in roles:
         density, center = recipe.density * row.busy, recipe.center + row.lift
-        parts["lead"] = melody(rng, chords, bars, beats, scale, density, center)
+        parts["lead"] = melody(rng, chords, bars, beats, scale, density, center, recipe.steps)
     if "drums" in roles:
         parts["drums"] = play(recipe.groove, row.drums, bars, beats)
     elif "shaker" in roles:

@@ -15,6 +15,8 @@ from tune.demo.theory import ladder, local_scale, nearest, voice_lead
 Note = tuple[float, float, int, float]
 Chart = list[tuple[float, float, tuple[int, ...]]]  # (start beat, end beat, pitch classes)
 
+STEPS = (0, 1, 1, 1, 2, 3)  # a melody's steps, in tones of the scale
+
 # Which of a phrase's motifs each bar plays: 0 the motif, 1 the answer, 2 the close.
 _PHRASES = ((0, 1, 0, 2), (0, 0, 1, 2), (0, 1, 1, 2), (0, 2, 0, 2), (0, 0, 0, 2))
 
@@ -99,7 +101,7 @@ def bass_line(
     return notes
 
 
-def _motif(rng: np.random.Generator, beats: int, density: float) -> list[tuple]:
+def _motif(rng: np.random.Generator, beats: int, density: float, sizes) -> list[tuple]:
     """A bar of melody as (beat, length, steps from the bar's first pitch)."""
     weight = np.array(
         [1.0 if i % 4 == 0 else 0.75 if i % 2 == 0 else 0.12 for i in range(beats * 4)]
@@ -114,7 +116,7 @@ def _motif(rng: np.random.Generator, beats: int, density: float) -> list[tuple]:
         notes.append((i / 4, length / 4, steps))
         if rng.random() < 0.35 or abs(steps) > 4:
             direction = -direction if abs(steps) <= 4 else -int(np.sign(steps))
-        steps += direction * int(rng.choice([0, 1, 1, 1, 2, 3]))
+        steps += direction * int(rng.choice(sizes))
     return notes
 
 
@@ -126,6 +128,7 @@ def melody(
     scale: tuple[int, ...],
     density: float,
     center: float,
+    steps: tuple[int, ...] = STEPS,
 ) -> list[Note]:
     """A melody of three motifs that return over the changing chords.
 
@@ -138,9 +141,11 @@ def melody(
         Share of the eighths that sound, 0 to 1.
     center
         MIDI pitch the melody keeps returning to.
+    steps
+        Sizes of a step, in tones of the scale; one is drawn for every note.
     """
     low, high = int(center) - 11, int(center) + 13
-    motifs = [_motif(rng, beats, d) for d in (density, density, 0.6 * density)]
+    motifs = [_motif(rng, beats, d, steps) for d in (density, density, 0.6 * density)]
     phrase = _PHRASES[int(rng.integers(len(_PHRASES)))]
     arch = rng.uniform(1, 5)
     notes: list[Note] = []

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tune.demo.drums import GROOVES, KITS
+from tune.demo.parts import STEPS
 from tune.demo.patches import PATCHES, Patch, vary_patch
 from tune.demo.styles import EIGHTHS, FORMS, HALVES, HOLD, QUARTERS, STYLES, Style
 from tune.demo.theory import PROGRESSIONS, chord, is_minor, transpose
@@ -53,6 +54,7 @@ class PieceRecipe:
     loose_s: float
     fades: bool
     borrowed: str | None = None
+    steps: tuple[int, ...] = STEPS  # of the melody, see parts.melody
 
 
 def pick(rng: np.random.Generator, options):

@@ -1,4 +1,4 @@
-"""The table of the three demo tasks, and how their tracks are made.
+"""The table of the demo tasks, and how their tracks are made.
 
 Every track is seeded by (version, task, its number) alone, so that the music does not depend on
 what else is made, or in which order. Audio is float32, mono, at `SAMPLE_RATE`.
@@ -9,11 +9,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from tune.demo import mix
+from tune.demo.attributes import INSTRUMENTS, TEMPO_RANGE, instruments_piece, key_piece, tempo_piece
 from tune.demo.compose import perform, render, take, write_song
+from tune.demo.composers import COMPOSERS, artist_piece
 from tune.demo.moods import mood_recipe, rate_moods
 from tune.demo.recipes import PieceRecipe, form_recipe, style_recipe
 from tune.demo.styles import STYLES
@@ -102,6 +105,14 @@ def form_tracks(index: int) -> list[Track]:
     return tracks
 
 
+def piece_tracks(task: str, piece: Callable, index: int) -> list[Track]:
+    """Track `index` of a task whose every piece is one track: `piece` gives label and recipe."""
+    rng = _rng(task, index)
+    label, recipe = piece(index, rng)
+    row = {"label": label, "style": recipe.style, **_describe(recipe)}
+    return [(f"{task.removeprefix('demo-')}.{index:03d}", row, render(recipe, rng))]
+
+
 @dataclass(frozen=True)
 class DemoTask:
     """A task: what it asks, how to make its units (songs), how many units each split has."""
@@ -135,6 +146,30 @@ TASKS: dict[str, DemoTask] = {
         form_tracks,
         (18, 6, 12),
         len(FORM_ORDERS),
+    ),
+    "demo-key": DemoTask(
+        "name the key, which takes turns over all styles",
+        "the 24 keys, such as Eb minor",
+        partial(piece_tracks, "demo-key", key_piece),
+        (168, 24, 96),
+    ),
+    "demo-tempo": DemoTask(
+        "predict the tempo, which no style gives away (regression)",
+        "[log2 of beats a minute], {} to {} beats a minute".format(*TEMPO_RANGE),
+        partial(piece_tracks, "demo-tempo", tempo_piece),
+        (140, 30, 90),
+    ),
+    "demo-instruments": DemoTask(
+        "name the two to four instruments beside bass and drums (tags)",
+        ", ".join(INSTRUMENTS),
+        partial(piece_tracks, "demo-instruments", instruments_piece),
+        (140, 30, 90),
+    ),
+    "demo-artist": DemoTask(
+        "name the composer: habits of melody, harmony and rhythm, over the same styles and sounds",
+        ", ".join(COMPOSERS),
+        partial(piece_tracks, "demo-artist", artist_piece),
+        (160, 32, 96),
     ),
 }
 

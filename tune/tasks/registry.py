@@ -197,6 +197,30 @@ TASKS = {
     "demo-form": TaskRow(
         "classes", "composed music, the order of its sections", "demo-form", encoder="muq-nano"
     ),
+    "demo-key": TaskRow(
+        "keys", "composed music in 24 keys", "demo-key", encoder="muq-nano", n_classes=24
+    ),
+    "demo-tempo": TaskRow(
+        "numbers",
+        "composed music, its tempo (log2 of beats a minute)",
+        "demo-tempo",
+        ("log2_bpm",),
+        encoder="muq-nano",
+    ),
+    "demo-instruments": TaskRow(
+        "tags",
+        "composed music, its instruments (15 tags)",
+        "demo-instruments",
+        encoder="muq-nano",
+        n_classes=15,
+    ),
+    "demo-artist": TaskRow(
+        "classes",
+        "composed music by 8 composers in the same styles",
+        "demo-artist",
+        encoder="muq-nano",
+        n_classes=8,
+    ),
 }
 
 

@@ -110,7 +110,7 @@ def describe(name: str, data_dir: Path) -> list[tuple[str, str]]:
         ("encoder", row.encoder),
     ]
     if name in DEMO_TASKS:
-        return [*lines, ("get it", "composed when first needed, in about 20 seconds")]
+        return [*lines, ("get it", "composed when first needed, within a minute or so")]
     there = "it is there" if folder.is_dir() else "it isn't there yet"
     how = f"from the hub, {row.hub}" if row.hub else f"{', '.join(row.archives)}"
     return [
