@@ -17,6 +17,7 @@ from tune.comparison.per_class import Breakdown, break_down
 from tune.comparison.published_results import StudyLine, study_table
 from tune.comparison.recommend import Advice, Limits, advise
 from tune.comparison.significance import Difference, Scores, compare_to_baseline, enough_resamples
+from tune.runs.result import FOLDS_NOTE
 
 # Costs of a strategy: name -> (heading, what must be equal for two costs to be compared).
 AXES = {
@@ -269,6 +270,8 @@ def _encoder_view(name, configurations, rows, scores, asked, correction, limits)
             rows[configuration].difference = found
             if isinstance(found, str):
                 note += f"{'; ' if note else ''}{configuration.label}: {found}"
+    if any(c.result.get("folds") for c in configurations):
+        note += f"{'; ' if note else ''}{name}: {FOLDS_NOTE}, and verdicts slightly too sure"
     effects = main_effects(configurations, scores, correction)
     advice = advise(alone, scores, correction, limits)
     return EncoderView(

@@ -31,6 +31,7 @@ class Configuration:
     ids : (n,) test tracks, sorted
     labels : (n,) class numbers or (n, C) values
     predictions : (S, n) or (S, n, C), all seeds
+    groups : (n,) of a cross-validation whose folds a column groups, else None
     label : its name, unique for a task and encoder
     memory_bytes, memory_kind, memory_source : peak while encoding, allocated on a GPU or resident,
         and where it was measured; None if no run encoded anything, so that the peak is unknown
@@ -40,6 +41,7 @@ class Configuration:
     ids: list[str]
     labels: np.ndarray
     predictions: np.ndarray
+    groups: list[str] | None = None
     label: str = ""
     memory_bytes: int | None = None
     memory_kind: str = ""
@@ -103,7 +105,7 @@ def merge(runs: Sequence[Run]) -> tuple[list[Configuration], list[SkippedRun]]:
                 left.append(SkippedRun(run.where, reason))
         first = kept[0].predictions
         merged = np.concatenate([run.predictions.predictions for run in kept])
-        configurations.append(Configuration(kept, first.ids, first.labels, merged))
+        configurations.append(Configuration(kept, first.ids, first.labels, merged, first.groups))
     _name(configurations)
     _find_memory(configurations, runs)
     _find_duplicates(configurations)
@@ -144,6 +146,9 @@ def details(run: Run, whole_path: bool = False) -> list[str]:
         out.append(aggregator["readout"])
     if aggregator.get("tuned") and aggregator.get("checkpoint"):
         out.append("tuned")
+    if folds := r.get("folds"):
+        by = f" by {folds['group_column']}" if folds["group_column"] else ""
+        out.append(f"{folds['n']} folds{by}")
     for name, usual in TRAINING.items():
         value = run.config.get(name, usual)
         if value != usual:

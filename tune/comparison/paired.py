@@ -39,6 +39,7 @@ def compare(baseline: Predictions, other: Predictions) -> dict[str, tuple[float,
         a.predictions[:, at[0]],
         b.predictions[:, at[1]],
         a.result["targets"],
+        groups=None if a.groups is None else [a.groups[i] for i in at[0]],
     )
 
 

@@ -53,12 +53,13 @@ class Scores:
         key = (id(configuration), tuple(ids))
         if key not in self._known:
             at = positions(configuration, ids)
-            r = configuration.result
+            r, groups = configuration.result, configuration.groups
             self._known[key] = bootstrap_curves(
                 r["kind"],
                 configuration.labels[at],
                 configuration.predictions[:, at],
                 r["targets"],
+                groups=None if groups is None else [groups[i] for i in at],
                 n_resamples=self.n_resamples,
             )
         return self._known[key]

@@ -20,12 +20,14 @@ class Predictions:
     ids : (n,) track ids, sorted
     labels : (n,) class numbers, (n, C) values, or (n, C) truth values of tags
     predictions : (n_seeds, n) or (n_seeds, n, C)
+    groups : (n,) each track's group, where a column grouped the folds of a cross-validation
     """
 
     result: dict
     ids: list[str]
     labels: np.ndarray
     predictions: np.ndarray
+    groups: list[str] | None = None
 
 
 def read_predictions(run: Path) -> Predictions:
@@ -58,4 +60,7 @@ def read_predictions(run: Path) -> Predictions:
         raise ValueError(f"{run}: the seeds have different tracks")
     kind = label_kind(result["kind"])
     labels, predictions = kind.from_columns(column, result[kind.parts])
-    return Predictions(result, ids, labels[0], predictions)
+    groups = (
+        column("group")[0].tolist() if (result.get("folds") or {}).get("group_column") else None
+    )
+    return Predictions(result, ids, labels[0], predictions, groups)
