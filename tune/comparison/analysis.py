@@ -17,7 +17,7 @@ from tune.comparison.per_class import Breakdown, break_down
 from tune.comparison.published_results import StudyLine, study_table
 from tune.comparison.recommend import Advice, Limits, advise
 from tune.comparison.significance import Difference, Scores, compare_to_baseline, enough_resamples
-from tune.runs.result import FOLDS_NOTE
+from tune.probing.intervals import FOLDS_NOTE
 
 # Costs of a strategy: name -> (heading, what must be equal for two costs to be compared).
 AXES = {

@@ -14,6 +14,7 @@ import numpy as np
 
 from tune.aggregators.registry import AGGREGATORS
 from tune.runs.load import Run, SkippedRun
+from tune.runs.predictions import folds_text
 from tune.segments.rules import MIN_TAIL_S, fixed_length, seg_text
 from tune.segments.structure import MAX_S, MIN_S
 
@@ -146,9 +147,7 @@ def details(run: Run, whole_path: bool = False) -> list[str]:
         out.append(aggregator["readout"])
     if aggregator.get("tuned") and aggregator.get("checkpoint"):
         out.append("tuned")
-    if folds := r.get("folds"):
-        by = f" by {folds['group_column']}" if folds["group_column"] else ""
-        out.append(f"{folds['n']} folds{by}")
+    out += [folds_text(r)] if folds_text(r) else []
     for name, usual in TRAINING.items():
         value = run.config.get(name, usual)
         if value != usual:

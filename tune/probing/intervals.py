@@ -15,6 +15,7 @@ from tune.tasks.label_kinds import label_kind
 
 N_RESAMPLES = 2000
 BOOTSTRAP_SEED = 0
+FOLDS_NOTE = "folds share training tracks, so the interval is slightly too narrow"
 
 
 def score(kind: str, labels: np.ndarray, predictions: np.ndarray, targets: Sequence[str]) -> dict:

@@ -1,6 +1,7 @@
 """Read a run's predictions on the test split."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,14 @@ class Predictions:
     labels: np.ndarray
     predictions: np.ndarray
     groups: list[str] | None = None
+
+
+def folds_text(result: Mapping) -> str:
+    """Name the folds of a cross-validation by what changes them: 5 folds by artist; "" without."""
+    folds = result.get("folds")
+    if not folds:
+        return ""
+    return f"{folds['n']} folds" + (f" by {folds['group_column']}" if folds["group_column"] else "")
 
 
 def read_predictions(run: Path) -> Predictions:

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 
 from tune import __version__
 from tune.aggregators.registry import readable_name
+from tune.probing.intervals import FOLDS_NOTE
 from tune.segments.rules import Rule, describe_counts, is_degenerate, seg_text
 from tune.store.encode import EncodeReport
 from tune.store.extractor import Extractor
@@ -36,7 +37,6 @@ from tune.tasks.label_kinds import label_kind
 
 log = logging.getLogger(__name__)
 
-FOLDS_NOTE = "folds share training tracks, so the interval is slightly too narrow"
 PACKAGES = (
     "torch",
     "torchaudio",

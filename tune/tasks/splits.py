@@ -234,7 +234,7 @@ def _fold_numbers(rows, blocks: np.ndarray, kind: LabelKind, n: int) -> np.ndarr
     out = np.zeros(len(rows), int)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class")
-        for k, (_, test) in enumerate(splitter.split(strata, strata, blocks)):
+        for k, (_, test) in enumerate(splitter.split(strata, strata, None if alone else blocks)):
             out[test] = k
     return out
 
