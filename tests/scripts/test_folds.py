@@ -96,6 +96,7 @@ def test_a_fold_is_the_run_on_its_split(folder, fold):
     """Whitening, standardisation and the choice of epochs see the fold's training tracks only."""
     split = dict(zip(folder.splits.id, folder.splits[f"fold_{fold}"], strict=True))
     rows = [row | {"split": split[row["path"]]} for row in folder.rows]
+    rows.sort(key=lambda row: list(split).index(row["path"]))  # probes draw their order from it
     write_table(folder.root / "one.csv", rows)
     name = f"fold-{fold}"
     found = call("train_probe.py", "--task", "one.csv", "--name", name, *SETTINGS, cwd=folder.root)
@@ -117,4 +118,4 @@ def test_compare_says_what_folds_share_and_compares_them_with_folds_only(folder)
     out = " ".join(found.stdout.split())
     assert "3 folds by artist" in out
     assert "folds share training tracks, so the interval is slightly too narrow" in out
-    assert "1 s max: trained on other tracks: 3 folds by artist and a single split" in out
+    assert "trained on other tracks: 3 folds by artist and a single split" in out
