@@ -1,5 +1,6 @@
 """Folds: every track is tested once, no group is on both sides, classes are spread evenly."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -106,6 +107,28 @@ def test_a_class_with_one_artist_is_reported(tmp_path, caplog):
     task = load(table(tmp_path, rows), folds=4)
     assert task.classes == ["x", "y", "z"]  # in every fold, though one doesn't train on z
     assert "1 of 3 classes (z) have a single artist" in caplog.text
+
+
+def test_gtzan_is_artist_disjoint_where_its_rows_have_artists(tmp_path):
+    folder = tmp_path / "GTZAN"
+    audio = folder / "data" / "GTZAN" / "genres"
+    audio.mkdir(parents=True)
+    artist = {}
+    for at, split in enumerate(SPLITS):
+        lines = []
+        for i in range(at, 48, 3):
+            name = f"data/GTZAN/genres/{i}.wav"
+            (folder / name).write_bytes(b"audio")
+            artist[name] = f"band {i % 2}{i // 6 % 6}"
+            row = {"audio_path": name, "label": ("blues", "jazz")[i % 2], "artist": artist[name]}
+            lines.append(json.dumps(row))
+        (folder / f"GTZANGenre.{split}.jsonl").write_text("\n".join(lines))
+    task = load("gtzan", data_dir=tmp_path, folds=4, group_column="artist")
+    assert sorted(i for fold in task.folds for i in ids(fold, "test")) == sorted(artist)
+    for fold in task.folds:
+        tested = {artist[i] for i in ids(fold, "test")}
+        assert not tested & {artist[i] for s in ("train", "val") for i in ids(fold, s)}
+    assert load("gtzan", data_dir=tmp_path).folds == []  # its own split
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ FLAGS = {
         type=positive_int,
         metavar="K",
         help="cross-validation in K folds of all tracks, each tested once; 1: the task's split, or "
-        "one that is made (default: 5 for a PATH without a split and below 400 tracks, else 1)",
+        "one that is made (default: 5 for a PATH without a split and of 10 to 399 tracks, else 1)",
     ),
     "group_column": dict(
         metavar="NAME",

@@ -30,7 +30,14 @@ from tune.tasks.own_task import own_spec, read_own
 from tune.tasks.path_safety import confine, data_folders
 from tune.tasks.readers import SPLITS, TaskError, read_jsonl, read_path, why
 from tune.tasks.registry import TASKS, TaskRow
-from tune.tasks.splits import FOLDS, FOLDS_BELOW, check_split_names, complete_splits, make_folds
+from tune.tasks.splits import (
+    FOLDS,
+    FOLDS_BELOW,
+    FOLDS_FROM,
+    check_split_names,
+    complete_splits,
+    make_folds,
+)
 from tune.tasks.tables import is_table
 
 __all__ = [
@@ -188,8 +195,8 @@ def load_task(
     usable : whether a task that nothing can be learnt from is an error
     allow_outside : whether what is no CSV or TSV may name files outside its data folder
     folds : into how many all tracks are split, whatever splits they have; 1 keeps these, or makes
-        a single split. None is `FOLDS` for a path without a split that has less than `FOLDS_BELOW`
-        tracks, else 1
+        a single split. None is `FOLDS` for a path without a split that has `FOLDS_FROM` tracks or
+        more and less than `FOLDS_BELOW`, else 1
     group_column : of which no value is on both sides of a fold (`tune.tasks.splits.make_folds`)
 
     Raises
@@ -356,7 +363,7 @@ def _finish(
 def _default_folds(name, rows, given: set) -> int:
     """How many folds a path is split into where that isn't said."""
     tracks = len({r["track"] or r["path"] for r in rows})
-    if None not in given or tracks >= FOLDS_BELOW:
+    if None not in given or not FOLDS_FROM <= tracks < FOLDS_BELOW:
         return 1
     log.info(
         "task %s has no split and %d tracks: cross-validated in %d folds, each track tested once "

@@ -25,7 +25,7 @@ SPLIT_SHARES = {"val": 0.15, "test": 0.25}  # where a file has no split column
 VAL_OF_TRAIN = {"val": 0.2}  # where only the val split is missing, and in folds
 SPLIT_SEED = 1234
 FOLDS = 5  # of one's own table without a split
-FOLDS_BELOW = 400  # tracks: from here on a single test split is large enough
+FOLDS_FROM, FOLDS_BELOW = 10, 400  # tracks: two a fold; a test split of 100 is large enough
 # Columns that group tracks, where none is named: the first that there is.
 GROUP_COLUMNS = ("group", "artist", "album", "song", "track")
 
