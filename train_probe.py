@@ -5,6 +5,7 @@
     accelerate launch train_probe.py --task my_music.csv --encoder muq --layer 6 --agg stats
     accelerate launch train_probe.py --seg 10 30 full --agg hierarchical --layer mix
     accelerate launch train_probe.py --agg transformer:aggregators/mine
+    accelerate launch train_probe.py --task my_music.csv --folds 5 --group_column artist
 
 Audio is cut into segments; each is encoded once by a frozen encoder and kept in a store. The
 track's tokens are joined by an aggregator, and MARBLE's probe is trained on the result, chosen on
@@ -25,7 +26,8 @@ from tune.tasks.label_kinds import KINDS
 from tune.tasks.registry import TASKS, default_encoder, default_layer
 
 GROUPS = {
-    "data": "task data_dir kind label_column audio_column data_revision yes allow_outside strict",
+    "data": "task data_dir kind label_column audio_column data_revision yes folds group_column "
+    "allow_outside strict",
     "strategy": "encoder trust_remote_code revision channels layer seg hop min_tail min_seg "
     "max_seg agg tokens frame_rate skip_degenerate",
     "aggregators that learn": "aggregator_checkpoint readout tune_aggregator aggregator_lr",
@@ -118,7 +120,7 @@ from tune.probing.bank import (
 )
 from tune.probing.intervals import main_score
 from tune.runs import result as results
-from tune.runs.outcome import score_test
+from tune.runs.outcome import join_folds, score_test
 from tune.runs.tracking import Tracker, check_tracker
 from tune.store.extractor import Extractor
 from tune.system.files import cache_folder
@@ -180,6 +182,7 @@ def name_run(args) -> str:
         args.frame_rate if args.tokens == "frame" else None,
     )
     name += "-tuned" * args.tune_aggregator
+    name += f"-{args.folds}-folds" * ((args.folds or 1) > 1)
     if args.aggregator_checkpoint:
         name += f"-{Path(args.aggregator_checkpoint).name}"
     return results.check_name(args.output_dir, args.name, name, args.overwrite)
@@ -215,6 +218,8 @@ def load(args, accelerator):
             allow_outside=args.allow_outside,
             data_revision=args.data_revision,
             yes=args.yes,
+            folds=args.folds,
+            group_column=args.group_column,
         )
     if args.strict:
         check_whole(task, strict=True)
@@ -250,7 +255,7 @@ def make_aggregator(args, extractor) -> TrackAggregator:
 
 
 def run(args, accelerator, tracker, extractor, task, aggregator, config, run_name) -> None:
-    """Encode, train, test and write the run."""
+    """Encode, train and test (each fold), and write the run."""
     paths = [path for split in SPLITS for path in task.splits[split]["path"]]
     reports = extractor.encode(paths, accelerator, strict=args.strict)
     pieces = [[len(spans) for _, spans in report.rows.values()] for report in reports]
@@ -262,26 +267,19 @@ def run(args, accelerator, tracker, extractor, task, aggregator, config, run_nam
     skipped = (item for report in reports for item in report.skipped)
     task = task.without({item["path"]: item["reason"] for item in skipped})
     check_whole(task, args.strict)
-    rows, device = [report.rows for report in reports], accelerator.device
-    features, tokens, truncated = aggregator.load(task.splits, extractor.collection, rows, device)
-    data = ProbeData(
-        task,
-        features,
-        device,
-        n_scales=len(aggregator.scales),
-        mix=aggregator.mix,
-        tokens=tokens,
-        raw=aggregator.tune,
-    )
-    started = time.perf_counter()
-    poolings = aggregator.poolings(data, args.seeds * data.n_layers, device)
-    bank, selection, history = train(accelerator, tracker, task, data, poolings, args)
-    outputs = predict(accelerator, bank, data, "test", data.layer_of(len(args.seeds)))
-    outcome = score_test(
-        outputs, task, data, bank, selection, aggregator, args.seeds, extractor.layers
-    )
+    outcomes, history, truncated, seconds = [], [], 0, 0.0
+    for number, fold in enumerate(task.folds or [task], 1):
+        if task.folds and accelerator.is_main_process:
+            print(f"fold {number} of {len(task.folds)}", flush=True)
+        outcome, n_cut, took = probe(
+            args, accelerator, tracker, extractor, fold, aggregator, reports, history
+        )
+        for row in history if task.folds else []:
+            row.setdefault("fold", number)
+        outcomes.append(outcome)
+        truncated, seconds = max(truncated, n_cut), seconds + took
+    outcome = join_folds(outcomes, task)
     if accelerator.is_main_process:
-        seconds = time.perf_counter() - started
         result = results.assemble(task, extractor, reports, outcome, config, truncated, seconds)
         folder = results.write_run(
             args.output_dir,
@@ -298,10 +296,34 @@ def run(args, accelerator, tracker, extractor, task, aggregator, config, run_nam
         print(*tracker.finish(result, outcome["predictions"], folder), sep="\n")
 
 
-def train(accelerator, tracker, task, data, poolings, args):
+def probe(args, accelerator, tracker, extractor, task, aggregator, reports, history):
+    """Aggregate, train and test one split: the outcome, tracks that were cut, seconds."""
+    rows, device = [report.rows for report in reports], accelerator.device
+    features, tokens, truncated = aggregator.load(task.splits, extractor.collection, rows, device)
+    data = ProbeData(
+        task,
+        features,
+        device,
+        n_scales=len(aggregator.scales),
+        mix=aggregator.mix,
+        tokens=tokens,
+        raw=aggregator.tune,
+    )
+    started = time.perf_counter()
+    poolings = aggregator.poolings(data, args.seeds * data.n_layers, device)
+    bank, selection = train(accelerator, tracker, task, data, poolings, args, history)
+    outputs = predict(accelerator, bank, data, "test", data.layer_of(len(args.seeds)))
+    outcome = score_test(
+        outputs, task, data, bank, selection, aggregator, args.seeds, extractor.layers
+    )
+    return outcome, truncated, time.perf_counter() - started
+
+
+def train(accelerator, tracker, task, data, poolings, args, history):
     """Train one probe per layer and seed side by side; return the bank with its best weights.
 
-    A probe that has stopped keeps its last losses in the curves, which are means over all.
+    Each epoch is added to the history. A probe that has stopped keeps its last losses in the
+    curves, which are means over all.
     """
     seeds = args.seeds * data.n_layers
     rows = data.layer_of(len(args.seeds))  # (M, 1)
@@ -313,7 +335,7 @@ def train(accelerator, tracker, task, data, poolings, args):
         bank, task.recipe, args.lr or task.recipe.lr, args.aggregator_lr
     )
     model, loader, *optimizers = accelerator.prepare(bank, loader, *optimizers)
-    selection, history = EarlyStopping(bank, args.patience), []
+    selection = EarlyStopping(bank, args.patience)
     train_losses, val_losses, scores = (np.full(len(seeds), np.nan) for _ in range(3))
 
     for epoch in range(1, args.epochs + 1):
@@ -349,13 +371,13 @@ def train(accelerator, tracker, task, data, poolings, args):
             "lr": float(np.mean([o.param_groups[0]["lr"] for o in optimizers])),
         }
         history.append(row)
-        tracker.log(row, step=epoch)
+        tracker.log(row, step=len(history))  # folds come one after the other
         if accelerator.is_main_process:
             print_epoch(row, args.epochs, metric)
         if done:
             break
     selection.restore(bank)
-    return bank, selection, history
+    return bank, selection
 
 
 def train_epoch(

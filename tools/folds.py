@@ -1,4 +1,7 @@
-"""Compare encoders on all tracks of a task by cross-validation, if its test split is too small.
+"""Compare encoders on all tracks of a task, or on some, by cross-validation.
+
+`train_probe.py --folds 5` does this in one run, which compare.py compares; the tool is for
+`--only`, and for the folds that muq-nano's card reports.
 
     python tools/folds.py make MUSIC --out folds     # folds/NAME-0 ... folds/NAME-4
     python -m tune.sweep SWEEP.yaml                  # with task: {values: [folds/NAME-0, ...]}

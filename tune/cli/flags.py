@@ -70,6 +70,17 @@ FLAGS = {
     "audio_column": dict(
         metavar="NAME", help="the audio's (default: path, or the only column of audio of hub:NAME)"
     ),
+    "folds": dict(
+        type=positive_int,
+        metavar="K",
+        help="cross-validation in K folds of all tracks, each tested once; 1: the task's split, or "
+        "one that is made (default: 5 for a PATH without a split and of 10 to 399 tracks, else 1)",
+    ),
+    "group_column": dict(
+        metavar="NAME",
+        help="column of which no value is on both sides of a fold (default: the first there is of "
+        "group, artist, album, song and track; none: no column)",
+    ),
     "tasks": dict(
         **SEVERAL,
         type=to_words,

@@ -14,9 +14,10 @@ import numpy as np
 from tune.comparison.configurations import Configuration, layer_of, task_key
 from tune.comparison.main_effects import Effect, EncoderPair, encoder_pairs, main_effects
 from tune.comparison.per_class import Breakdown, break_down
-from tune.comparison.published_results import StudyLine, study_table
+from tune.comparison.published_results import Published, StudyLine, published_table, study_table
 from tune.comparison.recommend import Advice, Limits, advise
 from tune.comparison.significance import Difference, Scores, compare_to_baseline, enough_resamples
+from tune.probing.intervals import FOLDS_NOTE
 
 # Costs of a strategy: name -> (heading, what must be equal for two costs to be compared).
 AXES = {
@@ -96,6 +97,7 @@ class TaskView:
     breakdown: Breakdown
     study: list[StudyLine]
     encoder_pairs: list[EncoderPair]
+    published: Published | None
 
     @property
     def notes(self) -> list[str]:
@@ -221,6 +223,8 @@ def _view(configurations, baseline, correction, limits) -> TaskView:
     metric = next(iter(next(iter(rows.values())).metrics))
     chance = (result.get("chance") or {}).get(metric)
     baselines = [view.baseline for view in encoders if view.baseline]
+    # One of each encoder, not chosen by its score: the baseline, else the first.
+    ours = [e.baseline or by_encoder[e.name][0] for e in encoders]
     breakdown = break_down(
         [row.configuration for row in sorted(compared, key=lambda r: -r.mean)], baselines, scores
     )
@@ -234,6 +238,7 @@ def _view(configurations, baseline, correction, limits) -> TaskView:
         breakdown,
         study_table(result["task"], configurations, scores),
         encoder_pairs(by_encoder, scores, correction),
+        published_table(result["task"], ours, scores),
     )
 
 
@@ -269,6 +274,8 @@ def _encoder_view(name, configurations, rows, scores, asked, correction, limits)
             rows[configuration].difference = found
             if isinstance(found, str):
                 note += f"{'; ' if note else ''}{configuration.label}: {found}"
+    if any(c.result.get("folds") for c in configurations):
+        note += f"{'; ' if note else ''}{name}: {FOLDS_NOTE}, and verdicts slightly too sure"
     effects = main_effects(configurations, scores, correction)
     advice = advise(alone, scores, correction, limits)
     return EncoderView(

@@ -14,6 +14,7 @@ import numpy as np
 
 from tune.aggregators.registry import AGGREGATORS
 from tune.runs.load import Run, SkippedRun
+from tune.runs.predictions import folds_text
 from tune.segments.rules import MIN_TAIL_S, fixed_length, seg_text
 from tune.segments.structure import MAX_S, MIN_S
 
@@ -31,6 +32,7 @@ class Configuration:
     ids : (n,) test tracks, sorted
     labels : (n,) class numbers or (n, C) values
     predictions : (S, n) or (S, n, C), all seeds
+    groups : (n,) of a cross-validation whose folds a column groups, else None
     label : its name, unique for a task and encoder
     memory_bytes, memory_kind, memory_source : peak while encoding, allocated on a GPU or resident,
         and where it was measured; None if no run encoded anything, so that the peak is unknown
@@ -40,6 +42,7 @@ class Configuration:
     ids: list[str]
     labels: np.ndarray
     predictions: np.ndarray
+    groups: list[str] | None = None
     label: str = ""
     memory_bytes: int | None = None
     memory_kind: str = ""
@@ -103,7 +106,7 @@ def merge(runs: Sequence[Run]) -> tuple[list[Configuration], list[SkippedRun]]:
                 left.append(SkippedRun(run.where, reason))
         first = kept[0].predictions
         merged = np.concatenate([run.predictions.predictions for run in kept])
-        configurations.append(Configuration(kept, first.ids, first.labels, merged))
+        configurations.append(Configuration(kept, first.ids, first.labels, merged, first.groups))
     _name(configurations)
     _find_memory(configurations, runs)
     _find_duplicates(configurations)
@@ -144,6 +147,7 @@ def details(run: Run, whole_path: bool = False) -> list[str]:
         out.append(aggregator["readout"])
     if aggregator.get("tuned") and aggregator.get("checkpoint"):
         out.append("tuned")
+    out += [folds_text(r)] if folds_text(r) else []
     for name, usual in TRAINING.items():
         value = run.config.get(name, usual)
         if value != usual:

@@ -107,6 +107,8 @@ def _task(i: int, view: TaskView, drawn: list[dict]) -> dict:
         "missing": missing,
         "targets": list(view.rows[0].metrics)[1:],
         "study": _study(view),
+        "published": tables.published_texts(view.published) if view.published else None,
+        "published_note": tables.PUBLISHED_NOTE,
         "study_heads": list(STUDY_METRICS.get(view.task, {}).values()),
         "breakdown": _breakdown(view.breakdown, several),
         "attention": [_attention(a) for a in view.breakdown.attention],

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tune.probing.intervals import paired_bootstrap
-from tune.runs.predictions import Predictions, read_predictions
+from tune.runs.predictions import Predictions, folds_text, read_predictions
 
 
 def compare(baseline: Predictions, other: Predictions) -> dict[str, tuple[float, float, float]]:
@@ -20,11 +20,14 @@ def compare(baseline: Predictions, other: Predictions) -> dict[str, tuple[float,
     Raises
     ------
     ValueError
-        When the runs have different tasks, or no test track in common.
+        When the runs have different tasks or folds, or no test track in common.
     """
     a, b = baseline, other
     if (a.result["task"], a.result["kind"]) != (b.result["task"], b.result["kind"]):
         raise ValueError(f"different tasks: {a.result['task']} and {b.result['task']}")
+    folds = [folds_text(r.result) or "a single split" for r in (a, b)]
+    if folds[0] != folds[1]:
+        raise ValueError(f"the runs were trained on other tracks: {folds[0]} and {folds[1]}")
     both = sorted(set(a.ids) & set(b.ids))
     if not both:
         raise ValueError("the runs have no test track in common")
@@ -39,6 +42,7 @@ def compare(baseline: Predictions, other: Predictions) -> dict[str, tuple[float,
         a.predictions[:, at[0]],
         b.predictions[:, at[1]],
         a.result["targets"],
+        groups=None if a.groups is None else [a.groups[i] for i in at[0]],
     )
 
 

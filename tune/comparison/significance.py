@@ -16,6 +16,7 @@ import numpy as np
 
 from tune.comparison.configurations import Configuration
 from tune.probing.intervals import N_RESAMPLES, bootstrap_curves, interval
+from tune.runs.predictions import folds_text
 
 ALPHA = 0.05
 
@@ -53,12 +54,13 @@ class Scores:
         key = (id(configuration), tuple(ids))
         if key not in self._known:
             at = positions(configuration, ids)
-            r = configuration.result
+            r, groups = configuration.result, configuration.groups
             self._known[key] = bootstrap_curves(
                 r["kind"],
                 configuration.labels[at],
                 configuration.predictions[:, at],
                 r["targets"],
+                groups=None if groups is None else [groups[i] for i in at],
                 n_resamples=self.n_resamples,
             )
         return self._known[key]
@@ -91,8 +93,11 @@ def common_ids(configurations: Sequence[Configuration]) -> list[str]:
     Raises
     ------
     ValueError
-        When there is none, or when their labels differ.
+        When there is none, or when their labels or folds differ.
     """
+    folds = sorted({folds_text(c.result) or "a single split" for c in configurations})
+    if len(folds) > 1:
+        raise ValueError(f"trained on other tracks: {' and '.join(folds)}")
     ids = sorted(set.intersection(*(set(configuration.ids) for configuration in configurations)))
     if not ids:
         raise ValueError("no test track in common")

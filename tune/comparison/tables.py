@@ -11,6 +11,7 @@ from rich.text import Text
 from tune.comparison.analysis import TableRow, TaskView
 from tune.comparison.configurations import layer_of
 from tune.comparison.main_effects import EncoderPair
+from tune.comparison.published_results import Published, metric_name, same_encoder
 from tune.comparison.significance import Difference
 from tune.runs.load import SkippedRun
 
@@ -133,6 +134,44 @@ def strategies_text(pair: EncoderPair) -> str:
     return ", ".join(names) if n <= 3 else f"{n} strategies"
 
 
+PUBLISHED_NOTE = (
+    "against: whether the published figure is inside, above or below the 95 % interval of ours, in "
+    "brackets where ours is another encoder"
+)
+
+
+def published_texts(published: Published) -> tuple[list[str], list[list[str]], list[str]]:
+    """Published figures beside ours as text: heads, rows, and a line on each protocol spread."""
+    metrics = list(published.lines[0].figures)
+    names = {c: f"{c.result['encoder']} {c.label}" for c in published.ours}
+    heads = ["encoder", "source", "protocol", *map(metric_name, metrics)]
+    heads += [f"against {name}" for name in names.values()]
+    rows = []
+    for c, found in published.ours.items():
+        values = [found.get(m, (float("nan"),) * 3) for m in metrics]
+        figures = [f"{number(mean)} ({span(low, high)})" for mean, low, high in values]
+        rows.append([names[c], "ours", "", *figures, *[""] * len(names)])
+    for line in published.lines:
+        figures = [
+            number(value) + (f" ± {number(std)}" if std else "")
+            for value, std in line.figures.values()
+        ]
+        words = [
+            (c, ", ".join(word or "-" for word in words.values())) for c, words in line.ours.items()
+        ]
+        against = [word if same_encoder(c, line) else f"({word})" for c, word in words]
+        rows.append([line.name, line.source, line.protocol, *figures, *against])
+    spread = [
+        f"protocol spread, {encoder}: "
+        + ", ".join(
+            f"{metric_name(m)} {number(low)} to {number(high)} ({100 * (high - low):.1f} points)"
+            for m, (low, high) in found.items()
+        )
+        for encoder, found in published.spread.items()
+    ]
+    return heads, rows, spread
+
+
 def number(value: float | None) -> str:
     """Three decimals, or "-"."""
     return "-" if value is None or value != value else f"{value:.3f}"
@@ -201,6 +240,17 @@ def print_views(
                 for c, values in line.ours.items()
             )
             say(f"  study: {line.strategy}: {figures}" + (f"; ours: {ours}" if ours else ""))
+        if view.published:
+            heads, rows, spread = published_texts(view.published)
+            say(f"\n{view.task}: published, beside ours", "bold")
+            table = Table()
+            for i, head in enumerate(heads):
+                table.add_column(head, overflow="fold", justify="right" if i > 2 else "left")
+            for row in rows:
+                table.add_row(*map(Text, row))
+            console.print(table)
+            for text in (PUBLISHED_NOTE, *spread):
+                say(f"  {text}")
     if left:
         say(f"\n{len(left)} run{'s' * (len(left) > 1)} left out:")
         for item in left:
@@ -262,6 +312,15 @@ def write_markdown(views: Sequence[TaskView], correction: str, path: Path) -> No
             ]
             lines.append(f"| {' | '.join(map(_md, texts))} |")
         lines += [""] * bool(view.encoder_pairs)
+        if view.published:
+            heads, rows, spread = published_texts(view.published)
+            lines += [f"## {_md(view.task)}, published", ""]
+            lines += [
+                f"| {' | '.join(map(_md, heads))} |",
+                "|---" * 3 + "|---:" * (len(heads) - 3) + "|",
+            ]
+            lines += [f"| {' | '.join(map(_md, row))} |" for row in rows]
+            lines += ["", *(f"- {_md(text)}" for text in (PUBLISHED_NOTE, *spread)), ""]
     path.write_text("\n".join(lines), encoding="utf-8")
 
 

@@ -15,6 +15,7 @@ from tune.tasks.label_kinds import label_kind
 
 N_RESAMPLES = 2000
 BOOTSTRAP_SEED = 0
+FOLDS_NOTE = "folds share training tracks, so the interval is slightly too narrow"
 
 
 def score(kind: str, labels: np.ndarray, predictions: np.ndarray, targets: Sequence[str]) -> dict:
@@ -47,6 +48,7 @@ def bootstrap(
     predictions: np.ndarray,
     targets: Sequence[str],
     *,
+    groups: Sequence[str] | None = None,
     n_resamples: int = N_RESAMPLES,
     seed: int = BOOTSTRAP_SEED,
 ) -> dict[str, tuple[float, float]]:
@@ -60,12 +62,14 @@ def bootstrap(
     ----------
     labels : ndarray (n,), (n, n_targets) or, of tags, (n, C)
     predictions : ndarray (n_seeds, n) or (n_seeds, n, n_targets or C)
+    groups : each track's, such as its artist: groups are then drawn with all their tracks, since
+        tracks of one are alike (the cluster bootstrap; Davison and Hinkley 1997, ch. 3.8)
 
     Returns
     -------
     dict : metric name -> (low, high); NaN where a metric is undefined
     """
-    weights = _resamples(len(labels), n_resamples, seed)
+    weights = _weights(len(labels), groups, n_resamples, seed)
     curves = label_kind(kind).metrics().weighted(labels, predictions, weights, targets)
     return {name: interval(values.mean(1)) for name, values in curves.items()}
 
@@ -77,6 +81,7 @@ def paired_bootstrap(
     second: np.ndarray,
     targets: Sequence[str],
     *,
+    groups: Sequence[str] | None = None,
     n_resamples: int = N_RESAMPLES,
     seed: int = BOOTSTRAP_SEED,
 ) -> dict[str, tuple[float, float, float]]:
@@ -89,13 +94,16 @@ def paired_bootstrap(
     ----------
     labels : ndarray (n,) or (n, n_targets)
     first, second : ndarray (n_seeds, n[, n_targets]); the numbers of seeds may differ
+    groups : as in `bootstrap`
 
     Returns
     -------
     dict : metric name -> (second - first, low, high), each metric averaged over seeds
     """
     a, b = (
-        bootstrap_curves(kind, labels, p, targets, n_resamples=n_resamples, seed=seed)
+        bootstrap_curves(
+            kind, labels, p, targets, groups=groups, n_resamples=n_resamples, seed=seed
+        )
         for p in (first, second)
     )
     out = {}
@@ -111,6 +119,7 @@ def bootstrap_curves(
     predictions: np.ndarray,
     targets: Sequence[str],
     *,
+    groups: Sequence[str] | None = None,
     n_resamples: int = N_RESAMPLES,
     seed: int = BOOTSTRAP_SEED,
 ) -> dict[str, np.ndarray]:
@@ -125,13 +134,14 @@ def bootstrap_curves(
     ----------
     labels : ndarray (n,), (n, n_targets) or, of tags, (n, C)
     predictions : ndarray (n_seeds, n) or (n_seeds, n, n_targets or C)
+    groups : as in `bootstrap`
 
     Returns
     -------
     dict : metric name -> (1 + n_resamples,)
     """
     ones = np.ones((1, len(labels)))
-    weights = np.concatenate([ones, _resamples(len(labels), n_resamples, seed)])
+    weights = np.concatenate([ones, _weights(len(labels), groups, n_resamples, seed)])
     curves = label_kind(kind).metrics().weighted(labels, predictions, weights, targets)
     return {name: _over_seeds(values, predictions) for name, values in curves.items()}
 
@@ -164,6 +174,14 @@ def _resamples(n: int, n_resamples: int, seed: int) -> np.ndarray:
     """How often each of n tracks is drawn, (R, n): the same for all runs with as many tracks."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(n, np.full(n, 1 / n), size=n_resamples).astype(np.float64)
+
+
+def _weights(n: int, groups: Sequence[str] | None, n_resamples: int, seed: int) -> np.ndarray:
+    """How often each of n tracks is drawn, (R, n), tracks of a group together."""
+    if groups is None:
+        return _resamples(n, n_resamples, seed)
+    names, which = np.unique(np.asarray(groups, str), return_inverse=True)
+    return _resamples(len(names), n_resamples, seed)[:, which]
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

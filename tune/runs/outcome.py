@@ -1,7 +1,8 @@
-"""The test: the layer chosen on validation, every seed, scored once."""
+"""The test: the layer chosen on validation, every seed, scored once; and folds put together."""
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from tune.aggregators import trainable
@@ -9,6 +10,7 @@ from tune.aggregators.track_aggregator import TrackAggregator
 from tune.probing.bank import EarlyStopping, ProbeBank, ProbeData, join_clips
 from tune.probing.intervals import bootstrap, score
 from tune.runs.result import prediction_columns, summarise
+from tune.tasks.label_kinds import label_kind
 from tune.tasks.load import Task
 
 
@@ -46,6 +48,7 @@ def score_test(
     per_seed = {name: [scores[name] for scores in each] for name in each[0]}
     chance = data.chance_prediction("test")[: len(truth)]
     return {
+        "scored": (truth, predictions, ids),
         "metrics": summarise(per_seed, bootstrap(task.kind, truth, predictions, task.targets)),
         "chance": score(task.kind, truth, chance, task.targets),
         "n_test_scored": len(ids),
@@ -66,6 +69,86 @@ def score_test(
             task.targets,
         ),
     } | _learned(bank.probes[mine], data, chosen, aggregator, seeds, layers, task.splits["test"])
+
+
+def join_folds(outcomes: Sequence[dict], task: Task) -> dict:
+    """Put the folds' outcomes together: every track is tested once, and all are scored as one.
+
+    The interval resamples tracks, or groups of tracks where a column groups them. It ignores that
+    folds share training tracks, which makes it slightly too narrow (Bengio and Grandvalet 2004).
+    The layer, what was learned and its size are those of the first fold.
+
+    Parameters
+    ----------
+    outcomes : of the folds, as `score_test` returns; a single one comes back as it is
+    task : whose `folds` they are of
+
+    Returns
+    -------
+    dict as `score_test` returns, with `folds`: what result.json says of them
+    """
+    if not task.folds:
+        return outcomes[0]
+    truth = np.concatenate([each["scored"][0] for each in outcomes])
+    predictions = np.concatenate([each["scored"][1] for each in outcomes], 1)
+    sizes = [len(each["scored"][2]) for each in outcomes]
+    scores = [score(task.kind, truth, each, task.targets) for each in predictions]
+    per_seed = {name: [each[name] for each in scores] for name in scores[0]}
+    extra = {"fold": [k for k, n in enumerate(sizes, 1) for _ in range(n)]}
+    if task.group_column:
+        extra["group"] = [
+            group
+            for fold, each in zip(task.folds, outcomes, strict=True)
+            for group in _groups(fold.splits["test"], each["scored"][2])
+        ]
+    intervals = bootstrap(task.kind, truth, predictions, task.targets, groups=extra.get("group"))
+    columns = _concatenated([each["predictions"] for each in outcomes])
+    # A fold's rows are its tracks under each seed.
+    extra = {
+        name: [
+            value
+            for fold in np.split(np.array(values), np.cumsum(sizes)[:-1])
+            for value in fold.tolist() * len(predictions)
+        ]
+        for name, values in extra.items()
+    }
+    attention = [each["attention"] for each in outcomes]
+    kind = label_kind(task.kind)
+    return outcomes[0] | {
+        "metrics": summarise(per_seed, intervals),
+        "chance": {
+            name: float(np.average([each["chance"][name] for each in outcomes], weights=sizes))
+            for name in outcomes[0]["chance"]
+        },
+        "n_test_scored": sum(sizes),
+        "tags_left_out": kind.unscored(truth, getattr(task, kind.parts)),
+        "predictions": columns | extra,
+        "attention": _concatenated(attention) if all(attention) else None,
+        "folds": {
+            "n": len(outcomes),
+            "group_column": task.group_column,
+            "n_groups": task.n_groups,
+            "each": [
+                {
+                    "n_tracks": {split: len(data) for split, data in fold.splits.items()},
+                    **{k: each[k] for k in ("layer", "best_epochs", "metrics", "chance")},
+                }
+                for fold, each in zip(task.folds, outcomes, strict=True)
+            ],
+        },
+    }
+
+
+def _groups(split, ids: Sequence[str]) -> list[str]:
+    """The group of each scored track."""
+    names = split["track" if "track" in split.column_names else "id"]
+    group = dict(zip(names, split["group"], strict=True))
+    return [group[name] for name in ids]
+
+
+def _concatenated(parts: Sequence[dict]) -> dict:
+    """Columns of several tables, one below the other."""
+    return {name: [value for part in parts for value in part[name]] for name in parts[0]}
 
 
 def _learned(probes, data, chosen, aggregator, seeds, layers, split) -> dict:

@@ -1,6 +1,7 @@
 """Read a run's predictions on the test split."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +21,22 @@ class Predictions:
     ids : (n,) track ids, sorted
     labels : (n,) class numbers, (n, C) values, or (n, C) truth values of tags
     predictions : (n_seeds, n) or (n_seeds, n, C)
+    groups : (n,) each track's group, where a column grouped the folds of a cross-validation
     """
 
     result: dict
     ids: list[str]
     labels: np.ndarray
     predictions: np.ndarray
+    groups: list[str] | None = None
+
+
+def folds_text(result: Mapping) -> str:
+    """Name the folds of a cross-validation by what changes them: 5 folds by artist; "" without."""
+    folds = result.get("folds")
+    if not folds:
+        return ""
+    return f"{folds['n']} folds" + (f" by {folds['group_column']}" if folds["group_column"] else "")
 
 
 def read_predictions(run: Path) -> Predictions:
@@ -58,4 +69,7 @@ def read_predictions(run: Path) -> Predictions:
         raise ValueError(f"{run}: the seeds have different tracks")
     kind = label_kind(result["kind"])
     labels, predictions = kind.from_columns(column, result[kind.parts])
-    return Predictions(result, ids, labels[0], predictions)
+    groups = (
+        column("group")[0].tolist() if (result.get("folds") or {}).get("group_column") else None
+    )
+    return Predictions(result, ids, labels[0], predictions, groups)

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 
 from tune import __version__
 from tune.aggregators.registry import readable_name
+from tune.probing.intervals import FOLDS_NOTE
 from tune.segments.rules import Rule, describe_counts, is_degenerate, seg_text
 from tune.store.encode import EncodeReport
 from tune.store.extractor import Extractor
@@ -151,7 +152,8 @@ def assemble(
     probe_seconds : training and testing the probes
     """
     encoder, rules = extractor.encoder, extractor.rules
-    paths = {split: data["path"][:] for split, data in task.splits.items()}
+    splits = [{s: data["path"][:] for s, data in t.splits.items()} for t in task.folds or [task]]
+    paths = splits[0]
     every = [path for split in paths for path in paths[split]]
     counts = [[len(report.rows[path][1]) for path in every] for report in reports]
     alike = all(is_degenerate(r, c) or r.name == "full" for r, c in zip(rules, counts, strict=True))
@@ -184,7 +186,11 @@ def assemble(
         "aggregator": outcome["aggregator"],
         "degenerate": "equals full" if alike and joined_name(rules) != "full" else None,
         "segments_per_track": describe_counts([sum(each) for each in zip(*counts, strict=True)]),
-        "n_tracks": {split: len(paths[split]) for split in paths},
+        # In folds each track is tested once, and none is only trained on.
+        "n_tracks": {"train": 0, "val": 0, "test": len(every)}
+        if task.folds
+        else {split: len(paths[split]) for split in paths},
+        "folds": outcome.get("folds"),
         "classes": task.classes,
         "targets": task.targets,
         **{k: outcome[k] for k in ("n_test_scored", "tags_left_out", "unknown_tags")},
@@ -192,17 +198,19 @@ def assemble(
         "silent": sorted({path for path in report.silent if path in reports[0].rows}),
         "warned": [i for k, i in enumerate(report.warned) if i not in report.warned[:k]],
         "truncated_tracks": truncated,
-        "same_audio_in_test_and_training": _count_leaked(paths, reports[0].rows),
+        "same_audio_in_test_and_training": _count_leaked(splits, reports[0].rows),
         **{k: outcome[k] for k in ("best_epochs", "metrics", "chance")},
         "cost": _costs(extractor, reports, report, every)
         | {"embedding_dim": outcome["embedding_dim"], "probe_seconds": probe_seconds},
     }
 
 
-def _count_leaked(paths: Mapping[str, Sequence[str]], rows: Mapping) -> int:
-    """Test tracks with the same audio as a train or val track; warns of them."""
-    contents = {split: {rows[path][0] for path in paths[split]} for split in paths}
-    leaked = contents["test"] & (contents["train"] | contents["val"])
+def _count_leaked(splits: Sequence[Mapping[str, Sequence[str]]], rows: Mapping) -> int:
+    """Test tracks with the same audio as a train or val track of their fold; warns of them."""
+    leaked = set()
+    for paths in splits:
+        contents = {split: {rows[path][0] for path in paths[split]} for split in paths}
+        leaked |= contents["test"] & (contents["train"] | contents["val"])
     if leaked:
         log.warning("%d test tracks have the same audio as a train or val track", len(leaked))
     return len(leaked)
@@ -309,7 +317,7 @@ def write_run(
     result, config : written as JSON; undefined numbers (NaN) become null
     outcome : holds "predictions" (columns), "probe" (tensors) and "attention" (columns, or None)
     history : one row an epoch, to history.csv
-    split_made : rows of split.csv, when the split was made by us
+    split_made : rows of split.csv, when the split or folds were made by us
     overwrite : replace an existing folder
     rename : take the next free numbered name when another process took this one meanwhile
 
@@ -375,7 +383,11 @@ def print_result(result: Mapping, folder: Path, console: Console | None = None) 
     lines = [
         (
             "tracks",
-            f"{n['train']} train, {n['val']} val, {n['test']} test"
+            (
+                f"{n['test']}, each tested once"
+                if result["folds"]
+                else f"{n['train']} train, {n['val']} val, {n['test']} test"
+            )
             + (f"; {len(result['skipped'])} skipped" if result["skipped"] else ""),
         ),
         (tokens, f"{counts['min']} to {counts['max']} a track (median {counts['median']:g})"),
@@ -396,7 +408,7 @@ def print_result(result: Mapping, folder: Path, console: Console | None = None) 
         ("result", str(folder / "result.json")),
     ]
     lines[2:2] = describe_aggregator(result["aggregator"])
-    lines[1:1] = describe_scoring(result)
+    lines[1:1] = describe_folds(result) + describe_scoring(result)
     if result.get("partial"):
         text = f"{describe_partial(result['partial'])}: not comparable with published figures"
         lines.insert(1, ("partial", text))
@@ -412,6 +424,25 @@ def describe_licence(made: Mapping) -> list[tuple[str, str]]:
     """A line on the licence of the encoder's weights, where it is known: it binds their use."""
     licence = made.get("encoder_licence")
     return [("licence", f"{licence} (the weights of {made['encoder']})")] if licence else []
+
+
+def describe_folds(result: Mapping) -> list[tuple[str, str]]:
+    """Lines on a cross-validation: its folds, and what its interval leaves out."""
+    folds = result.get("folds")
+    if not folds:
+        return []
+    name, each = next(iter(result["metrics"])), folds["each"]
+    means = ", ".join(_number(fold["metrics"][name]["mean"]) for fold in each)
+    layers = [str(fold["layer"]) for fold in each]
+    chosen = f"; layers {', '.join(layers)}" if len(set(layers)) > 1 else ""
+    grouped = ""
+    if folds["group_column"]:
+        grouped = f", {folds['n_groups']} groups by {folds['group_column']} kept together"
+    groups = "groups" if folds["group_column"] else "tracks"
+    return [
+        ("folds", f"{folds['n']}{grouped}; {name} of each: {means}{chosen}"),
+        ("", f"{FOLDS_NOTE} (it resamples {groups})"),
+    ]
 
 
 def describe_scoring(result: Mapping) -> list[tuple[str, str]]:

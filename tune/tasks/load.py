@@ -32,7 +32,14 @@ from tune.tasks.own_task import own_spec, read_own
 from tune.tasks.path_safety import confine, data_folders
 from tune.tasks.readers import SPLITS, TaskError, read_jsonl, read_path, why
 from tune.tasks.registry import TASKS, TaskRow, describe_partial
-from tune.tasks.splits import check_split_names, complete_splits
+from tune.tasks.splits import (
+    FOLDS,
+    FOLDS_BELOW,
+    FOLDS_FROM,
+    check_split_names,
+    complete_splits,
+    make_folds,
+)
 from tune.tasks.tables import is_table
 
 __all__ = [
@@ -89,6 +96,9 @@ class Task:
     data_revision : the hub's commit that the data set is of; None where that isn't known
     expected : split -> rows that the benchmark has, of a task of the table
     partial : split -> {"found", "expected"}, of the splits that have fewer
+    folds : the task with each fold's splits, where it is cross-validated; `splits` are then those
+        of the first, and all splits have a column group where a column groups the tracks
+    group_column, n_groups : the column, and how many groups the folds are made of
     recipe : MARBLE's training recipe for this task, or this kind
     """
 
@@ -104,11 +114,15 @@ class Task:
     own: Own | None = None
     data_revision: str | None = None
     expected: Mapping[str, int] = field(default_factory=dict)
+    folds: list["Task"] = field(default_factory=list)
+    group_column: str | None = None
+    n_groups: int = 0
 
     @property
-    def settings(self) -> dict[str, str]:
-        """What a run's configuration says of a task of one's own: where its file is, its digest."""
-        return {"task": self.own.spec, "task_sha256": self.own.sha256} if self.own else {}
+    def settings(self) -> dict:
+        """What a run's configuration says beside the flags: folds, a task of one's own's file."""
+        own = {"task": self.own.spec, "task_sha256": self.own.sha256} if self.own else {}
+        return own | {"folds": len(self.folds) or 1, "group_column": self.group_column}
 
     @property
     def record(self) -> dict:
@@ -144,7 +158,7 @@ class Task:
         reasons = paths.items() if isinstance(paths, Mapping) else ()
         unusable = [{"where": path, "reason": reason} for path, reason in reasons]
         check_usable(replace(self, splits=splits, skipped=[*self.skipped, *unusable]))
-        return replace(self, splits=splits)
+        return replace(self, splits=splits, folds=[fold.without(paths) for fold in self.folds])
 
 
 def short_name(name: str) -> str:
@@ -197,6 +211,8 @@ def load_task(
     data_revision: str | None = None,
     yes: bool = False,
     download: bool = True,
+    folds: int | None = 1,
+    group_column: str | None = None,
 ) -> Task:
     """Load a task by name or path.
 
@@ -215,6 +231,10 @@ def load_task(
     data_revision : branch, tag or commit of a data set of the hub
     yes : fetch also more than 20 GB without asking
     download : whether missing files of a task of the table are fetched
+    folds : into how many all tracks are split, whatever splits they have; 1 keeps these, or makes
+        a single split. None is `FOLDS` for a path without a split that has `FOLDS_FROM` tracks or
+        more and less than `FOLDS_BELOW`, else 1
+    group_column : of which no value is on both sides of a fold (`tune.tasks.splits.make_folds`)
 
     Raises
     ------
@@ -225,6 +245,7 @@ def load_task(
     data_dir = Path(data_dir)
     columns = {"label_column": label_column, "audio_column": audio_column}
     row = TASKS.get(name)
+    cut = {"folds": folds or 1, "group_column": group_column}
     given = [f"--{flag}" for flag, value in columns.items() if value]
     if given and not (name.startswith(PREFIX) or is_table(name)):
         raise TaskError(f"{given[0]} belongs to a .csv, a .tsv or {PREFIX}NAME, not to {name}")
@@ -232,7 +253,7 @@ def load_task(
         raise TaskError(f"--data_revision belongs to a data set of the hub, not to {name}")
     if spec := own_spec(name):
         rows, skipped, own = read_own(spec, data_dir / "own")
-        task = _finish(own.slug, rows, skipped, kind=kind, usable=usable)
+        task = _finish(own.slug, rows, skipped, kind=kind, usable=usable, **cut)
         return replace(task, own=own)
     if name.startswith(PREFIX):
         where = name.removeprefix(PREFIX)
@@ -241,14 +262,15 @@ def load_task(
         )
         if not allow_outside:
             found = confine(*found, hub_folders(where, data_dir))
-        task = _finish(short_name(name), *found, kind=kind, usable=usable)
+        task = _finish(short_name(name), *found, kind=kind, usable=usable, **cut)
         return replace(task, data_revision=commit)
     if row is None:
         path = Path(name)
         found = read_path(path, **columns, kind=kind)
         if not allow_outside and not (is_table(path) and not path.is_dir()):
             found = confine(*found, data_folders(path if path.is_dir() else path.parent))
-        return _finish(short_name(name), *found, kind=kind, usable=usable)
+        cut["folds"] = folds
+        return _finish(short_name(name), *found, kind=kind, usable=usable, **cut)
     if name in DEMO_TASKS:
         from tune.demo import build  # SciPy's signal processing takes two seconds to import
 
@@ -260,15 +282,15 @@ def load_task(
     else:
         folder = archive_folder(row, data_dir, progress, yes=yes, download=download)
     rows, skipped = LAYOUTS[row.layout](folder, row)
+    of_row = {"kind": row.kind, "targets": row.targets, "row": row, **cut}
     if name in DEMO_TASKS:
-        return _finish(name, rows, skipped, kind=row.kind, targets=row.targets, row=row)
+        return _finish(name, rows, skipped, **of_row)
     rows, expected = _without_known_bad(rows, row)
     if not allow_outside:
         rows, skipped = confine(rows, skipped, [folder, data_dir])
-    task = _finish(name, rows, skipped, kind=row.kind, targets=row.targets, row=row, usable=usable)
-    return replace(
-        task, data_revision=commit_of(folder), expected={} if task.split_made else expected
-    )
+    task = _finish(name, rows, skipped, **of_row, usable=usable)
+    made = task.split_made or task.folds  # the benchmark's own split isn't used
+    return replace(task, data_revision=commit_of(folder), expected={} if made else expected)
 
 
 def _without_known_bad(rows: list[dict], row: TaskRow) -> tuple[list[dict], dict[str, int]]:
@@ -322,6 +344,8 @@ def _finish(
     targets: Sequence[str] = (),
     row: TaskRow | None = None,
     usable: bool = True,
+    folds: int | None = 1,
+    group_column: str | None = None,
 ) -> Task:
     """Check labels and splits and build the task."""
     skipped = list(skipped)
@@ -338,14 +362,27 @@ def _finish(
         raise TaskError(
             f"task {name}: no usable row{why(skipped)}: each needs the path of a file and a label"
         )
-    rows, made = complete_splits(rows, given, kind)
-    if made:
+    if folds is None:
+        folds = _default_folds(name, rows, given)
+    if folds == 1 and group_column not in (None, "none"):
+        raise TaskError(f"--group_column {group_column} groups the tracks of folds: give --folds")
+    cut, made = None, None
+    if folds > 1:
+        cut = make_folds(name, rows, kind, folds, group_column)
+        made = [_splits_of(r, cut.column) for r in cut.rows]
+        rows = [{**r, "split": "train"} for r in cut.rows]  # every class is known in every fold
+    else:
+        rows, made = complete_splits(rows, given, kind)
+    if made and not cut:
         what = "no split: one was made" if None in given else "no val split: one was cut from train"
         log.info("task %s has %s, stratified, from a fixed seed (see split.csv)", name, what)
-    _need_every_split(name, Counter(r["split"] for r in rows), skipped)
+    if not cut:
+        _need_every_split(name, Counter(r["split"] for r in rows), skipped)
     column = kind.column(name, rows, skipped, targets)
     rows = column.rows
-    _need_every_split(name, Counter(r["split"] for r in rows), skipped)
+    if not cut:
+        rows = [{**r, "splits": [r["split"]]} for r in rows]
+        _need_every_split(name, Counter(r["split"] for r in rows), skipped)
     if column.unknown:
         some = ", ".join(sorted(column.unknown)[:3])
         log.warning(
@@ -359,27 +396,56 @@ def _finish(
     if any(r["track"] for r in rows):
         features["track"] = Value("string")
         rows = [{**r, "track": r["track"] or r["id"]} for r in rows]
+    if cut and cut.column:
+        features["group"] = Value("string")
     features = Features(features)
-    splits = DatasetDict(
-        {
-            split: Dataset.from_list(
-                [{k: r[k] for k in features} for r in rows if r["split"] == split],
-                features=features,
-            )
-            for split in SPLITS
-        }
+    tasks = []
+    for fold in range(folds):
+        splits = DatasetDict(
+            {
+                split: Dataset.from_list(
+                    [{k: r[k] for k in features} for r in rows if r["splits"][fold] == split],
+                    features=features,
+                )
+                for split in SPLITS
+            }
+        )
+        task = Task(
+            str(name),
+            kind.name,
+            column.classes,
+            column.targets,
+            splits,
+            skipped,
+            made,
+            column.unknown,
+            row,
+        )
+        if usable:
+            check_usable(task)
+        tasks.append(task)
+    if not cut:
+        return tasks[0]
+    return replace(tasks[0], folds=tasks, group_column=cut.column, n_groups=cut.n_groups)
+
+
+def _default_folds(name, rows, given: set) -> int:
+    """How many folds a path is split into where that isn't said."""
+    tracks = len({r["track"] or r["path"] for r in rows})
+    if None not in given or not FOLDS_FROM <= tracks < FOLDS_BELOW:
+        return 1
+    log.info(
+        "task %s has no split and %d tracks: cross-validated in %d folds, each track tested once "
+        "(--folds 1: a single split)",
+        name,
+        tracks,
+        FOLDS,
     )
-    task = Task(
-        str(name),
-        kind.name,
-        column.classes,
-        column.targets,
-        splits,
-        skipped,
-        made,
-        column.unknown,
-        row,
-    )
-    if usable:
-        check_usable(task)
-    return task
+    return FOLDS
+
+
+def _splits_of(row, column: str | None) -> dict:
+    """A row of split.csv: its split in each fold."""
+    group = {"group": row["group"]} if column else {}
+    folds = {f"fold_{k}": split for k, split in enumerate(row["splits"], 1)}
+    return {"id": row["id"], "path": row["path"], **group, **folds}

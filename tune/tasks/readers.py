@@ -86,7 +86,9 @@ def read_jsonl(files: dict[str | None, Path]) -> tuple[list[dict], list[dict]]:
             if not _is_text(f"{path}{item['label']}{item.get('ori_uid')}"):
                 skipped.append({"where": where, "reason": "a name that is not valid Unicode"})
                 continue
-            items.append((n, item | {"path": path, "split": split or item.get("split")}))
+            others = {k: v for k, v in item.items() if k not in ("audio_path", "label", "split")}
+            given = {"path": path, "split": split or item.get("split"), "columns": others}
+            items.append((n, item | given))
         found = _rows(file, items, AudioFiles(file.parent), skipped)
         # A given split that is empty is a mistake: nothing is made up in its place.
         if split and not any(not is_missing(row["label"]) for row in found):
@@ -124,6 +126,7 @@ def _rows(file: Path, items: Iterable, files: AudioFiles, skipped: list[dict]) -
                 "label": item["label"],
                 "split": None if is_missing(item.get("split")) else item["split"],
                 "track": None if is_missing(item.get("ori_uid")) else str(item["ori_uid"]),
+                "columns": item["columns"],
             }
         )
     for note in files.notes():

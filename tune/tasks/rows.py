@@ -2,10 +2,12 @@
 
 A row is a dict of `where` (file:line), `id` (the path as written), `path` (the file found),
 `label`, `split` (None where the file doesn't say) and `track` (what several files are clips of,
-`ori_uid` in MARBLE's files; else None). Lines that are no rows are set aside with the reason.
+`ori_uid` in MARBLE's files; else None); rows of a jsonl or a table have their other `columns`, by
+which folds may be grouped. Lines that are no rows are set aside with the reason.
 """
 
 import re
+import unicodedata
 from collections import Counter
 
 SPLITS = ("train", "val", "test")
@@ -42,6 +44,11 @@ def stripped(text: str) -> str:
     if text.isascii():
         return text.strip()
     return re.sub(f"^[\\s{INVISIBLE}]+|[\\s{INVISIBLE}]+$", "", text)
+
+
+def plain_name(name: str) -> str:
+    """A column's name without quotes, case and whether its characters are composed."""
+    return stripped(unicodedata.normalize("NFC", stripped(name).strip("\"'"))).casefold()
 
 
 def split_word(split) -> str:

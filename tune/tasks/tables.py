@@ -9,12 +9,19 @@ import csv
 import difflib
 import io
 import re
-import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tune.tasks.rows import EVALUATION, SPLIT_NAMES, TaskError, number, split_word, stripped
+from tune.tasks.rows import (
+    EVALUATION,
+    SPLIT_NAMES,
+    TaskError,
+    number,
+    plain_name,
+    split_word,
+    stripped,
+)
 from tune.tasks.text_files import read_text
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -43,7 +50,7 @@ class Table:
     Attributes
     ----------
     items : (line, item) of each row; an item has path, label, split and ori_uid, as far as the
-        table has such columns
+        table has such columns, and `columns`, a dict of the others by name
     skipped : lines that are no rows
     notes : a line on each thing that had to be guessed
     """
@@ -149,14 +156,9 @@ def _find(file, names, wanted) -> dict[str, int]:
     return {key: at for key, at in found.items() if at is not None}
 
 
-def _plain_name(name: str) -> str:
-    """A column's name without quotes, case and whether its characters are composed."""
-    return stripped(unicodedata.normalize("NFC", stripped(name).strip("\"'"))).casefold()
-
-
 def _column(file, names: list[str], name: str) -> int | None:
     """The number of a column; None where there is none of that name."""
-    for same in (str, stripped, _plain_name):
+    for same in (str, stripped, plain_name):
         found = [i for i, each in enumerate(names) if same(each) == same(name)]
         if len(found) > 1:
             raise TaskError(
@@ -198,6 +200,7 @@ def _near(name: str, names: list[str]) -> str | None:
 def _read_rows(file, text, head, columns, is_file, table) -> int:
     """Read what follows the first line into a table; return how many lines were passed over."""
     reader, passed = _reader(text, head.delimiter, head.spaced), 0
+    others = [at for at in range(len(head.names)) if at not in columns.values()]
     try:
         for number, fields in enumerate(reader):
             if number <= head.before or not any(map(stripped, fields)):
@@ -216,6 +219,9 @@ def _read_rows(file, text, head, columns, is_file, table) -> int:
                 table.skipped.append({"where": f"{file}:{line}", "reason": reason})
                 continue
             item = {name: fields[at] if at < len(fields) else None for name, at in columns.items()}
+            item["columns"] = {
+                stripped(head.names[at]): fields[at] for at in others if at < len(fields)
+            }
             table.items.append((line, item))
     except csv.Error as error:  # the rest of the file can't be told apart any more
         raise TaskError(f"{file}:{reader.line_num}: {error}: is a quote left open?") from error
