@@ -178,6 +178,7 @@ def name_run(args) -> str:
         rules_of(args),
         readable_name(args.agg),
         args.frame_rate if args.tokens == "frame" else None,
+        args.channels,
     )
     name += "-tuned" * args.tune_aggregator
     if args.aggregator_checkpoint:
