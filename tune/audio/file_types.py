@@ -58,7 +58,6 @@ SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"MPCK", "Musepack", FFMPEG),
     (0, b"MP+", "Musepack", FFMPEG),
     (0, b"tBaK", "TAK", FFMPEG),
-    (0, b"OFR ", "OptimFROG", FFMPEG),
     (0, b"DSD ", "DSF", FFMPEG),
     (0, b"FRM8", "DSDIFF", FFMPEG),
     (0, b"#!AMR", "AMR", FFMPEG),
@@ -132,7 +131,7 @@ def identify(data: FileBytes, find_frames: Callable[[int, int], tuple[str, int] 
         at = data.find(signature, start, start + JUNK_BYTES)
         if at >= 0:
             return FileType(name, reader, at)
-    if start:  # a tag, and nothing behind it that plays
+    if start or tag_size(data.read(0, 32)):  # a tag, whole or not, and nothing that plays
         return FileType("a tag (ID3 or APE) with no audio behind it", NOT_AUDIO, 0, FETCH)
     return what_text(data.read(0, 4096))
 
