@@ -199,7 +199,13 @@ def default_name(args, encoder_name, frame_rate) -> str:
     source = [short_name(name) for name in args.tasks]
     source += [args.audio_dir.resolve().name] if args.audio_dir else []
     name = result.default_name(
-        "+".join(source), encoder_name, args.layer, [rule_of(args)], args.recipe, frame_rate
+        "+".join(source),
+        encoder_name,
+        args.layer,
+        [rule_of(args)],
+        args.recipe,
+        frame_rate,
+        args.channels,
     )
     if os.environ.get("WANDB_SWEEP_ID"):  # an agent's cells differ in what the name doesn't say
         name += f"-{os.environ.get('WANDB_RUN_ID', 'sweep')}"

@@ -180,6 +180,7 @@ def name_run(args) -> str:
         rules_of(args),
         readable_name(args.agg),
         args.frame_rate if args.tokens == "frame" else None,
+        args.channels,
     )
     name += "-tuned" * args.tune_aggregator
     name += f"-{args.folds}-folds" * ((args.folds or 1) > 1)

@@ -598,7 +598,7 @@ def _containers(add) -> None:
     """WMA, Matroska, films, and what else FFmpeg reads."""
     kind = "WMA"
     for codec in ("wmav1", "wmav2"):
-        for rate, channels in ((44_100, 2), (44_100, 1), (22_050, 1)):
+        for rate, channels in ((44_100, 2), (44_100, 1), (32_000, 2), (22_050, 1)):
             add(
                 kind,
                 f"{codec}-{rate}-{channels}.wma",
@@ -678,12 +678,18 @@ def _containers(add) -> None:
             one(rate),
             late_s=0.08,
         )
+    add(
+        kind,
+        "cut-film.avi",
+        lambda: cut(encoded("libmp3lame", "avi", video=True), 0.7),
+        reason=r"^truncated: [\d,]+ of its bytes are missing",
+    )
     for format, ending in (("mp4", "mp4"), ("matroska", "mkv"), ("avi", "avi")):
         add(
             kind,
             f"silent-film.{ending}",
             lambda f=format: encoded("", f, video=True, sound=False),
-            reason=r"^can't be decoded: this is .* in \S+, without a sound track",
+            reason=r"^can't be decoded: this is MPEG-4 video in \S+, without a sound track",
         )
     kind = "other codecs and containers"
     for codec, format, ending in (
@@ -809,6 +815,15 @@ def _wav(add) -> None:
         one() + one(seed=1),
     )
     add(kind, "empty-and-data.wav", lambda: wav([(b"data", b"", None), (b"data", pcm(), None)]))
+    odd = (b"JUNK", b"abcde", None)
+    whole = wav([odd, (b"data", pcm(), None)])
+    add(kind, "no-padding.wav", lambda: whole.replace(b"abcde\0", b"abcde"))
+    add(
+        "WAV, cut",
+        "second-data-cut.wav",
+        lambda: cut(wav([(b"data", pcm(), None), (b"data", pcm(seed=1), None)]), 0.8),
+        reason=r"^truncated: 2\.\d\d s of the 2\.60 s announced",
+    )
     add(kind, "riff-size-0.wav", lambda: _riff_size(wav([(b"data", pcm(), None)]), 0))
     add(kind, "riff-size-all.wav", lambda: _riff_size(wav([(b"data", pcm(), None)]), 0xFFFFFFFF))
     add(kind, "all-sizes-0.wav", lambda: _riff_size(wav([(b"data", pcm(), 0)]), 0))
@@ -877,6 +892,7 @@ def _not_audio(add) -> None:
         ("midi", b"MThd\0\0\0\x06" + bytes(90), "MIDI: notes, no sound, not audio: .*fluidsynth"),
         ("m3u", b"#EXTM3U\na.mp3\n", "a playlist, not audio"),
         ("numpy", b"\x93NUMPY\x01\0" + bytes(500), "a NumPy array, not audio"),
+        ("tag-cut", id3v2(3_000)[:900], r"a tag \(ID3 or APE\) with no audio behind it"),
         ("tag-only", id3v2(), r"a tag \(ID3 or APE\) with no audio behind it"),
         ("noise", noise(9_000), "not a kind of audio that is known here$"),
         ("zeros", bytes(9_000), "not a kind of audio that is known here$"),

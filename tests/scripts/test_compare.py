@@ -82,6 +82,7 @@ def test_other_seeds_join_and_the_newest_of_the_same_seed_counts(tmp_path, rng, 
         {"precision": "bf16"},
         {"config": {"lr": 0.1}},
         {"min_tail": 5.0},
+        {"channels": "left"},
         {"aggregator": {"checkpoint": "x/tune", "tuned": False, "readout": "cls"}},
     ],
 )

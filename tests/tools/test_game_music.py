@@ -109,7 +109,7 @@ def test_music_is_kept_and_what_is_broken_is_reported(mirror, tmp_path):
     assert any(
         "wrong-data left out" in line and "another file than the list" in line for line in lines
     )
-    assert lines[-1].startswith("error: 2 of 4 packages could not be had (torn-data")
+    assert lines[-1].startswith("error: 2 of 4 packages not downloaded (torn-data")
     assert "Traceback" not in done.stderr
     assert "3 tracks of 2 packages" in done.stdout
     music = tmp_path / "music"

@@ -7,6 +7,7 @@ from functools import cache
 from tune.audio.file_bytes import FileBytes
 from tune.audio.file_types import is_tag_or_padding
 
+COMMON_CHUNKS = (b"data", b"fmt ", b"LIST", b"fact")
 TAIL_BYTES = 1 << 19  # in which a FLAC's last frame is looked for
 
 
@@ -35,6 +36,14 @@ def _boxes_end(data: FileBytes, start: int) -> int:
     return max((end for _, end in boxes(data, start)), default=data.size)
 
 
+def after_chunk(data: FileBytes, at: int, size: int) -> int:
+    """Where the chunk behind this one begins: on an even byte, unless the writer left that out."""
+    end = at + 8 + size
+    here, next_even = data.read(end, 4), data.read(end + 1, 4)
+    left_out = here in COMMON_CHUNKS or (is_name(here) and not is_name(next_even))
+    return end + (size & 1 and not left_out)
+
+
 def _chunks_end(data: FileBytes, start: int, order: str = "little") -> int:
     """Where the last chunk of a RIFF or FORM ends."""
     at = start + 12
@@ -42,7 +51,7 @@ def _chunks_end(data: FileBytes, start: int, order: str = "little") -> int:
         name, size = data.read(at, 4), int.from_bytes(data.read(at + 4, 4), order)
         if not is_name(name):
             return at
-        at += 8 + size + (size & 1)
+        at = after_chunk(data, at, size)
     return at
 
 
@@ -115,6 +124,7 @@ def _crc16_table() -> list[int]:
 # Kind of file -> (data, start) to where its audio ends.
 END_OF = {
     "WAV": _chunks_end,
+    "AVI": _chunks_end,
     "AIFF": lambda data, start: _chunks_end(data, start, "big"),
     "MP4": _boxes_end,
     "FLAC": _flac_end,

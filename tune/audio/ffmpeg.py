@@ -30,11 +30,16 @@ NAMES = {
     "flac": "FLAC",
     "ac3": "AC-3",
     "eac3": "E-AC-3",
+    "mpeg4": "MPEG-4 video",
+    "ape": "Monkey's Audio",
+    "mpc7": "Musepack",
+    "mpc8": "Musepack",
     "wmav1": "WMA",
     "wmav2": "WMA",
     "wmapro": "WMA Pro",
     "wmalossless": "WMA Lossless",
 }
+WMA_BLOCK = 2048  # samples at most; the decoder gives nothing for the first one
 OPTIONS = {"ac3": {"drc_scale": "0"}, "eac3": {"drc_scale": "0"}}  # no compression of the dynamics
 
 # FFmpeg's remarks name no file; its errors are counted here instead.
@@ -131,7 +136,7 @@ def describe(container, stream, kind: FileType) -> Description:
     elif kind.name == "Matroska":
         declared = _matroska_seconds(container, stream)
     codec = NAMES.get(context.name, context.name)
-    same = codec.lower().startswith(kind.name.lower()) or kind.name == "WAV"
+    same = kind.name.lower() in codec.lower() or kind.name == "WAV"
     header = Header(
         context.sample_rate or 0,
         context.channels,
@@ -141,6 +146,8 @@ def describe(container, stream, kind: FileType) -> Description:
     trim = None
     if kind.name == "MP4":
         trim = _gapless(container, stream, declared)
+    if codec == "WMA" and declared is not None:
+        declared -= WMA_BLOCK / context.sample_rate
     return Description(header, declared, trim)
 
 
@@ -196,11 +203,16 @@ def decode_stream(container, stream, failed: Failures) -> Iterator[Block]:
         if bad and len(bad) == 1 and bad[0] == at and at:
             failed.at_end.append("its last frame can't be decoded")
         elif bad:
-            failed.clauses.append(
-                f"{len(bad)} frames can't be decoded, the first at {bad[0]:.2f} s"
-            )
+            failed.clauses.append(_undecodable(len(bad), bad[0]))
 
     return _blocks(frames())
+
+
+def _undecodable(n: int, first_s: float) -> str:
+    """The clause for frames that the decoder refuses."""
+    if n == 1:
+        return f"a frame can't be decoded, at {first_s:.2f} s"
+    return f"{n} frames can't be decoded, the first at {first_s:.2f} s"
 
 
 def decode_packets(
@@ -233,9 +245,7 @@ def decode_packets(
         with contextlib.suppress(av.error.EOFError):
             yield from context.decode(None)
         if n_bad:
-            failed.clauses.append(
-                f"{n_bad} frames can't be decoded, the first at {first_bad:.2f} s"
-            )
+            failed.clauses.append(_undecodable(n_bad, first_bad))
 
     return _blocks(frames())
 

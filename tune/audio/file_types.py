@@ -92,7 +92,6 @@ FORMATS = {
         Format("Monkey's Audio", FFMPEG, ((0, b"MAC "),), ".ape", declares_length=True),
         Format("Musepack", FFMPEG, ((0, b"MPCK"), (0, b"MP+")), ".mpc", declares_length=True),
         Format("TAK", FFMPEG, ((0, b"tBaK"),), ".tak", declares_length=True),
-        Format("OptimFROG", FFMPEG, ((0, b"OFR "),)),
         Format("DSF", FFMPEG, ((0, b"DSD "),), ".dsf", declares_length=True),
         Format("DSDIFF", FFMPEG, ((0, b"FRM8"),)),
         Format("AMR", FFMPEG, ((0, b"#!AMR"),), ".amr"),
@@ -163,7 +162,7 @@ def identify(data: FileBytes, find_frames: Callable[[int, int], tuple[str, int] 
         at = data.find(mark, start, start + JUNK_BYTES) if mark else -1
         if at >= 0:
             return FileType(row.name, row.reader, at)
-    if start:  # a tag, and nothing behind it that plays
+    if start or tag_size(data.read(0, 32)):  # a tag, whole or not, and nothing that plays
         return FileType("a tag (ID3 or APE) with no audio behind it", NOT_AUDIO, 0, FETCH)
     return what_text(data.read(0, 4096))
 

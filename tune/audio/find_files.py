@@ -22,6 +22,7 @@ from tune.audio.file_types import ENDINGS
 log = logging.getLogger(__name__)
 
 LISTS = {".txt", ".m3u", ".m3u8"}
+FILMS = {".mp4", ".mkv", ".mov", ".avi", ".mpg", ".flv", ".m4v", ".wmv"}
 
 
 def find_music(sources: Sequence[str | Path]) -> list[str]:
@@ -80,6 +81,8 @@ def _in_folder(folder: str) -> tuple[list[str], str]:
             else:
                 others[ending or "without an ending"] += 1
     counts = ", ".join(f"{n} {ending}" for ending, n in others.most_common())
+    if FILMS & set(others):
+        counts += " (films are read where they are named, one by one or as a pattern)"
     if found and others:
         log.info("%s: passed over, by their endings: %s", folder, shown(counts))
     return found, counts

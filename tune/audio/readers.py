@@ -306,8 +306,13 @@ def _by_libsndfile(path, file, data: FileBytes, kind: FileType, stack) -> Sndfil
 
 
 def _note_surplus(reader: Reader, data: FileBytes, kind: FileType) -> None:
-    """Note what is behind the end of a file whose chunks, boxes or last frame say where that is."""
+    """Note what is behind the end of a file whose chunks, boxes or last frame say where that is.
+
+    An AVI that ends before it is truncated.
+    """
     end = ends.END_OF.get(kind.name, lambda data, start: data.size)(data, kind.start)
+    if kind.name == "AVI" and end > data.size:  # nothing else in it says how long its sound is
+        reader.damage.append(f"truncated: {end - data.size:,} of its bytes are missing")
     if end < data.size and not file_types.is_tag_or_padding(data, end, data.size):
         reader.note_surplus(data.size - end)
 

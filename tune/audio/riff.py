@@ -1,6 +1,6 @@
 """WAV files whose header doesn't say where the samples are: interrupted recorders, joined files."""
 
-from tune.audio.ends import is_name
+from tune.audio.ends import after_chunk, is_name
 from tune.audio.file_bytes import FileBytes
 
 UNKNOWN_SIZES = (  # what writers that can't seek put into the header: nothing to check
@@ -12,7 +12,9 @@ Pieces = list[bytes | tuple[int, int]]
 
 
 def repaired(data: FileBytes, start: int) -> Pieces | None:
-    """Pieces that make a plain WAV of a file with a data chunk of size 0, or with several.
+    """Pieces that make a plain WAV of a file whose data chunk has size 0 or is one of several.
+
+    So, too, where a chunk of odd size lies before it without the byte that fills it up.
 
     None where the header is right, or isn't known to be wrong.
     """
@@ -34,14 +36,15 @@ def repaired(data: FileBytes, start: int) -> Pieces | None:
                 size, wrong = data.size - body, True
             elif any(size in sizes for sizes in UNKNOWN_SIZES):
                 size = data.size - body
-            parts.append((body, min(body + size, data.size)))
+            parts.append((body, body + size))
         elif not name.isascii():
             break
-        at = body + size + (size & 1)
-    filled = [part for part in parts if part[0] < part[1]]
+        at = after_chunk(data, at, size)
+        wrong |= not parts and at < body + size + (size & 1)
+    filled = [(begin, min(end, data.size)) for begin, end in parts if begin < min(end, data.size)]
     if not form or not (wrong or len(filled) > 1):
         return None
-    n = sum(end - begin for begin, end in filled)
+    n = sum(end - begin for begin, end in parts)  # as announced: more than there is of a cut file
     size = n.to_bytes(4, "little") if n < 0xFFFFFF00 else b"\xff\xff\xff\xff"
     riff = min(0xFFFFFFFF, n + len(form) + 12).to_bytes(4, "little")
     return [b"RIFF" + riff + b"WAVE" + form + b"data" + size, *filled]
@@ -54,7 +57,7 @@ def codec(data: FileBytes, start: int) -> int:
         name, size = data.read(at, 4), int.from_bytes(data.read(at + 4, 4), "little")
         if name == b"fmt ":
             return int.from_bytes(data.read(at + 8, 2), "little")
-        at += 8 + size + (size & 1)
+        at = after_chunk(data, at, size)
     return 0
 
 
@@ -64,5 +67,5 @@ def _chunks_follow(data: FileBytes, at: int) -> bool:
         if not is_name(data.read(at, 4)):
             return False
         size = int.from_bytes(data.read(at + 4, 4), "little")
-        at += 8 + size + (size & 1)
+        at = after_chunk(data, at, size)
     return at in (data.size, data.size + 1)

@@ -130,6 +130,8 @@ def details(run: Run, whole_path: bool = False) -> list[str]:
     r, out = run.result, []
     if r.get("hop"):
         out.append(f"hop {r['hop']:g} s")
+    if r.get("channels") not in (None, "mix"):
+        out.append(f"channels {r['channels']}")
     if r.get("min_tail") not in (None, MIN_TAIL_S):
         out.append(f"tail from {r['min_tail']:g} s")
     limits = (r.get("min_seg"), r.get("max_seg"))

@@ -96,7 +96,13 @@ def joined_name(rules: Sequence[Rule]) -> str:
 
 
 def default_name(
-    task: str, encoder: str, layer: str, rules: Sequence[Rule], agg: str, frame_rate: float | None
+    task: str,
+    encoder: str,
+    layer: str,
+    rules: Sequence[Rule],
+    agg: str,
+    frame_rate: float | None,
+    channels: str,
 ) -> str:
     """A run's name when none is given: what was compared, readable in a list of runs."""
     parts = [task, Path(encoder).name, f"layer-{layer}", f"seg-{joined_name(rules)}"]
@@ -104,6 +110,7 @@ def default_name(
     if any(rule.needs_audio and rule != type(rule)() for rule in rules):
         parts += [f"{_first(rules, 'min_s'):g}-to-{_first(rules, 'max_s'):g}"]
     parts += [agg] + ([f"frame-{frame_rate:g}hz"] if frame_rate else [])
+    parts += [channels] if channels != "mix" else []
     return slug("-".join(parts), also="+")
 
 
