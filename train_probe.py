@@ -19,19 +19,31 @@ from pathlib import Path
 
 from tune.aggregators.flag_rules import check_flags
 from tune.aggregators.registry import CHOICES, find_row, readable_name, split_name
-from tune.cli.flags import FLAGS, SEVERAL, add_groups
+from tune.cli.flags import FLAGS, SEVERAL, add_groups, to_rates
 from tune.cli.parser import Parser, read_arguments, run_script, set_up_logging, to_words
+from tune.probing.protocols import (
+    CUT,
+    PROTOCOLS,
+    adapted,
+    check_fusion,
+    check_probe,
+    describe,
+    kind_of,
+    resolve,
+)
 from tune.segments.rules import parse_rules
 from tune.tasks.label_kinds import KINDS
-from tune.tasks.registry import TASKS, default_encoder, default_layer
+from tune.tasks.registry import TASKS, default_encoder
 
 GROUPS = {
     "data": "task data_dir kind label_column audio_column data_revision yes folds group_column "
     "allow_outside strict",
-    "strategy": "encoder trust_remote_code revision channels layer seg hop min_tail min_seg "
-    "max_seg agg tokens frame_rate skip_degenerate",
+    "strategy": "encoder trust_remote_code revision channels layer seg hop min_tail "
+    "pad_tail min_seg max_seg agg fusion tokens frame_rate skip_degenerate",
     "aggregators that learn": "aggregator_checkpoint readout tune_aggregator aggregator_lr",
-    "probe (MARBLE's protocol)": "seeds epochs patience batch_size lr",
+    "probe": "protocol probe seeds epochs patience batch_size lr",
+    "details of the protocol": "standardise target_scale plateau_patience plateau_factor "
+    "accumulation val_unit tie_break test_weights averaged",
     "machine": "mixed_precision batch_seconds memory_budget compile store cache_dir",
     "output": "output_dir report_to project group name tags overwrite",
 }
@@ -40,44 +52,64 @@ CHANGES = {
     "task": dict(help=f"{', '.join(TASKS)}; {FLAGS['task']['help']}"),
     "kind": dict(choices=["auto", *KINDS]),
     "layer": dict(
-        metavar="last|all|mix|K",
+        metavar="last|all|mix|reduce|K",
         help="hidden layer: the last, number K (0 is the front end), all: one probe a layer, the "
-        "best chosen on validation, or mix: all layers, averaged by weights that the probe learns "
+        "best chosen on validation, mix: all layers, averaged by weights that the probe learns, "
+        "or reduce: MARBLE's linear layer over all of them side by side "
         f"(default: last; mix for {MIXED}, but with --agg transformer)",
     ),
-    "seg": dict(**SEVERAL, type=to_words, default=["10"]),
+    "seg": dict(**SEVERAL, type=to_words),
+    "standardise": dict(
+        choices=["dimension", "none"],
+        help="the probe's input: each dimension to zero mean and unit variance by training "
+        "statistics, or as it is (default: dimension)",
+    ),
     "agg": dict(
         help=f"how the segments' embeddings are joined: {CHOICES}; whitened, attention and "
         "hierarchical (several --seg) learn with the probe, transformer is pretrained by "
         "pretrain_aggregator.py (transformer:DIR names its checkpoint as well)"
     ),
-    "epochs": dict(default=50, help="at most this many"),
-    "patience": dict(default=20),
-    "batch_size": dict(default=64, help="effective batch, over all processes"),
+    "epochs": dict(help="at most this many (default: 50)"),
+    "patience": dict(help="stop after this many without a better validation score (default: 20)"),
+    "batch_size": dict(
+        metavar="SAMPLES",
+        help="effective batch, over all processes: tracks, or segments with --fusion late "
+        "(default: 64)",
+    ),
     "lr": dict(
-        help="Adam's rate (default: the task's, by python -m tune.tasks list; 5e-3 for classes of "
-        "your own, else 1e-3)"
+        **SEVERAL,
+        type=to_rates,
+        help="Adam's rate; of several the best on validation, for each layer and seed (default: "
+        "the task's, by python -m tune.tasks list; 5e-3 for classes of your own, else 1e-3)",
     ),
     "group": dict(help="W&B group (default: task-encoder)"),
     "overwrite": dict(help="replace the run called --name"),
 }
 
 
+PRESET = list(PROTOCOLS["tune"][0].settings)
+
+
 def parse_args(argv=None):
     """Read the command line."""
     parser = Parser(prog="train_probe.py", description=__doc__)
     add_groups(parser, GROUPS, CHANGES)
+    parser.set_defaults(**dict.fromkeys(PRESET))  # a protocol's
     parser.with_config()
     args = parser.parse_args(argv)
+    if args.seg is not None and not args.seg:
+        parser.error("--seg needs a value: seconds, full or structure")
+    given = {name: getattr(args, name) for name in PRESET}
+    known = kind_of(args.task, args.kind)
+    vars(args).update(resolve(args.protocol, args.task, known, given, CUT))
     if not args.seeds or min(args.seeds) < 0:
         parser.error("--seeds needs one or more numbers of 0 or above")
-    if not args.seg:
-        parser.error("--seg needs a value: seconds, full or structure")
     with parser.show_errors():
         args.seg = list(dict.fromkeys(rule.name for rule in rules_of(args)))
         args.agg, args.aggregator_checkpoint = split_name(args.agg, args.aggregator_checkpoint)
-        one_layer = find_row(args.agg).pretrained  # a Transformer joins one layer's tokens only
-        args.layer = args.layer or ("last" if one_layer else default_layer(args.task))
+        row = find_row(args.agg)
+        if row.pretrained and given["layer"] is None:  # it joins one layer's tokens only
+            args.layer = "last" if args.layer in ("mix", "reduce") else args.layer
         check_flags(
             args.agg,
             args.seg,
@@ -87,12 +119,16 @@ def parse_args(argv=None):
             tune_aggregator=args.tune_aggregator,
             aggregator_lr=args.aggregator_lr,
         )
+        check_fusion(args.fusion, args.agg, args.seg, given)
+        check_probe(args.probe, row.learns or args.tune_aggregator, args.layer, given["lr"])
+    if args.lr and len(args.lr) == 1:
+        args.lr = args.lr[0]
     return args
 
 
 def rules_of(args):
     """The segment rules asked for."""
-    return parse_rules(args.seg, args.hop, args.min_tail, args.min_seg, args.max_seg)
+    return parse_rules(args.seg, args.hop, args.min_tail, args.min_seg, args.max_seg, args.pad_tail)
 
 
 args = read_arguments(parse_args) if __name__ == "__main__" else None
@@ -110,15 +146,17 @@ from torch.utils.data import DataLoader
 from tune.aggregators.degenerate import degenerate_reason
 from tune.aggregators.track_aggregator import TrackAggregator
 from tune.aggregators.transformer import checkpoint as transformer
+from tune.probing import closed_form
 from tune.probing.bank import (
+    HIDDEN,
     EarlyStopping,
     NonFiniteLossLocator,
     PaddedIndices,
     ProbeBank,
     ProbeData,
+    choose_rates,
     make_optimizers,
 )
-from tune.probing.intervals import main_score
 from tune.runs import result as results
 from tune.runs.outcome import join_folds, score_test
 from tune.runs.tracking import Tracker, check_tracker
@@ -145,11 +183,12 @@ def main(args):
         )
     run_name = name_run(args)
     extractor, task = load(args, accelerator)
+    protocol = apply_protocol(args, task)
     aggregator = make_aggregator(args, extractor)
     given = vars(args) | {"seg": results.joined_name(extractor.rules)}
     config = results.describe_run(
         "train_probe.py",
-        given | task.settings | aggregator.settings,
+        given | task.settings | aggregator.settings | {"protocol_settings": protocol},
         sys.argv[1:],
         extractor,
         accelerator,
@@ -182,7 +221,8 @@ def name_run(args) -> str:
         args.frame_rate if args.tokens == "frame" else None,
         args.channels,
     )
-    name += "-tuned" * args.tune_aggregator
+    name += "-late" * (args.fusion == "late") + "-tuned" * args.tune_aggregator
+    name += "".join(f"-{k}" for k in (args.probe, args.protocol) if k not in ("mlp", "tune"))
     name += f"-{args.folds}-folds" * ((args.folds or 1) > 1)
     if args.aggregator_checkpoint:
         name += f"-{Path(args.aggregator_checkpoint).name}"
@@ -231,6 +271,17 @@ def load(args, accelerator):
     return extractor, task
 
 
+def apply_protocol(args, task) -> dict:
+    """Fill in the flags that weren't given; return the protocol as results have it."""
+    settings = resolve(args.protocol, args.task, task.kind, vars(args))
+    vars(args).update(settings)
+    if args.batch_size % args.accumulation:
+        raise ValueError(
+            f"--batch_size {args.batch_size} can't be divided by --accumulation {args.accumulation}"
+        )
+    return describe(args.protocol, args.task, task.kind, settings, task.recipe)
+
+
 def make_aggregator(args, extractor) -> TrackAggregator:
     """The aggregator, with a Transformer's checkpoint where one is named."""
     model = None
@@ -247,7 +298,8 @@ def make_aggregator(args, extractor) -> TrackAggregator:
         args.seg,
         sample_rate=extractor.encoder.sample_rate,
         window_s=extractor.collection.window_s,
-        mix=args.layer == "mix",
+        mix=args.layer in ("mix", "reduce"),
+        reduce=args.layer == "reduce",
         model=model,
         readout=args.readout,
         tune=args.tune_aggregator,
@@ -300,7 +352,12 @@ def run(args, accelerator, tracker, extractor, task, aggregator, config, run_nam
 def probe(args, accelerator, tracker, extractor, task, aggregator, reports, history):
     """Aggregate, train and test one split: the outcome, tracks that were cut, seconds."""
     rows, device = [report.rows for report in reports], accelerator.device
-    features, tokens, truncated = aggregator.load(task.splits, extractor.collection, rows, device)
+    collection, owners = extractor.collection, None
+    if args.fusion == "late":
+        features, owners = aggregator.load_segments(task.splits, collection, rows)
+        tokens, truncated = None, 0
+    else:
+        features, tokens, truncated = aggregator.load(task.splits, collection, rows, device)
     data = ProbeData(
         task,
         features,
@@ -309,34 +366,56 @@ def probe(args, accelerator, tracker, extractor, task, aggregator, reports, hist
         mix=aggregator.mix,
         tokens=tokens,
         raw=aggregator.tune,
+        owners=owners,
+        scale_inputs=args.standardise != "none",
+        scale_targets=args.target_scale == "standardised",
     )
     started = time.perf_counter()
-    poolings = aggregator.poolings(data, args.seeds * data.n_layers, device)
-    bank, selection = train(accelerator, tracker, task, data, poolings, args, history)
-    outputs = predict(accelerator, bank, data, "test", data.layer_of(len(args.seeds)))
+    if args.probe in ("ridge", "knn"):
+        bank = selection = closed_form.fit(args.probe, data, len(args.seeds), args.averaged)
+        outputs = bank.outputs
+    else:
+        bank, selection = train(accelerator, tracker, task, data, aggregator, args, history)
+        outputs = predict(accelerator, bank, data, "test", data.layer_of(len(args.seeds)))
+    tracks = data.join("test", outputs, args.averaged)
     outcome = score_test(
-        outputs, task, data, bank, selection, aggregator, args.seeds, extractor.layers
+        tracks, task, data, bank, selection, aggregator, args.seeds, extractor.layers
     )
     return outcome, truncated, time.perf_counter() - started
 
 
-def train(accelerator, tracker, task, data, poolings, args, history):
-    """Train one probe per layer and seed side by side; return the bank with its best weights.
+def train(accelerator, tracker, task, data, aggregator, args, history):
+    """Train probes at each rate of --lr; return the bank of the best and its selection."""
+    rates = args.lr if isinstance(args.lr, list) else [args.lr or task.recipe.lr]
+    banks, selections = [], []
+    for lr in rates:
+        poolings = aggregator.poolings(data, args.seeds * data.n_layers, accelerator.device)
+        bank, selection = train_bank(accelerator, tracker, task, data, poolings, lr, history, args)
+        banks.append(bank)
+        selections.append(selection)
+    return choose_rates(banks, selections, rates) if len(rates) > 1 else (banks[0], selections[0])
 
-    Each epoch is added to the history. A probe that has stopped keeps its last losses in the
-    curves, which are means over all.
+
+def train_bank(accelerator, tracker, task, data, poolings, lr, history, args):
+    """Train one probe per layer and seed side by side; return the bank and its selection.
+
+    The bank has the weights to test, and `history` grows. A probe that has stopped keeps its last
+    losses in the curves, which are means over all.
     """
     seeds = args.seeds * data.n_layers
     rows = data.layer_of(len(args.seeds))  # (M, 1)
     n_in = poolings[0].n_out if poolings else data.n_in
-    bank = ProbeBank(seeds, n_in, data.n_out, dtype=data.dtype, poolings=poolings)
+    hidden = HIDDEN if args.probe == "mlp" else 0
+    bank = ProbeBank(seeds, n_in, data.n_out, hidden=hidden, dtype=data.dtype, poolings=poolings)
     positions = PaddedIndices(data.n_train, args.batch_size, accelerator.num_processes)
     loader = DataLoader(positions, batch_size=positions.block)
-    optimizers, plateaus = make_optimizers(
-        bank, task.recipe, args.lr or task.recipe.lr, args.aggregator_lr
-    )
+    recipe = adapted(task.recipe, vars(args))
+    optimizers, plateaus = make_optimizers(bank, recipe, lr, args.aggregator_lr)
     model, loader, *optimizers = accelerator.prepare(bank, loader, *optimizers)
-    selection = EarlyStopping(bank, args.patience)
+    selection = EarlyStopping(
+        bank, args.patience, tie_break=args.tie_break, weights=args.test_weights
+    )
+    micro_size = args.batch_size // args.accumulation
     train_losses, val_losses, scores = (np.full(len(seeds), np.nan) for _ in range(3))
 
     for epoch in range(1, args.epochs + 1):
@@ -345,17 +424,26 @@ def train(accelerator, tracker, task, data, poolings, args, history):
         which = learning if accelerator.num_processes == 1 else list(range(len(seeds)))
         orders = bank.orders(data.n_train, which).to(accelerator.device)  # (m, n)
         total, locator = train_epoch(
-            accelerator, model, bank, optimizers, loader, data, rows, which, orders, args.batch_size
+            accelerator,
+            model,
+            bank,
+            optimizers,
+            loader,
+            data,
+            rows,
+            which,
+            orders,
+            args.batch_size,
+            micro_size,
         )
         out = predict(accelerator, model, data, "val", rows[which], which)  # (m, n, C)
         each = data.kind.loss(out, data.labels_for("val", len(out))).mean(1).cpu().numpy()
-        predictions = data.predict(out)
+        found = data.val_scores(out, args.val_unit, args.averaged, micro_size)
         for i in learning:
             at = which.index(i)
-            train_losses[i], val_losses[i] = total[at], each[at]
-            scores[i] = main_score(task.kind, data.truth["val"], predictions[at])
+            train_losses[i], val_losses[i], scores[i] = total[at], each[at], found[at]
         if not (np.isfinite(train_losses).all() and np.isfinite(val_losses).all()):
-            tracks = task.splits["train"]["path"]
+            tracks = data.sample_paths(task.splits["train"]["path"])
             where = locator.describe(accelerator, orders, args.batch_size, tracks)
             raise ValueError(f"the loss is not finite in epoch {epoch}{where}: try a lower --lr")
         done = selection.update(bank, epoch, scores, val_losses)
@@ -372,7 +460,7 @@ def train(accelerator, tracker, task, data, poolings, args, history):
             "lr": float(np.mean([o.param_groups[0]["lr"] for o in optimizers])),
         }
         history.append(row)
-        tracker.log(row, step=len(history))  # folds come one after the other
+        tracker.log(row, step=len(history))  # folds and rates come one after the other
         if accelerator.is_main_process:
             print_epoch(row, args.epochs, metric)
         if done:
@@ -382,14 +470,16 @@ def train(accelerator, tracker, task, data, poolings, args, history):
 
 
 def train_epoch(
-    accelerator, model, bank, optimizers, loader, data, rows, which, orders, batch_size
+    accelerator, model, bank, optimizers, loader, data, rows, which, orders, batch_size, micro_size
 ):
     """Train the m probes in `which` for an epoch: their losses (m,), and where they aren't finite.
 
     Parameters
     ----------
     rows : (M, 1), each probe's layer
-    orders : (m, n), each probe's order of the training tracks
+    orders : (m, n), each probe's order of the training samples
+    micro_size : samples whose gradients are added up to a batch's, each a mean; the batch's size
+        where none are
     """
     model.train()
     device = accelerator.device
@@ -405,7 +495,12 @@ def train_epoch(
         start = position[0] // batch_size * batch_size
         size = (data.n_train - start).clamp(max=batch_size)
         # The mean over the whole batch: gradients are averaged over the processes.
-        loss = each.sum(1) / size * accelerator.num_processes  # (m,)
+        if micro_size == batch_size:
+            loss = each.sum(1) / size * accelerator.num_processes  # (m,)
+        else:
+            sizes = (data.n_train - position // micro_size * micro_size).clamp(max=micro_size)
+            parts = each / sizes * (micro_size / batch_size)  # a mean of means, also of fewer
+            loss = parts.sum(1) * accelerator.num_processes
         for i in which:
             optimizers[i].zero_grad()
         accelerator.backward(loss.sum())
@@ -421,7 +516,7 @@ def predict(accelerator, model, data, split, rows, which=None) -> torch.Tensor:
     """Outputs of the probes (`which`) for a whole split, (M, n, C), gathered from all processes."""
     model.eval()
     share = 256 if data.tokens is None else 32  # tracks at once
-    n = len(data.truth[split])
+    n = data.n_samples(split)
     loader = accelerator.prepare(DataLoader(range(n), batch_size=share * accelerator.num_processes))
     out = []
     for position in loader:  # (B,)

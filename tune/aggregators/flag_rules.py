@@ -18,7 +18,7 @@ BELONGS = {
 
 def check_one_layer(layer: str) -> None:
     """Raise ValueError when a Transformer is to join more than one layer."""
-    if layer in ("all", "mix"):
+    if layer in ("all", "mix", "reduce"):
         raise ValueError(f"a Transformer joins one layer's tokens: --layer last or K, not {layer}")
 
 
@@ -61,5 +61,7 @@ def check_flags(
                 + scratch * ("tune_aggregator" in given)
             )
         check_one_layer(layer)
-    if aggregator_lr and not (row.learns or layer == "mix"):
+    if layer == "reduce" and row.pooling:
+        raise ValueError(f"--layer reduce joins no tokens: --agg {agg} goes with --layer mix")
+    if aggregator_lr and not (row.learns or layer in ("mix", "reduce")):
         raise ValueError(f"--aggregator_lr: nothing learns in front of the probe with --agg {agg}")

@@ -17,6 +17,7 @@ import torch
 from tune.aggregators import trainable
 from tune.aggregators.registry import find_row
 from tune.aggregators.track_features import (
+    load_segments,
     load_task_features,
     load_tokens,
     token_seconds,
@@ -40,6 +41,7 @@ class TrackAggregator:
     sample_rate : of the encoder
     window_s : seconds of a pooled frame; None where tokens are segments
     mix : whether all layers are mixed
+    reduce : whether a linear layer over them stands in the mix's place
     model : the Transformer that was loaded, or None
     readout : of the Transformer; None is its own
     tune : whether the Transformer is trained with the probe
@@ -62,6 +64,7 @@ class TrackAggregator:
         sample_rate: int,
         window_s: float | None = None,
         mix: bool = False,
+        reduce: bool = False,
         model: AggregatorModel | None = None,
         readout: str | None = None,
         tune: bool = False,
@@ -72,7 +75,7 @@ class TrackAggregator:
         self.row, self.agg, self.segs = find_row(agg), agg, segs
         self.sample_rate, self.window_s = sample_rate, window_s
         self.mix, self.model, self.readout, self.tune = mix, model, readout, tune
-        self.checkpoint = checkpoint
+        self.checkpoint, self.reduce = checkpoint, reduce
         self.n_tokens = n_tokens
         self.constants = {
             name: value if isinstance(value, torch.Tensor) else torch.tensor(value)
@@ -170,6 +173,13 @@ class TrackAggregator:
             tokens = load_tokens(splits, collection, rows[0])
         return features, tokens, truncated
 
+    def load_segments(self, splits, collection: Collection, rows: Sequence[Mapping]) -> tuple:
+        """What probes see that judge segments: {split: Features}, {split: owners}.
+
+        See `tune.aggregators.track_features.load_segments`; nothing is joined.
+        """
+        return load_segments(splits, collection, rows[0])
+
     def poolings(self, data, seeds: Sequence[int], device: torch.device) -> list | None:
         """What learns in front of each probe (`tune.aggregators.trainable`), or None.
 
@@ -182,7 +192,7 @@ class TrackAggregator:
         if self.tune:
             start = transformer.make_initial_model(self.model, data.tokens["train"])
             return trainable.make_transformers(data, seeds, start, self.readout, device)
-        return trainable.make_mixes(data, seeds, device)
+        return trainable.make_mixes(data, seeds, device, reduce=self.reduce)
 
     def fit(self, tracks: Iterable[Sequence[Row]]) -> None:
         """Find what the aggregator needs to know of all tracks: a whitening, a number of tokens.
@@ -239,7 +249,7 @@ class TrackAggregator:
             return list(scales[-1]), truncated
         views = torch.stack(scales, 1).flatten(0, 1)  # (L S, D'), as the probe's mix has them
         views = self._standardised(views).to(self.device, self.dtype)
-        groups = views.split(len(self.pooling.scores))  # one a layer, where layers aren't mixed
+        groups = views.split(self.pooling.n_views)  # one a layer, where layers aren't mixed
         return [self.pooling(group).cpu() for group in groups], truncated
 
     def _pool_tokens(self, row: Row) -> list[torch.Tensor]:
@@ -270,6 +280,9 @@ class TrackAggregator:
         if self.row.pooling:
             pooling = self.row.pooling().from_state(size, state)
         else:
-            pooling = trainable.Mix(len(state["scores"]), size, torch.float64)
+            if "weight" in state:
+                pooling = trainable.Reduce(len(state["weight"]) // size, size, torch.float64)
+            else:
+                pooling = trainable.Mix(len(state["scores"]), size, torch.float64)
             pooling.load_state_dict(state)
         return pooling.eval().requires_grad_(False)

@@ -104,6 +104,30 @@ def load_task_features(
     return features, sum(f.truncated for f in features.values())
 
 
+def load_segments(
+    splits: DatasetDict, collection: Collection, rows: Mapping[str, tuple]
+) -> tuple[dict[str, Features], dict[str, torch.Tensor]]:
+    """Read every token as an embedding of its own, for probes that judge tokens (late fusion).
+
+    Parameters
+    ----------
+    rows : path -> (content, spans), as `encode_tracks` reports
+
+    Returns
+    -------
+    {split: Features} whose n are the tokens of all tracks in order, and {split: (n,) int64}, the
+    number of the track that each token belongs to
+    """
+    features, owners = {}, {}
+    for name, split in splits.items():
+        found = [read_row(collection, path, *rows[path]).tokens for path in split["path"]]
+        values = torch.from_numpy(np.concatenate(found)).double().transpose(0, 1)  # (L, n, D)
+        features[name] = Features(values, torch.ones_like(values, dtype=torch.bool), 0)
+        counts = torch.tensor([len(tokens) for tokens in found])
+        owners[name] = torch.arange(len(found)).repeat_interleave(counts)
+    return features, owners
+
+
 def fit_whitening(
     whitening: Callable, collection: Collection, paths: Sequence[str], rows: Mapping
 ) -> list[tuple]:

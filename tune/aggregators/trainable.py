@@ -23,12 +23,12 @@ class Mix(nn.Module):
 
     With all layers this is what SUPERB does, and MARBLE v1. On GiantSteps, MagnaTagATune and
     MTG-Jamendo MARBLE v2 has a linear layer over all layers side by side in its place
-    (`MLPReduce`: 13.6 M parameters for MuQ's 13 layers, here 13).
+    (`Reduce`: 13.6 M parameters for MuQ's 13 layers, here 13).
     """
 
     def __init__(self, n_views: int, size: int, dtype: torch.dtype):
         super().__init__()
-        self.n_out = size
+        self.n_views, self.n_out = n_views, size
         self.scores = nn.Parameter(torch.zeros(n_views, dtype=dtype))
 
     def default_lr(self, lr: float) -> float:
@@ -42,6 +42,44 @@ class Mix(nn.Module):
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Average the views: (..., K, D) -> (..., D)."""
         return (x * self.weights()[:, None]).sum(-2)
+
+
+class Reduce(nn.Module):
+    """A linear layer over all views side by side: MARBLE v2's `MLPReduce`.
+
+    Parameters
+    ----------
+    n_views, size : K and D; it has K D D + D parameters
+    generator : what they are drawn from, as nn.Linear draws its own; None leaves zeros
+    """
+
+    def __init__(
+        self,
+        n_views: int,
+        size: int,
+        dtype: torch.dtype,
+        *,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        self.n_views, self.n_out = n_views, size
+        weight, bias = torch.zeros(n_views * size, size), torch.zeros(1, size)
+        if generator is not None:
+            bound = (n_views * size) ** -0.5
+            for part in (weight, bias):
+                part.uniform_(-bound, bound, generator=generator)
+        self.weight, self.bias = nn.Parameter(weight.to(dtype)), nn.Parameter(bias.to(dtype))
+
+    def default_lr(self, lr: float) -> float:
+        """As fast as the probe."""
+        return lr
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Reduce the views: (..., K, D) -> (..., D)."""
+        flat = x.flatten(-2)  # (..., K D)
+        return (flat.reshape(-1, flat.shape[-1]) @ self.weight + self.bias).view(
+            *flat.shape[:-1], self.n_out
+        )
 
 
 class GatedAttention(nn.Module):
@@ -334,10 +372,22 @@ def make_transformers(
     ]
 
 
-def make_mixes(data, seeds: Sequence[int], device: torch.device) -> list[Mix] | None:
-    """One mix per probe, or None when there is one view only."""
+def make_mixes(
+    data, seeds: Sequence[int], device: torch.device, *, reduce: bool = False
+) -> list[nn.Module] | None:
+    """One mix (or `Reduce`) per probe, or None when there is one view only."""
     if data.n_views is None:
         return None
+    if reduce:
+        return [
+            Reduce(
+                data.n_views,
+                data.n_in,
+                data.dtype,
+                generator=torch.Generator().manual_seed(seed + SEED_SHIFT),
+            ).to(device)
+            for seed in seeds
+        ]
     return [Mix(data.n_views, data.n_in, data.dtype).to(device) for _ in seeds]
 
 

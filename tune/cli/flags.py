@@ -28,6 +28,11 @@ def to_shard(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def to_rates(text: str) -> list[float]:
+    """Read learning rates."""
+    return [positive_float(word) for word in to_words(text)]
+
+
 def to_bytes(text: str) -> int:
     """Read an amount of memory with a unit, in bytes: there's no device to take a share of."""
     if not text.strip().lower().endswith("b"):
@@ -153,6 +158,9 @@ FLAGS = {
         default=1.0,
         metavar="SECONDS",
         help="a last piece shorter than this is dropped unless it's the only one",
+    ),
+    "pad_tail": dict(
+        **BOOL, help="lengthen the last segment to a whole one with zeros, as MARBLE does"
     ),
     "min_seg": dict(
         type=positive_float,
@@ -281,6 +289,62 @@ FLAGS = {
         "and their gradients added up",
     ),
     "gradient_checkpointing": dict(**BOOL, help="less memory, a third more time"),
+    # The probe's protocol
+    "protocol": dict(
+        choices=["tune", "marble", "study"],
+        default="tune",
+        help="a preset of flags, of which each can be given beside it: ours, MARBLE v2's for MuQ, "
+        "or the original study's (docs/evaluation.md lists them)",
+    ),
+    "fusion": dict(
+        choices=["early", "late"],
+        help="early: a probe on each track's joined embedding; late: a probe on segments, whose "
+        "outputs are averaged per track (default: early)",
+    ),
+    "probe": dict(
+        choices=["mlp", "linear", "ridge", "knn"],
+        default="mlp",
+        help="MARBLE's, with one hidden layer; linear, trained alike; ridge regression in closed "
+        "form or nearest neighbours, whose strength or number is chosen on validation",
+    ),
+    "target_scale": dict(
+        choices=["standardised", "raw"],
+        help="labels that are numbers: by training statistics, or as they are (default: "
+        "standardised)",
+    ),
+    "plateau_patience": dict(
+        type=positive_int,
+        metavar="EPOCHS",
+        help="lower the rate after more than this many without a better validation score "
+        "(default: the task's)",
+    ),
+    "plateau_factor": dict(
+        type=share, metavar="SHARE", help="what it is multiplied by then (default: the task's)"
+    ),
+    "accumulation": dict(
+        type=positive_int,
+        metavar="N",
+        help="weigh a batch's samples as if it were the gradients of N batches added up: in an "
+        "epoch's last, incomplete batch they weigh otherwise (default: 1)",
+    ),
+    "val_unit": dict(
+        choices=["track", "segment", "batch"],
+        help="what is scored on validation with --fusion late: tracks, segments, or segments batch "
+        "by batch, averaged (default: track)",
+    ),
+    "tie_break": dict(
+        choices=["loss", "none"],
+        help="an equal validation score with a lower loss counts as better, or doesn't "
+        "(default: loss)",
+    ),
+    "test_weights": dict(
+        choices=["best", "last"],
+        help="the epoch that is tested: the best on validation, or the last (default: best)",
+    ),
+    "averaged": dict(
+        choices=["outputs", "probabilities"],
+        help="what --fusion late averages (default: outputs, before softmax or sigmoid)",
+    ),
     # Machine
     "mixed_precision": dict(
         choices=["auto", "no", "fp16", "bf16"],

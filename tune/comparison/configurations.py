@@ -20,6 +20,17 @@ from tune.segments.structure import MAX_S, MIN_S
 
 # What changes a probe's training; a value that isn't the default makes another configuration.
 TRAINING = {"lr": None, "aggregator_lr": None, "epochs": 50, "patience": 20, "batch_size": 64}
+PROTOCOL = {
+    "standardise": "dimension",
+    "target_scale": "standardised",
+    "plateau_patience": None,
+    "plateau_factor": None,
+    "accumulation": 1,
+    "val_unit": "track",
+    "tie_break": "loss",
+    "test_weights": "best",
+    "averaged": "outputs",
+}
 
 
 @dataclass(eq=False)
@@ -122,7 +133,7 @@ def task_key(run: Run | Configuration) -> tuple:
 def layer_of(result: Mapping) -> str:
     """The layer as a strategy: a number, or how it was found."""
     asked = result.get("layer_asked")
-    return asked if asked in ("all", "mix") else str(result["layer"])
+    return asked if asked in ("all", "mix", "reduce") else str(result["layer"])
 
 
 def details(run: Run, whole_path: bool = False) -> list[str]:
@@ -150,10 +161,25 @@ def details(run: Run, whole_path: bool = False) -> list[str]:
     if aggregator.get("tuned") and aggregator.get("checkpoint"):
         out.append("tuned")
     out += [folds_text(r)] if folds_text(r) else []
-    for name, usual in TRAINING.items():
+    protocol = r.get("protocol") or {}
+    if protocol.get("name", "tune") != "tune":
+        out.append(protocol["name"])
+    if r.get("fusion", "early") != "early":
+        out.append("late fusion")
+    if r.get("probe", "mlp") != "mlp":
+        out.append(f"{r['probe']} probe")
+    if r.get("pad_tail"):
+        out.append("padded")
+    for name, usual in {**TRAINING, **PROTOCOL}.items():
         value = run.config.get(name, usual)
-        if value != usual:
-            out.append(f"{name} {value:g}")
+        if protocol.get("name", "tune") == "tune":
+            changed = value != usual
+        else:  # the protocol's own values are said by its name
+            changed = name in protocol["changed"] or (name == "aggregator_lr" and value != usual)
+        if changed:
+            values = value if isinstance(value, list) else [value]
+            shown = "/".join(v if isinstance(v, str) else f"{v:g}" for v in values)
+            out.append(f"{name} {shown}")
     return out
 
 

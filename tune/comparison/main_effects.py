@@ -105,7 +105,7 @@ def _strategy(configuration: Configuration) -> tuple:
     """The strategy, which configurations of two encoders have to share."""
     r = configuration.result
     asked = r.get("layer_asked")
-    layer = asked if asked in ("all", "mix", "last") else str(r["layer"])
+    layer = asked if asked in ("all", "mix", "reduce", "last") else str(r["layer"])
     return (r["seg"], r["agg"], layer, r["tokens"], *details(configuration.runs[0]))
 
 

@@ -93,7 +93,7 @@ class Embedder:
                 strategy.aggregator_checkpoint, self.encoder, layers, self.collection, self.rules
             ).to(device)
         changes = {
-            "layer": "mix" if strategy.layer == "mix" else str(layers[0]),
+            "layer": strategy.layer if strategy.layer in ("mix", "reduce") else str(layers[0]),
             "precision": self.encoder.precision,
             "revision": self.encoder.revision or strategy.revision,
         }

@@ -94,7 +94,7 @@ class Strategy:
                 f"--agg {self.agg} is learned with a probe: train one with train_probe.py and give "
                 f"its run, --from_run runs/NAME (whitened needs no labels)"
             )
-        if self.layer in ("all", "mix") and learned is None:
+        if self.layer in ("all", "mix", "reduce") and learned is None:
             raise ValueError(
                 f"an embedding is made of one layer, --layer last or K, not {self.layer}: which "
                 f"one, or in which mix, a probe says (--from_run runs/NAME)"
@@ -200,6 +200,11 @@ def from_run(
         raise ValueError(f"the run {run} can't be read ({error!r}): run it again") from error
     if seed not in result["seeds"]:
         raise ValueError(f"{run} has the seeds {result['seeds']}, not {seed}")
+    if result.get("fusion") == "late":
+        raise ValueError(
+            f"{run} is of --fusion late, which averages a probe's outputs and has no embedding of "
+            f"a track: name the strategy by flags, such as --seg {result['seg']} --agg mean"
+        )
     if tuned:
         raise ValueError(
             f"{run} fine-tuned its Transformer with the probe, which isn't saved as an "

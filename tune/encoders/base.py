@@ -268,7 +268,7 @@ def cast_copy(
 
 
 def resolve_layers(layer: str, n_layers: int, first: int = 0) -> list[int]:
-    """Turn `--layer last | all | mix | K` into layer numbers; a mix takes all, from `first`.
+    """Turn `--layer last | all | mix | reduce | K` into numbers; a mix takes all, from `first`.
 
     Raises
     ------
@@ -277,7 +277,7 @@ def resolve_layers(layer: str, n_layers: int, first: int = 0) -> list[int]:
     """
     if layer == "last":
         return [n_layers]
-    if layer in ("all", "mix"):
+    if layer in ("all", "mix", "reduce"):
         return list(range(first, n_layers + 1))
     if not layer.isdecimal() or not first <= int(layer) <= n_layers:
         raise ValueError(

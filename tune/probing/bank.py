@@ -17,6 +17,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import Dataset
 
+from tune.probing.intervals import main_score
 from tune.tasks.label_kinds import label_kind
 
 HIDDEN = 512
@@ -31,9 +32,10 @@ class Standardiser:
     ----------
     values : (..., n, D) training embeddings; statistics are taken over n
     valid : same shape, bool; False at padding values: they count nowhere and become 0
+    unchanged : leave values as they are, but for the padding
     """
 
-    def __init__(self, values: torch.Tensor, valid: torch.Tensor):
+    def __init__(self, values: torch.Tensor, valid: torch.Tensor, *, unchanged: bool = False):
         weight = valid.to(values.dtype)
         count = weight.sum(-2, keepdim=True).clamp(min=1)
         self.mean = (values * weight).sum(-2, keepdim=True) / count
@@ -41,6 +43,8 @@ class Standardiser:
         std = variance.sqrt()
         # A dimension that never varies in training (but for rounding) says nothing: it becomes 0.
         self.scale = torch.where(std > 1e-12 * (1 + self.mean.abs()), 1 / std, 0.0)
+        if unchanged:
+            self.mean, self.scale = torch.zeros_like(self.mean), torch.ones_like(self.scale)
 
     def __call__(self, values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """Standardise (..., n, D); holes become 0."""
@@ -61,6 +65,9 @@ class ProbeData:
     probe: the probes
         then get tokens, standardised as `features` are (their mean is that of the tokens)
     raw : leave the tokens as they are, in float32, for a Transformer that standardises itself
+    owners : {split: (n,) numbers of tracks}, where the features are of segments (late fusion): a
+        segment has its track's label
+    scale_inputs, scale_targets : whether inputs, and labels that are numbers, are standardised
 
     Attributes
     ----------
@@ -69,9 +76,10 @@ class ProbeData:
     tokens : {split: ((L, n, N, [K,] D), mask (n, N))} or None
     n_views : K, or None when there is nothing to mix
     kind : the task's `LabelKind`
-    labels : {split: what the kind's loss takes: (n,) class numbers, (n, C) values standardised by
-        training statistics, or, for tags, (n, C) of 0 and 1}
-    truth : {split: ndarray of labels as they came}
+    n_train : training samples, which are tracks or segments
+    labels : {split: of each sample what the kind's loss takes: (n,) class numbers, (n, C) values,
+        standardised by training statistics, or, for tags, (n, C) of 0 and 1}
+    truth : {split: ndarray of the tracks' labels as they came}
     """
 
     def __init__(
@@ -84,13 +92,16 @@ class ProbeData:
         mix: bool = False,
         tokens=None,
         raw: bool = False,
+        owners=None,
+        scale_inputs: bool = True,
+        scale_targets: bool = True,
     ):
         self.kind = label_kind(task.kind)
         self.dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self.n_scales, self.mix = n_scales, mix
         train = features["train"]
         self.whitening = train.whitening
-        self.standardise = Standardiser(train.values, train.valid)
+        self.standardise = Standardiser(train.values, train.valid, unchanged=not scale_inputs)
         views = {s: self.standardise(f.values, f.valid) for s, f in features.items()}
         self.inputs = {s: self._arrange(v, 1).to(device, self.dtype) for s, v in views.items()}
         self.tokens = None
@@ -110,7 +121,8 @@ class ProbeData:
         self.n_out = len(getattr(task, self.kind.parts))
         self.centre = self.scale = None
         learned = self.truth
-        if self.kind.standardised:
+        self.scaled = self.kind.standardised and scale_targets
+        if self.scaled:
             self.centre, self.scale = self.truth["train"].mean(0), self.truth["train"].std(0)
             learned = {s: (t - self.centre) / self.scale for s, t in self.truth.items()}
         # Whole numbers are those of classes, which a loss takes as they are.
@@ -118,6 +130,10 @@ class ProbeData:
             s: torch.from_numpy(t).to(device, torch.int64 if t.dtype.kind == "i" else self.dtype)
             for s, t in learned.items()
         }
+        self.owners = None
+        if owners is not None:
+            self.owners = {s: owner.to(device) for s, owner in owners.items()}
+            self.labels = {s: labels[self.owners[s]] for s, labels in self.labels.items()}
 
     def _arrange(self, views: torch.Tensor, at: int) -> torch.Tensor:
         """Views (V, n, ..., D) to layers first: (L, n, ..., D), or (L, n, ..., K, D) to be mixed.
@@ -188,7 +204,68 @@ class ProbeData:
         Of tags the values are probabilities.
         """
         decided = self.kind.decide(outputs)
-        return decided * self.scale + self.centre if self.kind.standardised else decided
+        return decided * self.scale + self.centre if self.scaled else decided
+
+    def n_samples(self, split: str) -> int:
+        """Tracks of a split, or segments with late fusion."""
+        return len(self.labels[split])
+
+    def sample_truth(self, split: str) -> np.ndarray:
+        """The label of each sample's track, as it came."""
+        truth = self.truth[split]
+        return truth if self.owners is None else truth[self.owners[split].cpu().numpy()]
+
+    def sample_paths(self, paths: Sequence[str]) -> list[str]:
+        """The training samples' files, of those of the tracks."""
+        return paths if self.owners is None else [paths[i] for i in self.owners["train"].tolist()]
+
+    def join(self, split: str, outputs: torch.Tensor, averaged: str = "outputs") -> torch.Tensor:
+        """Outputs of samples (M, n, C) to those of tracks: the mean over a track's segments.
+
+        Parameters
+        ----------
+        averaged : "outputs" (logits or values) or "probabilities", whose logits are returned
+        """
+        if self.owners is None:
+            return outputs
+        plain = averaged == "outputs" or self.kind.of_targets
+        if not plain:
+            outputs = outputs.sigmoid() if self.kind.several else outputs.softmax(-1)
+        means = average(outputs, self.owners[split], len(self.truth[split]))
+        if plain:
+            return means
+        return means.logit() if self.kind.several else means.log()
+
+    def val_scores(
+        self, outputs: torch.Tensor, unit: str, averaged: str, batch_size: int
+    ) -> list[float]:
+        """The main metric of M probes' outputs (M, n, C) for the validation split.
+
+        Parameters
+        ----------
+        unit : "track", "segment", or "batch": the mean over batches of samples by their sizes,
+            but for those in which it is undefined
+        averaged : see `join`
+        batch_size : samples of a batch
+        """
+        truth = self.truth["val"]
+        if unit == "track":
+            outputs = self.join("val", outputs, averaged)
+        else:
+            truth = self.sample_truth("val")
+        guesses, kind = self.predict(outputs), self.kind.name
+        if unit != "batch":
+            return [main_score(kind, truth, guess) for guess in guesses]
+        parts = [slice(i, i + batch_size) for i in range(0, len(truth), batch_size)]
+        sizes = np.array([len(truth[part]) for part in parts])
+        means = []
+        for guess in guesses:
+            each = np.array([main_score(kind, truth[part], guess[part]) for part in parts])
+            real = np.isfinite(each)
+            means.append(
+                float(np.average(each[real], weights=sizes[real])) if real.any() else np.nan
+            )
+        return means
 
     def chance_prediction(self, split: str) -> np.ndarray:
         """The prediction without any input: the most frequent training class, or the mean.
@@ -208,7 +285,7 @@ class ProbeData:
             for value in (self.standardise.mean, self.standardise.scale)
         )
         out = {"standardise.mean": mean, "standardise.scale": scale} if inputs else {}
-        if self.kind.standardised:
+        if self.scaled:
             out |= {
                 "target.centre": torch.from_numpy(self.centre),
                 "target.scale": torch.from_numpy(self.scale),
@@ -220,16 +297,20 @@ class ProbeData:
 
 
 class Probe(nn.Module):
-    """One head: Linear(D, 512), ReLU, dropout, Linear(512, C); MARBLE's `MLPDecoder`."""
+    """One head: Linear(D, 512), ReLU, dropout, Linear(512, C); MARBLE's `MLPDecoder`.
+
+    Without hidden units it is Linear(D, C), MARBLE's `LinearDecoder`.
+    """
 
     def __init__(self, n_in: int, n_out: int, hidden: int = HIDDEN, *, generator: torch.Generator):
         super().__init__()
-        self.w1, self.b1 = _linear(n_in, hidden, generator)
-        self.w2, self.b2 = _linear(hidden, n_out, generator)
+        if hidden:
+            self.w1, self.b1 = _linear(n_in, hidden, generator)
+        self.w2, self.b2 = _linear(hidden or n_in, n_out, generator)
 
     def groups(self, rates: Mapping[str, float]) -> list[dict]:
         """Parameters for an optimiser, the probe's and those of what stands in front of it."""
-        own = [self.w1, self.b1, self.w2, self.b2]
+        own = [p for name, p in self.named_parameters() if "." not in name]
         groups = [{"params": own, "lr": rates["probe"]}]
         if hasattr(self, "joiner"):
             learning = [p for p in self.joiner.parameters() if p.requires_grad]
@@ -243,7 +324,7 @@ class ProbeBank(nn.Module):
     Parameters
     ----------
     seeds : one a probe
-    n_in, n_out, hidden : sizes
+    n_in, n_out, hidden : sizes; without hidden units a probe is linear
     dropout : probability of zeroing a hidden unit in training
     poolings : one module a probe that turns its batch and mask into (B, D), learned with it
         (`tune.aggregators.trainable`); None when the batch is that already
@@ -296,10 +377,11 @@ class ProbeBank(nn.Module):
             inputs = x[i]
             if self.pooled:
                 inputs = probe.joiner(inputs, None if mask is None else mask[i])
-            hidden = F.relu(torch.addmm(probe.b1, inputs, probe.w1))  # (B, hidden)
-            if keep is not None:
-                hidden = hidden * keep[i]
-            outputs.append(torch.addmm(probe.b2, hidden, probe.w2))
+            if self.hidden:
+                inputs = F.relu(torch.addmm(probe.b1, inputs, probe.w1))  # (B, hidden)
+            if keep is not None and self.hidden:
+                inputs = inputs * keep[i]
+            outputs.append(torch.addmm(probe.b2, inputs, probe.w2))
         return torch.stack(outputs)
 
     def dropout_masks(self, n: int, which: Sequence[int] | None = None) -> torch.Tensor:
@@ -310,7 +392,7 @@ class ProbeBank(nn.Module):
                 for g in some(self.generators, which)
             ]
         )
-        return draws.to(self.probes[0].w1.dtype) / (1 - self.dropout)
+        return draws.to(self.probes[0].w2.dtype) / (1 - self.dropout)
 
     def orders(self, n: int, which: Sequence[int] | None = None) -> torch.Tensor:
         """Draw each probe's order of n training tracks: (M, n)."""
@@ -406,15 +488,26 @@ class EarlyStopping:
     ----------
     bank : ProbeBank
     patience : epochs without improvement after which a probe stops (MARBLE: 20)
+    tie_break : "loss", or "none" where only a better score counts
+    weights : "best" or "last": which of a probe's epochs `restore` puts back
+
+    Attributes
+    ----------
+    score, epoch : (M,), of the weights that `restore` puts back
+    chosen : name of what else was chosen on validation -> (M,) values
     """
 
-    def __init__(self, bank: ProbeBank, patience: int):
+    def __init__(
+        self, bank: ProbeBank, patience: int, *, tie_break: str = "loss", weights: str = "best"
+    ):
         m = len(bank.probes)
-        self.patience = patience
+        self.patience, self.ties, self.last = patience, tie_break == "loss", weights == "last"
+        self.score, self.epoch = np.full(m, -np.inf), np.zeros(m, int)
         self.best_score, self.best_loss = np.full(m, -np.inf), np.full(m, np.inf)
         self.best_epoch = np.zeros(m, int)
         self.stopped = np.zeros(m, bool)
         self.states: list[dict] = [{} for _ in range(m)]
+        self.chosen: dict[str, np.ndarray] = {}
 
     def update(self, bank: ProbeBank, epoch: int, scores: np.ndarray, losses: np.ndarray) -> bool:
         """Note an epoch's validation scores and losses (M,); return whether all have stopped."""
@@ -422,9 +515,12 @@ class EarlyStopping:
         for i in np.flatnonzero(~self.stopped):
             better = scores[i] > self.best_score[i]
             tie = scores[i] == self.best_score[i] and losses[i] < self.best_loss[i]
-            if better or tie or not self.states[i]:
-                self.best_score[i], self.best_loss[i] = scores[i], losses[i]
+            best = better or (tie and self.ties) or not self.states[i]
+            if best or self.last:
                 self.states[i] = {k: v.clone() for k, v in bank.probes[i].state_dict().items()}
+                self.score[i], self.epoch[i] = scores[i], epoch
+            if best:
+                self.best_score[i], self.best_loss[i] = scores[i], losses[i]
                 self.best_epoch[i] = epoch
             elif epoch - self.best_epoch[i] >= self.patience:
                 self.stopped[i] = True
@@ -436,9 +532,30 @@ class EarlyStopping:
         return np.where(np.isfinite(scores), scores, -losses)
 
     def restore(self, bank: ProbeBank) -> None:
-        """Put every probe's best weights back."""
+        """Put every probe's best (or last) weights back."""
         for probe, state in zip(bank.probes, self.states, strict=True):
             probe.load_state_dict(state)
+
+
+def choose_rates(
+    banks: Sequence[ProbeBank], selections: Sequence[EarlyStopping], rates: Sequence[float]
+) -> tuple[ProbeBank, EarlyStopping]:
+    """Of banks trained at several rates, each probe of the rate that is best on validation.
+
+    At equal scores the rate named first is taken.
+
+    Returns
+    -------
+    the first bank and its selection, with the probes, scores and epochs that were chosen
+    """
+    best = np.argmax([s.score for s in selections], axis=0)  # (M,)
+    bank, selection = banks[0], selections[0]
+    for i, j in enumerate(best):
+        bank.probes[i] = banks[j].probes[i]
+        for name in ("score", "epoch", "best_score", "best_epoch"):
+            getattr(selection, name)[i] = getattr(selections[j], name)[i]
+    selection.chosen["lr"] = np.array(rates)[best]
+    return bank, selection
 
 
 def join_clips(outputs: torch.Tensor, truth: np.ndarray, split) -> tuple:
@@ -470,11 +587,13 @@ def join_clips(outputs: torch.Tensor, truth: np.ndarray, split) -> tuple:
         if (truth[i] != truth[first[at[i]]]).any():
             raise ValueError(f"the clips of the test track {name} have different labels")
     index = torch.from_numpy(at).to(outputs.device)
-    sums = torch.zeros(
-        len(outputs), len(names), outputs.shape[2], dtype=outputs.dtype, device=outputs.device
-    ).index_add_(1, index, outputs)
-    counts = torch.bincount(index, minlength=len(names))
-    return sums / counts[:, None], truth[first], names
+    return average(outputs, index, len(names)), truth[first], names
+
+
+def average(outputs: torch.Tensor, owners: torch.Tensor, n: int) -> torch.Tensor:
+    """Mean of outputs (M, k, C) over those of the same owner, numbers (k,) below n: (M, n, C)."""
+    sums = outputs.new_zeros(len(outputs), n, outputs.shape[2]).index_add_(1, owners, outputs)
+    return sums / torch.bincount(owners, minlength=n)[:, None]
 
 
 def _linear(n_in, n_out, generator) -> tuple[nn.Parameter, nn.Parameter]:

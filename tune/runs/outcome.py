@@ -7,7 +7,7 @@ import torch
 
 from tune.aggregators import trainable
 from tune.aggregators.track_aggregator import TrackAggregator
-from tune.probing.bank import EarlyStopping, ProbeBank, ProbeData, join_clips
+from tune.probing.bank import ProbeBank, ProbeData, join_clips
 from tune.probing.intervals import bootstrap, score
 from tune.runs.result import prediction_columns, summarise
 from tune.tasks.label_kinds import label_kind
@@ -19,7 +19,7 @@ def score_test(
     task: Task,
     data: ProbeData,
     bank: ProbeBank,
-    selection: EarlyStopping,
+    selection,
     aggregator: TrackAggregator,
     seeds: Sequence[int],
     layers: Sequence[int],
@@ -28,8 +28,9 @@ def score_test(
 
     Parameters
     ----------
-    outputs : (M, n, C), of all probes for the test split
-    selection : which knows each probe's best validation score
+    outputs : (M, n, C), of all probes for the test split's tracks
+    bank, selection : the probes, and of each the validation score and epoch of its weights
+        (`tune.probing.bank.EarlyStopping`, or what `tune.probing.closed_form` gives)
     seeds : of a layer's probes
     layers : hidden layers that there are tokens of
 
@@ -37,9 +38,9 @@ def score_test(
     -------
     dict of all that a run's folder holds of it: metrics, chance, predictions, probe, attention, ...
     """
-    by_layer = selection.best_score.reshape(data.n_layers, len(seeds)).mean(1)
+    by_layer = selection.score.reshape(data.n_layers, len(seeds)).mean(1)
     chosen = int(by_layer.argmax())
-    names = ["mix"] if aggregator.mix else list(layers)
+    names = ["reduce" if aggregator.reduce else "mix"] if aggregator.mix else list(layers)
     mine = slice(chosen * len(seeds), (chosen + 1) * len(seeds))
     # (S, n, C), where a track may be several files
     out, truth, ids = join_clips(outputs[mine], data.truth["test"], task.splits["test"])
@@ -57,6 +58,8 @@ def score_test(
         "layer": names[chosen],
         "layer_scores": dict(zip(map(str, names), by_layer.tolist(), strict=True)),
         "best_epochs": selection.best_epoch[mine].tolist(),
+        "tested_epochs": selection.epoch[mine].tolist(),
+        "chosen": {name: values[mine].tolist() for name, values in selection.chosen.items()},
         "embedding_dim": bank.n_in,
         "predictions": prediction_columns(
             task.kind,

@@ -53,6 +53,9 @@ PACKAGES = (
 )
 
 
+LAYERS = {"mix": "mix of all layers", "reduce": "all layers, reduced"}
+
+
 def versions() -> dict[str, str]:
     """Versions of Python, this project and the packages that a number may depend on.
 
@@ -188,6 +191,10 @@ def assemble(
         "agg": readable_name(config["agg"]),
         "tokens": extractor.collection.key["tokens"],
         "channels": extractor.channels,
+        "pad_tail": bool(_first(rules, "pad")),
+        "fusion": config.get("fusion", "early"),
+        "probe": config.get("probe", "mlp"),
+        "protocol": config.get("protocol_settings"),
         "seeds": list(config["seeds"]),
         **{k: config[k] for k in ("precision", "device", "versions", "git_sha", "command")},
         "aggregator": outcome["aggregator"],
@@ -206,7 +213,7 @@ def assemble(
         "warned": [i for k, i in enumerate(report.warned) if i not in report.warned[:k]],
         "truncated_tracks": truncated,
         "same_audio_in_test_and_training": _count_leaked(splits, reports[0].rows),
-        **{k: outcome[k] for k in ("best_epochs", "metrics", "chance")},
+        **{k: outcome[k] for k in ("best_epochs", "tested_epochs", "chosen", "metrics", "chance")},
         "cost": _costs(extractor, reports, report, every)
         | {"embedding_dim": outcome["embedding_dim"], "probe_seconds": probe_seconds},
     }
@@ -372,9 +379,10 @@ def print_result(result: Mapping, folder: Path, console: Console | None = None) 
     n, counts, cost = result["n_tracks"], result["segments_per_track"], result["cost"]
     encoder = result["encoder"] + (" (untrained)" if result["encoder_untrained"] else "")
     seeds = len(result["seeds"])
-    layer = "mix of all layers" if result["layer"] == "mix" else f"layer {result['layer']}"
+    layer = LAYERS.get(result["layer"], f"layer {result['layer']}")
     pieces = "full track" if result["seg"] == "full" else f"segments {seg_text(result['seg'])}"
     title = f"{result['task']}: {encoder}, {layer}, {pieces}, {result['agg']}"
+    title += ", late fusion" * (result["fusion"] == "late")
     table = Table()
     table.add_column("test metric")
     for head in ("mean", f"± over {seeds} seed{'s' * (seeds > 1)}", "95 % interval over tracks"):
@@ -386,6 +394,7 @@ def print_result(result: Mapping, folder: Path, console: Console | None = None) 
         )
     console.print(f"\n{title}", style="bold", highlight=False, soft_wrap=True, markup=False)
     console.print(table)
+    unit = "segment" if result["fusion"] == "late" else "track"
     tokens = "segments" if result["tokens"] == "segment" else f"tokens ({result['tokens']})"
     lines = [
         (
@@ -398,7 +407,7 @@ def print_result(result: Mapping, folder: Path, console: Console | None = None) 
             + (f"; {len(result['skipped'])} skipped" if result["skipped"] else ""),
         ),
         (tokens, f"{counts['min']} to {counts['max']} a track (median {counts['median']:g})"),
-        ("embedding", f"{cost['embedding_dim']} values a track"),
+        ("embedding", f"{cost['embedding_dim']} values a {unit}"),
         *describe_licence(result),
         (
             "encoder",
@@ -414,6 +423,7 @@ def print_result(result: Mapping, folder: Path, console: Console | None = None) 
         ),
         ("result", str(folder / "result.json")),
     ]
+    lines[-2:-2] = describe_protocol(result)
     lines[2:2] = describe_aggregator(result["aggregator"])
     lines[1:1] = describe_folds(result) + describe_scoring(result)
     if result.get("partial"):
@@ -425,6 +435,21 @@ def print_result(result: Mapping, folder: Path, console: Console | None = None) 
     lines.insert(1, ("chance", ", ".join(f"{k} {v:.3f}" for k, v in chance.items())))
     for label, text in lines:
         console.print(f"  {label:<10} {text}", highlight=False, soft_wrap=True, markup=False)
+
+
+def describe_protocol(result: Mapping) -> list[tuple[str, str]]:
+    """Lines on a protocol that isn't ours, on a probe that isn't MARBLE's, and what they chose."""
+    lines, protocol = [], result["protocol"]
+    if protocol and protocol["name"] != "tune":
+        own = ", ".join(protocol["changed"]) or "nothing"
+        lines.append(("protocol", f"{protocol['name']}; changed by flags: {own}"))
+        lines.append(("differs", f"in {len(protocol['differs'])} points: result.json, protocol"))
+    if result["probe"] != "mlp":
+        lines.append(("kind", f"{result['probe']} probe"))
+    for name, values in result["chosen"].items():
+        shown = ", ".join(f"{value:g}" for value in dict.fromkeys(values))
+        lines.append((name, f"{shown}, chosen on validation"))
+    return lines
 
 
 def describe_licence(made: Mapping) -> list[tuple[str, str]]:

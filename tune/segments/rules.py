@@ -1,7 +1,8 @@
 """Segment rules: which parts of a track are encoded.
 
-A rule turns a track into spans [start, end) in samples at the encoder's rate; nothing is ever
-padded. There are two kinds, with `name`, `needs_audio` and `cut(samples, sample_rate)` in common:
+A rule turns a track into spans [start, end) in samples at the encoder's rate. Nothing is padded
+unless `pad` asks for it: then the tail's span ends beyond the track, and the encoder hears zeros
+there. There are two kinds, with `name`, `needs_audio` and `cut(samples, sample_rate)` in common:
 `SegmentRule` needs a track's length only (`spans`), `tune.segments.structure.StructureRule` its
 sound.
 
@@ -36,11 +37,14 @@ class SegmentRule:
         hop overlaps them, a longer one samples the track.
     min_tail_s : float
         A last piece shorter than this is dropped, unless it is the only one.
+    pad : bool
+        Lengthen the last piece to a whole segment with zeros, as MARBLE does.
     """
 
     length_s: float | None
     hop_s: float | None = None
     min_tail_s: float = MIN_TAIL_S
+    pad: bool = False
 
     needs_audio: ClassVar[bool] = False
 
@@ -50,6 +54,8 @@ class SegmentRule:
                 raise ValueError(f"the {name} must be a number of seconds above 0, got {value:g}")
         if self.length_s is None and self.hop_s is not None:
             raise ValueError("a hop needs a segment length: the full track is one segment")
+        if self.length_s is None and self.pad:
+            raise ValueError("padding needs a segment length: the full track is one segment")
         if not (math.isfinite(self.min_tail_s) and self.min_tail_s >= 0):
             raise ValueError(f"the shortest tail must be 0 s or more, got {self.min_tail_s:g}")
 
@@ -72,7 +78,8 @@ class SegmentRule:
         -------
         list of (start, end)
             In samples, in order. Without a hop there are N = ceil(T / L) of them, one fewer when
-            the tail is shorter than `min_tail_s`; never none.
+            the tail is shorter than `min_tail_s`; never none. With `pad` the last one may end
+            beyond the track.
 
         Examples
         --------
@@ -92,7 +99,7 @@ class SegmentRule:
         start, end = spans[-1]
         if n > 1 and end - start < min(length, self.min_tail_s * sample_rate):
             spans.pop()
-        return spans
+        return [(start, start + length) for start, _ in spans] if self.pad else spans
 
     def cut(self, samples: np.ndarray, sample_rate: int) -> list[tuple[int, int]]:
         """Cut a track by its audio (n_samples,), as every kind of rule can."""
@@ -108,6 +115,7 @@ def parse_rule(
     min_tail_s: float = MIN_TAIL_S,
     min_seg_s: float | None = None,
     max_seg_s: float | None = None,
+    pad: bool = False,
 ) -> Rule:
     """Read a rule from the command line.
 
@@ -119,6 +127,7 @@ def parse_rule(
         Without meaning for "full" and "structure", which have no tail.
     min_seg_s, max_seg_s : float, optional
         Shortest and longest piece of "structure"; an error with any other.
+    pad : pad the last piece with zeros; with a number of seconds only
 
     Raises
     ------
@@ -128,11 +137,13 @@ def parse_rule(
     Examples
     --------
     >>> parse_rule("10", hop_s=5.0)
-    SegmentRule(length_s=10.0, hop_s=5.0, min_tail_s=1.0)
+    SegmentRule(length_s=10.0, hop_s=5.0, min_tail_s=1.0, pad=False)
     """
     if seg == "structure":
         if hop_s is not None:
             raise ValueError("a hop needs a segment length: 'structure' puts its pieces end to end")
+        if pad:
+            raise ValueError("padding needs a segment length: 'structure' leaves no tail")
         given = {"min_s": min_seg_s, "max_s": max_seg_s}
         return StructureRule(**{k: v for k, v in given.items() if v is not None})
     if min_seg_s is not None or max_seg_s is not None:
@@ -140,14 +151,14 @@ def parse_rule(
             f"a shortest or longest segment belongs to 'structure', but the segments are {seg!r}"
         )
     if seg == "full":
-        return SegmentRule(None, hop_s, min_tail_s)
+        return SegmentRule(None, hop_s, min_tail_s, pad)
     try:
         length_s = float(seg)
     except ValueError:
         raise ValueError(
             f"a segment is a number of seconds, 'full' or 'structure', got {seg!r}"
         ) from None
-    return SegmentRule(length_s, hop_s, min_tail_s)
+    return SegmentRule(length_s, hop_s, min_tail_s, pad)
 
 
 def fixed_length(seg: str) -> float | None:
@@ -178,6 +189,7 @@ def parse_rules(
     min_tail_s: float = MIN_TAIL_S,
     min_seg_s: float | None = None,
     max_seg_s: float | None = None,
+    pad: bool = False,
 ) -> list[Rule]:
     """Read the rules asked for; among several, each takes the settings that it knows.
 
@@ -194,7 +206,7 @@ def parse_rules(
     for seg in segs:
         hop = None if several and seg in ("full", "structure") else hop_s
         limits = (None, None) if several and seg != "structure" else (min_seg_s, max_seg_s)
-        rules.append(parse_rule(seg, hop, min_tail_s, *limits))
+        rules.append(parse_rule(seg, hop, min_tail_s, *limits, pad))
     return rules
 
 
@@ -212,8 +224,11 @@ def describe_counts(counts: Sequence[int]) -> dict:
 def is_degenerate(rule: Rule, counts: Sequence[int]) -> bool:
     """Whether every track is one segment although the rule isn't "full".
 
-    A hop beyond the length samples the track instead, so one segment isn't all of it.
+    A hop beyond the length samples the track instead, so one segment isn't all of it, and a
+    padded one holds more.
     """
+    if getattr(rule, "pad", False):
+        return False
     if rule.name == "full" or (rule.hop_s or 0) > (rule.length_s or math.inf):
         return False
     return max(counts, default=0) == 1

@@ -328,7 +328,7 @@ def encode_segments(
     Parameters
     ----------
     samples : ndarray of float32, shape (n_samples,)
-    spans : the segments' bounds in samples
+    spans : the segments' bounds in samples; what lies beyond the track is zeros
 
     Returns
     -------
@@ -337,6 +337,9 @@ def encode_segments(
     counts : list of int
         Tokens of each segment.
     """
+    beyond = max(end for _, end in spans) - len(samples)
+    if beyond > 0:
+        samples = np.pad(samples, (0, beyond))
     per_segment: list[np.ndarray | None] = [None] * len(spans)
     lengths: dict[int, list[int]] = {}
     for i, (start, end) in enumerate(spans):
