@@ -15,18 +15,18 @@ or hard for both cancels. Seeds of different strategies are independent. Everyth
 contributions, so that differences of averages over strategies work the same way. Intervals are by
 Student's t with Satterthwaite's degrees of freedom: no random numbers, the same result each time.
 
-Shapes: S seeds, n tracks, G groups (tracks where there are no groups), C classes, tags or targets.
+Shapes: S seeds, n tracks, G groups of tracks (or blocks of groups), C classes, tags or targets.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtr, stdtrit
 
 from tune.tasks.label_kinds import label_kind
 
-MAX_GROUPS = 500  # more tracks are left out in as many random blocks, for time
+MAX_GROUPS = 200  # more are left out in as many random blocks, for time
 LEVEL = 0.025  # one-sided: the interval of both ends is the one of 95 %
 
 # Metrics that are shares of right answers. Where hardly any track tells two strategies apart, the
@@ -42,9 +42,9 @@ class Estimate:
     Attributes
     ----------
     value : the mean over seeds, on all test tracks
-    contributions : (G,) of each group of tracks, mean over seeds, around zero
+    contributions : (G,) of each group of tracks, or block of groups, mean over seeds, around zero
     seed_terms : (variance, degrees of freedom) of the parts that sum to the variance by seeds
-    n_tracks : test tracks
+    n_tracks, n_groups : test tracks, and groups of them
     n_seeds : the fewest seeds of any strategy in it; with 1 the seeds' variance is not known
     share : whether it is a share of right answers, of `SHARES`
     """
@@ -53,6 +53,7 @@ class Estimate:
     contributions: np.ndarray
     seed_terms: tuple[tuple[float, float], ...]
     n_tracks: int
+    n_groups: int
     n_seeds: int
     share: bool
 
@@ -73,11 +74,20 @@ class Estimate:
     @property
     def track_variance(self) -> float:
         """Variance of the value by which test tracks were drawn."""
-        g = len(self.contributions)
-        if g < 2:
+        return self.group_variance / self.n_groups + self.added / self.n_groups**2
+
+    @property
+    def group_variance(self) -> float:
+        """Variance of a single group's contribution; NaN of one group."""
+        blocks = len(self.contributions)
+        if blocks < 2:
             return float("nan")
-        added = 2 / g**2 if self.share else 0.0
-        return float(self.contributions.var(ddof=1) / g + added)
+        return float(self.contributions.var(ddof=1)) * self.n_groups / blocks
+
+    @property
+    def added(self) -> float:
+        """Squares of the contributions that are added: one group in favour of either side."""
+        return 2.0 if self.share else 0.0
 
     @property
     def seed_variance(self) -> float:
@@ -99,7 +109,7 @@ class Estimate:
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """Both ends, each missed with the probability `level`; NaN where nothing varies."""
-        half = stats.t.ppf(1 - level, self.degrees_of_freedom) * self.standard_error
+        half = stdtrit(self.degrees_of_freedom, 1 - level) * self.standard_error
         return float(self.value - half), float(self.value + half)
 
     def p_above(self, bound: float) -> float:
@@ -113,7 +123,7 @@ class Estimate:
     def _p(self, distance: float) -> float:
         """How probable such a distance, or a greater one, is where there is none."""
         error = self.standard_error
-        return float(stats.t.sf(distance / error, self.degrees_of_freedom)) if error else np.nan
+        return float(stdtr(self.degrees_of_freedom, -distance / error)) if error else np.nan
 
 
 def estimates(
@@ -149,23 +159,69 @@ def estimates(
     >>> right.value, right.contributions + right.value
     (0.75, array([1., 1., 1., 0.]))
     """
+    left_out = leave_out(kind, labels, predictions, targets, groups)
+    sizes = len(labels), int(group_codes(len(labels), groups).max()) + 1
+    return {name: estimate(name, values, *sizes) for name, values in left_out.items()}
+
+
+def leave_out(
+    kind: str,
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    targets: Sequence[str] = (),
+    groups: Sequence | None = None,
+) -> dict[str, np.ndarray]:
+    """Each metric on all tracks and then without each group of them, for each seed: (1 + G, S).
+
+    Parameters
+    ----------
+    as for `estimates`
+    """
     codes = group_codes(len(labels), groups)
-    g = int(codes.max()) + 1
-    weights = np.ones((1 + g, len(labels)))
+    n_groups = int(codes.max()) + 1
+    if n_groups > MAX_GROUPS:  # always the same blocks, so that strategies stay paired
+        codes = (np.random.default_rng(0).permutation(n_groups) % MAX_GROUPS)[codes]
+    weights = np.ones((2 + int(codes.max()), len(labels)))
     weights[1 + codes, np.arange(len(labels))] = 0.0
-    metrics = label_kind(kind).metrics().weighted(labels, predictions, weights, targets)
-    return {name: _estimate(name, values, len(labels)) for name, values in metrics.items()}
+    return label_kind(kind).metrics().weighted(labels, predictions, weights, targets)
+
+
+def estimate(name: str, values: np.ndarray, n_tracks: int, n_groups: int) -> Estimate:
+    """Estimate a metric from what `leave_out` gave, of all seeds or some: (1 + G, S).
+
+    Parameters
+    ----------
+    name : the metric's
+    values : ndarray (1 + G, S)
+    n_tracks, n_groups : test tracks, and groups of them
+    """
+    g, s = len(values) - 1, values.shape[1]
+    each = g * values[0] - (g - 1) * values[1:]  # (G, S), Tukey's pseudo-values
+    by_group = each.mean(1)
+    terms = ()
+    if s > 1 and g > 1:
+        rest = each - each.mean(0) - by_group[:, None] + each.mean()
+        left_over = float((rest**2).sum() / ((s - 1) * (g - 1)) / g)
+        between = float(values[0].var(ddof=1))
+        terms = ((between / s, s - 1.0), (-left_over / s, (s - 1.0) * (g - 1.0)))
+    return Estimate(
+        float(values[0].mean()),
+        by_group - by_group.mean(),
+        terms,
+        n_tracks,
+        n_groups,
+        s,
+        name in SHARES,
+    )
 
 
 def group_codes(n: int, groups: Sequence | None = None) -> np.ndarray:
-    """Number groups of tracks from 0, (n,); beyond `MAX_GROUPS`, random blocks of them."""
-    codes = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
-    if len(codes) != n:
-        raise ValueError(f"groups of {len(codes)} tracks, but there are labels of {n}")
-    g = int(codes.max()) + 1
-    if g > MAX_GROUPS:  # always the same blocks, so that strategies stay paired
-        codes = (np.random.default_rng(0).permutation(g) % MAX_GROUPS)[codes]
-    return codes
+    """Number groups of tracks from 0: (n,)."""
+    if groups is None:
+        return np.arange(n)
+    if len(groups) != n:
+        raise ValueError(f"groups of {len(groups)} tracks, but there are labels of {n}")
+    return np.unique(np.asarray(groups), return_inverse=True)[1]
 
 
 def paired_difference(
@@ -196,7 +252,7 @@ def average(parts: Sequence[Estimate]) -> Estimate:
 
     Examples
     --------
-    >>> one = Estimate(0.5, np.array([0.5, -0.5]), ((0.01, 4),), 2, 5, True)
+    >>> one = Estimate(0.5, np.array([0.5, -0.5]), ((0.01, 4),), 2, 2, 5, True)
     >>> both = average([one, one])
     >>> both.value, both.seed_variance
     (0.5, 0.005)
@@ -208,20 +264,4 @@ def average(parts: Sequence[Estimate]) -> Estimate:
         contributions=np.mean([p.contributions for p in parts], axis=0),
         seed_terms=tuple((v / k**2, df) for p in parts for v, df in p.seed_terms),
         n_seeds=min(p.n_seeds for p in parts),
-    )
-
-
-def _estimate(name: str, values: np.ndarray, n: int) -> Estimate:
-    """From a metric on all tracks and without each group, (1 + G, S)."""
-    g, s = len(values) - 1, values.shape[1]
-    each = g * values[0] - (g - 1) * values[1:]  # (G, S), Tukey's pseudo-values
-    by_group = each.mean(1)
-    terms = ()
-    if s > 1 and g > 1:
-        rest = each - each.mean(0) - by_group[:, None] + each.mean()
-        left_over = float((rest**2).sum() / ((s - 1) * (g - 1)) / g)
-        between = float(values[0].var(ddof=1))
-        terms = ((between / s, s - 1.0), (-left_over / s, (s - 1.0) * (g - 1.0)))
-    return Estimate(
-        float(values[0].mean()), by_group - by_group.mean(), terms, n, s, name in SHARES
     )

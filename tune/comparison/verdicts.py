@@ -8,17 +8,17 @@
 - **worse** when the whole interval is below zero,
 - **can't tell** otherwise: neither a loss beyond the margin nor its absence has been shown.
 
-The first that is true is the verdict. Each is a one-sided test at `LEVEL`, 2.5 %; *equivalent* is two
-of them (Schuirmann 1987). In a family of comparisons, Holm's correction (Holm 1979) is applied to
-each word by itself: the chance that a table holds any false *better* is at most 2.5 %, and so with
-any false *as good*, *equivalent* and *worse*. docs/verdicts.md says it without statistics.
+The first that is true is the verdict. Each is a one-sided test at `LEVEL`, 2.5 %; *equivalent* is
+two of them (Schuirmann 1987). In a family of comparisons, Holm's correction (Holm 1979) is applied
+to each word by itself: the chance that a table holds any false *better* is at most 2.5 %, and so
+with any false *as good*, *equivalent* and *worse*. docs/verdicts.md says it without statistics.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri, stdtrit
 
 from tune.comparison.jackknife import LEVEL, Estimate
 
@@ -99,12 +99,11 @@ def verdicts(
 
     Examples
     --------
-    >>> even = Estimate(0.001, np.tile([0.2, -0.2], 500), ((0.0, 4),), 1000, 5, True)
+    >>> even = Estimate(0.001, np.tile([0.2, -0.2], 500), ((0.0, 4),), 1000, 1000, 5, True)
     >>> [v.word for v in verdicts([even, even], 0.02)]
     ['equivalent', 'equivalent']
-    >>> print(verdicts([even], 0.01)[0])
-    can't tell (+0.001, -0.012 to +0.014): 1,000 tracks show differences from 0.018 on; a margin of \
-0.01 needs about 3,192 tracks
+    >>> verdicts([even], 0.01)[0].needed
+    Needed(tracks=3192, seeds=5)
     """
     margins = np.broadcast_to(np.asarray(margin, float), len(differences))
     if not (margins > 0).all():
@@ -181,15 +180,13 @@ def retained_margin(baseline: float, chance: float, share: float) -> float:
     return (1 - share) * (baseline - chance)
 
 
-def smallest_detectable(
-    difference: Estimate, level: float = LEVEL, power: float = POWER
-) -> float:
+def smallest_detectable(difference: Estimate, level: float = LEVEL, power: float = POWER) -> float:
     """The smallest true difference that these tracks and seeds show with a probability.
 
     It is also the smallest margin within which strategies that don't differ are shown as good.
     """
     df = difference.degrees_of_freedom
-    return float((stats.t.ppf(1 - level, df) + stats.t.ppf(power, df)) * difference.standard_error)
+    return float((stdtrit(df, 1 - level) + stdtrit(df, power)) * difference.standard_error)
 
 
 def needed(
@@ -200,15 +197,15 @@ def needed(
     Seeds are added where their variance alone takes up more than half of what is allowed. None
     where nothing varies, so that nothing can be said.
     """
-    tracks, seeds = difference.contributions.var(ddof=1), difference.seed_variance
+    tracks, seeds = difference.group_variance, difference.seed_variance
     if not difference.standard_error > 0:
         return None
-    allowed = (margin / (stats.norm.ppf(1 - level) + stats.norm.ppf(power))) ** 2
+    allowed = (margin / (ndtri(1 - level) + ndtri(power))) ** 2
     n_seeds = difference.n_seeds
     if seeds > allowed / 2:
         n_seeds = int(np.ceil(n_seeds * seeds / (allowed / 2)))
         seeds *= difference.n_seeds / n_seeds
-    left, added = allowed - seeds, 2.0 if difference.share else 0.0
-    groups = (tracks + np.sqrt(tracks**2 + 4 * left * added)) / (2 * left)
-    per_group = difference.n_tracks / len(difference.contributions)
+    left = allowed - seeds
+    groups = (tracks + np.sqrt(tracks**2 + 4 * left * difference.added)) / (2 * left)
+    per_group = difference.n_tracks / difference.n_groups
     return Needed(int(np.ceil(groups * per_group)), n_seeds)
