@@ -183,6 +183,7 @@ def leave_out(
         codes = (np.random.default_rng(0).permutation(n_groups) % MAX_GROUPS)[codes]
     weights = np.ones((2 + int(codes.max()), len(labels)))
     weights[1 + codes, np.arange(len(labels))] = 0.0
+    weights = weights[: len(weights) if n_groups > 1 else 1]  # without a single group is nothing
     return label_kind(kind).metrics().weighted(labels, predictions, weights, targets)
 
 
@@ -199,14 +200,14 @@ def estimate(name: str, values: np.ndarray, n_tracks: int, n_groups: int) -> Est
     each = g * values[0] - (g - 1) * values[1:]  # (G, S), Tukey's pseudo-values
     by_group = each.mean(1)
     terms = ()
-    if s > 1 and g > 1:
+    if s > 1 and g:
         rest = each - each.mean(0) - by_group[:, None] + each.mean()
         left_over = float((rest**2).sum() / ((s - 1) * (g - 1)) / g)
         between = float(values[0].var(ddof=1))
         terms = ((between / s, s - 1.0), (-left_over / s, (s - 1.0) * (g - 1.0)))
     return Estimate(
         float(values[0].mean()),
-        by_group - by_group.mean(),
+        by_group - by_group.sum() / max(1, g),
         terms,
         n_tracks,
         n_groups,
