@@ -35,6 +35,17 @@ def test_none_is_chosen_where_none_can_be_shown_and_the_nearest_is_given():
     assert choose(same, [1, 2, 3, 4], margin=found.loss[3] + 1e-6).chosen == 3
 
 
+def test_as_good_as_a_reference_needs_less_than_as_good_as_all():
+    others = strategies([0.800, 0.803, 0.80, 0.80, 0.79], 0.0185)
+    assert choose(others, costs=[1, 2, 3, 4, 5], correction="none").chosen == 1
+    found = choose(others, costs=[1, 2, 3, 4, 5], reference=3, correction="none")
+    assert found.chosen == 0
+    worse = strategies([0.60, 0.7, 0.8], 0.01)
+    found = choose(worse, costs=[1, 2, 3], reference=2)
+    assert (found.chosen, found.nearest) == (2, 1)  # the reference, and what comes nearest to it
+    assert found.loss[1] == pytest.approx(0.111, abs=0.005)
+
+
 def test_of_equal_costs_the_better_is_chosen():
     assert choose(strategies([0.8, 0.81], 0.005), costs=[1, 1]).chosen == 1
 

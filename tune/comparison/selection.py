@@ -23,14 +23,15 @@ N_RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Choice:
-    """The cheapest strategy that is as good as the best, if one can be shown to be.
+    """The cheapest strategy that is as good as the best, or the reference, if one is shown to be.
 
     Attributes
     ----------
     chosen : its position, or None where none can be shown as good
-    nearest : the position of the one with the smallest loss that can't be ruled out
-    loss : what each loses to the best at most, (K,), as far as these tracks and seeds tell
-    p : one-sided p that each is as good as the best, corrected over the strategies, (K,)
+    nearest : the position of the one with the smallest `loss`, the reference apart
+    loss : (K,) what each loses at most, as far as these tracks and seeds tell: the margin with
+        which it would be as good
+    p : (K,) one-sided p that each is as good, corrected over the strategies
     """
 
     chosen: int | None
@@ -44,21 +45,25 @@ def choose(
     costs: Sequence[float],
     margin: float = MARGIN,
     *,
+    reference: int | None = None,
     level: float = LEVEL,
     correction: str = "holm",
 ) -> Choice:
-    """Choose the cheapest strategy that is shown to be as good as each of the others.
+    """Choose the cheapest strategy that is shown to be as good as the others, or as a reference.
 
     Parameters
     ----------
     strategies : two or more, scored on the same tracks
     costs : (K,) a lower one is preferred; of equal costs the better score
     margin : the greatest loss that is put up with
+    reference : position of the one to be as good as, chosen without these tracks: the baseline, or
+        the best on the validation split. None: the best, whichever of them that is
     correction : "holm" over the strategies, or "none"
 
     Returns
     -------
-    Choice : the chance that the chosen loses the margin or more to the best is at most `level`
+    Choice : the chance that the chosen loses the margin or more is at most `level`. With a
+        reference there is always one, which may be the reference
 
     Raises
     ------
@@ -68,16 +73,20 @@ def choose(
     k = len(strategies)
     if k < 2:
         raise ValueError(f"two strategies or more are needed to choose among, got {k}")
-    share = level / (k if correction == "holm" else 1)
-    p, loss = np.zeros(k), np.zeros(k)
-    for i, one in enumerate(strategies):
-        versus = [one - other for j, other in enumerate(strategies) if j != i]
+    candidates = [i for i in range(k) if i != reference]
+    share = level / (len(candidates) if correction == "holm" else 1)
+    p, loss = np.full(k, np.nan), np.full(k, np.inf)
+    for i in candidates:
+        others = [j for j in range(k) if j != i] if reference is None else [reference]
+        versus = [strategies[i] - strategies[j] for j in others]
         p[i] = max(d.p_above(-margin) for d in versus)
-        loss[i] = max(-d.interval(share)[0] for d in versus)
+        loss[i] = max(0.0, *(-d.interval(share)[0] for d in versus))
+    nearest = int(np.argmin(loss))
     p = np.array(holm(p) if correction == "holm" else p)
+    if reference is not None:
+        p[reference] = loss[reference] = 0.0
     order = sorted(range(k), key=lambda i: (costs[i], -strategies[i].value))
-    chosen = next((i for i in order if p[i] <= level), None)
-    return Choice(chosen, int(np.argmin(loss)), np.maximum(loss, 0.0), p)
+    return Choice(next((i for i in order if p[i] <= level), None), nearest, loss, p)
 
 
 def optimism(
