@@ -1,14 +1,15 @@
 """Do verdicts err as rarely as they say? Strategies are made up whose true scores are known.
 
     python benchmarks/verdict_calibration.py
-    python benchmarks/verdict_calibration.py --kinds classes --tracks 46 --reps 200
+    python benchmarks/verdict_calibration.py --parts accuracy choices --reps 200
 
 Four strategies are made up: a baseline, one as good as it in truth, one worse by just the margin,
 one better by 0.05. A verdict errs if it calls the second *better* or *worse*, or the third *as
 good* (*equivalent* and *better* included). Then a choice among ten strategies, of which the
 cheapest is worse by 0.05, and the highest of 13. Each is done again and again, with other tracks
-and seeds each time. Writes results/verdict_calibration.json and prints the tables of
-docs/verdicts.md.
+and seeds each time. Writes results/verdict_calibration.json, in which parts that aren't asked for
+stay, and prints the tables of docs/verdicts.md. --reps is what each part is done at most; parts
+that take long are done less often, as their rows say.
 
 What tracks, strategies and seeds have in common is as in real runs (`mel`, 10 s, `mean`, `max`,
 `stats` and `whitened`, 20 seeds). On demo and gamemusic: accuracies of 0.47 to 0.65, contributions
@@ -22,7 +23,7 @@ runs of tags: tracks and seeds have the shares that they have on demo-mood.
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +55,7 @@ def parse_args(argv=None):
     """Read the command line."""
     parser = Parser(prog="verdict_calibration.py", description=__doc__)
     parser.add_argument("--reps", type=positive_int, default=2000, help="times that each is done")
-    parser.add_argument("--kinds", nargs="+", choices=list(SIMULATIONS), default=list(SIMULATIONS))
-    parser.add_argument("--tracks", nargs="+", type=positive_int, default=list(TRACKS), metavar="N")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--out", type=Path, default=RESULTS / "verdict_calibration.json")
     return parser.parse_args(argv)
 
@@ -68,14 +68,10 @@ class Simulation:
     ----------
     draw : (rng, offsets (K,), n tracks, S seeds, number of groups or None, metric) -> labels and
         predictions (K, S, n[, C]); each offset is that of the metric's expected value
-    metrics : those that are looked at
-    reps : share of --reps, for those that take long
     targets : their names
     """
 
     draw: Callable
-    metrics: tuple[str, ...]
-    reps: float = 1.0
     targets: tuple[str, ...] = ()
 
 
@@ -167,9 +163,9 @@ def _mean_by_distance(n: int, reps: int = 1000) -> dict[str, np.ndarray]:
 
 
 SIMULATIONS = {
-    "classes": Simulation(draw_classes, ("accuracy",)),
-    "numbers": Simulation(draw_numbers, ("r2",), targets=("a", "b")),
-    "tags": Simulation(draw_tags, ("roc_auc", "average_precision"), reps=0.3),
+    "classes": Simulation(draw_classes),
+    "numbers": Simulation(draw_numbers, targets=("a", "b")),
+    "tags": Simulation(draw_tags),
 }
 
 
@@ -263,38 +259,59 @@ def highest(n, spread, seeds=5, reps=1000, k=13):
     }
 
 
-def markdown(results: dict) -> str:
+def _verdicts(kind, metric, reps):
+    """Rows of a metric for all numbers of tracks and seeds."""
+    return [row for n in TRACKS for row in four_strategies(kind, metric, n, reps=reps)]
+
+
+def _near_one(reps):
+    """Rows of an accuracy of 0.9, where few tracks tell strategies apart."""
+    how = {"seeds": (5,), "reps": reps, "base": 0.9}
+    return [row for n in TRACKS for row in four_strategies("classes", "accuracy", n, **how)]
+
+
+def _groups(reps):
+    """Rows of tracks that belong together, with the groups told and not told."""
+    return [
+        row
+        for told in (True, False)
+        for row in four_strategies("classes", "accuracy", 144, (5,), reps, 36, told)
+    ]
+
+
+PARTS = {
+    "accuracy": partial(_verdicts, "classes", "accuracy"),
+    "near_one": _near_one,
+    "groups": _groups,
+    "r2": partial(_verdicts, "numbers", "r2"),
+    "roc_auc": lambda reps: _verdicts("tags", "roc_auc", min(reps, 150)),
+    "average_precision": lambda reps: _verdicts("tags", "average_precision", min(reps, 150)),
+    "choices": lambda reps: [choices(n, reps=min(reps, 400)) for n in TRACKS],
+    "highest": lambda reps: [
+        highest(n, spread, reps=min(reps, 200)) for n in TRACKS[:2] for spread in (0.0, GAIN)
+    ],
+}
+
+
+def markdown(parts: dict[str, list[dict]]) -> str:
     """The tables of docs/verdicts.md."""
     lines = [
         "| metric | test tracks | seeds | false *better* | false *worse* | false *as good* "
         "| equal: shown *as good* | +0.05: shown *better* | smallest difference shown |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for r in results["verdicts"]:
-        groups = f" in {r['groups']} groups" if r["groups"] else ""
-        ignored = ", taken as single" if r["groups"] and not r["as_groups"] else ""
-        shares = (
-            f"{100 * r[name]:.1f} %" for name in ("false_better", "false_worse", "false_as_good")
-        )
-        power = (f"{100 * r[name]:.0f} %" for name in ("shown_as_good", "shown_better"))
-        about = f" of {r['base']:g}" if "base" in r else ""
-        cells = (
-            r["metric"] + about,
-            f"{r['tracks']:,}{groups}{ignored}",
-            str(r["seeds"]),
-            *shares,
-            *power,
-        )
-        lines.append("| " + " | ".join((*cells, f"{r['detectable']:.3f}")) + " |")
-    lines += ["", "| test tracks | the worse one advised | some other advised |", "|---|---|---|"]
-    for r in results["choices"]:
+    for name in PARTS:
+        if name not in ("choices", "highest"):
+            lines += map(_verdict_line, parts.get(name, []))
+    lines += ["", "| test tracks | the worse one advised | another advised |", "|---|---|---|"]
+    for r in parts.get("choices", []):
         others = r["some_advised"] - r["worse_advised"]
         lines.append(
             f"| {r['tracks']:,} | {100 * r['worse_advised']:.1f} % | {100 * others:.1f} % |"
         )
     lines += ["", "| test tracks | strategies differ by | highest too high by | corrected |"]
     lines += ["|---|---|---|---|"]
-    for r in results["highest"]:
+    for r in parts.get("highest", []):
         lines.append(
             f"| {r['tracks']:,} | {r['spread']:g} | {r['too_high']:+.3f} "
             f"| {r['too_high_corrected']:+.3f} |"
@@ -302,41 +319,35 @@ def markdown(results: dict) -> str:
     return "\n".join(lines)
 
 
+def _verdict_line(r: dict) -> str:
+    """A row of the first table."""
+    tracks = f"{r['tracks']:,}" + (f" in {r['groups']} groups" if r["groups"] else "")
+    tracks += ", groups unknown" if r["groups"] and not r["as_groups"] else ""
+    about = f"{r['metric']} of {r['base']:g}" if "base" in r else r["metric"]
+    wrong = (f"{100 * r[k]:.1f} %" for k in ("false_better", "false_worse", "false_as_good"))
+    right = (f"{100 * r[k]:.0f} %" for k in ("shown_as_good", "shown_better"))
+    cells = (about, tracks, str(r["seeds"]), *wrong, *right, f"{r['detectable']:.3f}")
+    return "| " + " | ".join(cells) + " |"
+
+
 def main(args):
-    """Simulate, print and write."""
-    results = {"verdicts": [], "choices": [], "highest": []}
-    for kind in args.kinds:
-        simulation = SIMULATIONS[kind]
-        reps = max(1, int(args.reps * simulation.reps))
-        for metric in simulation.metrics:
-            for n in args.tracks:
-                rows = four_strategies(kind, metric, n, reps=reps)
-                results["verdicts"] += rows
-                print(*(json.dumps(row) for row in rows), sep="\n", flush=True)
-    if "classes" in args.kinds:
-        for n in args.tracks:  # nearly all are right, and few tracks tell strategies apart
-            rows = four_strategies("classes", "accuracy", n, (5,), args.reps, base=0.9)
-            results["verdicts"] += rows
-        for as_groups in (True, False):
-            rows = four_strategies("classes", "accuracy", 144, (5,), args.reps, 36, as_groups)
-            results["verdicts"] += rows
-        for n in args.tracks:
-            reps = args.reps if n < 500 else max(1, args.reps // 4)
-            results["choices"].append(choices(n, reps=reps))
-        for n in args.tracks[:2]:
-            for spread in (0.0, GAIN):
-                results["highest"].append(highest(n, spread, reps=args.reps))
-    report = {
-        "benchmark": "verdict_calibration",
-        "command": f"python benchmarks/verdict_calibration.py --reps {args.reps}",
-        "git_sha": git_sha(),
-        "level": LEVEL,
-        "margin": MARGIN,
-        **results,
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    print(markdown(results), f"\nwritten to {args.out}")
+    """Simulate, write after each part, and print."""
+    old = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {}
+    parts = dict(old.get("parts", {}))
+    for name in args.parts:
+        parts[name] = PARTS[name](args.reps)
+        print(name, *map(json.dumps, parts[name]), sep="\n", flush=True)
+        report = {
+            "benchmark": "verdict_calibration",
+            "git_sha": git_sha(),
+            "level": LEVEL,
+            "margin": MARGIN,
+            "parts": parts,
+        }
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+        args.out.write_text(text, encoding="utf-8")
+    print(markdown(parts), f"\nwritten to {args.out}")
 
 
 if __name__ == "__main__":

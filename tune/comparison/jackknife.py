@@ -59,14 +59,10 @@ class Estimate:
 
     def __sub__(self, other: "Estimate") -> "Estimate":
         """The paired difference of two strategies on the same tracks."""
-        return self._with(other, self.value - other.value, self.contributions - other.contributions)
-
-    def _with(self, other, value, contributions) -> "Estimate":
-        """Put two independent sets of seeds together."""
         return replace(
             self,
-            value=value,
-            contributions=contributions,
+            value=self.value - other.value,
+            contributions=self.contributions - other.contributions,
             seed_terms=self.seed_terms + other.seed_terms,
             n_seeds=min(self.n_seeds, other.n_seeds),
         )
