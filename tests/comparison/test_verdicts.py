@@ -45,6 +45,9 @@ def test_a_family_needs_more_evidence_and_better_is_also_as_good():
     alone = verdicts([difference(0.05, 0.045)])[0]
     family = verdicts([difference(0.05, 0.045)] + [difference(0.0, 0.1)] * 9)
     assert (alone.word, family[0].word) == ("better", "as good")
+    assert family[0].alone == "better"
+    assert "), alone it would be better" in str(family[0])
+    assert "alone" not in str(alone)
     assert family[0].p["better"] == pytest.approx(10 * alone.p["better"])
     assert all(v.p["better"] >= v.p["as good"] for v in family)
     assert all(v.p["equivalent"] >= v.p["as good"] for v in family)

@@ -43,6 +43,7 @@ class Verdict:
     Attributes
     ----------
     word : better, equivalent, as good, worse or can't tell
+    alone : the word if this were the only comparison
     low, high : the 95 % interval of this difference alone
     p : word -> one-sided p, corrected over the family
     detectable : the smallest true difference that would be shown with a probability of `POWER`
@@ -50,6 +51,7 @@ class Verdict:
     """
 
     word: str
+    alone: str
     difference: Estimate
     margin: float
     low: float
@@ -67,6 +69,8 @@ class Verdict:
         """The word, the difference, and where it can't be told what would help."""
         d = self.difference
         text = f"{self.word} ({d.value:+.3f}, {self.low:+.3f} to {self.high:+.3f})"
+        if self.word != self.alone:
+            text += f", alone it would be {self.alone}"
         if self.word == CANT_TELL and self.needed is not None:
             seeds = f" and {self.needed.seeds} seeds" if self.needed.seeds > d.n_seeds else ""
             text += (
@@ -118,25 +122,30 @@ def verdicts(
         AS_GOOD: [d.p_above(-m) for d, m in zip(differences, margins, strict=True)],
         WORSE: [d.p_below(0) for d in differences],
     }
+    alone = p
     if correction == "holm":
         p = {word: holm(values) for word, values in p.items()}
     strictest = level / max(1, len(differences) if correction == "holm" else 1)
     out = []
     for i, (d, m) in enumerate(zip(differences, margins, strict=True)):
-        mine = {word: values[i] for word, values in p.items()}
-        word = next((word for word, value in mine.items() if value <= level), CANT_TELL)
         out.append(
             Verdict(
-                word,
+                _word(p, i, level),
+                _word(alone, i, level),
                 d,
                 float(m),
                 *d.interval(level),
-                mine,
+                {word: values[i] for word, values in p.items()},
                 smallest_detectable(d, strictest),
                 needed(d, m, strictest),
             )
         )
     return out
+
+
+def _word(p: dict[str, list[float]], i: int, level: float) -> str:
+    """The first word that is shown of comparison i."""
+    return next((word for word, values in p.items() if values[i] <= level), CANT_TELL)
 
 
 def holm(p: Sequence[float]) -> list[float]:
