@@ -54,7 +54,7 @@ PREVALENCES = (0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.4)  # with 46 tracks 2 t
 def parse_args(argv=None):
     """Read the command line."""
     parser = Parser(prog="verdict_calibration.py", description=__doc__)
-    parser.add_argument("--reps", type=positive_int, default=2000, help="times that each is done")
+    parser.add_argument("--reps", type=positive_int, default=1000, help="times that each is done")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--out", type=Path, default=RESULTS / "verdict_calibration.json")
     return parser.parse_args(argv)
