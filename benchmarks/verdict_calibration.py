@@ -216,18 +216,19 @@ def four_strategies(kind, metric, n, seeds=SEEDS, reps=1000, n_groups=None, as_g
     return out
 
 
-def choices(n, seeds=5, reps=1000, k=10):
+def choices(n, seeds=5, reps=1000, k=10, margin=MARGIN):
     """A choice among strategies, the cheapest worse by `GAIN`: how often that one is advised."""
     rng = np.random.default_rng(n)
     advised, some = [], []
     for _ in range(reps):
         labels, predictions = draw_classes(rng, [-GAIN] + [0.0] * (k - 1), n, seeds)
         each = [estimates("classes", labels, p)["accuracy"] for p in predictions]
-        found = choose(each, costs=range(k))
+        found = choose(each, range(k), margin)
         advised.append(found.chosen == 0)
         some.append(found.chosen is not None)
     return {
         "strategies": k,
+        "margin": margin,
         "tracks": n,
         "seeds": seeds,
         "reps": reps,
@@ -286,7 +287,10 @@ PARTS = {
     "r2": partial(_verdicts, "numbers", "r2"),
     "roc_auc": lambda reps: _verdicts("tags", "roc_auc", min(reps, 150)),
     "average_precision": lambda reps: _verdicts("tags", "average_precision", min(reps, 150)),
-    "choices": lambda reps: [choices(n, reps=min(reps, 400)) for n in TRACKS],
+    "choices": lambda reps: [
+        *(choices(n, reps=min(reps, 400)) for n in TRACKS),
+        choices(1000, seeds=20, reps=min(reps, 200), margin=GAIN),
+    ],
     "highest": lambda reps: [
         highest(n, spread, reps=min(reps, 200)) for n in TRACKS[:2] for spread in (0.0, GAIN)
     ],
@@ -303,11 +307,13 @@ def markdown(parts: dict[str, list[dict]]) -> str:
     for name in PARTS:
         if name not in ("choices", "highest"):
             lines += map(_verdict_line, parts.get(name, []))
-    lines += ["", "| test tracks | the worse one advised | another advised |", "|---|---|---|"]
+    lines += ["", "| test tracks | seeds | margin | the worse one advised | another advised |"]
+    lines += ["|---|---|---|---|---|"]
     for r in parts.get("choices", []):
         others = r["some_advised"] - r["worse_advised"]
         lines.append(
-            f"| {r['tracks']:,} | {100 * r['worse_advised']:.1f} % | {100 * others:.1f} % |"
+            f"| {r['tracks']:,} | {r['seeds']} | {r['margin']:g} "
+            f"| {100 * r['worse_advised']:.1f} % | {100 * others:.1f} % |"
         )
     lines += ["", "| test tracks | strategies differ by | highest too high by | corrected |"]
     lines += ["|---|---|---|---|"]
