@@ -285,8 +285,8 @@ PARTS = {
     "near_one": _near_one,
     "groups": _groups,
     "r2": partial(_verdicts, "numbers", "r2"),
-    "roc_auc": lambda reps: _verdicts("tags", "roc_auc", min(reps, 150)),
-    "average_precision": lambda reps: _verdicts("tags", "average_precision", min(reps, 150)),
+    "roc_auc": lambda reps: _verdicts("tags", "roc_auc", min(reps, 400)),
+    "average_precision": lambda reps: _verdicts("tags", "average_precision", min(reps, 400)),
     "choices": lambda reps: [
         *(choices(n, reps=min(reps, 400)) for n in TRACKS),
         choices(1000, seeds=20, reps=min(reps, 200), margin=GAIN),
