@@ -48,13 +48,23 @@ class Accuracy(evaluate.Metric):
 
 
 class MacroF1(evaluate.Metric):
-    """Mean over classes of F1, over the classes that occur in references or predictions."""
+    """Mean over classes of F1, over the classes that occur in the references.
+
+    A class that no track of the split has counts for no strategy, whoever predicts it: the
+    prediction is a miss of the track's own class.
+    """
 
     def _info(self):
         return _info("Macro-averaged F1 over a whole split.", datasets.Value("int64"))
 
     def _compute(self, predictions, references):
-        score = f1_score(references, predictions, average="macro", zero_division=0.0)
+        score = f1_score(
+            references,
+            predictions,
+            labels=np.unique(references),
+            average="macro",
+            zero_division=0.0,
+        )
         return {"macro_f1": float(score)}
 
 
@@ -162,7 +172,7 @@ def _weighted_classes(labels, predictions, weights, names) -> dict[str, np.ndarr
     """Accuracy and macro F1."""
     return {
         "accuracy": weights @ (predictions == labels).T / weights.sum(1, keepdims=True),
-        "macro_f1": _per_seed(_weighted_f1, labels, predictions, weights),
+        "macro_f1": _weighted_f1(labels, predictions, weights),
     }
 
 
@@ -204,15 +214,15 @@ def _per_seed(function: Callable, labels, predictions, weights) -> np.ndarray:
 
 
 def _weighted_f1(labels, predictions, weights) -> np.ndarray:
-    """Macro F1 for each weighting, over classes that occur in it: (R,)."""
-    scores = []
-    for c in np.union1d(labels, predictions):
-        true, predicted = labels == c, predictions == c
-        both, either = weights @ (true & predicted), weights @ true + weights @ predicted
-        scores.append(
-            np.divide(2 * both, either, out=np.full(len(weights), np.nan), where=either > 0)
-        )
-    return np.nanmean(scores, axis=0)
+    """Macro F1 for each weighting, over the classes that its tracks have: (R, n_seeds)."""
+    total, n_classes = 0.0, 0
+    for c in np.unique(labels):
+        true, predicted = labels == c, predictions == c  # (n,), (S, n)
+        of_class = (weights @ true)[:, None]  # (R, 1)
+        both, either = weights @ (true & predicted).T, of_class + weights @ predicted.T
+        total = total + np.where(of_class > 0, 2 * both / np.maximum(either, 1e-300), 0.0)
+        n_classes = n_classes + (of_class > 0)
+    return total / n_classes
 
 
 def _weighted_r2(labels, predictions, weights) -> np.ndarray:
