@@ -331,7 +331,10 @@ def run(args, accelerator, tracker, extractor, task, aggregator, config, run_nam
     started = time.perf_counter()
     if args.probe in ("ridge", "knn"):
         bank = selection = closed_form.fit(args.probe, data, len(args.seeds), args.averaged)
-        outputs, history = bank.outputs, []
+        outputs, metric = bank.outputs, task.recipe.main_metric
+        best = float(bank.score.mean())
+        history = [{"epoch": 0, f"val/{metric}": best, "val/best_score": best}]
+        tracker.log(history[0], step=0)
     else:
         bank, selection, history = train(accelerator, tracker, task, data, aggregator, args)
         outputs = predict(accelerator, bank, data, "test", data.layer_of(len(args.seeds)))
