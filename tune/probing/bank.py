@@ -262,37 +262,6 @@ class ProbeData:
         for guess in guesses:
             each = np.array([main_score(kind, truth[part], guess[part]) for part in parts])
             weights = np.where(sizes > 1, sizes, 0)
-            mean = np.average(np.nan_to_num(each), weights=weights) if weights.any() else np.nan
-            means.append(float(mean))
-        return means
-        return means.logit() if self.kind.several else means.log()
-
-    def val_scores(
-        self, outputs: torch.Tensor, unit: str, averaged: str, batch_size: int
-    ) -> list[float]:
-        """The main metric of M probes' outputs (M, n, C) for the validation split.
-
-        Parameters
-        ----------
-        unit : "track", "segment", or "batch": the mean over batches of samples by their sizes,
-            0 where it is undefined (as torchmetrics has it), without a batch of a single sample
-        averaged : see `join`
-        batch_size : samples of a batch
-        """
-        truth = self.truth["val"]
-        if unit == "track":
-            outputs = self.join("val", outputs, averaged)
-        else:
-            truth = self.sample_truth("val")
-        guesses, kind = self.predict(outputs), self.kind.name
-        if unit != "batch":
-            return [main_score(kind, truth, guess) for guess in guesses]
-        parts = [slice(i, i + batch_size) for i in range(0, len(truth), batch_size)]
-        sizes = np.array([len(truth[part]) for part in parts])
-        means = []
-        for guess in guesses:
-            each = np.array([main_score(kind, truth[part], guess[part]) for part in parts])
-            weights = np.where(sizes > 1, sizes, 0)
             means.append(
                 float(np.average(np.nan_to_num(each), weights=weights)) if weights.any() else np.nan
             )
