@@ -373,7 +373,10 @@ def probe(args, accelerator, tracker, extractor, task, aggregator, reports, hist
     started = time.perf_counter()
     if args.probe in ("ridge", "knn"):
         bank = selection = closed_form.fit(args.probe, data, len(args.seeds), args.averaged)
-        outputs = bank.outputs
+        outputs, metric = bank.outputs, task.recipe.main_metric
+        best = float(bank.score.mean())
+        history.append({"epoch": 0, f"val/{metric}": best, "val/best_score": best})
+        tracker.log(history[-1], step=len(history) - 1)
     else:
         bank, selection = train(accelerator, tracker, task, data, aggregator, args, history)
         outputs = predict(accelerator, bank, data, "test", data.layer_of(len(args.seeds)))

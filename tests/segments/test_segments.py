@@ -53,6 +53,24 @@ def test_min_tail_of_zero_keeps_a_tail_of_one_sample():
     assert cut(20.1, 10, min_tail_s=0) == [(0, 10), (10, 20), (20, 20.1)]
 
 
+def test_padded_tail_is_a_whole_segment_or_dropped():
+    assert cut(28, 10, min_tail_s=8, pad=True) == [(0, 10), (10, 20), (20, 30)]
+    assert cut(27.9, 10, min_tail_s=8, pad=True) == [(0, 10), (10, 20)]
+    assert cut(20, 10, pad=True) == cut(20, 10)
+
+
+def test_padding_lengthens_a_track_that_is_shorter_than_a_segment():
+    assert cut(3, 10, min_tail_s=8, pad=True) == [(0, 10)]
+    assert not is_degenerate(SegmentRule(10, pad=True), [1, 1])
+    assert is_degenerate(SegmentRule(10), [1, 1])
+
+
+@pytest.mark.parametrize("seg", ["full", "structure"])
+def test_padding_needs_a_segment_length(seg):
+    with pytest.raises(ValueError, match="padding needs a segment length"):
+        parse_rule(seg, pad=True)
+
+
 def test_min_tail_beyond_the_length_drops_tails_but_no_whole_segment():
     assert cut(25, 10, min_tail_s=60) == [(0, 10), (10, 20)]
     assert cut(30, 10, min_tail_s=60) == [(0, 10), (10, 20), (20, 30)]

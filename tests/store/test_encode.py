@@ -115,6 +115,22 @@ def test_frames_of_all_segments_are_tokens_in_order(files, nano):
     np.testing.assert_allclose(tokens[5:10], expected, atol=1e-5)
 
 
+def test_a_padded_tail_is_encoded_with_zeros_and_has_a_row_of_its_own(files, nano, tmp_path):
+    samples = soundfile.read(files[0], dtype="float32")[0]  # two and a half seconds
+    rule = SegmentRule(RULE.length_s, min_tail_s=RULE.min_tail_s, pad=True)
+    plain, _ = encode(files[:1], nano, tmp_path / "s")
+    report, rows = encode(files[:1], nano, tmp_path / "s", rule)
+    assert report.encoded_tracks == 1  # the unpadded row isn't taken for it
+    spans = report.rows[files[0]][1]
+    assert spans[-1][1] > len(samples) == plain.rows[files[0]][1][-1][1]
+    tail = samples[spans[-1][0] :]
+    wave = np.concatenate([tail, np.zeros(24_000 - len(tail), np.float32)])
+    expected = nano.embed(wave[None], [0, 2, 4])[0, 0]
+    np.testing.assert_allclose(rows[files[0]].tokens[-1], expected, atol=1e-5)
+    again, _ = encode(files[:1], nano, tmp_path / "s", rule)
+    assert again.encoder_passes == 0
+
+
 def test_out_of_memory_halves_the_batch_and_goes_on(files, nano, monkeypatch, caplog):
     samples = np.tile(soundfile.read(files[0], dtype="float32")[0], 4)
     spans = RULE.spans(len(samples), 24_000)

@@ -52,6 +52,10 @@ def degenerate_reason(
     return {"degenerate": why, "same_as": f"full {plain}"}
 
 
+# Flags that mean nothing to a full track.
+CUTTING = ("hop", "min_seg", "max_seg", "min_tail", "pad_tail")
+
+
 def full_track(values: Mapping, tokens: str = "segment") -> dict:
     """The full-track cell that a sweep's cell is equivalent to when none of its tracks is cut.
 
@@ -60,7 +64,7 @@ def full_track(values: Mapping, tokens: str = "segment") -> dict:
     values : flag -> value
     tokens : "segment" or "frame"; frames are several also in one piece
     """
-    out = {k: v for k, v in values.items() if k not in ("hop", "min_seg", "max_seg", "min_tail")}
+    out = {k: v for k, v in values.items() if k not in CUTTING}
     out["seg"] = "full"
     if "agg" in out and tokens == "segment":
         out["agg"] = find_row(split_name(out["agg"])[0]).of_one_piece or out["agg"]

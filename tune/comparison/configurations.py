@@ -139,11 +139,16 @@ def layer_of(result: Mapping) -> str:
 def details(run: Run, whole_path: bool = False) -> list[str]:
     """Settings of a run that aren't the defaults, beside segments, aggregator, layer and tokens."""
     r, out = run.result, []
+    protocol = r.get("protocol") or {"name": "tune", "changed": {}}
+    ours = protocol["name"] == "tune"
+
+    def differs(name, value, usual) -> bool:
+        """Whether a setting isn't the default, or not what the protocol's name says already."""
+        return value != usual if ours else name in protocol["changed"]
+
     if r.get("hop"):
         out.append(f"hop {r['hop']:g} s")
-    if r.get("channels") not in (None, "mix"):
-        out.append(f"channels {r['channels']}")
-    if r.get("min_tail") not in (None, MIN_TAIL_S):
+    if r.get("min_tail") is not None and differs("min_tail", r["min_tail"], MIN_TAIL_S):
         out.append(f"tail from {r['min_tail']:g} s")
     limits = (r.get("min_seg"), r.get("max_seg"))
     if None not in limits and limits != (MIN_S, MAX_S):
@@ -161,21 +166,19 @@ def details(run: Run, whole_path: bool = False) -> list[str]:
     if aggregator.get("tuned") and aggregator.get("checkpoint"):
         out.append("tuned")
     out += [folds_text(r)] if folds_text(r) else []
-    protocol = r.get("protocol") or {}
-    if protocol.get("name", "tune") != "tune":
+    if not ours:
         out.append(protocol["name"])
-    if r.get("fusion", "early") != "early":
-        out.append("late fusion")
+    if differs("fusion", r.get("fusion", "early"), "early"):
+        out.append(f"{r['fusion']} fusion")
+    if differs("channels", r.get("channels") or "mix", "mix"):
+        out.append(f"channels {r['channels']}")
+    if differs("pad_tail", r.get("pad_tail", False), False):
+        out.append("padded" if r["pad_tail"] else "not padded")
     if r.get("probe", "mlp") != "mlp":
         out.append(f"{r['probe']} probe")
-    if r.get("pad_tail"):
-        out.append("padded")
     for name, usual in {**TRAINING, **PROTOCOL}.items():
         value = run.config.get(name, usual)
-        if protocol.get("name", "tune") == "tune":
-            changed = value != usual
-        else:  # the protocol's own values are said by its name
-            changed = name in protocol["changed"] or (name == "aggregator_lr" and value != usual)
+        changed = value != usual if name == "aggregator_lr" else differs(name, value, usual)
         if changed:
             values = value if isinstance(value, list) else [value]
             shown = "/".join(v if isinstance(v, str) else f"{v:g}" for v in values)

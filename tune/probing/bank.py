@@ -244,7 +244,7 @@ class ProbeData:
         Parameters
         ----------
         unit : "track", "segment", or "batch": the mean over batches of samples by their sizes,
-            but for those in which it is undefined
+            0 where it is undefined (as torchmetrics has it), without a batch of a single sample
         averaged : see `join`
         batch_size : samples of a batch
         """
@@ -261,9 +261,9 @@ class ProbeData:
         means = []
         for guess in guesses:
             each = np.array([main_score(kind, truth[part], guess[part]) for part in parts])
-            real = np.isfinite(each)
+            weights = np.where(sizes > 1, sizes, 0)
             means.append(
-                float(np.average(each[real], weights=sizes[real])) if real.any() else np.nan
+                float(np.average(np.nan_to_num(each), weights=weights)) if weights.any() else np.nan
             )
         return means
 

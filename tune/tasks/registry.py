@@ -4,7 +4,8 @@ The settings are MARBLE's: those of its v2 configurations for MuQ (`configs/prob
 and, for NSynth and VocalSet, of v1's base configurations. The head is the same for all: one hidden
 layer of 512, ReLU, dropout 0.2. Two things differ from MARBLE's: `mix` has one weight a layer where
 MARBLE v2 has a linear layer over all of them (`MLPReduce`), and early stopping waits 20 epochs
-everywhere, where v2 waits 10 for tags.
+everywhere, where v2 waits 10 for tags. `--protocol marble` does these and all else as v2 does: its
+table, with the files that its values are from, is `tune.probing.protocols`.
 """
 
 from collections.abc import Mapping
