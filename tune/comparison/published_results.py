@@ -136,8 +136,8 @@ MERT_V2 = Source(
     },
 )
 SOURCES = (MUQ_PAPER, PUPUJEPA, MERT_V2)
-# Our name of an encoder, or the last part of a path or hub id -> its names above. The public weights
-# are MuQ iter's method on less data, so they are neither of the MuQ paper's two.
+# Our name of an encoder, or the last part of a path or hub id -> its names above. The public
+# weights are MuQ iter's method on less data, so they are neither of the MuQ paper's two.
 ENCODERS = {
     "muq": ("MuQ", "MuQ iter"),
     "MuQ-large-msd-iter": ("MuQ", "MuQ iter"),
