@@ -60,7 +60,7 @@ def test_ours_against_the_published_figures(gtzan):
     }
     # 85 of 100: 0.78 to 0.92
     assert words["MuQ (160k h, in-house weights)", "MuQ paper"] == {"muq": "inside", "mel": "above"}
-    assert words["MERT-Large", "PupuJEPA paper, by MERT-v2's card"]["muq"] == "below"
+    assert words["MERT-Large", "MERT-v2's card, others"]["muq"] == "below"
     assert lines["MERT-v2-30s", "MERT-v2's card"].protocol == "layer 23, lr 5e-3"
     assert gtzan.published.spread["MuQ"]["accuracy"] == (0.838, 0.855)
     assert gtzan.published.spread.keys() == {"MERT", "MusicFM", "MuQ"}  # in several sources

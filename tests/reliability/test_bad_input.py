@@ -114,6 +114,7 @@ def good(bad, tmp_path_factory):
         "--seeds=[1, 2]",
         "--strict",
         "--name=good",
+        "--folds=1",
         cwd=root,
     )
     return SimpleNamespace(root=root, done=done, run=root / "runs/good")
@@ -408,6 +409,9 @@ def test_flags_take_their_values_after_an_equals_sign(train_probe):
         "task": "emo",
         "encoder": "mel",
         "layer": "all",
+        "folds": 4,
+        "group_column": "artist",
+        "channels": "left",
         "seg": ["30"],
         "hop": 5.5,
         "min_tail": 0.5,

@@ -504,6 +504,12 @@ def test_the_studys_tables(tmp_path, rng, labels):
     (ours,) = lines["10 s mean"].ours.values()
     assert list(ours) == ["r2_valence", "r2_arousal"]
     assert lines["10 s concat"].ours == {}
+    (configuration,) = lines["10 s mean"].ours
+    for name, text in zip(ours, lines["10 s mean"].texts(configuration), strict=True):
+        _, low, high = ours[name]
+        figure = {"r2_valence": 0.547, "r2_arousal": 0.760}[name]
+        where = "below" if figure < low else "above" if figure > high else "inside"
+        assert text.endswith(f"({low:.3f} to {high:.3f}; study {where})")
     studied = {line.strategy: line.study for line in gtzan.study}
     assert studied["full track mean"] == {"accuracy": "0.845"}
     assert study_table("demo", [], None) == []

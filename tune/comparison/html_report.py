@@ -182,9 +182,9 @@ def _study(view: TaskView) -> list[dict]:
             {
                 "name": f"{c.result['encoder']} {c.label}",
                 "same": c.result["encoder"] == "muq",
-                "values": [f"{m:.3f} ({low:.3f} to {high:.3f})" for m, low, high in v.values()],
+                "values": line.texts(c),
             }
-            for c, v in line.ours.items()
+            for c in line.ours
         ]
         lines.append(
             {

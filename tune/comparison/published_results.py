@@ -72,9 +72,9 @@ MUQ_PAPER = Source(
     },
 )
 PUPUJEPA = Source(
-    "PupuJEPA paper, by MERT-v2's card",
+    "MERT-v2's card, others",
     {"MERT-Large": "MERT", "MuQ": "MuQ", "MusicFM": "MusicFM", "PupuJEPA-Large": "PupuJEPA"},
-    "PupuJEPA's (arXiv 2606.25713), copied by the card",
+    "PupuJEPA paper's",  # arXiv 2606.25713, whose rows the card copies
     {
         "mtt": {"roc_auc": (90.6, 90.5, 90.9, 91.7), "average_precision": (37.9, 38.5, 38.3, 40.8)},
         "gs": {"weighted_score": (64.1, 63.2, 63.0, 66.1)},
@@ -136,8 +136,8 @@ MERT_V2 = Source(
     },
 )
 SOURCES = (MUQ_PAPER, PUPUJEPA, MERT_V2)
-# Our name of an encoder, or the last part of a path or hub id -> its names above. Ours is MuQ iter,
-# but trained on public data; the card doesn't say which MuQ it means.
+# Our name of an encoder, or the last part of a path or hub id -> its names above. The public
+# weights are MuQ iter's method on less data, so they are neither of the MuQ paper's two.
 ENCODERS = {
     "muq": ("MuQ", "MuQ iter"),
     "MuQ-large-msd-iter": ("MuQ", "MuQ iter"),
@@ -278,6 +278,14 @@ class StudyLine:
     study: dict[str, str]
     study_cost: str
     ours: dict[Configuration, dict[str, tuple[float, float, float]]]
+
+    def texts(self, configuration: Configuration) -> list[str]:
+        """Each metric of ours with its interval, and where the study's figure lies against it."""
+        return [
+            f"{mean:.3f} ({low:.3f} to {high:.3f}; study "
+            f"{_against(float(self.study[name]), (mean, low, high)) or '-'})"
+            for name, (mean, low, high) in self.ours[configuration].items()
+        ]
 
 
 def study_table(task: str, configurations: Sequence[Configuration], scores) -> list[StudyLine]:

@@ -235,9 +235,7 @@ def print_views(
         for line in view.study:
             figures = ", ".join(f"{n} {v}" for n, v in line.study.items())
             ours = "; ".join(
-                f"{c.result['encoder']} {c.label} "
-                + ", ".join(f"{m:.3f} ({lo:.3f} to {hi:.3f})" for m, lo, hi in values.values())
-                for c, values in line.ours.items()
+                f"{c.result['encoder']} {c.label} " + ", ".join(line.texts(c)) for c in line.ours
             )
             say(f"  study: {line.strategy}: {figures}" + (f"; ours: {ours}" if ours else ""))
         if view.published:
