@@ -137,6 +137,8 @@ LABELS = [
     (["['rock' 'loud']", "['jazz']"], "auto", "tags", [{"rock", "loud"}, {"jazz"}], "of tags"),
     (["[np.str_('a'), np.str_('b')]", "['a']"], "auto", "tags", [{"a", "b"}, {"a"}], "of tags"),
     (["('rock', 'loud')", "{'jazz'}"], "tags", "tags", [{"rock", "loud"}, {"jazz"}], "of tags"),
+    (["{'rock', 'loud'}", "set()"], "auto", "tags", [{"rock", "loud"}, set()], "of tags"),
+    (["array(['a', 'b'], dtype=object)", "['a']"], "auto", "tags", [{"a", "b"}, {"a"}], "of tags"),
     (["[rock, very loud]", "[a]"], "auto", "tags", [{"rock", "very loud"}, {"a"}], "of tags"),
     (["[unknown]", "jazz"], "auto", "classes", ["[unknown]", "jazz"], ""),
     (["(none)", "(other)"], "auto", "classes", ["(none)", "(other)"], ""),
@@ -156,7 +158,7 @@ LABELS = [
     (["\N{MINUS SIGN}0.5", "0.5"], "auto", "numbers", [[-0.5], [0.5]], ""),
     (["1", "2"], "auto", "classes", ["1", "2"], ""),
     (NUMBERS_22, "auto", "classes", NUMBERS_22, "22 whole numbers, read as so many classes"),
-    (["Am", "F♯m", "E# minor"], "keys", "keys", ["A minor", "Gb minor", "F minor"], ""),
+    (["Am", "F♯m", "B♮ minor"], "keys", "keys", ["A minor", "Gb minor", "B minor"], ""),
     (["C", "Bb:maj"], "keys", "keys", ["C major", "Bb major"], "3 keys without a mode"),
 ]
 

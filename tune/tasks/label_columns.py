@@ -18,6 +18,7 @@ DECIMAL = re.compile(r"[+-]?(\d+(,\d+)?|\d{1,3}(\.\d{3})+,\d+)([eE][+-]?\d+)?")
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 ITEM = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,'"\[\](){}]+)\s*(,|(?=\s)|$)""")
 NUMPY = re.compile(r"\bnp\.\w+\(([^()]*)\)")  # np.float64(0.5): an item of a list in NumPy 2
+DTYPE = re.compile(r",\s*dtype=[^()]+\)$")  # array(['rock'], dtype=object)
 BRACKETS = {"[": "]", "(": ")", "{": "}"}
 MISSING_WORDS = {"none", "na", "n.a.", "empty", "missing", "undefined", "unknown", "-", "?"}
 
@@ -67,7 +68,9 @@ def as_list(text: str) -> list | None:
 
     Its items are in quotes, or numbers; "[unknown]" is a name.
     """
-    text = NUMPY.sub(r"\1", stripped(text))
+    text = DTYPE.sub(")", NUMPY.sub(r"\1", stripped(text)))
+    if text == "set()":
+        return []
     for ending in ("array(", "list("):
         text = text.removeprefix(ending).removesuffix(")") if text.startswith(ending) else text
     if len(text) < 2 or BRACKETS.get(text[0]) != text[-1]:

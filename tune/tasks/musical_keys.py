@@ -16,7 +16,7 @@ MODES = ("major", "minor")
 # In MARBLE's order: the number of a key is its pitch class, and 12 more for minor.
 KEYS = tuple(f"{pitch} {mode}" for mode in MODES for pitch in PITCHES)
 SEMITONES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
-ACCIDENTALS = str.maketrans("♯♭𝄪", "#bx")
+ACCIDENTALS = str.maketrans("♯♭𝄪", "#bx", "♮")
 SPELLED = re.compile(
     r"([A-G])[\s_-]*(#{1,2}|b{1,2}|x|sharp|flat)?[\s:_-]*(major|maj|minor|min|m)?", re.I
 )
