@@ -443,7 +443,8 @@ def describe_protocol(result: Mapping) -> list[tuple[str, str]]:
     if protocol and protocol["name"] != "tune":
         own = ", ".join(protocol["changed"]) or "nothing"
         lines.append(("protocol", f"{protocol['name']}; changed by flags: {own}"))
-        lines.append(("differs", f"in {len(protocol['differs'])} points: result.json, protocol"))
+        n = len(protocol["differs"])
+        lines.append(("differs", f"in {n} point{'s' * (n > 1)}: protocol.differs in result.json"))
     if result["probe"] != "mlp":
         lines.append(("kind", f"{result['probe']} probe"))
     for name, values in result["chosen"].items():
