@@ -143,6 +143,21 @@ def verdicts(
     return out
 
 
+def family_text(margin: float, n: int, correction: str, level: float = LEVEL) -> str:
+    """What the verdicts of a family rest on, in a line.
+
+    Examples
+    --------
+    >>> family_text(0.02, 8, "holm")
+    'margin 0.02; 8 comparisons, corrected over all (Holm); each word is one-sided at 2.5 %'
+    """
+    corrected = "corrected over all (Holm)" if correction == "holm" else "not corrected"
+    return (
+        f"margin {margin:.3g}; {n} comparison{'s' * (n != 1)}, {corrected}; each word is one-sided "
+        f"at {100 * level:g} %"
+    )
+
+
 def _word(p: dict[str, list[float]], i: int, level: float) -> str:
     """The first word that is shown of comparison i."""
     return next((word for word, values in p.items() if values[i] <= level), CANT_TELL)
