@@ -1,5 +1,6 @@
 """compare.py: runs to cells, cells to verdicts, against SciPy, plain loops and by hand."""
 
+import inspect
 import json
 import shutil
 import sys
@@ -27,8 +28,10 @@ from tune.comparison.published_results import study_table
 from tune.comparison.recommend import Limits, advise, relative_costs, validation_score
 from tune.comparison.significance import Scores, common_ids, compare_to_baseline
 from tune.comparison.tables import _md, _tex, frame, print_views, verdict_notes, write_markdown
+from tune.comparison.verdicts import MARGIN
 from tune.comparison.wandb_runs import read_project
 from tune.runs.load import read_folders
+from tune.sweep.summary import print_comparison
 from tune.tasks.label_kinds import class_accuracy
 
 
@@ -320,6 +323,13 @@ def test_a_share_to_retain_gives_each_encoder_its_margin(tmp_path, rng, labels):
     assert {row.verdict for row in wide.rows} == {"baseline", "equivalent"}
 
 
+def test_the_default_margin_is_the_same_everywhere(tmp_path):
+    import compare
+
+    assert compare.parse_args([str(tmp_path)]).margin == MARGIN
+    assert inspect.signature(print_comparison).parameters["margin"].default == MARGIN
+
+
 def test_under_a_table_is_said_what_its_verdicts_rest_on(tmp_path, rng, labels):
     for agg in ("mean", "max", "stats", "whitened", "concat", "attention"):
         write_run(tmp_path, agg, labels, guesses(rng, labels, 0.5, n_seeds=1), agg=agg)
@@ -465,6 +475,8 @@ def test_the_best_is_chosen_on_validation_where_it_is_known(tmp_path, rng, label
     assert best.answer == "10 s mean"
     assert "chosen on validation (0.790)" in best.evidence  # three seeds of 0.80, one of 0.76
     assert validation_score(best.configuration) == pytest.approx(0.79)
+    best.configuration.runs[1].result["folds"] = {"n": 5, "group_column": None}
+    assert validation_score(best.configuration) is None  # validation tracks are tested on as well
     own = (best.configuration.predictions == labels).mean()
     assert best.evidence.startswith(f"accuracy {own:.3f} (")
 

@@ -75,7 +75,7 @@ class Verdict:
             seeds = f" and {self.needed.seeds} seeds" if self.needed.seeds > d.n_seeds else ""
             text += (
                 f": {d.n_tracks:,} tracks show differences from {self.detectable:.3f} on; "
-                f"a margin of {self.margin:g} needs about {self.needed.tracks:,} tracks{seeds}"
+                f"a margin of {self.margin:.3g} needs about {self.needed.tracks:,} tracks{seeds}"
             )
         return text + ("; one seed: probe noise is not in it" if d.n_seeds == 1 else "")
 
