@@ -8,9 +8,9 @@
 Reads every run of train_probe.py below the folders, and merges them by task x encoder x layer x
 segments x aggregator x tokens; runs that differ only in their seeds are merged, and of several with
 the same seeds the newest is used. Each
-strategy is compared with the baseline on the same test tracks (paired bootstrap, corrected for the
-number of comparisons): better, worse or tie. Prints tables, effects and guidelines, and names every
-run that it had to leave out.
+strategy is compared with the baseline on the same test tracks, by a margin and corrected for the
+number of comparisons: better, equivalent, as good, worse, or can't tell (docs/verdicts.md). Prints
+tables, effects and guidelines, and names every run that it had to leave out.
 """
 
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
@@ -21,7 +21,7 @@ from tune.cli.parser import Parser, read_arguments, run_script, set_up_logging
 
 GROUPS = {
     "": "wandb costs",
-    "comparison": "baseline correction budget max_seconds",
+    "comparison": "baseline margin retain correction budget max_seconds",
     "output (beside the terminal's tables)": "html csv parquet markdown latex figures log_to",
 }
 CHANGES = {
@@ -82,6 +82,8 @@ def main(args):
         configurations,
         baseline=args.baseline,
         correction=args.correction,
+        margin=args.margin,
+        retain=args.retain,
         limits=Limits(args.budget, args.max_seconds),
     )
     console = Console(width=None if sys.stdout.isatty() else 170)

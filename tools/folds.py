@@ -14,10 +14,11 @@ StratifiedKFold, shuffled, by --seed); in NAME-K fold K is the test split, the n
 one the val split, the others are the train split. Audio is hard-linked where possible, else copied.
 
 `compare` puts the folds' test tracks together and compares each two encoders by their accuracy, as
-the mean over the strategies (segments, aggregator, layer) that all encoders have in all folds: a
-paired bootstrap over tracks, as in compare.py; with --only over the tracks of these lists alone,
-such as those that an encoder wasn't pretrained on. Folds share training tracks, which the bootstrap
-ignores: as in any cross-validation its intervals are somewhat too narrow.
+the mean over the strategies (segments, aggregator, layer) that all encoders have in all folds:
+paired by track, with the margin of 0.02 and corrected over the pairs, as in compare.py; with
+--only over the tracks of these lists alone, such as those that an encoder wasn't pretrained on.
+Folds share training tracks, which is ignored: as in any cross-validation intervals are somewhat too
+narrow.
 """
 
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
@@ -64,8 +65,8 @@ from itertools import combinations
 import numpy as np
 
 from tune.comparison.configurations import merge
-from tune.comparison.paired import verdict
-from tune.probing.intervals import bootstrap_curves, interval
+from tune.comparison.jackknife import average, estimates
+from tune.comparison.verdicts import verdicts
 from tune.runs.load import read_folders
 
 SPLITS = ("train", "val", "test")
@@ -192,23 +193,24 @@ def compare(folders: list[Path], lists: list[Path] | None = None) -> list[str]:
         )
     ids = np.concatenate([configurations[encoders[0], common[0], k].ids for k in folds])
     counts = np.isin(ids, read_lists(lists, set(ids))) if lists else np.ones(len(ids), bool)
-    curves = {}
+    means = {}
     for encoder in encoders:
         found = []
         for strategy in common:
             parts = [configurations[encoder, strategy, k] for k in folds]
             labels = np.concatenate([p.labels for p in parts])
             predictions = np.concatenate([p.predictions for p in parts], 1)
-            scores = bootstrap_curves("classes", labels[counts], predictions[:, counts], [])
+            scores = estimates("classes", labels[counts], predictions[:, counts])
             found.append(scores["accuracy"])
-        curves[encoder] = np.mean(found, 0)
+        means[encoder] = average(found)
     lines = [f"{counts.sum()} tracks in {len(folds)} folds, mean over {len(common)} strategies"]
-    for one, other in combinations(encoders, 2):
-        difference = curves[one] - curves[other]
-        low, high = interval(difference[1:])
+    pairs = list(combinations(encoders, 2))
+    judged = verdicts([means[one] - means[other] for one, other in pairs])
+    for (one, other), verdict in zip(pairs, judged, strict=True):
         lines.append(
-            f"{one} {curves[one][0]:.3f}, {other} {curves[other][0]:.3f}: {difference[0]:+.3f} "
-            f"({low:+.3f} to {high:+.3f}), {verdict(low, high)}"
+            f"{one} {means[one].value:.3f}, {other} {means[other].value:.3f}: "
+            f"{verdict.difference.value:+.3f} ({verdict.low:+.3f} to {verdict.high:+.3f}), "
+            f"{verdict.word}"
         )
     return lines
 

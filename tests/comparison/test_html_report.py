@@ -171,8 +171,16 @@ def test_what_the_page_says(page):
         "= full mean",
         "within 2 GB and 1 s a track",
         "R² valence",
+        "margin 0.02; 8 comparisons, corrected over all (Holm); each word is one-sided at 2.5 %",
+        "tracks show differences from 0.",
+        "more that can&#39;t be told",
+        "as good as full mean",
     ):
         assert part in text, part
+    words = set(re.findall(r'class="pill ([^"]*)"', page))
+    assert {"better", "cant-tell", "baseline"} <= words
+    style = re.search(r"<style>(.*?)</style>", page, re.S)[1]
+    assert all(f".pill.{word} " in style for word in words)
 
 
 def test_a_dominated_cell_is_grey(page):

@@ -12,7 +12,8 @@ from conftest import ROOT
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, r2_score
 
-from tune.comparison.paired import compare, main, verdict
+from tune.comparison.jackknife import paired_difference
+from tune.comparison.paired import compare, main
 from tune.probing.intervals import bootstrap_curves, paired_bootstrap
 from tune.runs.predictions import read_predictions
 
@@ -88,14 +89,13 @@ def with_seed_effects(rng, labels, spread, n_seeds=5):
 
 @pytest.mark.parametrize("spread", [0.0, 0.08])
 def test_what_the_seeds_add_is_in_the_interval(rng, spread):
-    """Runs of the same distribution tie in about 95 of 100, whether seeds differ or not."""
+    """Runs of the same distribution have zero in about 95 of 100 intervals, whatever the seeds."""
     labels = rng.integers(0, 3, 100)
     low_high = []
     for _ in range(300):
         runs = [with_seed_effects(rng, labels, spread) for _ in range(2)]
         low_high.append(paired_bootstrap("classes", labels, *runs, [], n_resamples=500)["accuracy"])
-    ties = np.mean([verdict(low, high) == "tie" for _, low, high in low_high])
-    assert 0.92 <= ties <= 0.99
+    assert 0.92 <= np.mean([low <= 0 <= high for _, low, high in low_high]) <= 0.99
     if spread:  # as wide as SciPy's interval of a difference of means of seeds, or nearly
         seeds = [
             stats.ttest_ind(
@@ -142,27 +142,18 @@ def test_pairing_narrows_the_interval(rng, labels):
     assert low >= 0
 
 
-@pytest.mark.parametrize(
-    ("interval", "word"),
-    [
-        ((0.1, 0.2), "better"),
-        ((-0.2, -0.1), "worse"),
-        ((-0.1, 0.1), "tie"),
-        ((0.0, 0.1), "tie"),
-        ((float("nan"), float("nan")), "tie"),
-    ],
-)
-def test_verdict(interval, word):
-    assert verdict(*interval) == word
-
-
 def test_rows_in_any_order_and_tracks_that_only_one_run_has(tmp_path, rng, labels):
     first, second = guesses(rng, labels, 0.5), guesses(rng, labels, 0.8)
     names = [f"track{i:02d}" for i in range(40)]
     a = write_run(tmp_path / "a", first, labels, shuffle=rng)
     b = write_run(tmp_path / "b", second[:, 5:], labels[5:], ids=names[5:], shuffle=rng)
     found = compare(read_predictions(a), read_predictions(b))
-    assert found == paired_bootstrap("classes", labels[5:], first[:, 5:], second[:, 5:], [])
+    expected = paired_difference("classes", labels[5:], first[:, 5:], second[:, 5:])
+    assert list(found) == list(expected)
+    for name, difference in found.items():
+        assert difference.n_tracks == 35
+        assert difference.value == pytest.approx(expected[name].value)
+        assert difference.interval() == pytest.approx(expected[name].interval())
 
 
 def test_runs_that_cannot_be_compared(tmp_path, rng, labels):
@@ -185,10 +176,22 @@ def test_runs_that_cannot_be_compared(tmp_path, rng, labels):
 def test_command(tmp_path, rng, labels, capsys):
     a = write_run(tmp_path / "base", guesses(rng, labels, 0.3), labels)
     b = write_run(tmp_path / "good", guesses(rng, labels, 0.95), labels)
-    main([str(a), str(b)])
+    c = write_run(tmp_path / "alike", guesses(rng, labels, 0.3), labels)
+    main([str(a), str(b), str(c)])
     out = capsys.readouterr().out
     assert "against base" in out
     assert "better" in out
+    assert "margin 0.02; 2 comparisons, corrected over all (Holm); each word is one-sided" in out
+    assert "alike: can't tell (" in out
+    main([str(a), str(b), str(c), "--margin=0.9", "--correction=none"])
+    out = capsys.readouterr().out
+    assert "margin 0.9; 2 comparisons, not corrected" in out
+    assert "equivalent" in out
+    with pytest.raises(ValueError, match="doesn't say the chance of accuracy; give --margin"):
+        main([str(a), str(b), "--retain=0.9"])
+    single = write_run(tmp_path / "single", guesses(rng, labels, 0.95, n_seeds=1), labels)
+    main([str(a), str(single)])
+    assert "one seed: probe noise is not in it" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([str(a)])
     assert "at least one other run" in capsys.readouterr().err

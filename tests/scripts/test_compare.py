@@ -1,9 +1,11 @@
 """compare.py: runs to cells, cells to verdicts, against SciPy, plain loops and by hand."""
 
+import inspect
 import json
 import shutil
 import sys
 from contextlib import redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from itertools import combinations
 from types import SimpleNamespace
@@ -14,29 +16,22 @@ import pytest
 from compare_runs import guesses, write_grid, write_run
 from conftest import ROOT, run
 from rich.console import Console
-from scipy import stats
 from wandb_file import read_run
 
 from tune.comparison.analysis import analyse, choose_baseline, pareto
 from tune.comparison.configurations import Configuration, merge
+from tune.comparison.jackknife import paired_difference
 from tune.comparison.main_effects import balanced, main_effects
 from tune.comparison.measured_costs import apply_costs
 from tune.comparison.per_class import break_down
 from tune.comparison.published_results import study_table
-from tune.comparison.recommend import Limits, advise, cheapest
-from tune.comparison.significance import (
-    Scores,
-    common_ids,
-    compare_differences,
-    compare_to_baseline,
-    enough_resamples,
-    holm,
-    p_value,
-)
-from tune.comparison.tables import _md, _tex, frame, print_views, write_markdown
+from tune.comparison.recommend import Limits, advise, relative_costs, validation_score
+from tune.comparison.significance import Scores, common_ids, compare_to_baseline
+from tune.comparison.tables import _md, _tex, frame, print_views, verdict_notes, write_markdown
+from tune.comparison.verdicts import MARGIN
 from tune.comparison.wandb_runs import read_project
-from tune.probing.intervals import paired_bootstrap
 from tune.runs.load import read_folders
+from tune.sweep.summary import print_comparison
 from tune.tasks.label_kinds import class_accuracy
 
 
@@ -217,11 +212,11 @@ def test_a_degenerate_cell_repeats_the_full_track(tmp_path, rng, labels):
     (view,) = analyse(merge(read_folders([tmp_path])[0])[0])
     words = {row.configuration.label: row.verdict for row in view.rows}
     assert words["60 s mean"] == "= full mean"
-    assert words["90 s stats"] == "tie"  # nothing else stands for it
+    assert words["90 s stats"] == "can't tell"  # nothing else stands for it
     assert view.rows[[r.configuration.label for r in view.rows].index("60 s mean")].fronts == {}
 
 
-def test_curves_are_those_of_the_paired_bootstrap(tmp_path, rng, labels):
+def test_a_difference_is_that_of_the_paired_runs(tmp_path, rng, labels):
     a, b = guesses(rng, labels, 0.5), guesses(rng, labels, 0.7)
     write_run(tmp_path, "a", labels, a)
     write_run(tmp_path, "b", labels, b, agg="max")
@@ -229,64 +224,27 @@ def test_curves_are_those_of_the_paired_bootstrap(tmp_path, rng, labels):
     (found,) = compare_to_baseline(
         configurations["10 s mean"], [configurations["10 s max"]], Scores(), "holm"
     ).values()
-    expected = paired_bootstrap("classes", labels, a, b, [])["accuracy"]
-    assert (found.value, found.low, found.high) == pytest.approx(expected)
-    assert found.n_tracks == 40
+    expected = paired_difference("classes", labels, a, b)["accuracy"]
+    assert found.difference.value == pytest.approx((b == labels).mean() - (a == labels).mean())
+    assert (found.low, found.high) == pytest.approx(expected.interval())
+    assert found.difference.n_tracks == 40
 
 
-def test_interval_and_p_agree_with_scipy(rng):
-    labels = rng.integers(0, 3, 120)
-    for right in (0.55, 0.62, 0.68):
-        a, b = guesses(rng, labels, 0.55), guesses(rng, labels, right)
-        each = (b == labels).mean(0) - (a == labels).mean(0)  # a track's difference
-        draws = np.random.default_rng(0).multinomial(120, np.full(120, 1 / 120), size=20_000)
-        curve = np.concatenate([[each.mean()], draws @ each / 120])
-        (found,) = compare_differences([(curve, 120)], "holm")
-        other = stats.bootstrap(
-            (each,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
-        )
-        low, high = other.confidence_interval
-        assert (found.low, found.high) == pytest.approx((low, high), abs=0.004)
-        test = stats.permutation_test(
-            (each, np.zeros_like(each)),
-            lambda x, y: (x - y).mean(),
-            permutation_type="samples",
-            n_resamples=9999,
-            rng=np.random.default_rng(2),
-        )
-        assert found.p == pytest.approx(test.pvalue, abs=0.03)
-        assert found.p == pytest.approx(stats.ttest_1samp(each, 0).pvalue, abs=0.03)
+def test_groups_of_tracks_are_taken_together(tmp_path, rng, labels):
+    """Tracks in pairs whose predictions are alike say no more than half as many tracks."""
+    p = guesses(rng, labels[::2].repeat(2), 0.5)[:, ::2].repeat(2, 1)
+    write_run(tmp_path, "a", labels[::2].repeat(2), p)
+    (alone,) = configurations_below(tmp_path).values()
+    grouped = replace(alone, groups=[f"artist {i // 2}" for i in range(40)])
+    scores = Scores()
+    half, whole = (scores.estimate(c) for c in (grouped, alone))
+    assert (half.n_groups, half.n_tracks, whole.n_groups) == (20, 40, 40)
+    assert half.group_variance == pytest.approx(whole.group_variance, rel=0.05)  # of half as many
 
 
-def test_p_by_hand():
-    assert p_value(np.array([0.1] * 97 + [-0.1] * 3)) == pytest.approx(0.06)
-    assert p_value(np.full(2000, 0.1)) == 1 / 2000
-    assert p_value(np.zeros(2000)) == 1.0
-    assert p_value(np.full(2000, 1e-17)) == 1.0  # a rounding error is no difference
-    assert np.isnan(p_value(np.full(10, np.nan)))
-
-
-def test_holm_by_hand_and_against_its_definition(rng):
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([]) == []
-    p = rng.random(12) ** 3
-    found = holm([*p, float("nan")])
-    assert np.isnan(found[-1])
-    order = sorted(range(12), key=lambda i: p[i])
-    for rank, i in enumerate(order):
-        expected = max(min(1.0, (12 - k) * p[order[k]]) for k in range(rank + 1))
-        assert found[i] == pytest.approx(expected)
-
-
-def test_many_comparisons_can_still_be_told_apart():
-    m = 300
-    floor = p_value(np.full(enough_resamples(m), 0.1))
-    assert holm([floor] * m)[0] < 0.05
-
-
-def test_sets_of_the_same_distribution_tie():
-    """Tracks differ in difficulty; both sets draw from the same. Wanted: a tie in 93 of 100."""
-    rng, ties, n_draws = np.random.default_rng(5), 0, 500
+def test_sets_of_the_same_distribution_are_seldom_told_apart():
+    """Tracks differ in difficulty; both sets draw from the same. Wrong words: at most 5 of 100."""
+    rng, apart, n_draws = np.random.default_rng(5), 0, 300
     labels, ids = np.arange(100) % 3, [f"{i:03d}" for i in range(100)]
     run = SimpleNamespace(result={"kind": "classes", "targets": []})
     for _ in range(n_draws):
@@ -296,20 +254,8 @@ def test_sets_of_the_same_distribution_tie():
             for _ in range(2)
         )
         (found,) = compare_to_baseline(a, [b], Scores(), "holm").values()
-        ties += found.verdict == "tie"
-    assert ties >= 0.93 * n_draws
-
-
-def test_a_family_of_equals_seldom_has_any_winner():
-    """Holm's promise, over ten cells of the same distribution against an eleventh."""
-    rng, clean = np.random.default_rng(6), 0
-    draws = np.random.default_rng(0).multinomial(80, np.full(80, 1 / 80), size=2000)
-    for _ in range(100):
-        right = rng.random((11, 80)) < rng.beta(2, 1, 80)
-        each = right[1:].astype(float) - right[0]
-        curves = [(np.concatenate([[d.mean()], draws @ d / 80]), 80) for d in each]
-        clean += all(d.verdict == "tie" for d in compare_differences(curves, "holm"))
-    assert clean >= 90
+        apart += found.word in ("better", "worse")
+    assert apart <= 0.07 * n_draws
 
 
 def test_comparison_on_common_tracks_and_what_cannot_be_compared(tmp_path, rng, labels):
@@ -321,8 +267,8 @@ def test_comparison_on_common_tracks_and_what_cannot_be_compared(tmp_path, rng, 
     write_run(tmp_path, "relabelled", (labels + 1) % 3, p, agg="stats")
     (view,) = analyse(merge(read_folders([tmp_path])[0])[0])
     rows = {row.configuration.label: row for row in view.rows}
-    assert rows["10 s mean"].difference.n_tracks == 35
-    assert rows["10 s mean"].difference.p == 1.0
+    assert rows["10 s mean"].difference.difference.n_tracks == 35
+    assert rows["10 s mean"].verdict == "can't tell"
     assert rows["10 s max"].difference == "no test track in common"
     assert rows["10 s stats"].difference == "different labels for the same tracks"
     assert rows["10 s max"].verdict == "-"
@@ -355,8 +301,49 @@ def test_verdicts_and_correction(tmp_path, rng):
     (raw,) = analyse(configurations, correction="none")
     for one, other in zip(view.rows, raw.rows, strict=True):
         if not one.is_baseline:
-            assert one.difference.p == other.difference.p == other.difference.p_corrected
-            assert one.difference.p_corrected >= one.difference.p
+            assert one.difference.alone == other.difference.alone == other.verdict
+            assert all(one.difference.p[word] >= p for word, p in other.difference.p.items())
+
+
+def test_a_share_to_retain_gives_each_encoder_its_margin(tmp_path, rng, labels):
+    write_run(tmp_path, "chance", (labels + 1) % 3, labels[None], encoder="poor")
+    for agg, right in (("mean", 0.9), ("max", 0.9)):
+        write_run(tmp_path, agg, labels, guesses(rng, labels, right), agg=agg)
+    (view,) = analyse(list(merge(read_folders([tmp_path])[0])[0]), retain=0.9)
+    views = {encoder.name: encoder for encoder in view.encoders}
+    (score,) = [
+        row.mean
+        for row in view.rows
+        if row.configuration.label == "10 s mean" and row.encoder != "poor"
+    ]
+    assert views["muq-nano"].margin == pytest.approx(0.1 * (score - 0.333))
+    assert views["poor"].margin is None
+    assert "no verdicts: the baseline's 0.000 is not above chance" in views["poor"].note
+    (wide,) = analyse(list(merge(read_folders([tmp_path])[0])[0]), margin=0.5)
+    assert {row.verdict for row in wide.rows} == {"baseline", "equivalent"}
+
+
+def test_the_default_margin_is_the_same_everywhere(tmp_path):
+    import compare
+
+    assert compare.parse_args([str(tmp_path)]).margin == MARGIN
+    assert inspect.signature(print_comparison).parameters["margin"].default == MARGIN
+
+
+def test_under_a_table_is_said_what_its_verdicts_rest_on(tmp_path, rng, labels):
+    for agg in ("mean", "max", "stats", "whitened", "concat", "attention"):
+        write_run(tmp_path, agg, labels, guesses(rng, labels, 0.5, n_seeds=1), agg=agg)
+    (view,) = analyse(list(configurations_below(tmp_path).values()))
+    first, seeds, *rest = verdict_notes(view, view.encoders[0], "holm")
+    assert first == (
+        "margin 0.02; 5 comparisons, corrected over all (Holm); each word is one-sided at 2.5 %"
+    )
+    assert seeds.startswith("one seed in 5 of 5 comparisons: probe noise is not in it")
+    assert [line.split(":")[0] for line in rest[:-1]] == [
+        f"10 s {agg}" for agg in ("attention", "concat", "max")
+    ]
+    assert "a margin of 0.02 needs about" in rest[0]
+    assert rest[-1] == "and 2 more that can't be told"
 
 
 def test_balanced_grid_against_all_subsets(rng):
@@ -383,7 +370,7 @@ def test_main_effects_by_hand(tmp_path, rng):
     for x in aggregator.levels:
         expected = np.mean([(chosen[s, x.name] == labels).mean() for s in ("10", "30", "full")])
         assert x.mean == pytest.approx(expected)
-    verdicts = {x.name: x.difference and x.difference.verdict for x in aggregator.levels}
+    verdicts = {x.name: x.difference and x.difference.word for x in aggregator.levels}
     assert verdicts["whitened"] == "better"
     assert verdicts["mean"] is None
 
@@ -417,16 +404,15 @@ def test_encoders_are_compared_over_the_strategies_that_both_have(tmp_path, rng,
         for name in ("good", "poor")
     ]
     assert (pair.mean, pair.mean_of_other) == pytest.approx(means)
-    assert pair.difference.value == pytest.approx(means[0] - means[1])
+    assert pair.difference.difference.value == pytest.approx(means[0] - means[1])
     # As one run whose seeds are those of all the strategies.
     stacked = [
         np.concatenate([p for (n, *_), p in said.items() if n == name]) for name in ("poor", "good")
     ]
-    expected = paired_bootstrap("classes", labels, *stacked, [])["accuracy"]
-    found = (pair.difference.value, pair.difference.low, pair.difference.high)
-    assert found == pytest.approx(expected, abs=0.03)
-    assert pair.difference.verdict == "better"
-    assert pairs[frozenset(("good", "alike"))].difference.verdict == "tie"
+    expected = paired_difference("classes", labels, *stacked)["accuracy"].interval()
+    assert (pair.difference.low, pair.difference.high) == pytest.approx(expected, abs=0.03)
+    assert pair.difference.word == "better"
+    assert pairs[frozenset(("good", "alike"))].difference.word == "can't tell"
     with redirect_stdout(StringIO()) as out:
         print_views([view], [], "holm", Console(width=170, file=sys.stdout))
     (line,) = [x for x in out.getvalue().splitlines() if "encoders good" in x and "poor" in x]
@@ -451,9 +437,18 @@ def test_guidelines(tmp_path, rng):
     write_grid(tmp_path, rng)
     configurations = list(configurations_below(tmp_path).values())
     scores = Scores()
-    advice = {a.question: a for a in advise(configurations, scores, "holm", Limits(10**9, 0.2))}
+    full = choose_baseline(configurations, None)
+    advice = {
+        a.question: a
+        for a in advise(configurations, scores, "holm", Limits(10**9, 0.2), 0.02, full)
+    }
     assert advice["best quality"].configuration.result["agg"] == "whitened"
-    assert advice["best balance"].answer == "10 s whitened"
+    assert "as the highest of 9, which adds about 0." in advice["best quality"].evidence
+    assert advice["best balance"].answer == "none"  # three are alike, as far as 40 tracks tell
+    assert "; nearest: " in advice["best balance"].evidence
+    assert " whitened, accuracy 0." in advice["best balance"].evidence
+    assert advice["as good as full mean"].answer == "10 s whitened"
+    assert "loses at most 0." in advice["as good as full mean"].evidence
     assert advice["fastest"].answer == "10 s whitened"
     assert advice["smallest"].configuration.dim == 192
     assert "worse" in advice["smallest"].evidence
@@ -461,16 +456,42 @@ def test_guidelines(tmp_path, rng):
     assert "3 of 9 fit" in advice["within 1 GB and 0.2 s a track"].evidence
     none = advise(configurations, scores, "holm", Limits(10**6))[-1]
     assert (none.answer, none.configuration) == ("none", None)
-    assert cheapest(configurations).label == "10 s max"
+    assert "no strategy is known to fit; nearest: 10 s " in none.evidence
+    assert ", 1 GB, is 0.999 GB above your budget" in none.evidence
+    near = advise(configurations, scores, "holm", Limits(seconds=0.09))[-1]
+    assert ", 0.0909 s, is 0.909 ms above your budget" in near.evidence
+    costs = relative_costs(configurations)
+    assert configurations[int(costs.argmin())].label == "10 s max"
+
+
+def test_the_best_is_chosen_on_validation_where_it_is_known(tmp_path, rng, labels):
+    for agg, right, validation in (("mean", 0.6, 0.8), ("max", 0.95, 0.7), ("stats", 0.5, 0.6)):
+        p, scored = guesses(rng, labels, right, 4), {"layer_scores": {"4": validation}}
+        write_run(tmp_path, f"{agg}-a", labels, p[:3], agg=agg, seeds=[1, 2, 3], **scored)
+        scored = {"layer_scores": {"4": validation - 0.04}}
+        write_run(tmp_path, f"{agg}-b", labels, p[3:], agg=agg, seeds=[4], **scored)
+    configurations = list(configurations_below(tmp_path).values())
+    best = advise(configurations, Scores(), "holm", Limits())[0]
+    assert best.answer == "10 s mean"
+    assert "chosen on validation (0.790)" in best.evidence  # three seeds of 0.80, one of 0.76
+    assert validation_score(best.configuration) == pytest.approx(0.79)
+    best.configuration.runs[1].result["folds"] = {"n": 5, "group_column": None}
+    assert validation_score(best.configuration) is None  # validation tracks are tested on as well
+    own = (best.configuration.predictions == labels).mean()
+    assert best.evidence.startswith(f"accuracy {own:.3f} (")
 
 
 def test_guidelines_say_when_nothing_can_be_told_apart(tmp_path, rng, labels):
     for agg in ("mean", "max", "stats"):
         write_run(tmp_path, agg, labels, guesses(rng, labels, 0.6), agg=agg)
     (view,) = analyse(list(configurations_below(tmp_path).values()))
-    assert (
-        "no significant difference between the 3 strategies" in view.encoders[0].advice[0].evidence
-    )
+    best, balance, *_ = view.encoders[0].advice
+    assert best.evidence.endswith("of the other 2: 2 can't tell")
+    assert balance.configuration is None
+    assert "none of 3 is shown to be as good as each of the others within 0.02" in balance.evidence
+    needed = float(balance.evidence.rsplit("would need --margin ")[1])
+    (wider,) = analyse([row.configuration for row in view.rows], margin=needed)
+    assert wider.encoders[0].advice[1].configuration is not None
 
 
 def test_an_unknown_cost_is_not_taken_to_fit(tmp_path, rng, labels):
@@ -640,7 +661,9 @@ def test_the_script_writes_all_it_is_asked_for(tmp_path, rng):
     same = pd.read_parquet(tmp_path / "c.parquet")
     assert len(table) == len(same) == 9
     assert list(table) == list(same)
-    assert set(table.verdict) == {"baseline", "better", "tie"}
+    assert set(table.verdict) == {"baseline", "better", "can't tell"}
+    assert set(table.margin.dropna()) == {0.02}
+    assert (table.needed_tracks.dropna() > 40).all()
     assert table.seconds_per_track.min() == pytest.approx(10 / 110)
     assert (tmp_path / "c.md").read_text().count("**better**") == 3
     assert (tmp_path / "c.tex").read_text().count(r"\begin{tabular}") == 1
@@ -676,6 +699,8 @@ def test_a_table_has_a_row_for_every_cell(tmp_path, rng):
         (["runs", "--baseline", "60"], "no such configuration or run"),
         (["runs", "--budget", "4"], "a unit"),
         (["runs", "--max_seconds=0"], "above 0"),
+        (["runs", "--margin=0"], "above 0"),
+        (["runs", "--retain=98"], "from 0 to below 1"),
         (["runs", "--html", "no/r.html"], "that exists"),
         (["runs", "--wandb", "x"], "ENTITY/PROJECT"),
         (["runs", "--parquet", "x.csv"], "must end in"),

@@ -78,7 +78,7 @@ def results_of(folder):
 
 def test_interrupted_it_goes_on_and_cells_that_cut_nothing_are_marked(tmp_path):
     write(tmp_path, SMALL, task={"value": str(make_task(tmp_path / "tones"))})
-    flags = ["--workers=2", f"--store={tmp_path / 'store'}"]
+    flags = ["--workers=2", f"--store={tmp_path / 'store'}", "--margin=0.9"]
     code, stderr = interrupt(tmp_path, [flags[1]], signal.SIGINT)  # to all, as Ctrl-C does
     assert code == 130, stderr
     assert "the same command goes on" in stderr
@@ -106,6 +106,7 @@ def test_interrupted_it_goes_on_and_cells_that_cut_nothing_are_marked(tmp_path):
     assert done.stdout.count("= full mean") == 3
     assert "small: 6 runs" in done.stdout
     assert "against full mean" in done.stdout
+    assert "margin 0.9; 2 comparisons" in done.stdout
     assert "<svg" in (tmp_path / "runs" / "small.html").read_text()
     assert "wandb sync" in done.stdout
 

@@ -452,6 +452,17 @@ FLAGS = {
         help="full, 10:mean, or a run's name (default: the full track's mean, or that of 10 s "
         "where there is none)",
     ),
+    "margin": dict(
+        type=positive_float,
+        default=0.02,
+        help="the greatest loss that is put up with: two points of accuracy, 0.02 of R² or AUC",
+    ),
+    "retain": dict(
+        type=share,
+        metavar="SHARE",
+        help="instead of --margin: the share of the baseline's score above chance to be kept, such "
+        "as 0.98",
+    ),
     "correction": dict(
         choices=["holm", "none"], default="holm", help="of p-values for the number of comparisons"
     ),

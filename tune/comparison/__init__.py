@@ -1,7 +1,10 @@
 """Compare runs: what `compare.py` computes and prints.
 
 configurations      runs merged over seeds
-significance        paired bootstrap, p-values, Holm's correction, verdicts
+significance        scores of configurations and their verdicts against a baseline
+jackknife           scores and differences, with the variance of tracks and seeds
+verdicts            better, equivalent, as good, worse or can't tell, by a margin
+selection           choosing apart from scoring
 main_effects        of segments, aggregators and encoders
 recommend           advice, also within a budget
 per_class           by class, by track, attention

@@ -1,8 +1,8 @@
 """The comparison of each task: its table with verdicts, Pareto fronts, effects and advice.
 
 Quality and cost are compared within a task. Verdicts are given within an encoder, against that
-encoder's baseline, and corrected over its configurations. A degenerate configuration that repeats
-another one stays in the table and out of everything else.
+encoder's baseline by a margin, and corrected over its configurations. A degenerate configuration
+that repeats another one stays in the table and out of everything else.
 """
 
 from collections import Counter
@@ -16,7 +16,8 @@ from tune.comparison.main_effects import Effect, EncoderPair, encoder_pairs, mai
 from tune.comparison.per_class import Breakdown, break_down
 from tune.comparison.published_results import Published, StudyLine, published_table, study_table
 from tune.comparison.recommend import Advice, Limits, advise
-from tune.comparison.significance import Difference, Scores, compare_to_baseline, enough_resamples
+from tune.comparison.significance import Scores, compare_to_baseline
+from tune.comparison.verdicts import MARGIN, Verdict, retained_margin
 from tune.probing.intervals import FOLDS_NOTE
 
 # Costs of a strategy: name -> (heading, what must be equal for two costs to be compared).
@@ -43,7 +44,7 @@ class TableRow:
     metrics: dict[str, tuple[float, float, float]]
     std: float | None
     is_baseline: bool = False
-    difference: Difference | str | None = None
+    difference: Verdict | str | None = None
     fronts: dict[str, bool | None] = field(default_factory=dict)
 
     @property
@@ -53,12 +54,12 @@ class TableRow:
 
     @property
     def verdict(self) -> str:
-        """better, worse, tie, baseline, = NAME for a duplicate, or - where there is no verdict."""
+        """Word, baseline, = NAME for a duplicate, or - where there is no verdict."""
         if self.is_baseline:
             return "baseline"
         if self.configuration.duplicate_of is not None:
             return f"= {self.configuration.duplicate_of.label}"
-        return self.difference.verdict if isinstance(self.difference, Difference) else "-"
+        return self.difference.word if isinstance(self.difference, Verdict) else "-"
 
     @property
     def dominated(self) -> bool:
@@ -74,11 +75,18 @@ class TableRow:
 
 @dataclass(eq=False)
 class EncoderView:
-    """One encoder's baseline, effects and advice on a task."""
+    """One encoder's baseline, effects and advice on a task.
+
+    Attributes
+    ----------
+    margin : the greatest loss to the baseline that is put up with; None where it isn't known,
+        so that there are no verdicts
+    """
 
     name: str
     untrained: bool
     baseline: Configuration | None
+    margin: float | None
     note: str
     effects: list[Effect]
     advice: list[Advice]
@@ -110,6 +118,8 @@ def analyse(
     *,
     baseline: str | None = None,
     correction: str = "holm",
+    margin: float = MARGIN,
+    retain: float | None = None,
     limits: Limits | None = None,
 ) -> list[TaskView]:
     """Compare all configurations, task by task.
@@ -118,6 +128,9 @@ def analyse(
     ----------
     baseline : "SEG", "SEG:AGG" or a run's name; None is the full track's mean, else that of 10 s
     correction : "holm" or "none"
+    margin : the greatest loss that is put up with, in the main metric's units
+    retain : instead of a margin, the share of the baseline's score above chance to be kept, such as
+        0.98; each encoder then has its own margin
     limits : memory and time that a strategy must stay within
 
     Raises
@@ -128,7 +141,10 @@ def analyse(
     groups: dict[tuple, list[Configuration]] = {}
     for configuration in configurations:
         groups.setdefault(task_key(configuration), []).append(configuration)
-    views = [_view(group, baseline, correction, limits or Limits()) for group in groups.values()]
+    views = [
+        _view(group, baseline, correction, margin, retain, limits or Limits())
+        for group in groups.values()
+    ]
     if baseline is not None and not any(e.baseline for view in views for e in view.encoders):
         known = ", ".join(sorted({f"{c.result['seg']}:{c.result['agg']}" for c in configurations}))
         raise ValueError(f"--baseline {baseline}: no such configuration or run; there are {known}")
@@ -192,7 +208,7 @@ def cost_of(configuration: Configuration, axis: str) -> float | None:
     }[axis]
 
 
-def _view(configurations, baseline, correction, limits) -> TaskView:
+def _view(configurations, baseline, correction, margin, retain, limits) -> TaskView:
     """One task's view."""
     sizes = Counter(configuration.result["encoder"] for configuration in configurations)
     configurations = sorted(
@@ -201,10 +217,10 @@ def _view(configurations, baseline, correction, limits) -> TaskView:
     by_encoder: dict[str, list[Configuration]] = {}
     for configuration in configurations:
         by_encoder.setdefault(configuration.result["encoder"], []).append(configuration)
-    scores = Scores(enough_resamples(max(map(len, by_encoder.values()))))
+    scores = Scores()
     rows = {configuration: _row(configuration, scores) for configuration in configurations}
     encoders = [
-        _encoder_view(name, group, rows, scores, baseline, correction, limits)
+        _encoder_view(name, group, rows, scores, baseline, correction, margin, retain, limits)
         for name, group in by_encoder.items()
     ]
     compared = [row for row in rows.values() if row.configuration.duplicate_of is None]
@@ -237,7 +253,12 @@ def _view(configurations, baseline, correction, limits) -> TaskView:
         encoders,
         breakdown,
         study_table(result["task"], configurations, scores),
-        encoder_pairs(by_encoder, scores, correction),
+        encoder_pairs(
+            by_encoder,
+            scores,
+            correction,
+            {view.name: view.margin for view in encoders if view.margin is not None},
+        ),
         published_table(result["task"], ours, scores),
     )
 
@@ -253,7 +274,9 @@ def _row(configuration, scores) -> TableRow:
     return TableRow(configuration, scores.summary(configuration), std)
 
 
-def _encoder_view(name, configurations, rows, scores, asked, correction, limits) -> EncoderView:
+def _encoder_view(
+    name, configurations, rows, scores, asked, correction, margin, retain, limits
+) -> EncoderView:
     """Verdicts, effects and advice for an encoder's configurations; verdicts go into the rows."""
     baseline = choose_baseline(configurations, asked)
     alone = [
@@ -267,22 +290,44 @@ def _encoder_view(name, configurations, rows, scores, asked, correction, limits)
         rows[baseline].is_baseline = True
         if asked is None and baseline.result["seg"] != "full":
             note = f"{name}: the full track was not run, so the baseline is {baseline.label}"
+    if retain is not None:
+        margin, why = _retained(baseline, rows, retain)
+        if why:
+            note += f"{'; ' if note else ''}{name}: no verdicts: {why}"
+    if baseline is not None and margin is not None:
         family = [configuration for configuration in alone if configuration is not baseline]
         for configuration, found in compare_to_baseline(
-            baseline, family, scores, correction
+            baseline, family, scores, correction, margin
         ).items():
             rows[configuration].difference = found
             if isinstance(found, str):
                 note += f"{'; ' if note else ''}{configuration.label}: {found}"
     if any(c.result.get("folds") for c in configurations):
         note += f"{'; ' if note else ''}{name}: {FOLDS_NOTE}, and verdicts slightly too sure"
-    effects = main_effects(configurations, scores, correction)
-    advice = advise(alone, scores, correction, limits)
+    effects, advice = [], []
+    if margin is not None:
+        effects = main_effects(configurations, scores, correction, margin)
+        advice = advise(alone, scores, correction, limits, margin, baseline)
     return EncoderView(
         name,
         bool(configurations[0].result.get("encoder_untrained")),
         baseline,
+        margin,
         note,
         effects,
         advice,
     )
+
+
+def _retained(baseline, rows, share) -> tuple[float | None, str]:
+    """The margin that keeps a share of the baseline's score, or None and the reason."""
+    if baseline is None:
+        return None, ""  # which is said already
+    metric = next(iter(rows[baseline].metrics))
+    chance = (baseline.result.get("chance") or {}).get(metric)
+    if chance is None:
+        return None, f"the chance of {metric} isn't known; give --margin instead of --retain"
+    try:
+        return retained_margin(rows[baseline].mean, chance, share), ""
+    except ValueError as error:
+        return None, str(error)

@@ -10,13 +10,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tune.comparison.analysis import AXES, EncoderView, TableRow, TaskView, cost_of
-from tune.comparison.significance import Difference
+from tune.comparison.verdicts import Verdict
 from tune.system.files import slug
 
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
 COLOURS = ("#1f6f8b", "#b5482f", "#5b7f2b", "#7a4f9a", "#8a6d1d")  # one an encoder
-VERDICTS = {"better": "#1d7a3f", "worse": "#b3261e", "tie": "#5f6b76"}
+VERDICTS = {
+    "better": "#1d7a3f",
+    "equivalent": "#1f6f8b",
+    "as good": "#5b7f2b",
+    "worse": "#b3261e",
+    "can't tell": "#5f6b76",
+}
 GREY = "#a9b2ba"
 SAME_PLACE = 8  # pixels; names of points nearer than that are written side by side
 UNITS = {"memory": 1e9, "seconds": 1.0, "dim": 1.0}
@@ -117,21 +123,22 @@ def forest_figure(view: TaskView, encoder: EncoderView):
         for row in view.rows
         if row.encoder == encoder.name
         and row.configuration.duplicate_of is None
-        and isinstance(row.difference, Difference)
+        and isinstance(row.difference, Verdict)
     ]
     if not rows:
         return None
     from matplotlib.figure import Figure
 
-    rows.sort(key=lambda row: row.difference.value)
+    rows.sort(key=lambda row: row.difference.difference.value)
     figure = Figure(figsize=(6, 1.2 + 0.24 * len(rows)), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0, color="#66717b", linewidth=0.8)
+    axes.axvline(-encoder.margin, color="#66717b", linewidth=0.8, linestyle=":")
     for y, row in enumerate(rows):
         d = row.difference
-        colour = VERDICTS[d.verdict]
+        colour = VERDICTS[d.word]
         axes.plot([d.low, d.high], [y, y], color=colour, linewidth=1.6)
-        axes.plot([d.value], [y], "o", color=colour, markersize=4.5)
+        axes.plot([d.difference.value], [y], "o", color=colour, markersize=4.5)
     axes.set_yticks(range(len(rows)), [_plain(row.configuration.label) for row in rows], fontsize=8)
     axes.set(
         xlabel=_plain(f"{view.metric}, difference to {encoder.baseline.label}"),

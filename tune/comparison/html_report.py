@@ -19,7 +19,7 @@ from tune.comparison.analysis import AXES, TableRow, TaskView
 from tune.comparison.configurations import Configuration
 from tune.comparison.per_class import Attention, Breakdown
 from tune.comparison.published_results import STUDY_METRICS
-from tune.comparison.significance import Difference
+from tune.comparison.verdicts import Verdict
 from tune.runs.load import SkippedRun
 from tune.segments.plot import clock
 
@@ -56,12 +56,14 @@ def render(
         "number": tables.number,
         "signed": tables.signed,
         "p_text": tables.p_text,
+        "p_of": tables.p_of,
+        "css_class": _css_class,
     }
     script = (PAGE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     drawn = _figures(views)
     return environment.get_template("page.html").render(
-        tasks=[_task(i, view, drawn[i]) for i, view in enumerate(views)],
+        tasks=[_task(i, view, drawn[i], correction) for i, view in enumerate(views)],
         n_configurations=sum(len(view.rows) for view in views),
         n_runs=sum(len(row.configuration.runs) for view in views for row in view.rows),
         left=left,
@@ -88,7 +90,7 @@ def _figures(views) -> list[list[dict]]:
     return out
 
 
-def _task(i: int, view: TaskView, drawn: list[dict]) -> dict:
+def _task(i: int, view: TaskView, drawn: list[dict], correction: str) -> dict:
     """A task's part of the page."""
     scale = _scale([row.difference for row in view.rows])
     several = len(view.encoders) > 1
@@ -105,6 +107,10 @@ def _task(i: int, view: TaskView, drawn: list[dict]) -> dict:
         "rows": [_row(row, scale) for row in sorted(view.rows, key=_by_quality)],
         "zero": _percent(0.0, scale),
         "missing": missing,
+        "verdict_notes": [
+            (encoder.name, tables.verdict_notes(view, encoder, correction))
+            for encoder in view.encoders
+        ],
         "targets": list(view.rows[0].metrics)[1:],
         "study": _study(view),
         "published": tables.published_texts(view.published) if view.published else None,
@@ -130,21 +136,26 @@ def _row(row: TableRow, scale) -> dict:
     ]
     source = configuration.memory_source or "unknown: no run of this encoding computed anything"
     interval = None
-    if isinstance(d, Difference) and np.isfinite([d.low, d.high]).all():
-        left, middle, right = (_percent(v, scale) for v in (d.low, d.value, d.high))
+    if isinstance(d, Verdict) and np.isfinite([d.low, d.high]).all():
+        left, middle, right = (_percent(v, scale) for v in (d.low, d.difference.value, d.high))
         interval = {"left": left, "width": right - left, "middle": middle}
     return {
         "row": row,
         "text": texts,
         "class": " ".join(filter(None, classes)),
         "interval": interval,
-        "difference": d if isinstance(d, Difference) else None,
+        "difference": d if isinstance(d, Verdict) else None,
         "reason": d if isinstance(d, str) else "",
         "about": _about(configuration),
         "memory_from": f"{configuration.memory_kind} {source}".strip(),
         "pareto": [axis for axis, on in row.fronts.items() if on],
-        "word": row.verdict if row.verdict in ("better", "worse", "tie", "baseline") else "none",
+        "word": row.verdict if isinstance(d, Verdict) or row.is_baseline else "none",
     }
+
+
+def _css_class(word: str) -> str:
+    """A verdict as the name of a style: cant-tell."""
+    return word.replace(" ", "-").replace("'", "")
 
 
 def _about(configuration: Configuration) -> str:
@@ -158,11 +169,7 @@ def _about(configuration: Configuration) -> str:
 def _scale(differences) -> tuple[float, float]:
     """The range that all intervals of a table are drawn in; it holds zero."""
     ends = [
-        v
-        for d in differences
-        if isinstance(d, Difference)
-        for v in (d.low, d.high)
-        if np.isfinite(v)
+        v for d in differences if isinstance(d, Verdict) for v in (d.low, d.high) if np.isfinite(v)
     ] + [0.0]
     low, high = min(ends), max(ends)
     room = 0.03 * (high - low) or 1.0

@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-import numpy as np
-
 from tune.aggregators.registry import AGGREGATORS
 from tune.comparison.configurations import Configuration, details, layer_of
-from tune.comparison.significance import Difference, Scores, common_ids, compare_differences
-from tune.probing.intervals import interval
+from tune.comparison.jackknife import average
+from tune.comparison.significance import Scores, common_ids
+from tune.comparison.verdicts import MARGIN, Verdict, verdicts
 from tune.segments.rules import fixed_length, seg_text
 
 MOST_LEVELS = 12  # all subsets of as many levels are tried for a full grid
@@ -30,7 +29,7 @@ class Level:
     mean: float
     low: float
     high: float
-    difference: Difference | None
+    difference: Verdict | None
 
 
 @dataclass(frozen=True)
@@ -57,19 +56,30 @@ class EncoderPair:
     other: str
     mean: float
     mean_of_other: float
-    difference: Difference
+    difference: Verdict
     strategies: list[str]
 
 
 def encoder_pairs(
-    by_encoder: Mapping[str, Sequence[Configuration]], scores: Scores, correction: str
+    by_encoder: Mapping[str, Sequence[Configuration]],
+    scores: Scores,
+    correction: str,
+    margins: Mapping[str, float] | None = None,
 ) -> list[EncoderPair]:
     """Compare each pair of encoders, averaged over the strategies that both have.
 
     Both are taken with the same segments, aggregators, layers (a number, or how it's found) and
     tokens. Configurations that repeat the full track are left out; encoders without a
     strategy or test tracks in common, or with other labels for these, aren't compared.
+
+    Parameters
+    ----------
+    by_encoder : encoder -> its configurations
+    margins : encoder -> the greatest loss to it that is put up with; only those in it are compared.
+        None: all, by `MARGIN`
     """
+    if margins is None:
+        margins = dict.fromkeys(by_encoder, MARGIN)
     tables = {
         name: {
             _strategy(configuration): configuration
@@ -77,6 +87,7 @@ def encoder_pairs(
             if configuration.duplicate_of is None and not configuration.result.get("degenerate")
         }
         for name, configurations in by_encoder.items()
+        if name in margins
     }
     found = []
     for a, b in combinations(tables, 2):
@@ -87,17 +98,19 @@ def encoder_pairs(
             ids = common_ids([tables[name][key] for key in both for name in (a, b)])
         except ValueError:
             continue
-        curves = {
-            x: np.mean([scores.main(tables[x][key], ids) for key in both], axis=0) for x in (a, b)
-        }
-        a, b = sorted((a, b), key=lambda x: -curves[x][0])
+        means = {x: average([scores.estimate(tables[x][key], ids) for key in both]) for x in (a, b)}
+        a, b = sorted((a, b), key=lambda x: -means[x].value)
         labels = [tables[a][key].label for key in both]
-        found.append((a, b, curves[a], curves[b], len(ids), labels))
-    found.sort(key=lambda f: (-f[2][0], f[3][0]))  # the best encoder's first
-    judged = compare_differences([(x - y, n) for _, _, x, y, n, _ in found], correction)
+        found.append((a, b, means[a], means[b], labels))
+    found.sort(key=lambda f: (-f[2].value, f[3].value))  # the best encoder's first
+    judged = verdicts(
+        [x - y for _, _, x, y, _ in found],
+        [margins[b] for _, b, *_ in found],
+        correction=correction,
+    )
     return [
-        EncoderPair(a, b, float(x[0]), float(y[0]), difference, labels)
-        for (a, b, x, y, _, labels), difference in zip(found, judged, strict=True)
+        EncoderPair(a, b, x.value, y.value, verdict, labels)
+        for (a, b, x, y, labels), verdict in zip(found, judged, strict=True)
     ]
 
 
@@ -110,7 +123,7 @@ def _strategy(configuration: Configuration) -> tuple:
 
 
 def main_effects(
-    configurations: Sequence[Configuration], scores: Scores, correction: str
+    configurations: Sequence[Configuration], scores: Scores, correction: str, margin: float = MARGIN
 ) -> list[Effect]:
     """Effect of the segments and of the aggregator, each on the largest full grid there is.
 
@@ -134,7 +147,7 @@ def main_effects(
         grids = [g for g in grids if g[2]]
         if grids:
             context, grid, levels, others = max(grids, key=lambda g: len(g[2]) * len(g[3]))
-            made = _effect(factor, grid, levels, others, context, scores, correction)
+            made = _effect(factor, grid, levels, others, context, scores, correction, margin)
             effects += [made] if made else []
     return effects
 
@@ -169,8 +182,8 @@ def balanced(
     return best[2], best[3]
 
 
-def _effect(factor, grid, levels, others, context, scores, correction) -> Effect | None:
-    """Average curves over the other factor, and compare levels with the reference."""
+def _effect(factor, grid, levels, others, context, scores, correction, margin) -> Effect | None:
+    """Average over the other factor, and compare levels with the reference."""
 
     def configuration(level, other):
         return grid[(level, other) if factor == "segments" else (other, level)]
@@ -179,16 +192,16 @@ def _effect(factor, grid, levels, others, context, scores, correction) -> Effect
         ids = common_ids([configuration(level, other) for level in levels for other in others])
     except ValueError:
         return None
-    curves = {
-        x: np.mean([scores.main(configuration(x, o), ids) for o in others], axis=0) for x in levels
+    means = {
+        x: average([scores.estimate(configuration(x, o), ids) for o in others]) for x in levels
     }
     usual = "full" if factor == "segments" else "mean"
     reference = usual if usual in levels else levels[0]
     rest = [level for level in levels if level != reference]
-    differences = [(curves[level] - curves[reference], len(ids)) for level in rest]
-    judged = dict(zip(rest, compare_differences(differences, correction), strict=True))
+    differences = [means[level] - means[reference] for level in rest]
+    judged = dict(zip(rest, verdicts(differences, margin, correction=correction), strict=True))
     made = [
-        Level(_level_text(factor, x), float(curves[x][0]), *interval(curves[x][1:]), judged.get(x))
+        Level(_level_text(factor, x), means[x].value, *means[x].interval(), judged.get(x))
         for x in levels
     ]
     names = [_level_text("aggregator" if factor == "segments" else "segments", o) for o in others]

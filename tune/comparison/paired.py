@@ -1,8 +1,8 @@
 """Compare runs on the same test tracks: `python -m tune.comparison paired runs/A runs/B ...`.
 
-The first run is the baseline. Each other one is compared with it track by track, by a paired
-bootstrap (`tune.probing.intervals.paired_bootstrap`); if the interval of the difference contains
-zero, there is no significant difference.
+The first run is the baseline. Each other one is compared with it track by track, and judged by the
+margin: better, equivalent, as good, worse, or can't tell (docs/verdicts.md). The other runs are one
+family, over which verdicts are corrected.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tune.probing.intervals import paired_bootstrap
+from tune.comparison.jackknife import Estimate, paired_difference
+from tune.comparison.verdicts import CANT_TELL, family_text, retained_margin, verdicts
 from tune.runs.predictions import Predictions, folds_text, read_predictions
 
 
-def compare(baseline: Predictions, other: Predictions) -> dict[str, tuple[float, float, float]]:
-    """Differences (other - baseline) with their intervals, on the test tracks of both.
+def compare(baseline: Predictions, other: Predictions) -> dict[str, Estimate]:
+    """Differences (other - baseline) by each metric, on the test tracks of both.
 
     Raises
     ------
@@ -36,7 +37,7 @@ def compare(baseline: Predictions, other: Predictions) -> dict[str, tuple[float,
     ]
     if not np.array_equal(a.labels[at[0]], b.labels[at[1]]):
         raise ValueError("the runs have different labels for the same tracks")
-    return paired_bootstrap(
+    return paired_difference(
         a.result["kind"],
         a.labels[at[0]],
         a.predictions[:, at[0]],
@@ -46,22 +47,12 @@ def compare(baseline: Predictions, other: Predictions) -> dict[str, tuple[float,
     )
 
 
-def verdict(low: float, high: float) -> str:
-    """The verdict on an interval of a difference: better, worse or tie.
-
-    Examples
-    --------
-    >>> verdict(0.01, 0.2), verdict(-0.1, 0.1)
-    ('better', 'tie')
-    """
-    return "better" if low > 0 else "worse" if high < 0 else "tie"
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table of differences."""
     from rich.console import Console
     from rich.table import Table
 
+    from tune.cli.flags import add_groups
     from tune.cli.parser import Parser
 
     parser = Parser(prog="python -m tune.comparison paired", description=__doc__)
@@ -72,25 +63,44 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="RUN",
         help="folders of runs; the first is the baseline",
     )
+    add_groups(parser, {"comparison": "margin retain correction"}, {})
     args = parser.parse_args(argv)
     if len(args.runs) < 2:
         parser.error("a baseline and at least one other run are needed")
     runs = [read_predictions(path) for path in args.runs]
     name = next(iter(runs[0].result["metrics"]))
+    score = runs[0].result["metrics"][name]["mean"]
+    margin = args.margin
+    if args.retain is not None:
+        chance = (runs[0].result.get("chance") or {}).get(name)
+        if chance is None:
+            raise ValueError(f"{args.runs[0]} doesn't say the chance of {name}; give --margin")
+        margin = retained_margin(score, chance, args.retain)
+    judged = verdicts(
+        [compare(runs[0], run)[name] for run in runs[1:]], margin, correction=args.correction
+    )
     table = Table(
         title=f"{runs[0].result['task']}: {name}, against {args.runs[0].name}", title_justify="left"
     )
     table.add_column("run", overflow="fold")
     for head in (name, "difference", "95 % interval", "verdict"):
         table.add_column(head, justify="right")
-    table.add_row(args.runs[0].name, f"{runs[0].result['metrics'][name]['mean']:.3f}", "", "", "")
-    for path, run in zip(args.runs[1:], runs[1:], strict=True):
-        difference, low, high = compare(runs[0], run)[name]
+    table.add_row(args.runs[0].name, f"{score:.3f}", "", "", "")
+    for path, run, verdict in zip(args.runs[1:], runs[1:], judged, strict=True):
         table.add_row(
             path.name,
             f"{run.result['metrics'][name]['mean']:.3f}",
-            f"{difference:+.3f}",
-            f"{low:+.3f} to {high:+.3f}",
-            verdict(low, high),
+            f"{verdict.difference.value:+.3f}",
+            f"{verdict.low:+.3f} to {verdict.high:+.3f}",
+            verdict.word,
         )
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    lines = [family_text(margin, len(judged), args.correction)]
+    lines += [
+        f"{path.name}: {verdict}"
+        for path, verdict in zip(args.runs[1:], judged, strict=True)
+        if verdict.word == CANT_TELL or verdict.difference.n_seeds == 1
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)

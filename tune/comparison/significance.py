@@ -1,73 +1,38 @@
-"""Verdicts: differences on the same test tracks, corrected for the number of comparisons.
+"""Verdicts on configurations: differences on the same test tracks, one family a table.
 
-All configurations are scored on the same resamples of the test tracks
-(`tune.probing.intervals.bootstrap_curves`), so that differences are paired, and so are differences
-of averages over configurations. A p-value is twice the smaller share of resamples on either side of
-zero, and at least 1 / resamples. Holm's correction (Holm 1979) keeps the chance of any false
-"better" or "worse" in a family of comparisons below 5 %. A configuration's seeds are resampled as
-well, so that what other seeds would have given is part of an interval; a configuration with a
-single seed hides that part.
+A configuration's score is estimated with the variance that test tracks and seeds give it
+(`tune.comparison.jackknife`); differences are paired track by track, and judged together
+(`tune.comparison.verdicts`). The interval of a single score, which is not a difference, is that of
+the bootstrap, as in result.json.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from tune.comparison.configurations import Configuration
-from tune.probing.intervals import N_RESAMPLES, bootstrap_curves, interval
+from tune.comparison.jackknife import Estimate, estimates
+from tune.comparison.verdicts import MARGIN, Verdict, verdicts
+from tune.probing.intervals import bootstrap_curves, interval
 from tune.runs.predictions import folds_text
-
-ALPHA = 0.05
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A difference, its 95 % interval, its p-value before and after correction, and the verdict."""
-
-    value: float
-    low: float
-    high: float
-    p: float
-    p_corrected: float
-    verdict: str
-    n_tracks: int
 
 
 class Scores:
-    """Metrics of configurations on the same resamples, computed once for each set of tracks.
+    """Metrics of configurations, computed once for each set of tracks."""
 
-    Parameters
-    ----------
-    n_resamples : at least `N_RESAMPLES`; more are needed for many comparisons
-    """
-
-    def __init__(self, n_resamples: int = N_RESAMPLES):
-        self.n_resamples = n_resamples
-        self._known: dict[tuple, dict[str, np.ndarray]] = {}
+    def __init__(self):
+        self._curves: dict[tuple, dict[str, np.ndarray]] = {}
+        self._estimates: dict[tuple, Estimate] = {}
 
     def curves(
         self, configuration: Configuration, ids: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
         """Each metric on the whole split and on each resample, (1 + R,), for some of its tracks."""
-        ids = configuration.ids if ids is None else ids
-        key = (id(configuration), tuple(ids))
-        if key not in self._known:
-            at = positions(configuration, ids)
-            r, groups = configuration.result, configuration.groups
-            self._known[key] = bootstrap_curves(
-                r["kind"],
-                configuration.labels[at],
-                configuration.predictions[:, at],
-                r["targets"],
-                groups=None if groups is None else [groups[i] for i in at],
-                n_resamples=self.n_resamples,
-            )
-        return self._known[key]
+        return _once(self._curves, configuration, ids, bootstrap_curves)
 
-    def main(self, configuration: Configuration, ids: Sequence[str] | None = None) -> np.ndarray:
+    def estimate(self, configuration: Configuration, ids: Sequence[str] | None = None) -> Estimate:
         """The main metric of the kind of label, the first: accuracy, mean R², ROC-AUC, ..."""
-        return next(iter(self.curves(configuration, ids).values()))
+        return _once(self._estimates, configuration, ids, _main_estimate)
 
     def summary(self, configuration: Configuration) -> dict[str, tuple[float, float, float]]:
         """Each metric with its interval: (mean, low, high)."""
@@ -76,9 +41,25 @@ class Scores:
         }
 
 
-def enough_resamples(n_comparisons: int) -> int:
-    """Number of resamples with which the smallest corrected p-value can fall below 5 %."""
-    return max(N_RESAMPLES, 40 * n_comparisons)
+def _once(known: dict, configuration: Configuration, ids: Sequence[str] | None, compute):
+    """A function of a configuration's predictions of some tracks, kept in `known`."""
+    ids = configuration.ids if ids is None else ids
+    key = (id(configuration), tuple(ids))
+    if key not in known:
+        at, r, groups = positions(configuration, ids), configuration.result, configuration.groups
+        known[key] = compute(
+            r["kind"],
+            configuration.labels[at],
+            configuration.predictions[:, at],
+            r["targets"],
+            groups=None if groups is None else [groups[i] for i in at],
+        )
+    return known[key]
+
+
+def _main_estimate(*args, **kwargs) -> Estimate:
+    """The first metric's estimate."""
+    return next(iter(estimates(*args, **kwargs).values()))
 
 
 def positions(configuration: Configuration, ids: Sequence[str]) -> np.ndarray:
@@ -107,67 +88,25 @@ def common_ids(configurations: Sequence[Configuration]) -> list[str]:
     return ids
 
 
-def p_value(differences: np.ndarray) -> float:
-    """Two-sided p of resampled differences against zero; NaN when half of them are undefined."""
-    real = differences[np.isfinite(differences)]
-    if len(real) <= len(differences) / 2:
-        return float("nan")
-    real = np.round(real, 12)  # the rounding error of equal scores has a sign too
-    share = min((real <= 0).mean(), (real >= 0).mean())
-    return float(min(1.0, max(2 * share, 1 / len(real))))
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's correction of p-values; NaN stay and don't count.
-
-    Examples
-    --------
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    p = np.asarray(p, dtype=float)
-    out = p.copy()
-    order = np.argsort(p, kind="stable")  # NaN come last
-    m, highest = int(np.isfinite(p).sum()), 0.0
-    for rank, i in enumerate(order[:m]):
-        highest = max(highest, min(1.0, (m - rank) * p[i]))
-        out[i] = highest
-    return out.tolist()
-
-
-def compare_differences(
-    curves: Sequence[tuple[np.ndarray, int]], correction: str
-) -> list[Difference]:
-    """Differences on resamples, each with its number of tracks, to corrected verdicts.
-
-    Parameters
-    ----------
-    curves : (1 + R,) differences, the first on the whole split, and how many tracks they're over
-    correction : "holm" over all of them, or "none"
-    """
-    p = [p_value(curve[1:]) for curve, _ in curves]
-    corrected = holm(p) if correction == "holm" else p
-    out = []
-    for (curve, n), raw, final in zip(curves, p, corrected, strict=True):
-        value = float(curve[0])
-        word = "tie" if not final < ALPHA else "better" if value > 0 else "worse"
-        out.append(Difference(value, *interval(curve[1:]), raw, final, word, n))
-    return out
-
-
 def compare_to_baseline(
     baseline: Configuration,
     configurations: Sequence[Configuration],
     scores: Scores,
     correction: str,
-) -> dict:
+    margin: float = MARGIN,
+) -> dict[Configuration, Verdict | str]:
     """Compare configurations with a baseline, as one family.
+
+    Parameters
+    ----------
+    correction : "holm" or "none"
+    margin : the greatest loss that is put up with
 
     Returns
     -------
-    dict : configuration -> Difference, or the reason (str) why the two can't be compared
+    dict : configuration -> Verdict, or the reason (str) why the two can't be compared
     """
-    found, curves = {}, []
+    found, differences = {}, []
     for configuration in configurations:
         try:
             ids = common_ids([baseline, configuration])
@@ -175,8 +114,8 @@ def compare_to_baseline(
             found[configuration] = str(error)
             continue
         found[configuration] = None
-        curves.append((scores.main(configuration, ids) - scores.main(baseline, ids), len(ids)))
-    judged = iter(compare_differences(curves, correction))
+        differences.append(scores.estimate(configuration, ids) - scores.estimate(baseline, ids))
+    judged = iter(verdicts(differences, margin, correction=correction))
     return {
         configuration: next(judged) if text is None else text
         for configuration, text in found.items()

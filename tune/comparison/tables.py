@@ -8,14 +8,31 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tune.comparison.analysis import TableRow, TaskView
+from tune.comparison.analysis import EncoderView, TableRow, TaskView
 from tune.comparison.configurations import layer_of
 from tune.comparison.main_effects import EncoderPair
 from tune.comparison.published_results import Published, metric_name, same_encoder
-from tune.comparison.significance import Difference
+from tune.comparison.verdicts import (
+    AS_GOOD,
+    BETTER,
+    CANT_TELL,
+    EQUIVALENT,
+    WORSE,
+    Verdict,
+    family_text,
+)
 from tune.runs.load import SkippedRun
 
-STYLES = {"better": "bold green", "worse": "red", "baseline": "bold"}
+STYLES = {
+    "better": "bold green",
+    "equivalent": "cyan",
+    "as good": "green",
+    "worse": "red",
+    "can't tell": "dim",
+    "baseline": "bold",
+}
+P_WORDS = (BETTER, EQUIVALENT, AS_GOOD, WORSE)
+MOST_NOTES = 3  # undecided comparisons that are written out under a table
 LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -53,7 +70,7 @@ def frame(views: Sequence[TaskView]) -> pd.DataFrame:
                 row.configuration.result,
                 row.configuration.result["cost"],
             )
-            d = row.difference if isinstance(row.difference, Difference) else None
+            d = row.difference if isinstance(row.difference, Verdict) else None
             out = {
                 "task": view.task,
                 "encoder": r["encoder"],
@@ -74,12 +91,16 @@ def frame(views: Sequence[TaskView]) -> pd.DataFrame:
                 out |= {name: mean, f"{name}_ci_low": low, f"{name}_ci_high": high}
             out |= {
                 "verdict": row.verdict,
-                "difference": d and d.value,
+                "verdict_alone": d and d.alone,
+                "margin": d and d.margin,
+                "difference": d and d.difference.value,
                 "difference_ci_low": d and d.low,
                 "difference_ci_high": d and d.high,
-                "p": d and d.p,
-                "p_corrected": d and d.p_corrected,
-                "n_common_tracks": d and d.n_tracks,
+                **{f"p_{word.replace(' ', '_')}": d and d.p[word] for word in P_WORDS},
+                "detectable": d and d.detectable,
+                "needed_tracks": d and d.needed and d.needed.tracks,
+                "needed_seeds": d and d.needed and d.needed.seeds,
+                "n_common_tracks": d and d.difference.n_tracks,
                 "seconds_per_track": configuration.seconds_per_track,
                 "peak_memory_bytes": configuration.memory_bytes,
                 "peak_memory_kind": configuration.memory_kind,
@@ -109,8 +130,8 @@ def row_texts(row: TableRow) -> list[str]:
     d = row.difference
     mean, low, high = next(iter(row.metrics.values()))
     out = [row.configuration.label, number(mean), number(row.std), span(low, high)]
-    if isinstance(d, Difference):
-        out += [signed(d.value), span(d.low, d.high, signed), p_text(d.p_corrected)]
+    if isinstance(d, Verdict):
+        out += [signed(d.difference.value), span(d.low, d.high, signed), p_text(p_of(d))]
     else:
         out += ["", "", ""]
     return [*out, row.verdict, *costs(row)]
@@ -187,6 +208,34 @@ def span(low: float, high: float, text=number) -> str:
     return "-" if low != low else f"{text(low)} to {text(high)}"
 
 
+def p_of(verdict: Verdict) -> float:
+    """One-sided p of a verdict's word; where it can't be told, the smallest of any word."""
+    return min(verdict.p.values()) if verdict.word == CANT_TELL else verdict.p[verdict.word]
+
+
+def verdict_notes(view: TaskView, encoder: EncoderView, correction: str) -> list[str]:
+    """Lines under a table: the margin and the family, then what would settle what can't be told."""
+    found = [
+        (row.configuration.label, row.difference)
+        for row in view.rows
+        if row.encoder == encoder.name and isinstance(row.difference, Verdict)
+    ]
+    if not found:
+        return []
+    n, lines = len(found), [family_text(encoder.margin, len(found), correction)]
+    single = sum(verdict.difference.n_seeds == 1 for _, verdict in found)
+    if single:
+        lines.append(
+            f"one seed in {single} of {n} comparison{'s' * (n > 1)}: probe noise is not in it, so "
+            "that verdicts err more often; give train_probe.py several --seeds"
+        )
+    open_ones = [f"{label}: {verdict}" for label, verdict in found if verdict.word == CANT_TELL]
+    lines += open_ones[:MOST_NOTES]
+    if len(open_ones) > MOST_NOTES:
+        lines.append(f"and {len(open_ones) - MOST_NOTES} more that can't be told")
+    return lines
+
+
 def p_text(p: float) -> str:
     """A p-value."""
     return "-" if p != p else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
@@ -212,24 +261,27 @@ def print_views(
             )
             console.print(_table(rows, view, correction))
             say(f"  {encoder.note}" if encoder.note else "", "yellow")
+            for text in verdict_notes(view, encoder, correction):
+                say(f"  {text}")
             for effect in encoder.effects:
                 levels = "; ".join(
                     f"{x.name} {x.mean:.3f}"
                     + (
-                        f" ({x.difference.value:+.3f}, {x.difference.verdict})"
+                        f" ({x.difference.difference.value:+.3f}, {x.difference.word})"
                         if x.difference
                         else ""
                     )
                     for x in effect.levels
                 )
                 say(f"  effect of {effect.factor}, mean over {', '.join(effect.others)}: {levels}")
+            width = max((len(advice.question) for advice in encoder.advice), default=0)
             for advice in encoder.advice:
-                say(f"  {advice.question:<14} {advice.answer}: {advice.evidence}")
+                say(f"  {advice.question:<{width}}  {advice.answer}: {advice.evidence}")
         for pair in view.encoder_pairs:
             d = pair.difference
             say(
                 f"  encoders {pair.name} {pair.mean:.3f}, {pair.other} {pair.mean_of_other:.3f}: "
-                f"{d.value:+.3f} ({span(d.low, d.high, signed)}), {d.verdict}; "
+                f"{d.difference.value:+.3f} ({span(d.low, d.high, signed)}), {d.word}; "
                 f"mean over {strategies_text(pair)}"
             )
         for line in view.study:
@@ -277,8 +329,9 @@ def write_markdown(views: Sequence[TaskView], correction: str, path: Path) -> No
             for row in view.rows:
                 if row.encoder == encoder.name:
                     texts = [_md(text) for text in row_texts(row)]
-                    texts[7] = f"**{texts[7]}**" if texts[7] in ("better", "worse") else texts[7]
+                    texts[7] = f"**{texts[7]}**" if texts[7] in P_WORDS else texts[7]
                     lines.append(f"| {' | '.join(texts)} |")
+            lines += ["", *(_md(text) + "  " for text in verdict_notes(view, encoder, correction))]
             lines += [
                 "",
                 *(
@@ -302,10 +355,10 @@ def write_markdown(views: Sequence[TaskView], correction: str, path: Path) -> No
                 number(pair.mean),
                 pair.other,
                 number(pair.mean_of_other),
-                signed(d.value),
+                signed(d.difference.value),
                 span(d.low, d.high, signed),
-                p_text(d.p_corrected),
-                d.verdict,
+                p_text(p_of(d)),
+                d.word,
                 strategies_text(pair),
             ]
             lines.append(f"| {' | '.join(map(_md, texts))} |")
@@ -331,9 +384,12 @@ def write_latex(views: Sequence[TaskView], correction: str, path: Path) -> None:
             against = ""
             if encoder.baseline:
                 against = (
-                    f" Differences to {encoder.baseline.label}: 95 % paired bootstrap "
-                    f"interval, {correct} p."
+                    f" Differences to {encoder.baseline.label}: paired 95 % interval, {correct} "
+                    "one-sided p"
                 )
+                if encoder.margin is not None:
+                    against += f", margin {encoder.margin:.3g}"
+                against += "."
             caption = (
                 f"{view.task}, {encoder.name}: {view.metric} on {view.n_test} test tracks "
                 f"with its 95 % interval.{against}"

@@ -75,7 +75,7 @@ class Verdict:
             seeds = f" and {self.needed.seeds} seeds" if self.needed.seeds > d.n_seeds else ""
             text += (
                 f": {d.n_tracks:,} tracks show differences from {self.detectable:.3f} on; "
-                f"a margin of {self.margin:g} needs about {self.needed.tracks:,} tracks{seeds}"
+                f"a margin of {self.margin:.3g} needs about {self.needed.tracks:,} tracks{seeds}"
             )
         return text + ("; one seed: probe noise is not in it" if d.n_seeds == 1 else "")
 
@@ -141,6 +141,21 @@ def verdicts(
             )
         )
     return out
+
+
+def family_text(margin: float, n: int, correction: str, level: float = LEVEL) -> str:
+    """What the verdicts of a family rest on, in a line.
+
+    Examples
+    --------
+    >>> family_text(0.02, 8, "holm")
+    'margin 0.02; 8 comparisons, corrected over all (Holm); each word is one-sided at 2.5 %'
+    """
+    corrected = "corrected over all (Holm)" if correction == "holm" else "not corrected"
+    return (
+        f"margin {margin:.3g}; {n} comparison{'s' * (n != 1)}, {corrected}; each word is one-sided "
+        f"at {100 * level:g} %"
+    )
 
 
 def _word(p: dict[str, list[float]], i: int, level: float) -> str:

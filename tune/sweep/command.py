@@ -10,13 +10,15 @@ Each is an ordinary run of the file's program with an offline W&B run; `wandb sy
 Other flags are passed on to every run, written as --flag=value. If the sweep is stopped, the same
 command continues it: finished runs are skipped, failed ones are tried again. A run whose tracks are
 all one segment equals the full track's; it is marked as such instead of being run again.
-At the end the runs are compared as compare.py does, on the terminal and in OUTPUT_DIR/NAME.html.
+At the end the runs are compared as compare.py does, by --margin or --retain, on the terminal and in
+OUTPUT_DIR/NAME.html.
 """
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from tune.cli.flags import add_groups
 from tune.cli.parser import Parser, positive_int
 from tune.sweep.config import read_sweep, swept
 from tune.sweep.journal import Sweep
@@ -75,6 +77,7 @@ def parse_args(argv: Sequence[str] | None = None):
         metavar="DIR",
         help="runs go to DIR/NAME, the sweep's journal and logs to DIR/.sweeps",
     )
+    add_groups(parser, {"comparison at the end": "margin retain correction"}, {})
     args, extra = parser.parse_known_args(argv)
     extra = joined(extra)
     for flag in extra:
@@ -102,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     failed = [c for c in runs if c.state == "failed"]
     if sweep.program == "train_probe.py":
         page = args.output_dir / f"{config.get('name') or 'sweep'}.html"
-        if print_comparison(config, runs, folders, page):
+        judged_by = {"margin": args.margin, "retain": args.retain, "correction": args.correction}
+        if print_comparison(config, runs, folders, page, **judged_by):
             print(f"  report     {page}")
             print(f"  choose     python compare.py {args.output_dir} --budget 4GB")
     else:

@@ -55,6 +55,10 @@ def print_comparison(
     folders: Mapping[str, Path],
     page: Path,
     console: Console | None = None,
+    *,
+    margin: float = 0.02,
+    retain: float | None = None,
+    correction: str = "holm",
 ) -> bool:
     """Compare a sweep's runs as compare.py does; print its tables, write its report.
 
@@ -62,6 +66,7 @@ def print_comparison(
     ----------
     folders : a run's name -> its folder
     page : where the report goes
+    margin, retain, correction : as for `tune.comparison.analysis.analyse`
 
     Returns
     -------
@@ -84,10 +89,10 @@ def print_comparison(
     if not whole:
         return False
     merged, left = merge([read_run(folder) for folder in whole])
-    views = analyse(merged)
-    print_views(views, left, "holm", console)
+    views = analyse(merged, margin=margin, retain=retain, correction=correction)
+    print_views(views, left, correction, console)
     command = f"python -m tune.sweep ({config.get('name') or 'sweep'})"
-    page.write_text(render(views, left, correction="holm", command=command), encoding="utf-8")
+    page.write_text(render(views, left, correction=correction, command=command), encoding="utf-8")
     return True
 
 
