@@ -110,6 +110,13 @@ def load_original(name: str, weights: str, device: torch.device) -> nn.Module:
     model, _ = muq._build(config, state)
     for layer in model.conformer.layers:
         layer.self_attn.config["_attn_implementation"] = "eager"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for module in model.modules():  # weights that we don't load: any values cost the same
+            for key, value in module.named_parameters(recurse=False):
+                if value.is_meta:
+                    made = torch.randn(value.shape, dtype=value.dtype) * 0.02
+                    setattr(module, key, nn.Parameter(made, requires_grad=False))
     return model.to(device)
 
 

@@ -15,7 +15,7 @@ times and ratios as JSON.
 import sys
 from pathlib import Path
 
-from tune.cli.parser import Parser, begin, positive_float, positive_int, run_script
+from tune.cli.parser import Parser, positive_float, positive_int, read_arguments, run_script
 
 NAME = "decoding"
 RATE, OPUS_RATE = 44_100, 48_000  # Hz
@@ -54,7 +54,7 @@ def parse_args(argv=None):
     return args
 
 
-args = begin(parse_args) if __name__ == "__main__" else None
+args = read_arguments(parse_args) if __name__ == "__main__" else None
 
 import contextlib
 import tempfile
@@ -71,7 +71,7 @@ from tune.encoders.base import SAMPLE_RATE
 
 def main(args):
     """Write the files, read them by both ways in turn, report."""
-    device = common.begin(args)
+    device = common.choose_device(args)
     kinds = {}
     with tempfile.TemporaryDirectory() as name:
         for ending, (container, codec) in KINDS.items():

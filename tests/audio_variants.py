@@ -307,6 +307,13 @@ def _mp3(add) -> None:
             lambda o=vbr: mp3(muxing=no_header, options=o),
             late_s=0.066,
         )
+    add(
+        "mp3 without header",
+        "cbr-bare-30s.mp3",
+        lambda: mp3(muxing=no_header, seconds=30.0, bit_rate=128_000),
+        one(seconds=30.0),
+        late_s=0.066,
+    )
     for kbit in (32, 64, 320):
         add("mp3, Xing or Info header", f"cbr-{kbit}.mp3", lambda b=kbit: mp3(bit_rate=b * 1000))
     for seconds in (0.05, 0.3, 12.0):

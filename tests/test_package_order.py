@@ -1,6 +1,7 @@
 """Packages import only from packages above them, and no modules import each other in a circle."""
 
 import ast
+import re
 from collections import defaultdict
 
 import pytest
@@ -102,3 +103,17 @@ def test_every_package_has_a_docstring_and_its_public_names():
         assert module.__doc__
         for name in getattr(module, "__all__", []):
             assert getattr(module, name) is not None
+
+
+def test_every_module_is_named_where_a_stranger_looks():
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for path in (ROOT / "tune").rglob("__init__.py"):
+        names = {p.stem for p in path.parent.glob("*.py") if not p.stem.startswith("__")}
+        if path.parent == ROOT / "tune":
+            continue
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        assert names <= set(re.findall(r"\w+", docstring)), path
+        package = path.relative_to(ROOT / "tune").parts[0]
+        row = next(line for line in table.splitlines() if line.startswith(f"| `{package}/`"))
+        if package != "demo":  # the composer is one entry there
+            assert names <= set(re.findall(r"\w+", row)), path

@@ -15,7 +15,7 @@ from tune.encoders.base import EncoderError, resolve_layers
 from tune.encoders.check import main
 from tune.encoders.registry import ENCODERS, load_encoder
 from tune.segments.rules import parse_rule
-from tune.store.encode import check_fits
+from tune.store.encode import check_rules_fit
 
 PINNED = ENCODERS["mert-v2-30s"].commit
 
@@ -189,9 +189,9 @@ def test_fullsong_takes_30_to_360_seconds(hub, folder):
     assert (encoder.min_seconds, encoder.max_seconds) == (29.5, 360.0)
     assert encoder.embed(segments(30, 1), [1]).shape == (1, 1, 1, 16)
     with pytest.raises(ValueError, match=r"--seg 10: mert-v2-fullsong takes 29\.5 to 360 s"):
-        check_fits([parse_rule("10", min_tail_s=30)], None, encoder)
+        check_rules_fit([parse_rule("10", min_tail_s=30)], None, encoder)
     with pytest.raises(ValueError, match=r"--seg 400: mert-v2-fullsong takes at most 360 s"):
-        check_fits([parse_rule("400", min_tail_s=30)], None, encoder)
+        check_rules_fit([parse_rule("400", min_tail_s=30)], None, encoder)
     with pytest.raises(ValueError, match=r"takes at most 360 s, got a segment of 361 s"):
         encoder.embed(segments(361, 1), [1])
 

@@ -4,15 +4,19 @@ What can be decoded is compared with its source, by length and by correlation; w
 refused with its reason. The table of docs/reliability.md counts these kinds.
 """
 
+import json
+import re
 from collections import Counter
 
 import audio_variants
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from audio_variants import VARIANTS
-from conftest import SHARED
+from conftest import ROOT, SHARED, run
 
 from tune.audio.decode import AudioError, decode, read_header
+from tune.tasks.load import SPLITS
 
 RATE = 16_000
 LENGTH_S = 0.06  # how far a length may be off
@@ -61,6 +65,35 @@ def test_a_variant_has_its_right_value(tmp_path, variant, capfd):
             assert header.channels == variant.parts[0][1]
             assert np.isnan(header.seconds) or abs(header.seconds - seconds) < 0.1
     assert capfd.readouterr() == ("", "")  # no library writes remarks of its own
+
+
+@pytest.mark.slow
+def test_all_variants_through_embed_and_check(tmp_path):
+    rows = ["path,label,split"]
+    for i, variant in enumerate(VARIANTS):
+        path = tmp_path / variant.kind / variant.name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(variant.make())
+        rows.append(f'"{variant.kind}/{variant.name}",{"ab"[i % 2]},{SPLITS[i // 2 % 3]}')
+    (tmp_path / "all.csv").write_text("\n".join(rows))
+    names = [f"{variant.kind}/{variant.name}" for variant in VARIANTS]
+    (tmp_path / "all.txt").write_text("\n".join(names))
+    flags = ("--encoder", "mel", "--seg", "full", "--out", "e.parquet", "--store", "store")
+    done = run(ROOT / "embed.py", "all.txt", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = pq.read_table(tmp_path / "e.parquet", columns=["path", "reason"]).to_pylist()
+    reasons = {row["path"]: row["reason"] for row in table}
+    assert len(reasons) == len(VARIANTS)
+    for variant, name in zip(VARIANTS, names, strict=True):
+        short = variant.parts and sum(part[2] for part in variant.parts) < 0.1
+        expected = variant.reason or ("too short" if short else "^$")
+        assert re.search(expected, reasons[name] or ""), (name, reasons[name])
+    run("-m", "tune.tasks", "check", "all.csv", "--json", "check.json", cwd=tmp_path)
+    report = json.loads((tmp_path / "check.json").read_text())
+    problems = "\n".join(problem["text"] for problem in report["problems"])
+    for variant, name in zip(VARIANTS, names, strict=True):
+        if variant.reason:
+            assert f"{name}: {reasons[name]}" in problems
 
 
 # What ../shared/cases/EXPECTED.tsv says: seconds, or None where a file must be refused.

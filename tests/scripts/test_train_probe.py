@@ -496,6 +496,8 @@ def test_scales_that_are_all_the_full_track_are_marked(segs, degenerate):
             "layer_scores",
             "aggregator",
             "best_epochs",
+            "tested_epochs",
+            "chosen",
             "metrics",
             "chance",
             "embedding_dim",
@@ -506,7 +508,10 @@ def test_scales_that_are_all_the_full_track_are_marked(segs, degenerate):
     )
     config |= {"layer": "last", "agg": "hierarchical", "seeds": [1]}
     extractor = SimpleNamespace(
-        encoder=SimpleNamespace(name="mel", untrained=False, device=torch.device("cpu")),
+        encoder=SimpleNamespace(
+            name="mel", untrained=False, device=torch.device("cpu"), revision=None, licence=None
+        ),
+        channels="mix",
         rules=rules,
         collection=SimpleNamespace(
             key={"tokens": "segment"}, bytes_of=lambda content, spans: len(spans)
@@ -514,7 +519,16 @@ def test_scales_that_are_all_the_full_track_are_marked(segs, degenerate):
     )
     got = results.assemble(
         SimpleNamespace(
-            name="t", kind="classes", classes=[], targets=[], splits=splits, skipped=[], record={}
+            name="t",
+            kind="classes",
+            classes=[],
+            targets=[],
+            splits=splits,
+            skipped=[],
+            folds=[],
+            record={},
+            data_revision=None,
+            partial={},
         ),
         extractor,
         reports,

@@ -265,17 +265,17 @@ def calls(monkeypatch):
     """Count decoded files and cut tracks."""
     from tune.store import encode as encoding
 
-    seen, read, cut = {"read": 0, "cut": 0}, encoding.read_audio, StructureRule.cut
+    seen, read, cut = {"read": 0, "cut": 0}, encoding.audio.decode, StructureRule.cut
 
-    def counted_read(*args):
+    def counted_read(*args, **kwargs):
         seen["read"] += 1
-        return read(*args)
+        return read(*args, **kwargs)
 
     def counted_cut(*args):
         seen["cut"] += 1
         return cut(*args)
 
-    monkeypatch.setattr(encoding, "read_audio", counted_read)
+    monkeypatch.setattr(encoding.audio, "decode", counted_read)
     monkeypatch.setattr(StructureRule, "cut", counted_cut)
     return seen
 

@@ -299,7 +299,7 @@ def test_a_worker_says_what_is_wrong_with_a_cell(monkeypatch):
     monkeypatch.setitem(sys.modules, "train_probe", None)
     worker = sweep_worker.Worker(None, "train_probe.py")
     assert worker.check(["--agg=mean"]) is None
-    assert "--agg: must be one of mean" in worker.check(["--agg=means"])
+    assert "--agg must be one of mean" in worker.check(["--agg=means"])
     assert "unrecognized arguments: --agregator=mean" in worker.check(["--agregator=mean"])
     loaded = []
 

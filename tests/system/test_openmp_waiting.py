@@ -9,8 +9,8 @@ from conftest import ROOT, run
 SCRIPT = (
     "import os, sys\n"
     "sys.path.insert(0, {root!r})\n"
-    "from tune.cli.parser import Parser, begin\n"
-    "begin(lambda: None)\n"
+    "from tune.cli.parser import Parser, read_arguments\n"
+    "read_arguments(lambda: None)\n"
     "assert 'torch' not in sys.modules\n"
     "print(os.environ.get('OMP_WAIT_POLICY'))\n"
 )

@@ -294,13 +294,15 @@ def test_channels_of_opposite_phase(folder, tmp_path):
 
 def test_a_length_that_does_not_go_with_the_size(folder, tmp_path):
     rate = 44_100
-    for name, seconds, extra in (("001", 3.0, 0), ("002", 3.0, 400_000)):
+    picture = b"ID3\x04\0\0" + bytes([0, 10, 0, 0]) + bytes(10 << 14)
+    longer_than_file = b"ID3\x04\0\0\x7f\x7f\x7f\x7f"
+    tags = {"001": picture * 2, "002": b"", "003": longer_than_file}
+    for name, seconds, extra in (("001", 3.0, 0), ("002", 3.0, 400_000), ("003", 3.0, 0)):
         soundfile.write(folder / "audio" / f"{name}.mp3", tone(seconds, 300, rate), rate)
         data = (folder / "audio" / f"{name}.mp3").read_bytes()
-        tag = b"ID3\x04\0\0" + bytes([0, 10, 0, 0]) + bytes(10 << 14) if name == "001" else b""
-        (folder / "audio" / f"{name}.mp3").write_bytes(tag + data + bytes(extra))
+        (folder / "audio" / f"{name}.mp3").write_bytes(tags[name] + data + bytes(extra))
     rows = rows_of(folder, "train")
-    for i in (0, 1):
+    for i in (0, 1, 2):
         rows[i]["audio_path"] = f"audio/00{i + 1}.mp3"
     write_rows(folder / "tones.train.jsonl", rows)
     (text,) = problems(report_of(folder, tmp_path), "length")

@@ -89,10 +89,10 @@ def test_the_card_tells_what_the_weights_are():
     facts = json.loads((NANO_FOLDER / "pretrain.json").read_text(encoding="utf-8"))
     assert facts["command"].startswith("tools/pretrain_nano.py")  # where it lay then
     assert facts["command"] in card
-    assert f"{facts['history'][-1]['step']} steps" in card
+    assert f"{facts['history'][-1]['step']:,} steps" in card
     assert f"{facts['history'][-1]['val/loss']:.3f}" in card
     assert facts["corpus"]["tasks"] == ["gamemusic"]
-    for word in ("GPL", "CC BY-SA", "isn't settled"):  # what may bind who uses the weights
+    for word in ("GPL", "CC BY-SA", "open legal question"):  # what may bind who uses the weights
         assert word in card.split("## Licence")[1]
     assert "MIT" in card
     assert len(STREAMS) * CODES == 2304

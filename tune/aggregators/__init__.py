@@ -5,6 +5,7 @@ track_aggregator    an aggregator applied to tracks, fitted or loaded
 track_features      a task's tracks as inputs of the probe
 whitening           covariance within tracks
 trainable           aggregators that learn with the probe
+flag_rules          which flags belong together
 degenerate          settings that equal the full track
 transformer/        the pretrained Transformer
 """

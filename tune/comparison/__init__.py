@@ -8,7 +8,7 @@ selection           choosing apart from scoring
 main_effects        of segments, aggregators and encoders
 recommend           advice, also within a budget
 per_class           by class, by track, attention
-published_results   the study's figures beside ours
+published_results   figures of the study and of papers beside ours
 measured_costs      peak memory measured by profile.py
 analysis            all of these for each task
 tables, figures, html_report, wandb_runs    output, and runs read from W&B

@@ -74,7 +74,10 @@ def make_table(columns: Mapping[str, Sequence], kinds: Mapping, size: int) -> pa
     for i, vector in enumerate(vectors):
         if vector is not None:
             flat[i] = vector
-    arrays = {name: pa.array(columns[name], c.kind) for name, c in kinds.items() if c.kind}
+    none = [None] * len(vectors)  # a column that an older version didn't write
+    arrays = {
+        name: pa.array(columns.get(name, none), c.kind) for name, c in kinds.items() if c.kind
+    }
     arrays["embedding"] = pa.FixedSizeListArray.from_arrays(
         pa.array(flat.reshape(-1)), size, mask=pa.array(missing)
     )
@@ -211,7 +214,7 @@ def merge(paths: Sequence[str]) -> Embeddings:
     columns = {
         name: [value for part in parts for value in part.table[name].to_pylist()]
         for name, column in kinds.items()
-        if column.kind
+        if column.kind and all(name in part.table.schema.names for part in parts)
     }
     vectors = np.concatenate([part.matrix() for part in parts])
     usable = np.concatenate([part.usable for part in parts])

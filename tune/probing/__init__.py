@@ -1,6 +1,8 @@
 """Probes: small heads trained on frozen embeddings.
 
 bank        many probes trained at once, with early stopping
+closed_form  ridge and k-NN probes
+protocols   --protocol: presets of flags
 intervals   bootstrap intervals over test tracks, also paired
 """
 

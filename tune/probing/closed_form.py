@@ -3,7 +3,8 @@
 Both learn the same targets: 1 for a track's class (or tag) and -1 for the others, or the values.
 Ridge on those is scikit-learn's `RidgeClassifier`; the mean over neighbours is a vote. The
 strength, or the number of neighbours, is the best on validation; at equal scores the stronger or
-the larger. They draw nothing: every seed gives the same.
+the larger. They draw nothing: every seed gives the same. scikit-learn is slow to import, so it is
+imported where it is used.
 """
 
 import copy
@@ -11,8 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.linear_model import Ridge
-from sklearn.neighbors import KNeighborsRegressor
 from torch import nn
 
 from tune.probing.bank import ProbeData
@@ -74,6 +73,9 @@ def fit(probe: str, data: ProbeData, n_seeds: int, averaged: str = "outputs") ->
 
 def _fit_layer(probe: str, data: ProbeData, layer: int, averaged: str) -> tuple:
     """The best of a layer: test outputs (n, C), module, validation score, strength or number."""
+    from sklearn.linear_model import Ridge
+    from sklearn.neighbors import KNeighborsRegressor
+
     x = {s: values[layer].cpu().numpy() for s, values in data.inputs.items()}
     y = targets(data)
     best = None
@@ -111,7 +113,7 @@ def _outputs(model, x: np.ndarray, data: ProbeData) -> torch.Tensor:
 def _module(model) -> nn.Module:
     """What is saved of a model: a linear probe's weights, or nothing."""
     module = nn.Module()
-    if isinstance(model, Ridge):
+    if hasattr(model, "coef_"):
         weights = torch.from_numpy(np.atleast_2d(model.coef_).T.copy())
         bias = torch.from_numpy(np.atleast_1d(model.intercept_)[None].copy())
         module.w2, module.b2 = nn.Parameter(weights), nn.Parameter(bias)

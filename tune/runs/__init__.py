@@ -1,6 +1,7 @@
 """Runs: what train_probe.py writes, and reading it again.
 
 result          result.json, the run's folder, the table that ends a run
+outcome         the test scored; folds put together
 predictions     predictions.parquet
 load            runs read from folders
 tracking        W&B and other trackers

@@ -107,7 +107,14 @@ def default_name(
     frame_rate: float | None,
     channels: str,
 ) -> str:
-    """A run's name when none is given: what was compared, readable in a list of runs."""
+    """A run's name when none is given: what was compared, readable in a list of runs.
+
+    Examples
+    --------
+    >>> from tune.segments.rules import parse_rule
+    >>> default_name("gtzan", "muq", "last", [parse_rule("10")], "mean", None, "left")
+    'gtzan-muq-layer-last-seg-10-mean-left'
+    """
     parts = [task, Path(encoder).name, f"layer-{layer}", f"seg-{joined_name(rules)}"]
     parts += [f"hop-{_first(rules, 'hop_s'):g}"] if _first(rules, "hop_s") else []
     if any(rule.needs_audio and rule != type(rule)() for rule in rules):
@@ -443,7 +450,8 @@ def describe_protocol(result: Mapping) -> list[tuple[str, str]]:
     if protocol and protocol["name"] != "tune":
         own = ", ".join(protocol["changed"]) or "nothing"
         lines.append(("protocol", f"{protocol['name']}; changed by flags: {own}"))
-        lines.append(("differs", f"in {len(protocol['differs'])} points: result.json, protocol"))
+        n = len(protocol["differs"])
+        lines.append(("differs", f"in {n} point{'s' * (n > 1)}: protocol.differs in result.json"))
     if result["probe"] != "mlp":
         lines.append(("kind", f"{result['probe']} probe"))
     for name, values in result["chosen"].items():

@@ -3,6 +3,7 @@
 files            atomic writes, the cache folder, names and paths as shown
 memory           amounts, peaks, free memory, out-of-memory errors
 signals          Ctrl-C and SIGTERM
+hub_errors       the hub's errors as sentences
 plugins, local_modules    FILE.py:NAME, and the modules that such a file imports
 lazy             names imported when they are first used
 openmp_waiting   OpenMP threads that sleep while they wait

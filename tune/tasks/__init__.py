@@ -5,6 +5,7 @@ label_kinds         everything that depends on the kind of label: loss, metrics,
 label_readers, label_metrics, tag_ranking, musical_keys       its parts
 readers, nsynth_vocalset, hub_dataset                         layouts of data sets
 rows, tables, text_files, audio_paths, label_columns          how a table is read
+own_task            FILE.py:NAME
 splits, path_safety
 download, hub_download           data sets that are fetched
 inspect_files       what check finds in each file

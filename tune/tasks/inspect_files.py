@@ -7,12 +7,13 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 from tqdm import tqdm
 
 from tune.audio.decode import AudioError, Header, is_silent, read_header
 from tune.audio.decode import decode as decode_file
+from tune.audio.file_bytes import FileBytes
+from tune.audio.file_types import skip_tags
 from tune.audio.fingerprint import Landmarks, find_landmarks
 from tune.audio.hashing import content_hash, sound_hash
 
@@ -105,19 +106,12 @@ def _odd_bit_rate(path: str, format: str, seconds: float) -> float | None:
     if limits is None or not seconds:
         return None
     least, most, pictures = limits
-    size = Path(path).stat().st_size - _id3_bytes(path)
+    with open(path, "rb") as file:
+        data = FileBytes(file)
+        size = data.size - skip_tags(data, 0)  # which may hold pictures
     rate = size * 8 / seconds / 1000
     if rate * BIT_RATE_SLACK < least:
         return rate
     too_much = size - most * BIT_RATE_SLACK * seconds * 1000 / 8 - pictures
     # A second's worth: encoders have a few frames more than they announce.
     return rate if too_much > most * 1000 / 8 else None
-
-
-def _id3_bytes(path: str) -> int:
-    """Size of the ID3v2 tag at a file's beginning, which may hold pictures."""
-    with open(path, "rb") as file:
-        head = file.read(10)
-    if len(head) < 10 or not head.startswith(b"ID3"):
-        return 0
-    return 10 + sum((byte & 0x7F) << (7 * (3 - i)) for i, byte in enumerate(head[6:10]))
