@@ -8,9 +8,6 @@ selection           choosing apart from scoring
 main_effects        of segments, aggregators and encoders
 recommend           advice, also within a budget
 per_class           by class, by track, attention
-jackknife           estimates and paired differences with intervals, over tracks and seeds
-verdicts            better, as good, equivalent, worse or can't tell, by a margin
-selection           choosing a strategy, and the optimism of the highest score
 published_results   figures of the study and of papers beside ours
 measured_costs      peak memory measured by profile.py
 analysis            all of these for each task
