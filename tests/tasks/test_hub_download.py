@@ -279,9 +279,12 @@ FAULTS = {
     "too_many": ((429,), r"the hub answered 429 .*wait some minutes"),
     "down": ((503,), r"the hub answered 503 .*run again later"),
     "listed": (("no_file", "*00003.wav"), r"lacks a file that it lists .*another --data_revision"),
-    "drop": (("drop", "*00003.wav", None, 50), r"GTZAN was not fetched|did not arrive whole"),
+    "drop": (
+        ("drop", "*00003.wav", None, 50),
+        r"GTZAN could not be downloaded|did not arrive whole",
+    ),
     "stall": (("stall", "*00003.wav", None, 50), r"the connection broke off"),
-    "short": (("wrong_size", "*00003.wav"), r"did not arrive whole|was not fetched"),
+    "short": (("wrong_size", "*00003.wav"), r"did not arrive whole|could not be downloaded"),
     "damaged": (
         ("wrong_content", "*00003.wav"),
         r"1 file of m-a-p/GTZAN arrived damaged twice, .*00003\.wav .* can't be used: run again",
