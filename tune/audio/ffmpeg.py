@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import av
@@ -257,17 +257,24 @@ def _blocks(frames: Iterable) -> Iterator[Block]:
         samples = _samples(frame)
         if kind != (len(samples), frame.sample_rate) or n >= BLOCK_FRAMES:
             if kept:
-                yield np.concatenate(kept, axis=1), kind[1]
+                yield _joined(kept), kind[1]
             kept, kind, n = [], (len(samples), frame.sample_rate), 0
         kept.append(samples)
-        n += samples.shape[1]
+        n += len(samples[0])
     if kept:
-        yield np.concatenate(kept, axis=1), kind[1]
+        yield _joined(kept), kind[1]
 
 
-def _samples(frame) -> np.ndarray:
-    """A frame's samples: (C, n) float32 within [-1, 1]."""
+def _joined(parts: Sequence) -> np.ndarray:
+    """Frames' samples end to end, (C, n)."""
+    return np.stack([np.concatenate(channel) for channel in zip(*parts, strict=True)])
+
+
+def _samples(frame) -> np.ndarray | list[np.ndarray]:
+    """A frame's samples: (C, n) float32 within [-1, 1], or a list of its channels."""
     n_channels = frame.layout.nb_channels
+    if frame.format.name == "fltp" and n_channels < MAX_PLANES:  # as lossy codecs give them
+        return [np.frombuffer(plane, np.float32, frame.samples) for plane in frame.planes]
     known = frame.format.name.removesuffix("p") in SCALES
     if not known or (frame.format.is_planar and n_channels >= MAX_PLANES):
         frame = _packed(frame)
