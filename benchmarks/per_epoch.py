@@ -70,6 +70,7 @@ import soundfile
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 
+from tune.aggregators.track_aggregator import TrackAggregator
 from tune.aggregators.track_features import load_task_features
 from tune.audio.decode import read_audio
 from tune.encoders.base import SAMPLE_RATE
@@ -108,24 +109,20 @@ def main(args):
         report, encode_s = common.clock(
             device, lambda: encode_tracks(paths, encoder, rule, store, collection)
         )
-        train = import_train_probe().train
+        script, history = import_train_probe(), []
+        flags = ["--seeds=1234", "--batch_size=64", f"--epochs={args.epochs}"]
+        recipe = script.parse_args([*flags, f"--patience={args.epochs + 1}"])
+        script.apply_protocol(recipe, task)
+        aggregator = TrackAggregator("mean", [rule.name], sample_rate=SAMPLE_RATE)
+        silent = SimpleNamespace(log=lambda *args, **kwargs: None)
 
         def probe():
             features, _ = load_task_features(splits, collection, [report.rows], "mean")
             data = ProbeData(task, features, device)
-            recipe = SimpleNamespace(
-                seeds=[1234],
-                batch_size=64,
-                lr=None,
-                aggregator_lr=None,
-                epochs=args.epochs,
-                patience=args.epochs + 1,
-            )
-            silent = SimpleNamespace(log=lambda *args, **kwargs: None)
             with contextlib.redirect_stdout(io.StringIO()):
-                return train(accelerator, silent, task, data, None, recipe)[2]
+                script.train(accelerator, silent, task, data, aggregator, recipe, history)
 
-        history, probe_s = common.clock(device, probe)
+        _, probe_s = common.clock(device, probe)
 
     assert len(history) == args.epochs
     ours = {
