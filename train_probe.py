@@ -6,12 +6,13 @@
     accelerate launch train_probe.py --seg 10 30 full --agg hierarchical --layer mix
     accelerate launch train_probe.py --agg transformer:aggregators/mine
     accelerate launch train_probe.py --task my_music.csv --folds 5 --group_column artist
+    accelerate launch train_probe.py --task gtzan --protocol marble
 
 Audio is cut into segments; each is encoded once by a frozen encoder and kept in a store. The
-track's tokens are joined by an aggregator, and MARBLE's probe is trained on the result, chosen on
-the validation split and tested once. Writes runs/NAME/result.json, config.json,
-predictions.parquet, probe.safetensors (with --agg attention also attention.parquet), and tracks
-the run in W&B (offline without a login).
+track's tokens are joined by an aggregator, and a probe is trained on the result, chosen on the
+validation split and tested once (--protocol marble: as MARBLE does it). Writes
+runs/NAME/result.json, config.json, predictions.parquet, probe.safetensors (with --agg attention
+also attention.parquet), and tracks the run in W&B (offline without a login).
 """
 
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast

@@ -9,12 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
+from probe_data import paired_bootstrap
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, r2_score
 
 from tune.comparison.jackknife import paired_difference
 from tune.comparison.paired import compare, main
-from tune.probing.intervals import bootstrap_curves, paired_bootstrap
+from tune.probing.intervals import bootstrap_curves
 from tune.runs.predictions import read_predictions
 
 CLASSES = ["a", "b", "c"]

@@ -8,12 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from compare_runs import write_run
+from probe_data import paired_bootstrap
 from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score
 
 from tune.comparison.analysis import analyse
 from tune.comparison.configurations import merge
 from tune.comparison.paired import compare
-from tune.probing.intervals import bootstrap, bootstrap_curves, main_score, paired_bootstrap, score
+from tune.probing.intervals import bootstrap, bootstrap_curves, main_score, score
 from tune.runs.load import read_folders
 from tune.runs.predictions import read_predictions
 from tune.tasks.label_kinds import KINDS

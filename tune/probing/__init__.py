@@ -3,10 +3,10 @@
 bank        many probes trained at once, with early stopping
 closed_form  ridge and k-NN probes
 protocols   --protocol: presets of flags
-intervals   bootstrap intervals over test tracks, also paired
+intervals   bootstrap intervals over test tracks
 """
 
 from tune.system.lazy import lazy_names
 
-PUBLIC = {"bootstrap": "intervals", "paired_bootstrap": "intervals"}
+PUBLIC = {"bootstrap": "intervals"}
 __getattr__, __dir__, __all__ = lazy_names(__name__, PUBLIC)

@@ -74,45 +74,6 @@ def bootstrap(
     return {name: interval(values.mean(1)) for name, values in curves.items()}
 
 
-def paired_bootstrap(
-    kind: str,
-    labels: np.ndarray,
-    first: np.ndarray,
-    second: np.ndarray,
-    targets: Sequence[str],
-    *,
-    groups: Sequence[str] | None = None,
-    n_resamples: int = N_RESAMPLES,
-    seed: int = BOOTSTRAP_SEED,
-) -> dict[str, tuple[float, float, float]]:
-    """Difference of two runs' metrics on the same test tracks, with 95 % percentile intervals.
-
-    Both runs are scored on the same resamples of tracks, so that what is easy or hard for both
-    cancels (Efron and Tibshirani 1993, ch. 10 and 16); what the seeds add is in the interval.
-
-    Parameters
-    ----------
-    labels : ndarray (n,) or (n, n_targets)
-    first, second : ndarray (n_seeds, n[, n_targets]); the numbers of seeds may differ
-    groups : as in `bootstrap`
-
-    Returns
-    -------
-    dict : metric name -> (second - first, low, high), each metric averaged over seeds
-    """
-    a, b = (
-        bootstrap_curves(
-            kind, labels, p, targets, groups=groups, n_resamples=n_resamples, seed=seed
-        )
-        for p in (first, second)
-    )
-    out = {}
-    for name in a:
-        values = b[name] - a[name]
-        out[name] = (float(values[0]), *interval(values[1:]))
-    return out
-
-
 def bootstrap_curves(
     kind: str,
     labels: np.ndarray,

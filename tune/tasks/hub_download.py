@@ -416,6 +416,7 @@ class _Download:
                     spelled = (inside, where.parent / inside, where.with_suffix("") / inside)
                     for to in lacking & {str(each) for each in spelled}:
                         files[to] = self._unpack_one(archive, member, to) | {"zip": name}
+        # NotImplementedError is zipfile's, of a compression that it doesn't know.
         except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
             raise TaskError(
                 f"{path} can't be unpacked ({error}), though it is as {self.row.hub} has it"
