@@ -21,7 +21,7 @@ CUT = ("seg", "min_tail", "pad_tail", "channels", "layer", "fusion", "mixed_prec
 
 
 @dataclass(frozen=True)
-class Row:
+class ProtocolRow:
     """Settings of a protocol, and where they are from.
 
     Attributes
@@ -49,9 +49,9 @@ def _clips(seconds: float, channels: str, layer: str) -> dict:
 MARBLE = "MARBLE v2, "
 MUQ = MARBLE + "configs/probe.MuQ.{}.yaml"
 _TAGS = {"epochs": 20}
-PROTOCOLS: dict[str, tuple[Row, ...]] = {
+PROTOCOLS: dict[str, tuple[ProtocolRow, ...]] = {
     "tune": (
-        Row(
+        ProtocolRow(
             "",
             "this project; lr and the plateau are the recipe's (tune.tasks.registry)",
             {
@@ -79,34 +79,36 @@ PROTOCOLS: dict[str, tuple[Row, ...]] = {
         ),
     ),
     "marble": (
-        Row(
+        ProtocolRow(
             "",
             MARBLE + "tasks: a sample is a clip, test outputs are averaged a file",
             {"fusion": "late", "pad_tail": True, **_clips(30, "mix", "last")},
         ),
-        Row(
+        ProtocolRow(
             "",
             MARBLE + "modules/decoders.py (MLPDecoder)",
             {"standardise": "none", "target_scale": "raw"},
         ),
-        Row(
+        ProtocolRow(
             "",
             MARBLE + "ModelCheckpoint without a monitor, LoadLatestCheckpointCallback",
             {"test_weights": "last"},
         ),
-        Row("", MARBLE + "lightning's EarlyStopping", {"tie_break": "none", "patience": 20}),
-        Row("", MARBLE + "core/base_task.py (validation_step)", {"val_unit": "segment"}),
-        Row(
+        ProtocolRow(
+            "", MARBLE + "lightning's EarlyStopping", {"tie_break": "none", "patience": 20}
+        ),
+        ProtocolRow("", MARBLE + "core/base_task.py (validation_step)", {"val_unit": "segment"}),
+        ProtocolRow(
             "classes",
             MUQ.format("GTZANGenre"),
             {"lr": 5e-3, "plateau_patience": 6, "batch_size": 64, "accumulation": 8},
         ),
-        Row(
+        ProtocolRow(
             "classes",
             MARBLE + "tasks/GTZANGenre/probe.py (test_step)",
             {"averaged": "probabilities"},
         ),
-        Row(
+        ProtocolRow(
             "keys",
             MUQ.format("GS"),
             {
@@ -117,43 +119,45 @@ PROTOCOLS: dict[str, tuple[Row, ...]] = {
                 "accumulation": 4,
             },
         ),
-        Row(
+        ProtocolRow(
             "numbers",
             MUQ.format("EMO"),
             {"lr": 1e-3, "plateau_patience": 5, "batch_size": 64, "accumulation": 4},
         ),
-        Row(
+        ProtocolRow(
             "numbers",
             MARBLE + "core/base_task.py (log_dict of a batch's R²)",
             {"val_unit": "batch"},
         ),
-        Row(
+        ProtocolRow(
             "tags",
             MUQ.format("MTT"),
             {"lr": 1e-3, "plateau_patience": 3, "patience": 10, "batch_size": 128},
         ),
-        Row(
+        ProtocolRow(
             "tags",
             MARBLE + "tasks/MTGMood/probe.py (on_validation_epoch_end)",
             {"val_unit": "track"},
         ),
-        Row("emo", MUQ.format("EMO"), _clips(15, "first", "6")),
-        Row("gtzan", MUQ.format("GTZANGenre"), _clips(30.2, "first", "6")),
-        Row("gs", MUQ.format("GS"), _clips(30, "first", "reduce")),
-        Row("mtt", MUQ.format("MTT"), _clips(30, "mix", "reduce")),
-        Row("mtg-genre", MUQ.format("MTGGenre"), _clips(30, "mix", "reduce") | _TAGS),
-        Row("mtg-instrument", MUQ.format("MTGInstrument"), _clips(30, "mix", "reduce") | _TAGS),
-        Row("mtg-moodtheme", MUQ.format("MTGMood"), _clips(30, "mix", "reduce") | _TAGS),
-        Row("mtg-top50", MUQ.format("MTGTop50"), _clips(30, "mix", "reduce") | _TAGS),
+        ProtocolRow("emo", MUQ.format("EMO"), _clips(15, "first", "6")),
+        ProtocolRow("gtzan", MUQ.format("GTZANGenre"), _clips(30.2, "first", "6")),
+        ProtocolRow("gs", MUQ.format("GS"), _clips(30, "first", "reduce")),
+        ProtocolRow("mtt", MUQ.format("MTT"), _clips(30, "mix", "reduce")),
+        ProtocolRow("mtg-genre", MUQ.format("MTGGenre"), _clips(30, "mix", "reduce") | _TAGS),
+        ProtocolRow(
+            "mtg-instrument", MUQ.format("MTGInstrument"), _clips(30, "mix", "reduce") | _TAGS
+        ),
+        ProtocolRow("mtg-moodtheme", MUQ.format("MTGMood"), _clips(30, "mix", "reduce") | _TAGS),
+        ProtocolRow("mtg-top50", MUQ.format("MTGTop50"), _clips(30, "mix", "reduce") | _TAGS),
     ),
     "study": (
-        Row(
+        ProtocolRow(
             "",
             "the study's code: the last hidden state's mean over time, segments unpadded, the "
             "full track's embedding joined before the probe, float32",
             {"layer": "last", "fusion": "early", "mixed_precision": "no"},
         ),
-        Row(
+        ProtocolRow(
             "",
             MARBLE + "on which the study's probe is built (not read off the study's code)",
             {
@@ -163,8 +167,8 @@ PROTOCOLS: dict[str, tuple[Row, ...]] = {
                 "tie_break": "none",
             },
         ),
-        Row("classes", MUQ.format("GTZANGenre"), {"lr": 5e-3, "plateau_patience": 6}),
-        Row("numbers", MUQ.format("EMO"), {"lr": 1e-3, "plateau_patience": 5}),
+        ProtocolRow("classes", MUQ.format("GTZANGenre"), {"lr": 5e-3, "plateau_patience": 6}),
+        ProtocolRow("numbers", MUQ.format("EMO"), {"lr": 1e-3, "plateau_patience": 5}),
     ),
 }
 # Parts of MARBLE that are not done as it does them; a result says so.
@@ -223,7 +227,7 @@ def preset_of(protocol: str, task: str, kind: str | None) -> dict:
     return out
 
 
-def rows_of(protocol: str, task: str, kind: str | None) -> list[Row]:
+def rows_of(protocol: str, task: str, kind: str | None) -> list[ProtocolRow]:
     """The rows that apply to a task, in the order in which they do."""
     own = PROTOCOLS[protocol] if protocol != "tune" else ()
     return [row for row in (*PROTOCOLS["tune"], *own) if row.applies_to in ("", kind, task)]
