@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import av
@@ -15,6 +15,7 @@ from tune.audio.file_bytes import FileBytes
 from tune.audio.file_types import FETCH, FORMATS, FileType
 
 BLOCK_FRAMES = 1 << 16
+ROOM_FRAMES = 1 << 13  # beside a block, for the frame that fills it
 HOLD_FRAMES = 8192  # of padding at the end at most, in an MP4
 MAX_PLANES = 8
 SCALES = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "flt": 1.0, "dbl": 1.0}
@@ -251,23 +252,26 @@ def decode_packets(
 
 
 def _blocks(frames: Iterable) -> Iterator[Block]:
-    """Join frames of one rate and number of channels."""
-    kept, kind, n = [], None, 0
+    """Join frames of one rate and number of channels; a block's memory is used again."""
+    room, rows, kind, n = np.empty((0, 0), np.float32), [], None, 0
     for frame in frames:
         samples = _samples(frame)
-        if kind != (len(samples), frame.sample_rate) or n >= BLOCK_FRAMES:
-            if kept:
-                yield _joined(kept), kind[1]
-            kept, kind, n = [], (len(samples), frame.sample_rate), 0
-        kept.append(samples)
-        n += len(samples[0])
-    if kept:
-        yield _joined(kept), kind[1]
-
-
-def _joined(parts: Sequence) -> np.ndarray:
-    """Frames' samples end to end, (C, n)."""
-    return np.stack([np.concatenate(channel) for channel in zip(*parts, strict=True)])
+        size = len(samples[0])
+        if n >= BLOCK_FRAMES or kind != (len(samples), frame.sample_rate):
+            if n:
+                yield room[:, :n], kind[1]
+            kind, n = (len(samples), frame.sample_rate), 0
+        end = n + size
+        if len(rows) != len(samples) or end > room.shape[1]:
+            larger = np.empty((len(samples), max(end, BLOCK_FRAMES + ROOM_FRAMES)), np.float32)
+            if n:
+                larger[:, :n] = room[:, :n]
+            room, rows = larger, list(larger)
+        for row, channel in zip(rows, samples):  # noqa: B905 - `strict` costs more than the copy
+            row[n:end] = channel
+        n = end
+    if n:
+        yield room[:, :n], kind[1]
 
 
 def _samples(frame) -> np.ndarray | list[np.ndarray]:
@@ -318,7 +322,7 @@ def without_padding(blocks: Iterable[Block], n: int, rate: int) -> Iterator[Bloc
     held: list[Block] = []
     at = total = 0
     for block, block_rate in blocks:
-        held.append((block, block_rate))
+        held.append((block.copy(), block_rate))
         total += block.shape[1]
         while total - at - held[0][0].shape[1] >= HOLD_FRAMES:
             at += held[0][0].shape[1]

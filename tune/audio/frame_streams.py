@@ -6,6 +6,7 @@ many there should be (Xing, Info, VBRI), and how many samples the encoder has ad
 A file can hold several such streams one after the other: each is a `Part`.
 """
 
+import re
 from array import array
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,6 +15,8 @@ from typing import NamedTuple
 from tune.audio.file_bytes import FileBytes
 from tune.audio.file_types import is_tag_or_padding, tag_size
 
+HEADER_TAGS = re.compile(rb"Xing|Info|VBRI")
+HEAD_BYTES = 40  # of a frame: such a tag ends here at the latest
 CHAIN = 3  # frames that must follow each other to be believed
 DECODER_DELAY = 529  # samples by which a layer III decoder lags behind
 BITRATES = {  # kbit/s by (MPEG 1, layer)
@@ -132,7 +135,7 @@ def read_frames(data: FileBytes, start: int) -> FrameStream:
     part = None
     read = data.read
     while at < data.size:
-        head = read(at, 7)
+        head = read(at, HEAD_BYTES)
         frame = mpeg_frame(head[:4]) or aac_frame(head)
         if frame and (part is None or (frame.codec, frame.rate) == (part.codec, part.rate)):
             if at + frame.size > data.size:
@@ -150,7 +153,9 @@ def read_frames(data: FileBytes, start: int) -> FrameStream:
                     found.damage.append((at, stop - at, seconds))
             at = stop
             continue
-        header = _header(data, at, frame) if frame.codec == "mp3float" else None
+        header = None
+        if frame.codec == "mp3float" and HEADER_TAGS.search(head):
+            header = _header(data, at, frame)
         if (
             header is not None
             or part is None

