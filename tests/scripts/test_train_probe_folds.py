@@ -119,3 +119,28 @@ def test_compare_says_what_folds_share_and_compares_them_with_folds_only(folder)
     assert "3 folds by artist" in out
     assert "folds share training tracks, so the interval is slightly too narrow" in out
     assert "trained on other tracks: 3 folds by artist and a single split" in out
+
+
+def test_a_single_split_resamples_groups_as_well(folder):
+    """The same bootstrap as of folds, from the parquet; the default seeds are five."""
+    splits = ["train"] * 10 + ["val"] * 5 + ["test"] * 15
+    rows = [{**row, "split": split} for row, split in zip(folder.rows, splits, strict=True)]
+    write_table(folder.root / "split.csv", rows)
+    settings = [each for each in SETTINGS if each not in ("--seeds", "1", "2")]
+    settings += ["--name", "split"]
+    found = call("train_probe.py", "--task", "split.csv", *settings, cwd=folder.root)
+    assert found.returncode == 0, found.stderr
+    assert "10 in the test split, by artist: the interval resamples groups" in found.stdout
+    run = folder.root / "runs" / "split"
+    result = json.loads((run / "result.json").read_text())
+    assert result["seeds"] == [1234, 1235, 1236, 1237, 1238]
+    assert result["groups"] == {"column": "artist", "n_test": 10}
+    table = pd.read_parquet(run / "predictions.parquet")
+    artist = {row["path"]: row["artist"] for row in rows}
+    assert list(table.group) == [artist[i] for i in table.id]
+    table["right"] = (table.prediction == table.label).astype(float)
+    each = table.groupby("group").right.agg(["sum", "count"]).to_numpy(float)  # (10, 2)
+    drawn = np.random.default_rng(0).multinomial(10, np.full(10, 0.1), size=2000) @ each
+    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
+    metric = result["metrics"]["accuracy"]
+    assert (metric["ci_low"], metric["ci_high"]) == pytest.approx((low, high), abs=1e-9)

@@ -83,8 +83,9 @@ FLAGS = {
     ),
     "group_column": dict(
         metavar="NAME",
-        help="column of which no value is on both sides of a fold (default: the first there is of "
-        "group, artist, album, song and track; none: no column)",
+        help="column whose values group tracks: no group is on both sides of a fold, and intervals "
+        "resample whole groups (default: the first there is of group, artist, album, song and "
+        "track; none: no column)",
     ),
     "tasks": dict(
         **SEVERAL,
@@ -265,9 +266,9 @@ FLAGS = {
     "seeds": dict(
         **SEVERAL,
         type=to_ints,
-        default=[1234],
+        default=[1234, 1235, 1236, 1237, 1238],
         metavar="SEED",
-        help="one probe a seed, trained side by side (default: 1234)",
+        help="one probe a seed, trained side by side (default: 1234 to 1238)",
     ),
     "epochs": dict(type=positive_int, help="passes over the tracks"),
     "patience": dict(

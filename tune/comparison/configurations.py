@@ -43,7 +43,7 @@ class Configuration:
     ids : (n,) test tracks, sorted
     labels : (n,) class numbers or (n, C) values
     predictions : (S, n) or (S, n, C), all seeds
-    groups : (n,) of a cross-validation whose folds a column groups, else None
+    groups : (n,) of a task whose tracks a column groups, else None
     label : its name, unique for a task and encoder
     memory_bytes, memory_kind, memory_source : peak while encoding, allocated on a GPU or resident,
         and where it was measured; None if no run encoded anything, so that the peak is unknown
@@ -118,10 +118,28 @@ def merge(runs: Sequence[Run]) -> tuple[list[Configuration], list[SkippedRun]]:
         first = kept[0].predictions
         merged = np.concatenate([run.predictions.predictions for run in kept])
         configurations.append(Configuration(kept, first.ids, first.labels, merged, first.groups))
+    _share_groups(configurations)
     _name(configurations)
     _find_memory(configurations, runs)
     _find_duplicates(configurations)
     return sorted(configurations, key=_order), left
+
+
+def _share_groups(configurations: Sequence[Configuration]) -> None:
+    """Give configurations of a task the groups of its newest run that has any.
+
+    Differences are paired group by group; older runs of the same tracks don't have their groups. A
+    track that the newest run doesn't have is a group of its own.
+    """
+    newest: dict[tuple, dict[str, str]] = {}
+    for configuration in sorted(configurations, key=lambda c: -c.runs[0].made):
+        if configuration.groups is not None:
+            found = dict(zip(configuration.ids, configuration.groups, strict=True))
+            newest.setdefault((task_key(configuration), folds_text(configuration.result)), found)
+    for configuration in configurations:
+        known = newest.get((task_key(configuration), folds_text(configuration.result)))
+        if known is not None:
+            configuration.groups = [known.get(name, name) for name in configuration.ids]
 
 
 def task_key(run: Run | Configuration) -> tuple:

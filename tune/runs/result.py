@@ -212,6 +212,9 @@ def assemble(
         if task.folds
         else {split: len(paths[split]) for split in paths},
         "folds": outcome.get("folds"),
+        "groups": {"column": task.group_column, "n_test": len(set(outcome["groups"]))}
+        if outcome["groups"]
+        else None,
         "classes": task.classes,
         "targets": task.targets,
         **{k: outcome[k] for k in ("n_test_scored", "tags_left_out", "unknown_tags")},
@@ -486,8 +489,14 @@ def describe_folds(result: Mapping) -> list[tuple[str, str]]:
 
 
 def describe_scoring(result: Mapping) -> list[tuple[str, str]]:
-    """Lines on what the metric is over, where that isn't every file and every tag."""
+    """Lines on what the metric is over, and what its interval leaves out or resamples."""
     lines = []
+    if len(result["seeds"]) == 1 and result["probe"] in ("mlp", "linear"):
+        lines.append(("seeds", "one: the probe's noise is in no interval; give several --seeds"))
+    if result["groups"] and not result["folds"]:
+        column, n = result["groups"]["column"], result["groups"]["n_test"]
+        text = f"{n} in the test split, by {column}: the interval resamples groups"
+        lines.append(("groups", text))
     if result["n_test_scored"] != result["n_tracks"]["test"]:
         n, files = result["n_test_scored"], result["n_tracks"]["test"]
         lines.append(("scored", f"{n} test tracks, of which the {files} files are clips"))
