@@ -34,7 +34,8 @@ if __name__ != "__main__":
 
 # Imports are inside the functions: imported as the standard library's module, this loads nothing.
 GROUPS = {
-    "grid (several values each)": "seg agg duration encoder layer mixed_precision batch_seconds",
+    "grid (several values each)": "seg agg fusion duration encoder layer mixed_precision "
+    "batch_seconds",
     "what is joined, and by which Transformer": "tokens frame_rate aggregator_checkpoint",
     "how it is measured": "weights trust_remote_code revision audio repeats memory_budget compile",
     "output": "budget plot out report_to",
@@ -45,6 +46,12 @@ CHANGES = {
         default=["10", "full"],
         help="segment length in seconds, full, or structure: cut where the music changes, which "
         "noise doesn't, so give --audio (default: 10 full)",
+    ),
+    "fusion": dict(
+        nargs="+",
+        default=["early"],
+        help="early: segments are joined by each --agg; late: they aren't, and a track keeps all, "
+        "since the probe's outputs are averaged; it goes with --agg mean (default: early)",
     ),
     "encoder": dict(
         nargs="+",
@@ -132,6 +139,8 @@ def check_grid(args) -> None:
     from tune.aggregators.flag_rules import check_flags
     from tune.aggregators.registry import find_row
 
+    if "late" in args.fusion and "mean" not in args.agg:
+        raise ValueError("--fusion late joins no embeddings: it goes with --agg mean")
     if args.audio and args.duration:
         raise ValueError("--audio and --duration exclude each other: a file has its own length")
     rows = {agg: find_row(agg) for agg in args.agg}
@@ -244,6 +253,12 @@ def grid(args, device, memory):
     plain = [agg for agg in args.agg if not find_row(agg).several_segs]
     strategies = list(itertools.product(args.seg, plain))
     strategies += [("+".join(args.seg), agg) for agg in args.agg if agg not in plain]
+    strategies = [
+        (*strategy, fusion)
+        for strategy in strategies
+        for fusion in dict.fromkeys(args.fusion)
+        if fusion == "early" or strategy[1] == "mean"
+    ]
     wanted = [
         (track, *strategy)
         for track in ([(None, tuple(args.audio))] if args.audio else tracks)
@@ -253,7 +268,8 @@ def grid(args, device, memory):
         lengths = set(args.duration)
         if len(lengths) == 1:
             lengths.add(args.duration[0] / 2)
-        wanted += [((seconds, ()), "full", (plain or ["mean"])[0]) for seconds in sorted(lengths)]
+        agg = (plain or ["mean"])[0]
+        wanted += [((seconds, ()), "full", agg, "early") for seconds in sorted(lengths)]
     settings = itertools.product(args.encoder, precisions, args.layer, args.batch_seconds)
     cells = [
         ProfileConfig(
@@ -266,10 +282,11 @@ def grid(args, device, memory):
             batch_seconds=batch_s,
             audio=track[1],
             aggregator_checkpoint=checkpoint_of(args, agg),
+            fusion=fusion,
             **fixed,
         )
         for encoder, precision, layer, batch_s in settings
-        for track, seg, agg in wanted
+        for track, seg, agg, fusion in wanted
     ]
     return dict.fromkeys(cells)
 
@@ -304,7 +321,16 @@ def describe(cell) -> dict:
 
 def numbers(row) -> dict:
     """A row's numbers under W&B's names; what was measured goes under cost/."""
-    settings = ("seg", "agg", "layer", "encoder", "precision", "batch_seconds", "duration_s")
+    settings = (
+        "seg",
+        "agg",
+        "fusion",
+        "layer",
+        "encoder",
+        "precision",
+        "batch_seconds",
+        "duration_s",
+    )
     out = {f"cell/{key}": row[key] for key in settings}
     values = {k: v for k, v in row.items() if k not in settings and not isinstance(v, bool)}
     return out | {f"cost/{k}": v for k, v in values.items() if isinstance(v, int | float)}

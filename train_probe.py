@@ -23,11 +23,13 @@ from tune.aggregators.registry import CHOICES, find_row, readable_name, split_na
 from tune.cli.flags import FLAGS, SEVERAL, add_groups, to_rates
 from tune.cli.parser import Parser, read_arguments, run_script, set_up_logging, to_words
 from tune.probing.protocols import (
+    CLOSED_FORM,
     CUT,
     PROTOCOLS,
     adapted,
     check_fusion,
     check_probe,
+    default_seeds,
     describe,
     kind_of,
     resolve,
@@ -103,6 +105,8 @@ def parse_args(argv=None):
     given = {name: getattr(args, name) for name in PRESET}
     known = kind_of(args.task, args.kind)
     vars(args).update(resolve(args.protocol, args.task, known, given, CUT))
+    if args.seeds is None:
+        args.seeds = default_seeds(args.probe)
     if not args.seeds or min(args.seeds) < 0:
         parser.error("--seeds needs one or more numbers of 0 or above")
     with parser.show_errors():
@@ -372,7 +376,7 @@ def probe(args, accelerator, tracker, extractor, task, aggregator, reports, hist
         scale_targets=args.target_scale == "standardised",
     )
     started = time.perf_counter()
-    if args.probe in ("ridge", "knn"):
+    if args.probe in CLOSED_FORM:
         bank = selection = closed_form.fit(args.probe, data, len(args.seeds), args.averaged)
         outputs, metric = bank.outputs, task.recipe.main_metric
         best = float(bank.score.mean())

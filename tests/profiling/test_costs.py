@@ -424,6 +424,7 @@ def settings(**changes):
         "agg": "mean",
         "duration_s": 45.0,
         "layer": "last",
+        "fusion": "early",
         "encoder": "muq",
         "precision": "fp16",
         "batch_seconds": 60.0,

@@ -103,7 +103,7 @@ def test_a_fold_is_the_run_on_its_split(folder, fold):
     assert found.returncode == 0, found.stderr
     assert "0 passes" in found.stdout  # everything was encoded once
     alone = pd.read_parquet(folder.root / "runs" / name / "predictions.parquet")
-    mine = folder.predictions[folder.predictions.fold == fold].drop(columns=["fold", "group"])
+    mine = folder.predictions[folder.predictions.fold == fold].drop(columns="fold")
     order = ["seed", "id"]
     pd.testing.assert_frame_equal(
         *(t.sort_values(order).reset_index(drop=True) for t in (mine, alone)), check_exact=True

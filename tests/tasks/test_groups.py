@@ -50,3 +50,9 @@ def test_a_split_that_is_made_is_not_grouped_by_a_named_column(tmp_path):
     path = table(tmp_path, "band", [f"band {i // 4}" for i in range(12)], splits=False)
     with pytest.raises(TaskError, match="groups the tracks of folds: give --folds"):
         load(path, folds=1, group_column="band")
+
+
+def test_a_column_that_is_the_label_under_another_name_is_used_when_asked_for(tmp_path):
+    path = table(tmp_path, "artist", [f"artist {i % 2}" for i in range(12)])
+    assert load(path, folds=1).group_column is None
+    assert load(path, folds=1, group_column="artist").group_column == "artist"

@@ -218,8 +218,10 @@ def from_run(
             f"give --agg {strategy.agg} without --from_run, which fits it on the tracks given"
         )
     n_in = saved["standardise.mean"].shape[-1]
+    folds = result.get("folds")
+    fold = f", fold 1 of {folds['n']}" if folds else ""
     return strategy, Learned(
-        constants, fingerprint, f"{run.name}, seed {seed}", n_in, result["precision"]
+        constants, fingerprint, f"{run.name}{fold}, seed {seed}", n_in, result["precision"]
     )
 
 

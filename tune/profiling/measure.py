@@ -56,6 +56,8 @@ class ProfileConfig:
     frame_rate : pooled frames a second to be joined; None joins one vector a segment
     aggregator_checkpoint : the Transformer to join with; None is one of the recipe `tune` with
         random weights
+    fusion : "early", or "late": the segments' embeddings aren't joined; all are kept, since the
+        probe's outputs are averaged
     """
 
     seg: str
@@ -74,6 +76,7 @@ class ProfileConfig:
     aggregator_checkpoint: str | None = None
     trust_remote_code: bool = False
     revision: str | None = None
+    fusion: str = "early"
 
     @property
     def rules(self) -> list[Rule]:
@@ -330,14 +333,17 @@ def _run(sources, encoder, layers, rules, aggregator, config) -> dict:
             )
             rows[spans] = Row(tokens, list(spans), counts, False, 0.0)
         done("encode")
-        joined = join(aggregator, [rows[spans] for spans in cuts])
+        if config.fusion == "late":
+            embedding_dim = rows[cuts[0]].tokens[:, 0].size
+        else:
+            embedding_dim = len(join(aggregator, [rows[spans] for spans in cuts])[0])
         done("join")
         tracks.append(
             {
                 "n_samples": len(samples),
                 "counts": [len(spans) for spans in cuts],
                 "spans": [span for spans in rows for span in spans],
-                "embedding_dim": len(joined[0]),
+                "embedding_dim": embedding_dim,
                 "store_bytes": sum(_store_bytes(row, len(samples)) for row in rows.values()),
             }
         )

@@ -18,6 +18,7 @@ SETTINGS = {
     "encoder": "encoder",
     "precision": "precision",
     "layer": "layer",
+    "fusion": "fusion",
     "batch_seconds": "batch s",
 }
 
@@ -34,7 +35,10 @@ def complete_row(settings: Mapping, found: Mapping, matrix_rate: float) -> dict:
         return row | {"study": None}
     rate = found["flops_per_second"]
     row["share_of_matrix_rate"] = None if rate is None else rate / matrix_rate
-    row["study"] = study_cost(found["duration_s"], settings["seg"], settings["agg"])
+    early = settings["fusion"] == "early"  # the study's only kind
+    row["study"] = (
+        study_cost(found["duration_s"], settings["seg"], settings["agg"]) if early else None
+    )
     if row["study"]:
         ratio = found["peak_memory_bytes"] / row["study"]["peak_memory_bytes"]
         row["study"]["peak_ratio"] = ratio if found["muq_large"] else None
@@ -86,9 +90,11 @@ def _title(row, varied) -> str:
         "encoder": name,
         "precision": _precision(row["precision"]),
         "layer": f"layer {row['layer']}",
+        "fusion": f"{row['fusion']} fusion" * (row["fusion"] != "early"),
         "batch_seconds": f"{row['batch_seconds']:g} s a batch",
     }
-    return ", ".join(text for key, text in parts.items() if key not in varied) or "costs"
+    shown = [text for key, text in parts.items() if text and key not in varied]
+    return ", ".join(shown) or "costs"
 
 
 def _precision(name) -> str:
@@ -247,7 +253,8 @@ def describe_config(row: Mapping) -> str:
     """A configuration in a few words, for progress and messages."""
     track = "files" if row["duration_s"] is None else f"{row['duration_s']:g} s"
     return (
-        f"{row['encoder']} seg {row['seg']} {row['agg']}, track {track}, layer {row['layer']}, "
+        f"{row['encoder']} seg {row['seg']} {row['agg']}"
+        f"{', late fusion' * (row['fusion'] == 'late')}, track {track}, layer {row['layer']}, "
         f"{_precision(row['precision'])}, {row['batch_seconds']:g} s a batch"
     )
 

@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from tune import __version__
 from tune.aggregators.registry import readable_name
 from tune.probing.intervals import FOLDS_NOTE
+from tune.probing.protocols import CLOSED_FORM
 from tune.segments.rules import Rule, describe_counts, is_degenerate, seg_text
 from tune.store.encode import EncodeReport
 from tune.store.extractor import Extractor
@@ -491,7 +492,7 @@ def describe_folds(result: Mapping) -> list[tuple[str, str]]:
 def describe_scoring(result: Mapping) -> list[tuple[str, str]]:
     """Lines on what the metric is over, and what its interval leaves out or resamples."""
     lines = []
-    if len(result["seeds"]) == 1 and result["probe"] in ("mlp", "linear"):
+    if len(result["seeds"]) == 1 and result["probe"] not in CLOSED_FORM:
         lines.append(("seeds", "one: the probe's noise is in no interval; give several --seeds"))
     if result["groups"] and not result["folds"]:
         column, n = result["groups"]["column"], result["groups"]["n_test"]

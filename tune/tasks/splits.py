@@ -175,14 +175,19 @@ def group_test_tracks(name, rows, group_column: str | None) -> tuple[list[dict],
 
     Tracks of one song or artist are alike, so that intervals over test tracks resample whole
     groups. Without a column, or where no two tracks share a group, each track is alone: column None
-    and no `group`.
+    and no `group`. Nor is a column used, unless it is asked for, whose groups are the labels: those
+    are no sample of others.
     """
     column, values = find_groups(name, rows, group_column)
     if column is None:
         return rows, None, 0
     blocks = _connected(rows, values)
     n_groups = len(set(blocks))
-    if n_groups == len({row["track"] or row["id"] for row in rows}):
+    labels = {str(row["label"]) for row in rows}
+    of_one_group = len({(str(row["label"]), b) for row, b in zip(rows, blocks, strict=True)})
+    if n_groups == len({row["track"] or row["id"] for row in rows}) or (
+        group_column is None and of_one_group == len(labels)
+    ):
         return rows, None, 0
     _log_groups(name, column, values, "intervals resample groups")
     first = _group_names(rows, values, blocks)
