@@ -39,6 +39,8 @@ class Mix(nn.Module):
         """The views' weights (K,); they add up to 1."""
         return self.scores.softmax(0)
 
+    view_weights = weights
+
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Average the views: (..., K, D) -> (..., D)."""
         return (x * self.weights()[:, None]).sum(-2)
@@ -405,7 +407,7 @@ def describe(
     learnt = 0
     if poolings[0] is not None:
         learnt = sum(p.numel() for p in poolings[0].parameters() if p.requires_grad)
-    mixes = [p if isinstance(p, Mix) else getattr(p, "mix", None) for p in poolings]
+    mixes = [p if hasattr(p, "view_weights") else getattr(p, "mix", None) for p in poolings]
     return {
         "parameters_learned_with_probe": learnt,
         "checkpoint": checkpoint,
@@ -413,7 +415,7 @@ def describe(
         "readout": readout,
         "views": list(views),
         "view_weights": {
-            str(seed): mix.weights().tolist()
+            str(seed): mix.view_weights().tolist()
             for seed, mix in zip(seeds, mixes, strict=True)
             if mix is not None
         },

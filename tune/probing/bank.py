@@ -80,6 +80,7 @@ class ProbeData:
     labels : {split: of each sample what the kind's loss takes: (n,) class numbers, (n, C) values,
         standardised by training statistics, or, for tags, (n, C) of 0 and 1}
     truth : {split: ndarray of the tracks' labels as they came}
+    groups : {split: of each track what it shares with others}, where a column says it, or None
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class ProbeData:
         self.n_train, self.n_in = shape[1], shape[-1]
         self.n_views = shape[2] if len(shape) == 4 else None
         self.truth = {s: np.asarray(task.splits[s]["label"]) for s in features}
+        self.groups = groups_of({s: task.splits[s] for s in features})
         self.n_out = len(getattr(task, self.kind.parts))
         self.centre = self.scale = None
         learned = self.truth
@@ -324,7 +326,8 @@ class ProbeBank(nn.Module):
     Parameters
     ----------
     seeds : one a probe
-    n_in, n_out, hidden : sizes; without hidden units a probe is linear
+    n_in, n_out, hidden : sizes; without hidden units a probe is linear. With poolings the input of
+        each probe has its pooling's size
     dropout : probability of zeroing a hidden unit in training
     poolings : one module a probe that turns its batch and mask into (B, D), learned with it
         (`tune.aggregators.trainable`); None when the batch is that already
@@ -344,8 +347,10 @@ class ProbeBank(nn.Module):
         super().__init__()
         self.n_in, self.hidden, self.dropout = n_in, hidden, dropout
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        sizes = [n_in] * len(seeds) if poolings is None else [p.n_out for p in poolings]
         self.probes = nn.ModuleList(
-            Probe(n_in, n_out, hidden, generator=g).to(dtype) for g in self.generators
+            Probe(size, n_out, hidden, generator=g).to(dtype)
+            for size, g in zip(sizes, self.generators, strict=True)
         )
         self.pooled = poolings is not None
         for probe, pooling in zip(self.probes, poolings or [], strict=self.pooled):
@@ -556,6 +561,14 @@ def choose_rates(
             getattr(selection, name)[i] = getattr(selections[j], name)[i]
     selection.chosen["lr"] = np.array(rates)[best]
     return bank, selection
+
+
+def groups_of(splits: Mapping) -> dict | None:
+    """Each track's group: of the folds' column, or the track of which files are clips."""
+    for column in ("group", "track"):
+        if all(column in getattr(split, "column_names", split) for split in splits.values()):
+            return {name: split[column][:] for name, split in splits.items()}
+    return None
 
 
 def join_clips(outputs: torch.Tensor, truth: np.ndarray, split) -> tuple:

@@ -1,0 +1,206 @@
+"""A gate in front of the probe: the mean of a track's tokens, and other views that earn their place.
+
+Views are chosen by forward selection (Guyon and Elisseeff 2003) from the mean onwards. A step is
+scored by ridge regression on the training and validation tracks, each track (or group of tracks)
+left out once, in closed form (Golub, Heath and Wahba 1979; Allen 1974's PRESS). A view enters only
+if its squared errors are smaller than those without it by more than `STANDARD_ERRORS` standard
+errors of the paired difference: the rule of Breiman et al. (1984), with the mean as the simplest
+model. Where no view does, the probe sees the mean and nothing else, and is the mean's to the bit.
+
+The training loss can't choose: a probe with thousands of weights fits a hundred tracks by any view.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from tune.aggregators.trainable import Mix
+
+STANDARD_ERRORS = 2.0
+STRENGTHS = 10.0 ** np.arange(-3, 4)  # of the penalty, in units of the kernel's mean eigenvalue
+MOST_TRACKS = 2000  # a kernel of more is slow; the first so many, drawn by a fixed seed, decide
+
+
+def held_out_errors(
+    kernel: np.ndarray, targets: np.ndarray, groups: np.ndarray | None = None
+) -> np.ndarray:
+    """Squared errors of kernel ridge regression for tracks that are left out, in closed form.
+
+    Parameters
+    ----------
+    kernel : (n, n), inner products of the tracks
+    targets : (n, C)
+    groups : (n,) numbers; the tracks of a group are left out together. None: each by itself
+
+    Returns
+    -------
+    (n,), means over the C targets, by the strength of the penalty with the smallest sum
+
+    Examples
+    --------
+    >>> x = np.array([[0.0], [1.0], [2.0], [3.0]])
+    >>> held_out_errors(x @ x.T, 2 * x + 1).round(3)
+    array([0., 0., 0., 0.])
+    """
+    n = len(kernel)
+    centred = kernel - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
+    values, vectors = np.linalg.eigh(centred * (n / max(np.trace(centred), 1e-300)))
+    values, rotated = values.clip(min=0), vectors.T @ targets
+    members = None if groups is None else [np.flatnonzero(groups == g) for g in np.unique(groups)]
+    best = None
+    for strength in STRENGTHS:
+        shrunk = values / (values + strength)
+        residuals = targets - targets.mean(0) - vectors @ (shrunk[:, None] * rotated)
+        if members is None:
+            leverage = (vectors**2 * shrunk).sum(1) + 1 / n
+            errors = residuals / (1 - leverage)[:, None]
+        else:
+            errors = np.empty_like(residuals)
+            for at in members:  # the residuals of a group that had no part in the fit
+                hat = (vectors[at] * shrunk) @ vectors[at].T + 1 / n
+                errors[at] = np.linalg.solve(np.eye(len(at)) - hat, residuals[at])
+        squares = (errors**2).mean(1)
+        if best is None or squares.sum() < best.sum():
+            best = squares
+    return best
+
+
+def select_views(
+    views: Sequence[np.ndarray],
+    targets: np.ndarray,
+    groups: np.ndarray | None = None,
+    standard_errors: float = STANDARD_ERRORS,
+) -> list[int]:
+    """Choose views by forward selection, beginning with the first.
+
+    Parameters
+    ----------
+    views : (n, D) each; every view gets the same total variance
+    targets : (n, C), numbers, or 0 and 1 for classes and tags
+    groups : see `held_out_errors`
+    standard_errors : by how many a view must be better than none
+
+    Returns
+    -------
+    numbers of the chosen views in the order of their choice; 0 comes first
+    """
+    kernels = []
+    for view in views:
+        view = view - view.mean(0)
+        kernel = view @ view.T
+        kernels.append(kernel / max(np.trace(kernel), 1e-300))
+    chosen, total = [0], kernels[0]
+    errors = held_out_errors(total, targets, groups)
+    while True:
+        found = []
+        for i in set(range(len(views))) - set(chosen):
+            each = held_out_errors(total + kernels[i], targets, groups)
+            gain = errors - each
+            if groups is not None:
+                gain = np.bincount(np.unique(groups, return_inverse=True)[1], gain)
+            deviation = gain.std(ddof=1) / len(gain) ** 0.5
+            if gain.mean() > standard_errors * deviation:
+                found.append((each.sum(), i, each))
+        if not found:
+            return chosen
+        _, i, errors = min(found, key=lambda item: item[0])
+        chosen.append(i)
+        total = total + kernels[i]
+
+
+def choose(data, layer: int, views: Sequence[str], n_layers: int = 1) -> torch.Tensor:
+    """Weights (S,) of a task's views: 0 for one that isn't chosen.
+
+    Views of one kind (such as the cosines) are chosen together, and weigh as much together as the
+    first view does.
+
+    Parameters
+    ----------
+    data : tune.probing.bank.ProbeData whose inputs are (L, n, [n_layers] S, D)
+    layer : index of the layer
+    views : their names; those that begin with the same word are of one kind
+    n_layers : how many layers are to be mixed; their plain average decides
+    """
+    splits = ("train", "val")
+    inputs = torch.cat([data.inputs[split][layer] for split in splits])
+    inputs = inputs.unflatten(-2, (n_layers, len(views))).mean(-3)  # (n, S, D)
+    labels = torch.cat([data.labels[split] for split in splits])
+    if not labels.is_floating_point():
+        labels = nn.functional.one_hot(labels, data.n_out)
+    groups = None
+    if data.groups is not None:
+        groups = np.unique([*data.groups["train"], *data.groups["val"]], return_inverse=True)[1]
+    return weigh(inputs, labels, views, groups)
+
+
+def weigh(
+    inputs: torch.Tensor, labels: torch.Tensor, views: Sequence[str], groups: np.ndarray | None
+) -> torch.Tensor:
+    """Weights (S,) of views (n, S, D) by labels (n, C); see `choose`."""
+    kinds = [name.split()[0] for name in views]
+    names = list(dict.fromkeys(kinds))
+    some = np.random.default_rng(0).permutation(len(inputs))[:MOST_TRACKS]
+    x = inputs[some].double().cpu().numpy()
+    at = [[i for i, kind in enumerate(kinds) if kind == name] for name in names]
+    found = select_views(
+        [x[:, columns].reshape(len(x), -1) for columns in at],
+        labels[some].double().cpu().numpy(),
+        None if groups is None else groups[some],
+    )
+    weights = torch.zeros(len(views), dtype=torch.float64)
+    for kind in found:
+        weights[at[kind]] = len(at[kind]) ** -0.5
+    return weights
+
+
+class Gate(nn.Module):
+    """The chosen views side by side; without any but the first, that view as it is.
+
+    Parameters
+    ----------
+    weights : (S,), 0 for views that aren't chosen (`choose`)
+    size : D
+    n_layers : layers whose views are mixed first, or None
+    """
+
+    def __init__(
+        self, weights: torch.Tensor, size: int, dtype: torch.dtype, n_layers: int | None = None
+    ):
+        super().__init__()
+        self.register_buffer("weights", weights.to(dtype))
+        self.mix = None if n_layers is None else Mix(n_layers, size, dtype)
+        self.n_views = len(weights) * (n_layers or 1)
+        self.chosen = weights.nonzero()[:, 0].tolist()
+        self.n_out = len(self.chosen) * size
+
+    def default_lr(self, lr: float) -> float:
+        """A mix's."""
+        return 10 * lr
+
+    def view_weights(self) -> torch.Tensor:
+        """Of all views (K,), layer by layer where layers are mixed."""
+        if self.mix is None:
+            return self.weights
+        return (self.mix.weights()[:, None] * self.weights).flatten()
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Views (..., K, D) to (..., n_out)."""
+        if self.mix is not None:
+            x = self.mix(x.unflatten(-2, (self.mix.n_views, -1)).transpose(-3, -2))
+        return (x[..., self.chosen, :] * self.weights[self.chosen, None]).flatten(-2)
+
+
+def make_gates(
+    data, seeds: Sequence[int], views: Sequence[str], mix: bool, device: torch.device
+) -> list[Gate]:
+    """A gate per probe; those of a layer are the same for all seeds (`choose` draws nothing)."""
+    n_layers = data.n_views // len(views) if mix else 1
+    weights = [choose(data, layer, views, n_layers) for layer in range(data.n_layers)]
+    each = len(seeds) // data.n_layers
+    return [
+        Gate(found, data.n_in, data.dtype, n_layers if mix else None).to(device)
+        for found in weights
+        for _ in range(each)
+    ]
