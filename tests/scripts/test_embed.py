@@ -437,7 +437,7 @@ def test_a_pretrained_transformer_embeds_as_the_model_does(music, scripts):
         min_tail=0.4,
         precision="no",
     )
-    model = make_model(config, 3, standardisation(iter(tokens), "within")).eval()
+    model = make_model(config, 3, standardisation(iter(tokens), config.standardise)).eval()
     save_model(model, music / "aggregator")
     scripts("embed", "music", *COMMON, "--agg=transformer:aggregator", "--out=e.parquet")
     made = files.read("e.parquet")
@@ -457,7 +457,10 @@ def test_a_pretrained_transformer_embeds_as_the_model_does(music, scripts):
         agg="transformer:aggregator",
     )
     np.testing.assert_array_equal(called, by_content[content_hash("music/0.ogg")])
-    save_model(make_model(config, 4, standardisation(iter(tokens), "within")), music / "aggregator")
+    save_model(
+        make_model(config, 4, standardisation(iter(tokens), config.standardise)),
+        music / "aggregator",
+    )
     soundfile.write("new.wav", tone(2, 300), 24_000)
     with pytest.raises(ValueError, match="the aggregator has other weights"):
         similar.embed_alike(made, "new.wav", store="store")

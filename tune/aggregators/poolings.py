@@ -48,7 +48,7 @@ class Correlations(nn.Module):
         self.project = nn.Linear(size, DIRECTIONS, bias=False)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Mean (D) and correlations (496); 0 for what doesn't vary, such as a track of one token."""
+        """Mean (D) and correlations (496), 0 where nothing varies, as in a track of one token."""
         weight = mask[..., None] / mask.sum(1)[:, None, None].to(x.dtype)  # (B, N, 1)
         mean = (weight * x).sum(1)
         around = self.project(x - mean[:, None])

@@ -21,8 +21,8 @@ from tune.system.plugins import Own
 if TYPE_CHECKING:  # the scripts read --agg by this table before they import torch
     import torch
 
-# Cosines of dct and of the Transformer's states: they tell apart eighths of a track, which in a song
-# of three or four minutes are about as long as its sections.
+# Cosines of dct and of the Transformer's states: they tell apart eighths of a track, which in a
+# song of three or four minutes are about as long as its sections.
 COSINES = 8
 
 
@@ -100,11 +100,12 @@ def dct(
     """
     import torch
 
-    length = mask.sum(1)[:, None]  # (B, 1)
-    k = torch.arange(n or COSINES, device=tokens.device)
-    at = (mask.cumsum(1) - 0.5) / length  # (B, N), the middle of each token
-    basis = torch.cos(torch.pi * k[:, None] * at[:, None].to(tokens.dtype))  # (B, n, N)
-    basis = basis * mask[:, None] * torch.where(k > 0, 2**0.5, 1.0)[:, None].to(basis)
+    real = mask.to(tokens.dtype)
+    length = real.sum(1, keepdim=True)  # (B, 1)
+    k = torch.arange(n or COSINES, dtype=tokens.dtype, device=tokens.device)
+    at = (real.cumsum(1) - 0.5) / length  # (B, N), the middle of each token
+    basis = torch.cos(torch.pi * k[:, None] * at[:, None])  # (B, n, N)
+    basis = basis * real[:, None] * torch.where(k > 0, 2**0.5, 1.0)[:, None].to(real)
     valid = (k < length)[..., None].expand(-1, -1, tokens.shape[2])  # (B, n, D)
     out = (basis @ tokens / length[..., None]).masked_fill(~valid, 0)
     return out.flatten(1), valid.flatten(1)
@@ -140,7 +141,7 @@ class AggregatorRow:
     views : names of what the probe mixes, where it isn't layers or segment rules: the parts of size
         D that the function gives, then the whitened mean; views whose names begin with the same
         word are of one kind
-    gated : whether views are chosen by the labels (`tune.aggregators.gate`) instead of mixed
+    gated : whether views are chosen by the labels (`tune.aggregators.view_selection`), not mixed
     pooling : gives the class that pools tokens and learns with the probe (as
         `tune.aggregators.trainable.GatedAttention`)
     pretrained : whether it is a Transformer, from a checkpoint or trained with the probe

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tune.aggregators import gate, trainable
+from tune.aggregators import trainable
 from tune.aggregators.registry import find_row
 from tune.aggregators.track_features import (
     load_segments,
@@ -111,7 +111,7 @@ class TrackAggregator:
         if made.row.pretrained:
             n_views = len(made.scales)
             if made.gated:
-                made.pooling = gate.Gate(torch.ones(n_views), size, made.dtype)
+                made.pooling = trainable.Gate(torch.ones(n_views), size, made.dtype)
             elif n_views > 1:
                 made.pooling = trainable.Mix(n_views, size, made.dtype)
             return made
@@ -123,7 +123,7 @@ class TrackAggregator:
                 size, made.dtype, n_views=n_layers, generator=torch.Generator().manual_seed(seed)
             ).to(device)
         elif made.gated:  # as costly as it gets
-            made.pooling = gate.Gate(torch.ones(len(made.scales)), size, made.dtype, n_layers)
+            made.pooling = trainable.Gate(torch.ones(len(made.scales)), size, made.dtype, n_layers)
             made.pooling = made.pooling.to(device)
         elif n_layers is not None or n_views > 1:
             made.pooling = trainable.Mix(n_views, size, made.dtype).to(device)
@@ -206,7 +206,7 @@ class TrackAggregator:
             start = transformer.make_initial_model(self.model, data.tokens["train"])
             return trainable.make_transformers(data, seeds, start, self.readout, device)
         if self.gated:
-            return gate.make_gates(data, seeds, self.scales, self.mix, device)
+            return trainable.make_gates(data, seeds, self.scales, self.mix, device)
         return trainable.make_mixes(data, seeds, device, reduce=self.reduce)
 
     def fit(self, tracks: Iterable[Sequence[Row]]) -> None:
@@ -298,7 +298,7 @@ class TrackAggregator:
         else:
             if "weights" in state:
                 n_layers = len(state["mix.scores"]) if "mix.scores" in state else None
-                pooling = gate.Gate(state["weights"], size, torch.float64, n_layers)
+                pooling = trainable.Gate(state["weights"], size, torch.float64, n_layers)
             elif "weight" in state:
                 pooling = trainable.Reduce(len(state["weight"]) // size, size, torch.float64)
             else:

@@ -47,8 +47,8 @@ class AggregatorRecipe:
     positions: str = "rotary"
     cls_token: bool = True
     mask_token: str = "learned"
-    standardise: str = "within"
-    readout: str = "residual"
+    standardise: str = "dimension"
+    readout: str = "gated"
     mask_prob: float = 0.3
     span: int = 1
     objective: str = "mse"

@@ -1,4 +1,4 @@
-"""A gate in front of the probe: the mean of a track's tokens, and other views that earn their place.
+"""Which views of a track the probe gets: the mean, and others that are better on left-out tracks.
 
 Views are chosen by forward selection (Guyon and Elisseeff 2003) from the mean onwards. A step is
 scored by ridge regression on the training and validation tracks, each track (or group of tracks)
@@ -14,12 +14,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
-
-from tune.aggregators.trainable import Mix
 
 STANDARD_ERRORS = 2.0
 STRENGTHS = 10.0 ** np.arange(-3, 4)  # of the penalty, in units of the kernel's mean eigenvalue
+FEWEST_TRACKS = 10  # (or groups) below which nothing but the mean is chosen
 MOST_TRACKS = 2000  # a kernel of more is slow; the first so many, drawn by a fixed seed, decide
 
 
@@ -92,6 +90,8 @@ def select_views(
         kernel = view @ view.T
         kernels.append(kernel / max(np.trace(kernel), 1e-300))
     chosen, total = [0], kernels[0]
+    if len(targets if groups is None else np.unique(groups)) < FEWEST_TRACKS:
+        return chosen
     errors = held_out_errors(total, targets, groups)
     while True:
         found = []
@@ -110,35 +110,24 @@ def select_views(
         total = total + kernels[i]
 
 
-def choose(data, layer: int, views: Sequence[str], n_layers: int = 1) -> torch.Tensor:
-    """Weights (S,) of a task's views: 0 for one that isn't chosen.
+def weigh(
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    views: Sequence[str],
+    groups: np.ndarray | None = None,
+) -> torch.Tensor:
+    """Weights (S,) of views: 0 for one that isn't chosen.
 
     Views of one kind (such as the cosines) are chosen together, and weigh as much together as the
     first view does.
 
     Parameters
     ----------
-    data : tune.probing.bank.ProbeData whose inputs are (L, n, [n_layers] S, D)
-    layer : index of the layer
-    views : their names; those that begin with the same word are of one kind
-    n_layers : how many layers are to be mixed; their plain average decides
+    inputs : (n, S, D) of the tracks that choose
+    labels : (n, C)
+    views : names of the S views; those that begin with the same word are of one kind
+    groups : (n,) numbers of what tracks have in common, or None
     """
-    splits = ("train", "val")
-    inputs = torch.cat([data.inputs[split][layer] for split in splits])
-    inputs = inputs.unflatten(-2, (n_layers, len(views))).mean(-3)  # (n, S, D)
-    labels = torch.cat([data.labels[split] for split in splits])
-    if not labels.is_floating_point():
-        labels = nn.functional.one_hot(labels, data.n_out)
-    groups = None
-    if data.groups is not None:
-        groups = np.unique([*data.groups["train"], *data.groups["val"]], return_inverse=True)[1]
-    return weigh(inputs, labels, views, groups)
-
-
-def weigh(
-    inputs: torch.Tensor, labels: torch.Tensor, views: Sequence[str], groups: np.ndarray | None
-) -> torch.Tensor:
-    """Weights (S,) of views (n, S, D) by labels (n, C); see `choose`."""
     kinds = [name.split()[0] for name in views]
     names = list(dict.fromkeys(kinds))
     some = np.random.default_rng(0).permutation(len(inputs))[:MOST_TRACKS]
@@ -153,54 +142,3 @@ def weigh(
     for kind in found:
         weights[at[kind]] = len(at[kind]) ** -0.5
     return weights
-
-
-class Gate(nn.Module):
-    """The chosen views side by side; without any but the first, that view as it is.
-
-    Parameters
-    ----------
-    weights : (S,), 0 for views that aren't chosen (`choose`)
-    size : D
-    n_layers : layers whose views are mixed first, or None
-    """
-
-    def __init__(
-        self, weights: torch.Tensor, size: int, dtype: torch.dtype, n_layers: int | None = None
-    ):
-        super().__init__()
-        self.register_buffer("weights", weights.to(dtype))
-        self.mix = None if n_layers is None else Mix(n_layers, size, dtype)
-        self.n_views = len(weights) * (n_layers or 1)
-        self.chosen = weights.nonzero()[:, 0].tolist()
-        self.n_out = len(self.chosen) * size
-
-    def default_lr(self, lr: float) -> float:
-        """A mix's."""
-        return 10 * lr
-
-    def view_weights(self) -> torch.Tensor:
-        """Of all views (K,), layer by layer where layers are mixed."""
-        if self.mix is None:
-            return self.weights
-        return (self.mix.weights()[:, None] * self.weights).flatten()
-
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Views (..., K, D) to (..., n_out)."""
-        if self.mix is not None:
-            x = self.mix(x.unflatten(-2, (self.mix.n_views, -1)).transpose(-3, -2))
-        return (x[..., self.chosen, :] * self.weights[self.chosen, None]).flatten(-2)
-
-
-def make_gates(
-    data, seeds: Sequence[int], views: Sequence[str], mix: bool, device: torch.device
-) -> list[Gate]:
-    """A gate per probe; those of a layer are the same for all seeds (`choose` draws nothing)."""
-    n_layers = data.n_views // len(views) if mix else 1
-    weights = [choose(data, layer, views, n_layers) for layer in range(data.n_layers)]
-    each = len(seeds) // data.n_layers
-    return [
-        Gate(found, data.n_in, data.dtype, n_layers if mix else None).to(device)
-        for found in weights
-        for _ in range(each)
-    ]
