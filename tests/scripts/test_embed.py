@@ -387,6 +387,8 @@ def test_what_a_run_learned_embeds_as_its_probe_saw_it(tmp_path, monkeypatch, sc
     for name, *flags in (
         ("attention", "--seg=1", "--agg=attention", "--encoder=mel"),
         ("whitened", "--seg=1", "--agg=whitened", "--encoder=mel"),
+        ("gated", "--seg=1", "--agg=gated", "--encoder=mel"),
+        ("prototypes", "--seg=1", "--agg=prototypes", "--encoder=mel"),
         ("hierarchical", "--seg", "1", "full", "--agg=hierarchical", "--encoder=mel"),
         ("mix", "--seg=1", "--agg=attention", "--layer=mix", "--encoder=muq-nano"),
     ):
