@@ -5,7 +5,13 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from tune.aggregators.view_selection import STRENGTHS, held_out_errors, select_views, weigh
+from tune.aggregators.view_selection import (
+    STRENGTHS,
+    held_out_errors,
+    relu_kernel,
+    select_views,
+    weigh,
+)
 
 
 def refitted(x, targets, groups):
@@ -33,6 +39,28 @@ def test_errors_are_those_of_fits_without_the_track(rng, grouped, size):
     groups = rng.integers(0, 9, 30) if grouped else np.arange(30)
     got = held_out_errors(x @ x.T, targets, groups if grouped else None)
     np.testing.assert_allclose(got, refitted(x, targets, groups), rtol=1e-6)
+
+
+def test_kernel_is_that_of_many_random_relus(rng):
+    x = rng.normal(size=(5, 3))
+    hidden = np.maximum(x @ rng.normal(size=(3, 400_000)), 0)
+    np.testing.assert_allclose(
+        relu_kernel(x @ x.T), 2 * hidden @ hidden.T / hidden.shape[1], rtol=0.03, atol=0.02
+    )
+    assert not relu_kernel(np.zeros((2, 2))).any()
+
+
+def test_a_curve_of_the_mean_is_no_news_to_the_probe(rng):
+    """A view that is the mean squared helps a linear probe alone."""
+    x = rng.normal(size=(150, 4))
+    targets = (x[:, :1] ** 2) + 0.1 * rng.normal(size=(150, 1))
+    squares = x**2
+    alone, beside = (
+        held_out_errors(k, targets).sum() for k in (x @ x.T, x @ x.T + squares @ squares.T)
+    )
+    assert beside < 0.5 * alone
+    noisy = squares + rng.normal(size=x.shape)  # what is left to learn of it is noise
+    assert select_views([x, noisy], targets) == [0]
 
 
 def planted(rng, n, told):

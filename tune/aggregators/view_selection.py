@@ -1,11 +1,13 @@
 """Which views of a track the probe gets: the mean, and others that are better on left-out tracks.
 
 Views are chosen by forward selection (Guyon and Elisseeff 2003) from the mean onwards. A step is
-scored by ridge regression on the training and validation tracks, each track (or group of tracks)
-left out once, in closed form (Golub, Heath and Wahba 1979; Allen 1974's PRESS). A view enters only
-if its squared errors are smaller than those without it by more than `STANDARD_ERRORS` standard
-errors of the paired difference: the rule of Breiman et al. (1984), with the mean as the simplest
-model. Where no view does, the probe sees the mean and nothing else, and is the mean's to the bit.
+scored by kernel ridge regression on the training and validation tracks, each track (or group of
+tracks) left out once, in closed form (Allen 1974's PRESS). The kernel is that of the probe, a layer
+of ReLUs, if it were infinitely wide (Cho and Saul 2009): with a linear one a view can win by
+curvature that the probe gets from the mean alone. A view enters only if its squared errors are
+smaller than those without it by more than `STANDARD_ERRORS` standard errors of the paired
+difference: the rule of Breiman et al. (1984), with the mean as the simplest model. Where no view
+does, the probe sees the mean and nothing else, and is the mean's to the bit.
 
 The training loss can't choose: a probe with thousands of weights fits a hundred tracks by any view.
 """
@@ -65,6 +67,28 @@ def held_out_errors(
     return best
 
 
+def relu_kernel(products: np.ndarray) -> np.ndarray:
+    """Inner products of tracks behind an infinitely wide layer of ReLUs, from those in front of it.
+
+    The arc-cosine kernel of degree 1 (Cho and Saul 2009, equation 3).
+
+    Parameters
+    ----------
+    products : (n, n)
+
+    Examples
+    --------
+    >>> relu_kernel(np.eye(2)).round(3)
+    array([[1.   , 0.318],
+           [0.318, 1.   ]])
+    """
+    norms = np.sqrt(np.diagonal(products).clip(min=0))
+    scale = np.outer(norms, norms)
+    cosines = np.divide(products, scale, out=np.zeros_like(scale), where=scale > 0).clip(-1, 1)
+    angles = np.arccos(cosines)
+    return scale * (np.sin(angles) + (np.pi - angles) * cosines) / np.pi
+
+
 def select_views(
     views: Sequence[np.ndarray],
     targets: np.ndarray,
@@ -84,19 +108,19 @@ def select_views(
     -------
     numbers of the chosen views in the order of their choice; 0 comes first
     """
-    kernels = []
+    products = []
     for view in views:
         view = view - view.mean(0)
-        kernel = view @ view.T
-        kernels.append(kernel / max(np.trace(kernel), 1e-300))
-    chosen, total = [0], kernels[0]
+        each = view @ view.T
+        products.append(each / max(np.trace(each), 1e-300))
+    chosen, total = [0], products[0]
     if len(targets if groups is None else np.unique(groups)) < FEWEST_TRACKS:
         return chosen
-    errors = held_out_errors(total, targets, groups)
+    errors = held_out_errors(relu_kernel(total), targets, groups)
     while True:
         found = []
         for i in set(range(len(views))) - set(chosen):
-            each = held_out_errors(total + kernels[i], targets, groups)
+            each = held_out_errors(relu_kernel(total + products[i]), targets, groups)
             gain = errors - each
             if groups is not None:
                 gain = np.bincount(np.unique(groups, return_inverse=True)[1], gain)
@@ -107,7 +131,7 @@ def select_views(
             return chosen
         _, i, errors = min(found, key=lambda item: item[0])
         chosen.append(i)
-        total = total + kernels[i]
+        total = total + products[i]
 
 
 def weigh(
