@@ -1,8 +1,11 @@
 """Choosing views: errors against refits without each track, and when the mean is kept."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from sklearn.linear_model import Ridge
 
 from tune.aggregators.view_selection import (
@@ -116,3 +119,14 @@ def test_views_of_a_kind_weigh_together_as_much_as_the_first(rng):
     torch.testing.assert_close(
         weights, torch.tensor([1, 0, 0, *[5**-0.5] * 5], dtype=torch.float64)
     )
+
+
+def test_the_simulation_prints_what_was_let_in(capsys):
+    spec = importlib.util.spec_from_file_location("sim", ROOT / "benchmarks" / "view_selection.py")
+    simulation = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(simulation)
+    simulation.main(simulation.parse_args(["--tracks", "80", "--reps", "3"]))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 * 3
+    rule = {line.split()[2]: line for line in lines if " 2 standard errors" in line}
+    assert "let in 100%" in rule["order"]

@@ -18,13 +18,16 @@ import numpy as np
 import torch
 
 STANDARD_ERRORS = 2.0
-STRENGTHS = 10.0 ** np.arange(-3, 4)  # of the penalty, in units of the kernel's mean eigenvalue
+STRENGTHS = tuple(10.0**k for k in range(-3, 4))
 FEWEST_TRACKS = 10  # (or groups) below which nothing but the mean is chosen
 MOST_TRACKS = 2000  # a kernel of more is slow; the first so many, drawn by a fixed seed, decide
 
 
 def held_out_errors(
-    kernel: np.ndarray, targets: np.ndarray, groups: np.ndarray | None = None
+    kernel: np.ndarray,
+    targets: np.ndarray,
+    groups: np.ndarray | None = None,
+    strengths: Sequence[float] = STRENGTHS,
 ) -> np.ndarray:
     """Squared errors of kernel ridge regression for tracks that are left out, in closed form.
 
@@ -33,6 +36,7 @@ def held_out_errors(
     kernel : (n, n), inner products of the tracks
     targets : (n, C)
     groups : (n,) numbers; the tracks of a group are left out together. None: each by itself
+    strengths : of the penalty, in units of the centred kernel's mean eigenvalue
 
     Returns
     -------
@@ -50,7 +54,7 @@ def held_out_errors(
     values, rotated = values.clip(min=0), vectors.T @ targets
     members = None if groups is None else [np.flatnonzero(groups == g) for g in np.unique(groups)]
     best = None
-    for strength in STRENGTHS:
+    for strength in strengths:
         shrunk = values / (values + strength)
         residuals = targets - targets.mean(0) - vectors @ (shrunk[:, None] * rotated)
         if members is None:
