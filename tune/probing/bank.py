@@ -22,6 +22,7 @@ from tune.tasks.label_kinds import label_kind
 
 HIDDEN = 512
 DROPOUT = 0.2
+ROUNDING = 1e-7  # of float32, relative
 NAMED = 3  # tracks of a batch, in a message
 
 
@@ -41,8 +42,10 @@ class Standardiser:
         self.mean = (values * weight).sum(-2, keepdim=True) / count
         variance = (((values - self.mean) * weight) ** 2).sum(-2, keepdim=True) / count
         std = variance.sqrt()
-        # A dimension that never varies in training (but for rounding) says nothing: it becomes 0.
-        self.scale = torch.where(std > 1e-12 * (1 + self.mean.abs()), 1 / std, 0.0)
+        # A dimension that never varies in training (but for the rounding of float32, in which
+        # embeddings are kept) says nothing: it becomes 0.
+        varies = std > 1e-12 + ROUNDING * self.mean.abs()
+        self.scale = torch.where(varies, 1 / std, 0.0)
         if unchanged:
             self.mean, self.scale = torch.zeros_like(self.mean), torch.ones_like(self.scale)
 
