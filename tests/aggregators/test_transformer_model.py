@@ -188,7 +188,7 @@ def test_the_order_readout_is_the_cosines_of_the_states():
 
 @pytest.mark.parametrize("width", [SIZE, WIDTH])
 def test_the_first_gated_view_is_the_mean_aggregator(width):
-    model = make(width=width)
+    model = make(width=width, num_attention_heads=2)
     (track,), tokens, mask = tracks(9)
     views = model.views(tokens, mask, "gated")
     expected, _, _ = aggregate_track("mean", track.double())
