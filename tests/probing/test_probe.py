@@ -79,9 +79,18 @@ def test_dimension_that_never_varies_in_training_becomes_zero(constant, n):
 
 
 def test_dimension_that_varies_little_is_kept():
-    train = torch.tensor([[100.0], [100.0 + 1e-6]], dtype=torch.float64)
+    train = torch.tensor([[100.0], [100.0 + 1e-3]], dtype=torch.float64)
     got = Standardiser(train, everywhere(train))(train, everywhere(train))
     torch.testing.assert_close(got, torch.tensor([[-1.0], [1.0]], dtype=torch.float64))
+
+
+def test_dimension_that_varies_by_float32s_rounding_becomes_zero():
+    """A unit that is off in all training tracks and on in a test track: it was blown up to 1e7."""
+    off = torch.tensor([-0.1118, -0.1118], dtype=torch.float32)
+    off[1] = torch.nextafter(off[0], torch.tensor(0.0))
+    train = off.double()[torch.tensor([0] * 50 + [1])][:, None]
+    test = torch.tensor([[3.0]], dtype=torch.float64)
+    assert Standardiser(train, everywhere(train))(test, everywhere(test)).item() == 0
 
 
 def test_dimension_without_a_training_value_becomes_zero(rng):

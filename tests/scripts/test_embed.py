@@ -387,6 +387,8 @@ def test_what_a_run_learned_embeds_as_its_probe_saw_it(tmp_path, monkeypatch, sc
     for name, *flags in (
         ("attention", "--seg=1", "--agg=attention", "--encoder=mel"),
         ("whitened", "--seg=1", "--agg=whitened", "--encoder=mel"),
+        ("gated", "--seg=1", "--agg=gated", "--encoder=mel"),
+        ("prototypes", "--seg=1", "--agg=prototypes", "--encoder=mel"),
         ("hierarchical", "--seg", "1", "full", "--agg=hierarchical", "--encoder=mel"),
         ("mix", "--seg=1", "--agg=attention", "--layer=mix", "--encoder=muq-nano"),
     ):
@@ -437,7 +439,7 @@ def test_a_pretrained_transformer_embeds_as_the_model_does(music, scripts):
         min_tail=0.4,
         precision="no",
     )
-    model = make_model(config, 3, standardisation(iter(tokens), "within")).eval()
+    model = make_model(config, 3, standardisation(iter(tokens), config.standardise)).eval()
     save_model(model, music / "aggregator")
     scripts("embed", "music", *COMMON, "--agg=transformer:aggregator", "--out=e.parquet")
     made = files.read("e.parquet")
@@ -457,7 +459,10 @@ def test_a_pretrained_transformer_embeds_as_the_model_does(music, scripts):
         agg="transformer:aggregator",
     )
     np.testing.assert_array_equal(called, by_content[content_hash("music/0.ogg")])
-    save_model(make_model(config, 4, standardisation(iter(tokens), "within")), music / "aggregator")
+    save_model(
+        make_model(config, 4, standardisation(iter(tokens), config.standardise)),
+        music / "aggregator",
+    )
     soundfile.write("new.wav", tone(2, 300), 24_000)
     with pytest.raises(ValueError, match="the aggregator has other weights"):
         similar.embed_alike(made, "new.wav", store="store")

@@ -442,13 +442,16 @@ def test_train_probe_uses_it(calm, folder, tmp_path, monkeypatch):
     flags = ["--encoder=mel", "--aggregator_checkpoint", calm[0]]
     result = probe(folder, monkeypatch, tmp_path / "runs", *flags)
     assert result["agg"] == "transformer"
-    assert result["cost"]["embedding_dim"] == 256 + 32  # the recipe's readout: residual
+    assert result["aggregator"]["readout"] == "gated"  # the recipe's: views of 256 values
+    assert result["aggregator"]["view_weights"]["1234"][0] == 1
+    assert result["cost"]["embedding_dim"] % 256 == 0
     assert result["aggregator"]["checkpoint"] == str(calm[0])
     assert result["metrics"]["accuracy"]["mean"] == 1.0
     # The training and validation tracks' tokens are those of the pretraining.
     assert result["cost"]["encoded_tracks"] in (0, 4)
-    smaller = probe(folder, monkeypatch, tmp_path / "cls", *flags, "--readout=cls")
-    assert smaller["cost"]["embedding_dim"] == 32
+    for readout, size in (("cls", 32), ("residual", 256 + 32), ("order", 8 * 32)):
+        other = probe(folder, monkeypatch, tmp_path / readout, *flags, f"--readout={readout}")
+        assert other["cost"]["embedding_dim"] == size
 
 
 def test_train_probe_refuses_what_does_not_fit(calm, folder, tmp_path, monkeypatch):

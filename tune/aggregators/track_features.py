@@ -82,7 +82,7 @@ def load_task_features(
             n_tokens = max(count_tokens(collection, splits["train"]["path"], rows))
         for name, split in splits.items():
             found = load_features(collection, split["path"], rows, agg, n_tokens, embed)
-            parts[name].append(found)
+            parts[name].append(found if row.n_parts == 1 else split_parts(found, row.n_parts))
         truncated = sum(found[-1].truncated for found in parts.values())
         if truncated:
             log.warning(
@@ -91,7 +91,7 @@ def load_task_features(
         if row.whitening:
             fitted = fit_whitening(row.whitening, collection, splits["train"]["path"], rows)
             for found in parts.values():
-                found.append(whitened(found[-1], fitted))
+                found.append(whitened(found[-1], fitted))  # of the means, which come first
     features = {
         name: Features(
             torch.cat([p.values for p in found]),
@@ -138,10 +138,19 @@ def fit_whitening(
 
 
 def whitened(features: Features, fitted: Sequence[tuple]) -> Features:
-    """Means of whitened tokens from means of tokens (L, n, D): whitening is linear."""
-    layers = zip(features.values, fitted, strict=True)
+    """Means of whitened tokens from means of tokens, the first L of (V, n, D): it is linear."""
+    layers = zip(features.values[: len(fitted)], fitted, strict=True)
     values = torch.stack([(means - mean) @ matrix for means, (mean, matrix) in layers])
     return Features(values, torch.ones_like(values, dtype=torch.bool), 0, list(fitted))
+
+
+def split_parts(features: Features, n: int) -> Features:
+    """Embeddings of n parts of one size, (L, n tracks, n D), as views (n L, n tracks, D)."""
+    values, valid = (
+        x.unflatten(-1, (n, -1)).movedim(-2, 0).flatten(0, 1)
+        for x in (features.values, features.valid)
+    )
+    return Features(values, valid, features.truncated)
 
 
 def count_tokens(collection: Collection, paths: Sequence[str], rows: Mapping) -> list[int]:

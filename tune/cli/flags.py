@@ -202,9 +202,11 @@ FLAGS = {
         help="the Transformer: what pretrain_aggregator.py wrote to --out, or a hub id; frozen",
     ),
     "readout": dict(
-        choices=["cls", "mean", "residual"],
-        help="the Transformer's embedding: its [CLS] state, the mean of the token states, or the "
-        "tokens' own mean with [CLS] beside it (default: as the checkpoint says)",
+        choices=["cls", "mean", "residual", "order", "gated"],
+        help="the Transformer's embedding: its [CLS] state, the mean of the token states, the "
+        "tokens' own mean with [CLS] beside it, the first cosines of the token states (order), or "
+        "gated: the tokens' own mean, with those of the others that are better on tracks left out "
+        "of training and validation (default: as the checkpoint says)",
     ),
     "tune_aggregator": dict(
         **BOOL,

@@ -213,9 +213,12 @@ def from_run(
     strategy = strategy.identified()
     constants = _constants_of(saved, f"seed{seed}.")
     if find_row(strategy.agg).whitening and "whitening.matrix" not in constants:
+        instead = f"give --agg {strategy.agg} without --from_run, which fits it on the tracks given"
+        if find_row(strategy.agg).needs_run:
+            instead = "train it with --layer last or K"
         raise ValueError(
             f"{run} doesn't hold its whitening (older runs and those of --layer mix don't): "
-            f"give --agg {strategy.agg} without --from_run, which fits it on the tracks given"
+            f"{instead}"
         )
     n_in = saved["standardise.mean"].shape[-1]
     folds = result.get("folds")

@@ -22,6 +22,7 @@ from tune.tasks.label_kinds import label_kind
 
 HIDDEN = 512
 DROPOUT = 0.2
+ROUNDING = 1e-7  # of float32, relative
 NAMED = 3  # tracks of a batch, in a message
 
 
@@ -41,8 +42,10 @@ class Standardiser:
         self.mean = (values * weight).sum(-2, keepdim=True) / count
         variance = (((values - self.mean) * weight) ** 2).sum(-2, keepdim=True) / count
         std = variance.sqrt()
-        # A dimension that never varies in training (but for rounding) says nothing: it becomes 0.
-        self.scale = torch.where(std > 1e-12 * (1 + self.mean.abs()), 1 / std, 0.0)
+        # A dimension that never varies in training (but for the rounding of float32, in which
+        # embeddings are kept) says nothing: it becomes 0.
+        varies = std > 1e-12 + ROUNDING * self.mean.abs()
+        self.scale = torch.where(varies, 1 / std, 0.0)
         if unchanged:
             self.mean, self.scale = torch.zeros_like(self.mean), torch.ones_like(self.scale)
 
@@ -80,6 +83,7 @@ class ProbeData:
     labels : {split: of each sample what the kind's loss takes: (n,) class numbers, (n, C) values,
         standardised by training statistics, or, for tags, (n, C) of 0 and 1}
     truth : {split: ndarray of the tracks' labels as they came}
+    groups : {split: of each track what it shares with others}, where a column says it, or None
     """
 
     def __init__(
@@ -118,6 +122,7 @@ class ProbeData:
         self.n_train, self.n_in = shape[1], shape[-1]
         self.n_views = shape[2] if len(shape) == 4 else None
         self.truth = {s: np.asarray(task.splits[s]["label"]) for s in features}
+        self.groups = groups_of({s: task.splits[s] for s in features})
         self.n_out = len(getattr(task, self.kind.parts))
         self.centre = self.scale = None
         learned = self.truth
@@ -324,7 +329,8 @@ class ProbeBank(nn.Module):
     Parameters
     ----------
     seeds : one a probe
-    n_in, n_out, hidden : sizes; without hidden units a probe is linear
+    n_in, n_out, hidden : sizes; without hidden units a probe is linear. With poolings the input of
+        each probe has its pooling's size
     dropout : probability of zeroing a hidden unit in training
     poolings : one module a probe that turns its batch and mask into (B, D), learned with it
         (`tune.aggregators.trainable`); None when the batch is that already
@@ -344,8 +350,10 @@ class ProbeBank(nn.Module):
         super().__init__()
         self.n_in, self.hidden, self.dropout = n_in, hidden, dropout
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        sizes = [n_in] * len(seeds) if poolings is None else [p.n_out for p in poolings]
         self.probes = nn.ModuleList(
-            Probe(n_in, n_out, hidden, generator=g).to(dtype) for g in self.generators
+            Probe(size, n_out, hidden, generator=g).to(dtype)
+            for size, g in zip(sizes, self.generators, strict=True)
         )
         self.pooled = poolings is not None
         for probe, pooling in zip(self.probes, poolings or [], strict=self.pooled):
@@ -556,6 +564,14 @@ def choose_rates(
             getattr(selection, name)[i] = getattr(selections[j], name)[i]
     selection.chosen["lr"] = np.array(rates)[best]
     return bank, selection
+
+
+def groups_of(splits: Mapping) -> dict | None:
+    """Each track's group: of the folds' column, or the track of which files are clips."""
+    for column in ("group", "track"):
+        if all(column in getattr(split, "column_names", split) for split in splits.values()):
+            return {name: split[column][:] for name, split in splits.items()}
+    return None
 
 
 def join_clips(outputs: torch.Tensor, truth: np.ndarray, split) -> tuple:

@@ -64,7 +64,7 @@ def score_test(
         "best_epochs": selection.best_epoch[mine].tolist(),
         "tested_epochs": selection.epoch[mine].tolist(),
         "chosen": {name: values[mine].tolist() for name, values in selection.chosen.items()},
-        "embedding_dim": bank.n_in,
+        "embedding_dim": getattr(getattr(bank.probes[mine][0], "joiner", None), "n_out", bank.n_in),
         "predictions": prediction_columns(
             task.kind,
             ids,
