@@ -89,7 +89,13 @@ class FrontEnd(nn.Module):
 
         def power(part):
             spectrum = torch.stft(
-                part, self.n_fft, self.hop, self.n_fft, self.window, center=False, return_complex=True
+                part,
+                self.n_fft,
+                self.hop,
+                self.n_fft,
+                self.window,
+                center=False,
+                return_complex=True,
             )  # (B, bins, frames)
             return spectrum.real.square().add_(spectrum.imag.square()).transpose(1, 2)
 
