@@ -53,10 +53,11 @@ class CudaGraphs:
             self._add(function, batch, key, out[0])
         return out
 
-    def clear(self) -> None:
-        """Drop all graphs and their buffers, and record no more: memory ran out."""
-        self.works = False
+    def clear(self) -> bool:
+        """Drop all graphs and their buffers, and record no more; say whether there were any."""
+        any_kept, self.works = bool(self._kept), False
         self._kept.clear()
+        return any_kept
 
     def _add(self, function, batch, key, expected) -> None:
         """Record a graph and keep it if it gives what the ordinary pass gave."""
