@@ -20,7 +20,7 @@ from tune.system.memory import batch_seconds_that_fit, free_memory_bytes, is_out
 log = logging.getLogger(__name__)
 
 BATCH_SECONDS = 60.0  # audio seconds of one batch, unless more fits
-HELD_BATCHES = 4  # decoded tracks that wait for their batches, in batches' audio seconds
+HELD_BATCHES = 4  # a track waits for others of its lengths while so many batches' seconds come in
 
 
 def encode_segments(
@@ -112,6 +112,7 @@ class Segments:
     track : whatever the caller knows it by
     samples : (n_samples,) float32, zeros included that its last segment is padded with
     spans : the segments' bounds
+    since : samples of the tracks before it
     seconds : the track's share of the device's time
     error : why it has no tokens
     """
@@ -119,6 +120,7 @@ class Segments:
     track: object
     samples: np.ndarray | None
     spans: Sequence[tuple[int, int]]
+    since: int
     seconds: float = 0.0
     error: NonFiniteError | None = None
     found: dict[int, np.ndarray] = field(default_factory=dict)  # by segment, (P, L, D)
@@ -161,18 +163,20 @@ class SharedBatches:
         self._most: dict[int, int] = {}  # segments by length, after memory ran out
         self._bins: dict[int, deque] = {}  # length -> (track, segment) that wait for a batch
         self._tracks: dict[Segments, None] = {}  # unfinished, the oldest first
+        self._n_samples = 0  # of all tracks so far
         self._running: deque = deque()  # (pending batch, length, members)
 
     def add(self, track: object, samples: np.ndarray, spans: Sequence[tuple[int, int]]) -> None:
         """Add a track; runs the batches that are full now."""
-        segments = Segments(track, padded(samples, spans), spans)
+        segments = Segments(track, padded(samples, spans), spans, self._n_samples)
         self._tracks[segments] = None
+        self._n_samples += len(segments.samples)
         for i, (start, end) in enumerate(spans):
             self._bins.setdefault(end - start, deque()).append((segments, i))
         for length in dict.fromkeys(end - start for start, end in spans):
             self._run(length)
         room = HELD_BATCHES * self.batch_seconds * self.encoder.sample_rate
-        while self._tracks and sum(len(t.samples) for t in self._tracks) > room:
+        while self._tracks and self._n_samples - next(iter(self._tracks)).since > room:
             self._finish_oldest()
 
     def flush(self) -> None:
