@@ -125,6 +125,23 @@ def warn_if_low(device: torch.device, needed: int) -> bool:
     return True
 
 
+def check_room(needed: float, what: str, instead: str) -> None:
+    """Raise ValueError when less of the machine's memory is free than something will take.
+
+    Parameters
+    ----------
+    needed : bytes
+    what, instead : what takes them, and what to do about it
+    """
+    import torch
+
+    free = free_memory_bytes(torch.device("cpu"))
+    if needed > free:
+        raise ValueError(
+            f"{what} take {needed / 1e9:.2g} GB of memory, {free / 1e9:.2g} GB are free: {instead}"
+        )
+
+
 def parse_budget(text: str, total_bytes: int) -> int:
     """Read an amount of memory.
 
