@@ -253,7 +253,8 @@ class Encoder:
 
         if self.graphs is None:
             return compute(batch)
-        return self.graphs(compute, batch, (tuple(batch.shape), tuple(layers), frame_rate))
+        chunk_s = getattr(self, "chunk_s", None)
+        return self.graphs(compute, batch, (tuple(batch.shape), tuple(layers), frame_rate, chunk_s))
 
     def is_too_long(self, n_samples: int) -> bool:
         """Say whether a segment is longer than the encoder takes."""
