@@ -9,8 +9,8 @@ ours: early exit, chunks of the front end, batches, kernels for a CPU on short s
 precision and, with --compile, torch.compile. All run in turn in every round. `measured` is the time
 without the optimisation divided by the time with it: above 1 it is faster. `predicted` is the same
 ratio from arithmetic, and from this machine's rates where it changes the rate; a dash where
-arithmetic says nothing. In float32 the embeddings must agree within 1e-4, in half precision to a cosine of 0.9999, or the exit
-code is 1.
+arithmetic says nothing. In float32 the embeddings must agree within 1e-4, in half precision to a
+cosine of 0.9999, or the exit code is 1.
 """
 
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
