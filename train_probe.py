@@ -374,6 +374,7 @@ def probe(args, accelerator, tracker, extractor, task, aggregator, reports, hist
         owners=owners,
         scale_inputs=args.standardise != "none",
         scale_targets=args.target_scale == "standardised",
+        in_place=True,
     )
     started = time.perf_counter()
     if args.probe in CLOSED_FORM:

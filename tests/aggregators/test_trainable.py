@@ -180,7 +180,7 @@ def make_task(rng, n_scales=1, n_layers=1, size=8, plant=None, **kwargs) -> Prob
         pooled = values.double().sum(2) / mask.sum(1)[:, None]
         features[split] = Features(pooled, torch.ones_like(pooled, dtype=torch.bool), 0)
         times = [np.stack([np.arange(k), np.arange(k) + 1.0], 1) for k in lengths]
-        tokens[split] = Tokens(values, mask, times)
+        tokens[split] = Tokens.from_padded(values, mask, times)
         task.splits[split] = {"label": labels.tolist(), "id": [f"{split}{i}" for i in range(n)]}
     return ProbeData(
         task, features, CPU, n_scales=n_scales, tokens=tokens if joined or raw else None, **kwargs

@@ -536,14 +536,14 @@ def attention_columns(probes, seeds: Sequence[int], data, layer: int, split) -> 
     """
     if not isinstance(getattr(probes[0], "joiner", None), GatedAttention):
         return None
-    values, mask = data.tokens["test"]
+    row = torch.tensor([[layer]])
     out: dict[str, list] = {k: [] for k in ("seed", "id", "token", "start_s", "end_s", "weight")}
     heads: dict[str, list] = {f"head_{h}": [] for h in range(probes[0].joiner.heads)}
     for seed, probe in zip(seeds, probes, strict=True):
         for i, name in enumerate(split["id"]):
-            real = mask[i : i + 1]
-            weights = probe.joiner.token_weights(values[layer, i : i + 1], real)[0]  # (N, heads)
-            weights = weights[real[0]].cpu()
+            values, real = data.get_batch("test", row, torch.tensor([i]))  # (1, 1, N, [K,] D)
+            weights = probe.joiner.token_weights(values[0], real[0])[0]  # (N, heads)
+            weights = weights[real[0][0]].cpu()
             times = data.times["test"][i]
             n = len(times)
             out["seed"] += [seed] * n

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import sqlite3
+import threading
 import time
 from pathlib import Path
 
@@ -50,12 +51,14 @@ class HashCache:
     """Remembers file hashes by path, size and times; losing it costs only time.
 
     The time of the last change of any kind (ctime) is the system's: copying a file's old
-    modification time onto other bytes (`cp -p`, `rsync -t`, a clock set back) changes it.
+    modification time onto other bytes (`cp -p`, `rsync -t`, a clock set back) changes it. Threads
+    may share it.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self._db: sqlite3.Connection | None = None
+        self._lock = threading.Lock()
 
     def get(self, path: Path) -> str:
         """Hash of a file, from the cache when the file hasn't changed since."""
@@ -79,14 +82,17 @@ class HashCache:
     def _run(self, query: str, values: tuple) -> list:
         """Run one statement; a cache that is locked, read-only or damaged is as good as empty."""
         try:
-            if self._db is None:
-                self._db = sqlite3.connect(self.path, timeout=10, isolation_level=None)
-                self._db.execute("PRAGMA synchronous=OFF")  # losing it costs only time
-                self._db.execute(
-                    "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size INTEGER, "
-                    "mtime INTEGER, ctime INTEGER, hash TEXT)"
-                )
-            return self._db.execute(query, values).fetchall()
+            with self._lock:
+                if self._db is None:
+                    self._db = sqlite3.connect(
+                        self.path, timeout=10, isolation_level=None, check_same_thread=False
+                    )
+                    self._db.execute("PRAGMA synchronous=OFF")  # losing it costs only time
+                    self._db.execute(
+                        "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size INTEGER, "
+                        "mtime INTEGER, ctime INTEGER, hash TEXT)"
+                    )
+                return self._db.execute(query, values).fetchall()
         except (sqlite3.Error, OverflowError) as error:  # overflow: a time stamp beyond 2262
             log.debug("hash cache %s: %s", self.path, error)
             return []

@@ -357,9 +357,9 @@ FLAGS = {
     ),
     "batch_seconds": dict(
         type=positive_float,
-        default=60.0,
         metavar="SECONDS",
-        help="audio seconds per encoder batch; halves itself on out-of-memory",
+        help="audio seconds per encoder batch; halves itself on out-of-memory (default: 60; on a "
+        "GPU as many as its memory holds)",
     ),
     "memory_budget": dict(
         default="2GB",

@@ -62,7 +62,7 @@ class Embedder:
         trust_remote_code: bool = False,
         memory_budget: str = "2GB",
         compile: bool = False,
-        batch_seconds: float = 60.0,
+        batch_seconds: float | None = None,
     ):
         strategy = strategy.identified()
         strategy.check(learned)

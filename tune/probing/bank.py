@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import Dataset
 
 from tune.probing.intervals import main_score
+from tune.probing.token_batches import TokenBatches
 from tune.tasks.label_kinds import label_kind
 
 HIDDEN = 512
@@ -37,11 +38,11 @@ class Standardiser:
     """
 
     def __init__(self, values: torch.Tensor, valid: torch.Tensor, *, unchanged: bool = False):
-        weight = valid.to(values.dtype)
-        count = weight.sum(-2, keepdim=True).clamp(min=1)
-        self.mean = (values * weight).sum(-2, keepdim=True) / count
-        variance = (((values - self.mean) * weight) ** 2).sum(-2, keepdim=True) / count
-        std = variance.sqrt()
+        shape, size = values.shape[:-2], values.shape[-1]
+        flat = (x.reshape(-1, *x.shape[-2:]) for x in (values, valid))  # (V, n, D) each
+        # One view at a time: all together may be large.
+        found = [self._statistics(*view) for view in zip(*flat, strict=True)]
+        self.mean, std = (torch.stack(x).view(*shape, 1, size) for x in zip(*found, strict=True))
         # A dimension that never varies in training (but for the rounding of float32, in which
         # embeddings are kept) says nothing: it becomes 0.
         varies = std > 1e-12 + ROUNDING * self.mean.abs()
@@ -49,9 +50,23 @@ class Standardiser:
         if unchanged:
             self.mean, self.scale = torch.zeros_like(self.mean), torch.ones_like(self.scale)
 
-    def __call__(self, values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    @staticmethod
+    def _statistics(values: torch.Tensor, valid: torch.Tensor) -> tuple:
+        """Mean and standard deviation (1, D) of (n, D)."""
+        weight = valid.to(values.dtype)
+        count = weight.sum(-2, keepdim=True).clamp(min=1)
+        mean = (values * weight).sum(-2, keepdim=True) / count
+        variance = (((values - mean) * weight) ** 2).sum(-2, keepdim=True) / count
+        return mean, variance.sqrt()
+
+    def __call__(
+        self, values: torch.Tensor, valid: torch.Tensor, *, in_place: bool = False
+    ) -> torch.Tensor:
         """Standardise (..., n, D); holes become 0."""
-        return (values - self.mean) * self.scale * valid
+        out = (values if in_place else values.clone()).sub_(self.mean).mul_(self.scale)
+        for view, where in zip(*(x.view(-1, *x.shape[-2:]) for x in (out, valid)), strict=True):
+            view.mul_(where)  # PyTorch makes numbers of the mask first: of one view at a time
+        return out
 
 
 class ProbeData:
@@ -71,12 +86,13 @@ class ProbeData:
     owners : {split: (n,) numbers of tracks}, where the features are of segments (late fusion): a
         segment has its track's label
     scale_inputs, scale_targets : whether inputs, and labels that are numbers, are standardised
+    in_place : whether the features' own tensors are standardised, which saves their size
 
     Attributes
     ----------
     inputs : {split: (L, n, D), or (L, n, K, D) with K views to mix} standardised by training
         statistics; L is 1 when layers are mixed
-    tokens : {split: ((L, n, N, [K,] D), mask (n, N))} or None
+    tokens : {split: TokenBatches} or None
     n_views : K, or None when there is nothing to mix
     kind : the task's `LabelKind`
     n_train : training samples, which are tracks or segments
@@ -99,6 +115,7 @@ class ProbeData:
         owners=None,
         scale_inputs: bool = True,
         scale_targets: bool = True,
+        in_place: bool = False,
     ):
         self.kind = label_kind(task.kind)
         self.dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
@@ -106,14 +123,23 @@ class ProbeData:
         train = features["train"]
         self.whitening = train.whitening
         self.standardise = Standardiser(train.values, train.valid, unchanged=not scale_inputs)
-        views = {s: self.standardise(f.values, f.valid) for s, f in features.items()}
+        views = {
+            s: self.standardise(f.values, f.valid, in_place=in_place) for s, f in features.items()
+        }
         self.inputs = {s: self._arrange(v, 1).to(device, self.dtype) for s, v in views.items()}
         self.tokens = None
         if tokens is not None:
+            mean, scale = (
+                x.flatten(0, -2) for x in (self.standardise.mean, self.standardise.scale)
+            )
             self.tokens = {
-                s: (
-                    self._tokens(t, raw).to(device, torch.float32 if raw else self.dtype),
-                    t.mask.to(device),
+                s: TokenBatches(
+                    t,
+                    *((None, None) if raw else (mean, scale)),
+                    n_scales=n_scales,
+                    mix=mix,
+                    dtype=torch.float32 if raw else self.dtype,
+                    device=device,
                 )
                 for s, t in tokens.items()
             }
@@ -150,14 +176,6 @@ class ProbeData:
             return views.movedim(0, -3).flatten(-3, -2).unsqueeze(0)  # (1, n, ..., L S, D)
         return views.squeeze(-2) if self.n_scales == 1 else views
 
-    def _tokens(self, tokens, raw: bool) -> torch.Tensor:
-        """Tokens (V, n, N, D), standardised as the pooled embeddings are, and arranged."""
-        values = tokens.values
-        if not raw:
-            mean, scale = self.standardise.mean[:, None], self.standardise.scale[:, None]
-            values = (values.double() - mean) * scale * tokens.mask[..., None]
-        return self._arrange(values, 2)
-
     def get_batch(self, split: str, rows: torch.Tensor, index: torch.Tensor) -> tuple:
         """What M probes see of a batch of tracks.
 
@@ -168,15 +186,15 @@ class ProbeData:
 
         Returns
         -------
-        inputs (M, B, [K,] D) and None; or tokens (M, B, N, [K,] D) and their mask (M, B, N)
+        inputs (M, B, [K,] D) and None; or tokens (M, B, N, [K,] D) and their mask (M, B, N), or
+        lists of M (`TokenBatches.batch`)
         """
-        values, mask = (self.inputs[split], None) if self.tokens is None else self.tokens[split]
-        m = len(rows)
+        if self.tokens is not None:
+            return self.tokens[split].batch(rows, index)
+        values, m = self.inputs[split], len(rows)
         if len(values) == 1 and index.ndim == 1:  # the same for all: nothing is copied
-            batch = values[0, index].expand(m, *[-1] * (values.ndim - 1))
-        else:
-            batch = values[rows, index]
-        return batch, None if mask is None else mask[index].expand(m, -1, -1)
+            return values[0, index].expand(m, *[-1] * (values.ndim - 1)), None
+        return values[rows, index], None
 
     @property
     def n_layers(self) -> int:

@@ -28,7 +28,7 @@ class Extractor:
     precision : "auto", "no", "fp16" or "bf16"
     memory_budget : str or int, optional
         "2GB", a fraction of the device's memory, or bytes; None is the encoder's default.
-    batch_seconds : audio seconds of one encoder batch
+    batch_seconds : audio seconds of one encoder batch; None is 60, on a GPU what its memory holds
     channels : what becomes of a file's channels: see `tune.audio.read_audio`
     store : the store's folder; None is the default one. It is opened when it is first used.
     check : called with the encoder when it is loaded, to refuse it before anything else is asked
@@ -65,10 +65,11 @@ class Extractor:
         device: torch.device | str = "cpu",
         precision: str = "auto",
         memory_budget: str | int | None = None,
-        batch_seconds: float = 60.0,
+        batch_seconds: float | None = None,
         channels: str = "mix",
         store: str | Path | None = None,
         check: Callable[[Encoder], None] | None = None,
+        _share_batches: bool | None = None,
         **settings,
     ):
         device = torch.device(device)
@@ -85,6 +86,7 @@ class Extractor:
         self.encoder.keep_layers(max(self.layers))
         check_rules_fit(self.rules, frame_rate, self.encoder, self.layers)
         self._root, self.channels = store, channels
+        self._share_batches = _share_batches  # of several tracks; None: on a GPU
 
     def load(self, name: str, **settings) -> Encoder:
         """Load the encoder; a sweep keeps it for the next run."""
@@ -125,6 +127,7 @@ class Extractor:
                 strict=strict,
                 frame_rate=self.frame_rate,
                 batch_seconds=self.batch_seconds,
+                share_batches=self._share_batches,
                 **progress,
             )
 
