@@ -14,6 +14,7 @@ from tune.aggregators.trainable import Gate, GatedAttention, Mix
 from tune.aggregators.transformer import checkpoint
 from tune.aggregators.transformer.recipes import TUNE, make_config, make_model
 from tune.probing.bank import ProbeBank, ProbeData
+from tune.probing.token_batches import TokenBatches
 
 LENGTHS = [1, 4, 6]
 EXACT = {"rtol": 0, "atol": 1e-12}
@@ -477,7 +478,12 @@ def test_gated_transformer_learns_only_where_its_states_tell(rng, told):
             sign = 2.0 * data.labels[split] - 1
             n = values.shape[1]
             tokens = normal(rng, 1, n, 6, 8) + sign[:, None, None] * slope
-            data.tokens[split] = tokens.float(), torch.ones(n, 6, dtype=torch.bool)
+            every = Tokens.from_padded(
+                tokens.float(), torch.ones(n, 6, dtype=torch.bool), [None] * n
+            )
+            data.tokens[split] = TokenBatches(
+                every, None, None, n_scales=1, mix=False, dtype=torch.float32, device=CPU
+            )
     else:  # its states are all the same
         model.core.final_norm.weight.data.zero_()
     start = checkpoint.make_initial_model(model, data.tokens["train"])

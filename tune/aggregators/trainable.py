@@ -356,9 +356,9 @@ class TunedTransformer(nn.Module):
 
     def _close_gate(self, data) -> None:
         """Choose views by what the training and validation tracks' are now."""
-        x, mask = (part[:1] for part in (data.tokens["train"][0][0], data.tokens["train"][1]))
+        tokens, mask = data.tokens["train"]
         with torch.no_grad():
-            names = list(self.model.views(x.float(), mask, self.readout))
+            names = list(self.model.views(tokens[0, :1].float(), mask[:1], self.readout))
         inputs = torch.cat([self._embed_split(data, split) for split in CHOOSING])
         inputs = inputs.unflatten(-1, (len(names), -1))
         self.gate = Gate(choose(data, inputs, names), inputs.shape[-1], data.dtype)
