@@ -3,6 +3,7 @@
     accelerate launch train_probe.py --seg 10 --agg mean
     accelerate launch train_probe.py --task emo --seg full --seeds 1234 1235 1236
     accelerate launch train_probe.py --task my_music.csv --encoder muq --layer 6 --agg stats
+    accelerate launch train_probe.py --seg 10 --use_seconds 30 --pick spread
     accelerate launch train_probe.py --seg 10 30 full --agg hierarchical --layer mix
     accelerate launch train_probe.py --agg transformer:aggregators/mine
     accelerate launch train_probe.py --task my_music.csv --folds 5 --group_column artist
@@ -32,6 +33,7 @@ from tune.probing.protocols import (
     kind_of,
     resolve,
 )
+from tune.segments.pick import read_pick
 from tune.segments.rules import parse_rules
 from tune.tasks.label_kinds import KINDS
 from tune.tasks.registry import TASKS, default_encoder
@@ -40,7 +42,7 @@ GROUPS = {
     "data": "task data_dir kind label_column audio_column data_revision yes folds group_column "
     "allow_outside strict",
     "strategy": "encoder trust_remote_code revision channels layer seg hop min_tail "
-    "pad_tail min_seg max_seg agg fusion tokens frame_rate skip_degenerate",
+    "pad_tail min_seg max_seg use_seconds pick agg fusion tokens frame_rate skip_degenerate",
     "aggregators that learn": "aggregator_checkpoint readout tune_aggregator aggregator_lr",
     "probe": "protocol probe seeds epochs patience batch_size lr",
     "details of the protocol": "standardise target_scale plateau_patience plateau_factor "
@@ -107,6 +109,8 @@ def parse_args(argv=None):
         parser.error("--seeds needs one or more numbers of 0 or above")
     with parser.show_errors():
         args.seg = list(dict.fromkeys(rule.name for rule in rules_of(args)))
+        if args.use_seconds is not None:
+            args.pick = rules_of(args)[0].pick.how
         args.agg, args.aggregator_checkpoint = split_name(args.agg, args.aggregator_checkpoint)
         row = find_row(args.agg)
         if row.pretrained and given["layer"] is None:  # it joins one layer's tokens only
@@ -129,7 +133,9 @@ def parse_args(argv=None):
 
 def rules_of(args):
     """The segment rules asked for."""
-    return parse_rules(args.seg, args.hop, args.min_tail, args.min_seg, args.max_seg, args.pad_tail)
+    pick = read_pick(args.use_seconds, args.pick)
+    limits = (args.min_seg, args.max_seg)
+    return parse_rules(args.seg, args.hop, args.min_tail, *limits, args.pad_tail, pick)
 
 
 args = read_arguments(parse_args) if __name__ == "__main__" else None

@@ -160,6 +160,17 @@ FLAGS = {
         metavar="SECONDS",
         help="a last piece shorter than this is dropped unless it's the only one",
     ),
+    "use_seconds": dict(
+        type=positive_float,
+        metavar="SECONDS",
+        help="use no more of each track than this, in whole segments, at least one (default: all)",
+    ),
+    "pick": dict(
+        choices=["first", "middle", "spread", "central"],
+        help="which segments --use_seconds takes: the first, those in the middle, spread over the "
+        "track, or central: nearest to its mean embedding, for which all are encoded (default: "
+        "first)",
+    ),
     "pad_tail": dict(
         **BOOL, help="lengthen the last segment to a whole one with zeros, as MARBLE does"
     ),

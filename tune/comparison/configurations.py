@@ -168,6 +168,8 @@ def details(run: Run, whole_path: bool = False) -> list[str]:
         out.append(f"hop {r['hop']:g} s")
     if r.get("min_tail") is not None and differs("min_tail", r["min_tail"], MIN_TAIL_S):
         out.append(f"tail from {r['min_tail']:g} s")
+    if r.get("use_seconds"):
+        out.append(f"{r['use_seconds']:g} s {r['pick']}")
     limits = (r.get("min_seg"), r.get("max_seg"))
     if None not in limits and limits != (MIN_S, MAX_S):
         out.append(f"segments of {limits[0]:g} to {limits[1]:g} s")
@@ -273,6 +275,8 @@ def _find_memory(configurations: Sequence[Configuration], runs: Sequence[Run]) -
             r["tokens"],
             r.get("precision"),
             r.get("device"),
+            r.get("use_seconds"),
+            r.get("pick"),
         )
 
     peaks: dict[tuple, list[tuple[int, Run]]] = {}

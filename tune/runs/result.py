@@ -29,6 +29,7 @@ from tune import __version__
 from tune.aggregators.registry import readable_name
 from tune.probing.intervals import FOLDS_NOTE
 from tune.segments.rules import Rule, describe_counts, is_degenerate, seg_text
+from tune.segments.structure import MAX_S, MIN_S
 from tune.store.encode import EncodeReport
 from tune.store.extractor import Extractor
 from tune.system.files import apply_umask, hide_home, save_tensors, slug, write_csv
@@ -117,8 +118,9 @@ def default_name(
     """
     parts = [task, Path(encoder).name, f"layer-{layer}", f"seg-{joined_name(rules)}"]
     parts += [f"hop-{_first(rules, 'hop_s'):g}"] if _first(rules, "hop_s") else []
-    if any(rule.needs_audio and rule != type(rule)() for rule in rules):
+    if any(rule.needs_audio and (rule.min_s, rule.max_s) != (MIN_S, MAX_S) for rule in rules):
         parts += [f"{_first(rules, 'min_s'):g}-to-{_first(rules, 'max_s'):g}"]
+    parts += [slug(f"use-{rules[0].pick.name}")] if rules[0].pick else []
     parts += [agg] + ([f"frame-{frame_rate:g}hz"] if frame_rate else [])
     parts += [channels] if channels != "mix" else []
     return slug("-".join(parts), also="+")
@@ -199,6 +201,8 @@ def assemble(
         "tokens": extractor.collection.key["tokens"],
         "channels": extractor.channels,
         "pad_tail": bool(_first(rules, "pad")),
+        "use_seconds": rules[0].pick and rules[0].pick.seconds,
+        "pick": rules[0].pick and rules[0].pick.how,
         "fusion": config.get("fusion", "early"),
         "probe": config.get("probe", "mlp"),
         "protocol": config.get("protocol_settings"),
@@ -391,6 +395,8 @@ def print_result(result: Mapping, folder: Path, console: Console | None = None) 
     seeds = len(result["seeds"])
     layer = LAYERS.get(result["layer"], f"layer {result['layer']}")
     pieces = "full track" if result["seg"] == "full" else f"segments {seg_text(result['seg'])}"
+    if result["use_seconds"]:
+        pieces += f" ({result['use_seconds']:g} s {result['pick']})"
     title = f"{result['task']}: {encoder}, {layer}, {pieces}, {result['agg']}"
     title += ", late fusion" * (result["fusion"] == "late")
     table = Table()

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from tune.audio import decode as audio
 from tune.audio.decode import AudioError, is_silent, read_header
 from tune.encoders.base import Encoder, NonFiniteError
+from tune.segments.pick import pick_spans
 from tune.segments.rules import Rule
 from tune.store import spot_check
 from tune.store.store import Collection, Row, Store
@@ -228,7 +229,8 @@ def _decode(path, content, encoder, rule, store, collection) -> tuple[audio.Soun
         raise AudioError(
             f"too long: {seconds:.4g} s; {encoder.name} takes at most {encoder.max_seconds:.4g}"
         )
-    return sound, _cut(store, collection, rule, content, samples, encoder.sample_rate)
+    spans = _cut(store, collection, rule, content, samples, encoder.sample_rate)
+    return sound, pick_spans(rule, spans, encoder.sample_rate)
 
 
 def check_lengths(rule: Rule, encoder: Encoder, paths: Sequence[str] = ()) -> None:
@@ -389,6 +391,7 @@ def _stored(store, collection, encoder, rule, content) -> tuple[list, Row] | Non
     else:
         n_samples = collection.length(content)
         spans = None if n_samples is None else rule.spans(n_samples, encoder.sample_rate)
+    spans = None if spans is None else pick_spans(rule, spans, encoder.sample_rate)
     row = None if spans is None else collection.read(content, spans)
     return None if row is None else (spans, row)
 
