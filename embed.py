@@ -78,7 +78,7 @@ def parse_args(argv=None):
         pick = read_pick(args.use_seconds, args.pick)
         limits = (args.min_seg, args.max_seg)
         parse_rule(args.seg, args.hop, args.min_tail, *limits, pick=pick)
-        args.pick = pick and pick.how
+        args.use_seconds, args.pick = (pick.seconds, pick.how) if pick else (None, None)
         check_sources(args, changed)
     return args
 

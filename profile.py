@@ -310,7 +310,8 @@ def picks(args) -> list[tuple]:
 
     if args.use_seconds == [None]:
         return [(None, pick) for pick in args.pick]
-    return list(itertools.product(args.use_seconds, [pick or "first" for pick in args.pick]))
+    pairs = itertools.product(args.use_seconds, [pick or "first" for pick in args.pick])
+    return [(None, None) if seconds == "all" else (seconds, pick) for seconds, pick in pairs]
 
 
 def checkpoint_of(args, agg):

@@ -109,8 +109,8 @@ def parse_args(argv=None):
         parser.error("--seeds needs one or more numbers of 0 or above")
     with parser.show_errors():
         args.seg = list(dict.fromkeys(rule.name for rule in rules_of(args)))
-        if args.use_seconds is not None:
-            args.pick = rules_of(args)[0].pick.how
+        if (pick := read_pick(args.use_seconds, args.pick)) is not None:
+            args.pick = pick.how
         args.agg, args.aggregator_checkpoint = split_name(args.agg, args.aggregator_checkpoint)
         row = find_row(args.agg)
         if row.pretrained and given["layer"] is None:  # it joins one layer's tokens only
@@ -150,7 +150,7 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader
 
-from tune.aggregators.degenerate import degenerate_reason
+from tune.aggregators.degenerate import degenerate_reason, repeated_pick
 from tune.aggregators.track_aggregator import TrackAggregator
 from tune.aggregators.transformer import checkpoint as transformer
 from tune.probing import closed_form
@@ -320,6 +320,7 @@ def run(args, accelerator, tracker, extractor, task, aggregator, config, run_nam
     reports = extractor.encode(paths, accelerator, strict=args.strict)
     pieces = [[len(spans) for _, spans in report.rows.values()] for report in reports]
     why = degenerate_reason(extractor.rules, pieces, args.agg, args.tokens)
+    why = why or repeated_pick(args.use_seconds, args.pick)
     if why and args.skip_degenerate:
         print(f"skipped: {why['degenerate']}" + f" ({why.get('same_as')})" * ("same_as" in why))
         print(*tracker.skip(why), sep="\n")

@@ -51,6 +51,11 @@ def to_size(text: str) -> str:
 
 
 # A switch: --flag, --flag=true, --flag=false.
+def seconds_or_all(text: str) -> float | str:
+    """Read a number of seconds, or "all"."""
+    return text if text == "all" else positive_float(text)
+
+
 BOOL = dict(nargs="?", const=True, default=False, type=to_bool, metavar="BOOL")
 # Values between spaces or commas, each once.
 SEVERAL = dict(nargs="+", action=Flattened)
@@ -161,8 +166,8 @@ FLAGS = {
         help="a last piece shorter than this is dropped unless it's the only one",
     ),
     "use_seconds": dict(
-        type=positive_float,
-        metavar="SECONDS",
+        type=seconds_or_all,
+        metavar="SECONDS|all",
         help="use no more of each track than this, in whole segments, at least one (default: all)",
     ),
     "pick": dict(

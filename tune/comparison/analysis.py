@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tune.comparison.configurations import Configuration, layer_of, task_key
+from tune.comparison.fewest_seconds import SecondsCurve, seconds_curves
 from tune.comparison.main_effects import Effect, EncoderPair, encoder_pairs, main_effects
 from tune.comparison.per_class import Breakdown, break_down
 from tune.comparison.published_results import Published, StudyLine, published_table, study_table
@@ -106,6 +107,7 @@ class TaskView:
     study: list[StudyLine]
     encoder_pairs: list[EncoderPair]
     published: Published | None
+    seconds: list[SecondsCurve] = field(default_factory=list)
 
     @property
     def notes(self) -> list[str]:
@@ -260,6 +262,12 @@ def _view(configurations, baseline, correction, margin, retain, limits) -> TaskV
             {view.name: view.margin for view in encoders if view.margin is not None},
         ),
         published_table(result["task"], ours, scores),
+        [
+            curve
+            for view in encoders
+            if view.margin is not None
+            for curve in seconds_curves(by_encoder[view.name], scores, correction, view.margin)
+        ],
     )
 
 

@@ -154,6 +154,12 @@ def layer_of(result: Mapping) -> str:
     return asked if asked in ("all", "mix", "reduce") else str(result["layer"])
 
 
+def pick_text(result: Mapping) -> str:
+    """How many seconds of each track are used, and which: 30 s spread; "" for all."""
+    seconds = result.get("use_seconds")
+    return f"{seconds:g} s {result['pick']}" if seconds else ""
+
+
 def details(run: Run, whole_path: bool = False) -> list[str]:
     """Settings of a run that aren't the defaults, beside segments, aggregator, layer and tokens."""
     r, out = run.result, []
@@ -168,8 +174,7 @@ def details(run: Run, whole_path: bool = False) -> list[str]:
         out.append(f"hop {r['hop']:g} s")
     if r.get("min_tail") is not None and differs("min_tail", r["min_tail"], MIN_TAIL_S):
         out.append(f"tail from {r['min_tail']:g} s")
-    if r.get("use_seconds"):
-        out.append(f"{r['use_seconds']:g} s {r['pick']}")
+    out += [pick_text(r)] if pick_text(r) else []
     limits = (r.get("min_seg"), r.get("max_seg"))
     if None not in limits and limits != (MIN_S, MAX_S):
         out.append(f"segments of {limits[0]:g} to {limits[1]:g} s")

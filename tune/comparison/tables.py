@@ -10,6 +10,7 @@ from rich.text import Text
 
 from tune.comparison.analysis import EncoderView, TableRow, TaskView
 from tune.comparison.configurations import layer_of
+from tune.comparison.fewest_seconds import SecondsCurve
 from tune.comparison.main_effects import EncoderPair
 from tune.comparison.published_results import Published, metric_name, same_encoder
 from tune.comparison.verdicts import (
@@ -78,6 +79,8 @@ def frame(views: Sequence[TaskView]) -> pd.DataFrame:
                 "seg": r["seg"],
                 "agg": r["agg"],
                 "tokens": r["tokens"],
+                "use_seconds": r.get("use_seconds"),
+                "pick": r.get("pick"),
                 "strategy": configuration.label,
                 "seeds": " ".join(map(str, configuration.seeds)),
                 "n_seeds": len(configuration.seeds),
@@ -236,6 +239,11 @@ def verdict_notes(view: TaskView, encoder: EncoderView, correction: str) -> list
     return lines
 
 
+def seconds_title(curve: SecondsCurve) -> str:
+    """The strategy of a curve of seconds."""
+    return f"{curve.encoder} {curve.whole.label}"
+
+
 def p_text(p: float) -> str:
     """A p-value."""
     return "-" if p != p else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
@@ -284,6 +292,16 @@ def print_views(
                 f"{d.difference.value:+.3f} ({span(d.low, d.high, signed)}), {d.word}; "
                 f"mean over {strategies_text(pair)}"
             )
+        for curve in view.seconds:
+            say(f"\n{view.task}, {seconds_title(curve)}: {view.metric} by seconds used", "bold")
+            table = Table()
+            for i, head in enumerate(("seconds of a track", *curve.picks)):
+                table.add_column(head, justify="right" if i else "left")
+            for texts in curve.texts():
+                table.add_row(*texts)
+            console.print(table)
+            for text in curve.answers():
+                say(f"  {text}")
         for line in view.study:
             figures = ", ".join(f"{n} {v}" for n, v in line.study.items())
             ours = "; ".join(
@@ -363,6 +381,12 @@ def write_markdown(views: Sequence[TaskView], correction: str, path: Path) -> No
             ]
             lines.append(f"| {' | '.join(map(_md, texts))} |")
         lines += [""] * bool(view.encoder_pairs)
+        for curve in view.seconds:
+            heads = ("seconds of a track", *curve.picks)
+            lines += [f"## {_md(view.task)}, {_md(seconds_title(curve))}: seconds used", ""]
+            lines += [f"| {' | '.join(heads)} |", "|---|" + "---:|" * len(curve.picks)]
+            lines += [f"| {' | '.join(map(_md, texts))} |" for texts in curve.texts()]
+            lines += ["", *(f"- {_md(text)}" for text in curve.answers()), ""]
         if view.published:
             heads, rows, spread = published_texts(view.published)
             lines += [f"## {_md(view.task)}, published", ""]

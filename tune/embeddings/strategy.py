@@ -182,7 +182,7 @@ def from_run(
     Raises
     ------
     ValueError
-        When it is no run, or lacks its learned tensors.
+        When it is no run, lacks its learned tensors, or its folds joined tracks differently.
     """
     run = Path(run)
     try:
@@ -223,9 +223,26 @@ def from_run(
             f"{run} doesn't hold its whitening (older runs and those of --layer mix don't): "
             f"give --agg {strategy.agg} without --from_run, which fits it on the tracks given"
         )
+    if result.get("folds"):
+        _check_folds_alike(run, result, learned=bool(constants))
     n_in = saved["standardise.mean"].shape[-1]
     return strategy, Learned(
         constants, fingerprint, f"{run.name}, seed {seed}", n_in, result["precision"]
+    )
+
+
+def _check_folds_alike(run: Path, result: Mapping, learned: bool) -> None:
+    """Raise ValueError when the folds of a cross-validation joined tracks in different ways."""
+    layers = list(dict.fromkeys(fold["layer"] for fold in result["folds"]["each"]))
+    if learned:
+        why = f"each of which learned its own {result['agg']}"
+    elif len(layers) > 1:
+        why = f"which chose different layers ({', '.join(map(str, layers))})"
+    else:
+        return
+    raise ValueError(
+        f"{run} was cross-validated in {result['folds']['n']} folds, {why}: there is no one "
+        f"embedding to make; train on a single split (train_probe.py --folds 1) and give that run"
     )
 
 

@@ -145,8 +145,10 @@ def pick_row(row, spans: PickedSpans):
     )
 
 
-def read_pick(seconds: float | None, how: str | None) -> Pick | None:
-    """The pick that flags ask for, or None: all of each track."""
+def read_pick(seconds: float | str | None, how: str | None) -> Pick | None:
+    """The pick that flags ask for, or None: all of each track ("all": whichever the pick)."""
+    if seconds == "all":
+        return None
     if seconds is None:
         if how is not None:
             raise ValueError(f"--pick {how} chooses among segments: give --use_seconds as well")
