@@ -43,7 +43,8 @@ GROUPS = {
     "allow_outside strict",
     "strategy": "encoder trust_remote_code revision channels layer seg hop min_tail "
     "pad_tail min_seg max_seg use_seconds pick agg fusion tokens frame_rate skip_degenerate",
-    "aggregators that learn": "aggregator_checkpoint readout tune_aggregator aggregator_lr",
+    "aggregators that learn": "aggregator_checkpoint readout tune_aggregator aggregator_lr "
+    "allow_seen",
     "probe": "protocol probe seeds epochs patience batch_size lr",
     "details of the protocol": "standardise target_scale plateau_patience plateau_factor "
     "accumulation val_unit tie_break test_weights averaged",
@@ -153,6 +154,7 @@ from torch.utils.data import DataLoader
 from tune.aggregators.degenerate import degenerate_reason, repeated_pick
 from tune.aggregators.track_aggregator import TrackAggregator
 from tune.aggregators.transformer import checkpoint as transformer
+from tune.aggregators.transformer import trained_on
 from tune.probing import closed_form
 from tune.probing.bank import (
     HIDDEN,
@@ -192,10 +194,14 @@ def main(args):
     extractor, task = load(args, accelerator)
     protocol = apply_protocol(args, task)
     aggregator = make_aggregator(args, extractor)
+    seen = find_seen(args, accelerator, extractor, task)
     given = vars(args) | {"seg": results.joined_name(extractor.rules)}
     config = results.describe_run(
         "train_probe.py",
-        given | task.settings | aggregator.settings | {"protocol_settings": protocol},
+        given
+        | task.settings
+        | aggregator.settings
+        | {"protocol_settings": protocol, "seen_by_aggregator": seen},
         sys.argv[1:],
         extractor,
         accelerator,
@@ -287,6 +293,17 @@ def apply_protocol(args, task) -> dict:
             f"--batch_size {args.batch_size} can't be divided by --accumulation {args.accumulation}"
         )
     return describe(args.protocol, args.task, task.kind, settings, task.recipe)
+
+
+def find_seen(args, accelerator, extractor, task) -> dict | None:
+    """Test tracks that a pretrained aggregator has seen: refused, or allowed and marked."""
+    if not args.aggregator_checkpoint:
+        return None
+    paths = [path for fold in task.folds or [task] for path in fold.splits["test"]["path"]]
+    with accelerator.main_process_first():  # the others read what it found
+        return trained_on.check_unseen(
+            args.aggregator_checkpoint, paths, extractor.store, args.allow_seen
+        )
 
 
 def make_aggregator(args, extractor) -> TrackAggregator:

@@ -113,6 +113,11 @@ FLAGS = {
         metavar="DIR",
         help="folder that holds (or gets) the data sets, such as EMO/ and GTZAN/",
     ),
+    "allow_seen": dict(
+        **BOOL,
+        help="go on though the aggregator was trained on some of the test tracks, and mark the "
+        "result",
+    ),
     "allow_outside": dict(
         **BOOL,
         help="let a jsonl or a data set name files outside its data folder (a .csv or .tsv of your "
@@ -463,6 +468,12 @@ FLAGS = {
         default=[],
         metavar="FILE",
         help="take peak memory from files that profile.py wrote to --out",
+    ),
+    "stability": dict(
+        type=positive_int,
+        metavar="N",
+        help="change N test tracks (lead-in, gain, mp3, noise), embed them again, and say how far "
+        "each strategy's embedding moves and how often its decision flips",
     ),
     "baseline": dict(
         metavar="SEG[:AGG]|NAME",

@@ -18,6 +18,7 @@ from tune.comparison.per_class import Breakdown, break_down
 from tune.comparison.published_results import Published, StudyLine, published_table, study_table
 from tune.comparison.recommend import Advice, Limits, advise
 from tune.comparison.significance import Scores, compare_to_baseline
+from tune.comparison.stability import Stability
 from tune.comparison.verdicts import MARGIN, Verdict, retained_margin
 from tune.probing.intervals import FOLDS_NOTE
 
@@ -38,6 +39,7 @@ class TableRow:
     metrics : name -> (mean, low, high), over seeds and resampled tracks; the first is the main one
     std : the main metric's sample deviation over seeds, None for one seed
     difference : to the encoder's baseline, a reason (str) why there is none, or None: no baseline
+    stability : how it takes changed tracks, where that was looked at
     fronts : axis -> whether it lies on the front, None where the cost isn't known
     """
 
@@ -47,6 +49,7 @@ class TableRow:
     is_baseline: bool = False
     difference: Verdict | str | None = None
     fronts: dict[str, bool | None] = field(default_factory=dict)
+    stability: Stability | None = None
 
     @property
     def mean(self) -> float:

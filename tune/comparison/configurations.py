@@ -199,6 +199,8 @@ def details(run: Run, whole_path: bool = False) -> list[str]:
         out.append(f"channels {r['channels']}")
     if differs("pad_tail", r.get("pad_tail", False), False):
         out.append("padded" if r["pad_tail"] else "not padded")
+    if (r.get("seen_by_aggregator") or {}).get("tracks"):
+        out.append(f"has seen {len(r['seen_by_aggregator']['tracks'])} test tracks")
     if r.get("probe", "mlp") != "mlp":
         out.append(f"{r['probe']} probe")
     for name, usual in {**TRAINING, **PROTOCOL}.items():

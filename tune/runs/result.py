@@ -226,6 +226,7 @@ def assemble(
         "silent": sorted({path for path in report.silent if path in reports[0].rows}),
         "warned": [i for k, i in enumerate(report.warned) if i not in report.warned[:k]],
         "truncated_tracks": truncated,
+        "seen_by_aggregator": config.get("seen_by_aggregator"),
         "same_audio_in_test_and_training": _count_leaked(splits, reports[0].rows),
         **{k: outcome[k] for k in ("best_epochs", "tested_epochs", "chosen", "metrics", "chance")},
         "cost": _costs(extractor, reports, report, every)
@@ -503,6 +504,9 @@ def describe_scoring(result: Mapping) -> list[tuple[str, str]]:
         column, n = result["groups"]["column"], result["groups"]["n_test"]
         text = f"{n} in the test split, by {column}: the interval resamples groups"
         lines.append(("groups", text))
+    if (result["seen_by_aggregator"] or {}).get("tracks"):
+        n = len(result["seen_by_aggregator"]["tracks"])
+        lines.append(("seen", f"the aggregator was trained on {n} test tracks: no fair score"))
     if result["n_test_scored"] != result["n_tracks"]["test"]:
         n, files = result["n_test_scored"], result["n_tracks"]["test"]
         lines.append(("scored", f"{n} test tracks, of which the {files} files are clips"))
