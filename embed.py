@@ -21,16 +21,17 @@ from pathlib import Path
 from tune.aggregators.registry import CHOICES, find_row, readable_name, split_name
 from tune.cli.flags import add_groups
 from tune.cli.parser import Parser, one_line, read_arguments, run_script, set_up_logging
+from tune.segments.pick import read_pick
 from tune.segments.rules import parse_rule
 
 STRATEGY = ("encoder", "revision", "layer", "seg", "hop", "min_tail", "min_seg", "max_seg", "agg")
 STRATEGY += ("tokens", "frame_rate", "aggregator_checkpoint", "readout", "n_tokens", "from_run")
-STRATEGY += ("run_seed", "mixed_precision", "channels")
+STRATEGY += ("run_seed", "mixed_precision", "channels", "use_seconds", "pick")
 GROUPS = {
     "": "out segments overwrite strict shard merge",
     "strategy (as in train_probe.py)": "encoder revision trust_remote_code channels layer seg hop "
-    "min_tail min_seg max_seg agg n_tokens tokens frame_rate aggregator_checkpoint readout "
-    "from_run run_seed",
+    "min_tail min_seg max_seg use_seconds pick agg n_tokens tokens frame_rate "
+    "aggregator_checkpoint readout from_run run_seed",
     "machine": "mixed_precision batch_seconds memory_budget compile store",
     "listening": "like k whiten m3u",
 }
@@ -74,7 +75,10 @@ def parse_args(argv=None):
     with parser.show_errors():
         args.agg, args.aggregator_checkpoint = split_name(args.agg, args.aggregator_checkpoint)
         find_row(args.agg)
-        parse_rule(args.seg, args.hop, args.min_tail, args.min_seg, args.max_seg)
+        pick = read_pick(args.use_seconds, args.pick)
+        limits = (args.min_seg, args.max_seg)
+        parse_rule(args.seg, args.hop, args.min_tail, *limits, pick=pick)
+        args.use_seconds, args.pick = (pick.seconds, pick.how) if pick else (None, None)
         check_sources(args, changed)
     return args
 

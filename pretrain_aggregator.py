@@ -91,7 +91,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from tune.aggregators.transformer import pretraining_state
+from tune.aggregators.transformer import pretraining_state, trained_on
 from tune.aggregators.transformer.batches import (
     VALIDATION,
     EpochData,
@@ -159,6 +159,8 @@ def main(args):
             accelerator, tracker, model, tracks, token_statistics, recipe, out, progress, args
         )
         if accelerator.is_main_process:
+            paths = [path for split in tracks.values() for path in split.paths]
+            trained_on.write(out, paths, extractor.store)
             pretraining_state.finish(out, progress, described, corpus, tracks)
             print(*tracker.finish_aggregator(progress, out), sep="\n")
             use = f"train_probe.py --agg transformer --aggregator_checkpoint {out}"

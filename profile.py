@@ -4,6 +4,7 @@
     python profile.py --seg full --duration 30 60 120 --budget 11GB --plot full.png
     python profile.py --seg 10 30 full --agg mean hierarchical
     python profile.py --agg transformer --aggregator_checkpoint aggregators/mine
+    python profile.py --seg 10 --use_seconds 10 30 60 --pick first spread --duration 240
     python profile.py --encoder muq-nano --seg 10 structure --audio song.mp3 --out costs.json
 
 Every flag that takes several values spans a grid; each cell is measured in a process of its own.
@@ -34,8 +35,8 @@ if __name__ != "__main__":
 
 # Imports are inside the functions: imported as the standard library's module, this loads nothing.
 GROUPS = {
-    "grid (several values each)": "seg agg fusion duration encoder layer mixed_precision "
-    "batch_seconds",
+    "grid (several values each)": "seg use_seconds pick agg fusion duration encoder layer "
+    "mixed_precision batch_seconds",
     "what is joined, and by which Transformer": "tokens frame_rate aggregator_checkpoint",
     "how it is measured": "weights trust_remote_code revision audio repeats memory_budget compile",
     "output": "budget plot out report_to",
@@ -70,6 +71,17 @@ CHANGES = {
     ),
     "batch_seconds": dict(
         nargs="+", default=[60.0], help="audio seconds per encoder batch (default: 60)"
+    ),
+    "use_seconds": dict(
+        nargs="+",
+        default=[None],
+        help="use no more of each track than this, in whole segments, at least one (default: all)",
+    ),
+    "pick": dict(
+        nargs="+",
+        default=[None],
+        help="which segments --use_seconds takes: first, middle, spread or central, for which all "
+        "are encoded (default: first)",
     ),
     "tokens": dict(
         default="segment", help="one vector a segment, or pooled frames as the study's Transformer"
@@ -138,7 +150,12 @@ def check_grid(args) -> None:
 
     from tune.aggregators.flag_rules import check_flags
     from tune.aggregators.registry import find_row
+    from tune.segments.pick import read_pick
+    from tune.segments.rules import parse_rule
 
+    for seconds, pick in picks(args):
+        for seg in args.seg if len(args.seg) == 1 else [s for s in args.seg if s != "full"]:
+            parse_rule(seg, pick=read_pick(seconds, pick))
     if "late" in args.fusion and "mean" not in args.agg:
         raise ValueError("--fusion late joins no embeddings: it goes with --agg mean")
     if args.audio and args.duration:
@@ -260,16 +277,17 @@ def grid(args, device, memory):
         if fusion == "early" or strategy[1] == "mean"
     ]
     wanted = [
-        (track, *strategy)
+        (track, *strategy, (None, None) if strategy[0] == "full" else picked)
         for track in ([(None, tuple(args.audio))] if args.audio else tracks)
         for strategy in strategies
+        for picked in picks(args)
     ]
     if args.budget:
         lengths = set(args.duration)
         if len(lengths) == 1:
             lengths.add(args.duration[0] / 2)
         agg = (plain or ["mean"])[0]
-        wanted += [((seconds, ()), "full", agg, "early") for seconds in sorted(lengths)]
+        wanted += [((s, ()), "full", agg, "early", (None, None)) for s in sorted(lengths)]
     settings = itertools.product(args.encoder, precisions, args.layer, args.batch_seconds)
     cells = [
         ProfileConfig(
@@ -283,12 +301,24 @@ def grid(args, device, memory):
             audio=track[1],
             aggregator_checkpoint=checkpoint_of(args, agg),
             fusion=fusion,
+            use_seconds=picked[0],
+            pick=picked[1],
             **fixed,
         )
         for encoder, precision, layer, batch_s in settings
-        for track, seg, agg, fusion in wanted
+        for track, seg, agg, fusion, picked in wanted
     ]
     return dict.fromkeys(cells)
+
+
+def picks(args) -> list[tuple]:
+    """Pairs of --use_seconds and --pick; all of each track is no pair of several."""
+    import itertools
+
+    if args.use_seconds == [None]:
+        return [(None, pick) for pick in args.pick]
+    pairs = itertools.product(args.use_seconds, [pick or "first" for pick in args.pick])
+    return [(None, None) if seconds == "all" else (seconds, pick) for seconds, pick in pairs]
 
 
 def checkpoint_of(args, agg):

@@ -3,6 +3,7 @@
     accelerate launch train_probe.py --seg 10 --agg mean
     accelerate launch train_probe.py --task emo --seg full --seeds 1234 1235 1236
     accelerate launch train_probe.py --task my_music.csv --encoder muq --layer 6 --agg stats
+    accelerate launch train_probe.py --seg 10 --use_seconds 30 --pick spread
     accelerate launch train_probe.py --seg 10 30 full --agg hierarchical --layer mix
     accelerate launch train_probe.py --agg transformer:aggregators/mine
     accelerate launch train_probe.py --task my_music.csv --folds 5 --group_column artist
@@ -34,6 +35,7 @@ from tune.probing.protocols import (
     kind_of,
     resolve,
 )
+from tune.segments.pick import read_pick
 from tune.segments.rules import parse_rules
 from tune.tasks.label_kinds import KINDS
 from tune.tasks.registry import TASKS, default_encoder
@@ -42,8 +44,9 @@ GROUPS = {
     "data": "task data_dir kind label_column audio_column data_revision yes folds group_column "
     "allow_outside strict",
     "strategy": "encoder trust_remote_code revision channels layer seg hop min_tail "
-    "pad_tail min_seg max_seg agg fusion tokens frame_rate skip_degenerate",
-    "aggregators that learn": "aggregator_checkpoint readout tune_aggregator aggregator_lr",
+    "pad_tail min_seg max_seg use_seconds pick agg fusion tokens frame_rate skip_degenerate",
+    "aggregators that learn": "aggregator_checkpoint readout tune_aggregator aggregator_lr "
+    "allow_seen",
     "probe": "protocol probe seeds epochs patience batch_size lr",
     "details of the protocol": "standardise target_scale plateau_patience plateau_factor "
     "accumulation val_unit tie_break test_weights averaged",
@@ -111,6 +114,8 @@ def parse_args(argv=None):
         parser.error("--seeds needs one or more numbers of 0 or above")
     with parser.show_errors():
         args.seg = list(dict.fromkeys(rule.name for rule in rules_of(args)))
+        if (pick := read_pick(args.use_seconds, args.pick)) is not None:
+            args.pick = pick.how
         args.agg, args.aggregator_checkpoint = split_name(args.agg, args.aggregator_checkpoint)
         row = find_row(args.agg)
         if row.pretrained and given["layer"] is None:  # it joins one layer's tokens only
@@ -133,7 +138,9 @@ def parse_args(argv=None):
 
 def rules_of(args):
     """The segment rules asked for."""
-    return parse_rules(args.seg, args.hop, args.min_tail, args.min_seg, args.max_seg, args.pad_tail)
+    pick = read_pick(args.use_seconds, args.pick)
+    limits = (args.min_seg, args.max_seg)
+    return parse_rules(args.seg, args.hop, args.min_tail, *limits, args.pad_tail, pick)
 
 
 args = read_arguments(parse_args) if __name__ == "__main__" else None
@@ -148,9 +155,10 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader
 
-from tune.aggregators.degenerate import degenerate_reason
+from tune.aggregators.degenerate import degenerate_reason, repeated_pick
 from tune.aggregators.track_aggregator import TrackAggregator
 from tune.aggregators.transformer import checkpoint as transformer
+from tune.aggregators.transformer import trained_on
 from tune.probing import closed_form
 from tune.probing.bank import (
     HIDDEN,
@@ -190,10 +198,14 @@ def main(args):
     extractor, task = load(args, accelerator)
     protocol = apply_protocol(args, task)
     aggregator = make_aggregator(args, extractor)
+    seen = find_seen(args, accelerator, extractor, task)
     given = vars(args) | {"seg": results.joined_name(extractor.rules)}
     config = results.describe_run(
         "train_probe.py",
-        given | task.settings | aggregator.settings | {"protocol_settings": protocol},
+        given
+        | task.settings
+        | aggregator.settings
+        | {"protocol_settings": protocol, "seen_by_aggregator": seen},
         sys.argv[1:],
         extractor,
         accelerator,
@@ -287,6 +299,17 @@ def apply_protocol(args, task) -> dict:
     return describe(args.protocol, args.task, task.kind, settings, task.recipe)
 
 
+def find_seen(args, accelerator, extractor, task) -> dict | None:
+    """Test tracks that a pretrained aggregator has seen: refused, or allowed and marked."""
+    if not args.aggregator_checkpoint:
+        return None
+    paths = [path for fold in task.folds or [task] for path in fold.splits["test"]["path"]]
+    with accelerator.main_process_first():  # the others read what it found
+        return trained_on.check_unseen(
+            args.aggregator_checkpoint, paths, extractor.store, args.allow_seen
+        )
+
+
 def make_aggregator(args, extractor) -> TrackAggregator:
     """The aggregator, with a Transformer's checkpoint where one is named."""
     model = None
@@ -318,6 +341,7 @@ def run(args, accelerator, tracker, extractor, task, aggregator, config, run_nam
     reports = extractor.encode(paths, accelerator, strict=args.strict)
     pieces = [[len(spans) for _, spans in report.rows.values()] for report in reports]
     why = degenerate_reason(extractor.rules, pieces, args.agg, args.tokens)
+    why = why or repeated_pick(args.use_seconds, args.pick)
     if why and args.skip_degenerate:
         print(f"skipped: {why['degenerate']}" + f" ({why.get('same_as')})" * ("same_as" in why))
         print(*tracker.skip(why), sep="\n")

@@ -128,6 +128,7 @@ def test_a_run_leaves_an_aggregator_and_what_it_is(calm):
     assert {p.name for p in out.iterdir()} == {
         "config.json",
         "model.safetensors",
+        "trained_on.safetensors",
         "README.md",
         "history.csv",
         "pretrain.json",
@@ -452,6 +453,21 @@ def test_train_probe_uses_it(calm, folder, tmp_path, monkeypatch):
     for readout, size in (("cls", 32), ("residual", 256 + 32), ("order", 8 * 32)):
         other = probe(folder, monkeypatch, tmp_path / readout, *flags, f"--readout={readout}")
         assert other["cost"]["embedding_dim"] == size
+
+
+def test_train_probe_refuses_what_the_aggregator_has_seen(calm, folder, tmp_path, monkeypatch):
+    """A task whose test tracks are the aggregator's training tracks."""
+    source = folder / "tones"
+    leaky = tmp_path / "leaky"
+    shutil.copytree(source, leaky)
+    (train,), (test,) = (list(leaky.glob(f"*.{split}.jsonl")) for split in ("train", "test"))
+    test.write_text("".join(train.read_text().splitlines(keepends=True)[:4]))
+    flags = ["--encoder=mel", "--aggregator_checkpoint", calm[0], "--task", leaky]
+    with pytest.raises(ValueError, match="was trained on 4 of 4 test tracks"):
+        probe(folder, monkeypatch, tmp_path / "runs", *flags)
+    assert not (tmp_path / "runs").exists()
+    result = probe(folder, monkeypatch, tmp_path / "runs", *flags, "--allow_seen")
+    assert len(result["seen_by_aggregator"]["tracks"]) == 4
 
 
 def test_train_probe_refuses_what_does_not_fit(calm, folder, tmp_path, monkeypatch):

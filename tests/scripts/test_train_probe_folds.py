@@ -12,6 +12,8 @@ from conftest import tone
 from in_process import call
 from sklearn.metrics import accuracy_score
 
+from tune.embeddings.strategy import from_run
+
 SETTINGS = ["--encoder", "mel", "--seg", "1", "--agg", "whitened", "--epochs", "4"]
 SETTINGS += ["--seeds", "1", "2", "--report_to", "none", "--store", "store"]
 
@@ -144,3 +146,20 @@ def test_a_single_split_resamples_groups_as_well(folder):
     low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
     metric = result["metrics"]["accuracy"]
     assert (metric["ci_low"], metric["ci_high"]) == pytest.approx((low, high), abs=1e-9)
+
+
+def test_embeddings_of_folds_are_made_where_the_folds_agree(folder):
+    """Each fold has a whitening of its own; a mean is the same for all."""
+    found = call("embed.py", "0.wav", "--from_run", "runs/a", "--out", "a.npy", cwd=folder.root)
+    assert found.returncode != 0
+    assert "in 3 folds, each of which learned its own whitened" in found.stderr
+    settings = [*SETTINGS, "--agg", "mean", "--folds", "3", "--task", "music.csv", "--name", "m"]
+    assert call("train_probe.py", *settings, cwd=folder.root).returncode == 0
+    given = ["--from_run", "runs/m", "--out", "m.npy", "--store", "store"]
+    found = call("embed.py", "0.wav", *given, cwd=folder.root)
+    assert found.returncode == 0, found.stderr
+    result = json.loads((folder.root / "runs" / "m" / "result.json").read_text())
+    result["folds"]["each"][1]["layer"] = 7
+    (folder.root / "runs" / "m" / "result.json").write_text(json.dumps(result))
+    with pytest.raises(ValueError, match=r"which chose different layers \(0, 7\)"):
+        from_run(folder.root / "runs" / "m")

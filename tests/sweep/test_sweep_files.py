@@ -20,6 +20,7 @@ SIZES = {
     "full": 84,
     "hierarchical": 6,
     "layers": 60,
+    "fewest_seconds": 336,
 }
 
 

@@ -51,6 +51,11 @@ def to_size(text: str) -> str:
 
 
 # A switch: --flag, --flag=true, --flag=false.
+def seconds_or_all(text: str) -> float | str:
+    """Read a number of seconds, or "all"."""
+    return text if text == "all" else positive_float(text)
+
+
 BOOL = dict(nargs="?", const=True, default=False, type=to_bool, metavar="BOOL")
 # Values between spaces or commas, each once.
 SEVERAL = dict(nargs="+", action=Flattened)
@@ -108,6 +113,11 @@ FLAGS = {
         metavar="DIR",
         help="folder that holds (or gets) the data sets, such as EMO/ and GTZAN/",
     ),
+    "allow_seen": dict(
+        **BOOL,
+        help="go on though the aggregator was trained on some of the test tracks, and mark the "
+        "result",
+    ),
     "allow_outside": dict(
         **BOOL,
         help="let a jsonl or a data set name files outside its data folder (a .csv or .tsv of your "
@@ -159,6 +169,17 @@ FLAGS = {
         default=1.0,
         metavar="SECONDS",
         help="a last piece shorter than this is dropped unless it's the only one",
+    ),
+    "use_seconds": dict(
+        type=seconds_or_all,
+        metavar="SECONDS|all",
+        help="use no more of each track than this, in whole segments, at least one (default: all)",
+    ),
+    "pick": dict(
+        choices=["first", "middle", "spread", "central"],
+        help="which segments --use_seconds takes: the first, those in the middle, spread over the "
+        "track, or central: nearest to its mean embedding, for which all are encoded (default: "
+        "first)",
     ),
     "pad_tail": dict(
         **BOOL, help="lengthen the last segment to a whole one with zeros, as MARBLE does"
@@ -449,6 +470,12 @@ FLAGS = {
         default=[],
         metavar="FILE",
         help="take peak memory from files that profile.py wrote to --out",
+    ),
+    "stability": dict(
+        type=positive_int,
+        metavar="N",
+        help="change N test tracks (lead-in, gain, mp3, noise), embed them again, and say how far "
+        "each strategy's embedding moves and how often its decision flips",
     ),
     "baseline": dict(
         metavar="SEG[:AGG]|NAME",

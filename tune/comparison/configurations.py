@@ -154,6 +154,12 @@ def layer_of(result: Mapping) -> str:
     return asked if asked in ("all", "mix", "reduce") else str(result["layer"])
 
 
+def pick_text(result: Mapping) -> str:
+    """How many seconds of each track are used, and which: 30 s spread; "" for all."""
+    seconds = result.get("use_seconds")
+    return f"{seconds:g} s {result['pick']}" if seconds else ""
+
+
 def details(run: Run, whole_path: bool = False) -> list[str]:
     """Settings of a run that aren't the defaults, beside segments, aggregator, layer and tokens."""
     r, out = run.result, []
@@ -168,6 +174,7 @@ def details(run: Run, whole_path: bool = False) -> list[str]:
         out.append(f"hop {r['hop']:g} s")
     if r.get("min_tail") is not None and differs("min_tail", r["min_tail"], MIN_TAIL_S):
         out.append(f"tail from {r['min_tail']:g} s")
+    out += [pick_text(r)] if pick_text(r) else []
     limits = (r.get("min_seg"), r.get("max_seg"))
     if None not in limits and limits != (MIN_S, MAX_S):
         out.append(f"segments of {limits[0]:g} to {limits[1]:g} s")
@@ -192,6 +199,8 @@ def details(run: Run, whole_path: bool = False) -> list[str]:
         out.append(f"channels {r['channels']}")
     if differs("pad_tail", r.get("pad_tail", False), False):
         out.append("padded" if r["pad_tail"] else "not padded")
+    if (r.get("seen_by_aggregator") or {}).get("tracks"):
+        out.append(f"has seen {len(r['seen_by_aggregator']['tracks'])} test tracks")
     if r.get("probe", "mlp") != "mlp":
         out.append(f"{r['probe']} probe")
     for name, usual in {**TRAINING, **PROTOCOL}.items():
@@ -273,6 +282,8 @@ def _find_memory(configurations: Sequence[Configuration], runs: Sequence[Run]) -
             r["tokens"],
             r.get("precision"),
             r.get("device"),
+            r.get("use_seconds"),
+            r.get("pick"),
         )
 
     peaks: dict[tuple, list[tuple[int, Run]]] = {}

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from tune.audio import decode as audio
 from tune.audio.decode import AudioError, is_silent, read_header
 from tune.encoders.base import Encoder, NonFiniteError
+from tune.segments.pick import pick_spans
 from tune.segments.rules import Rule
 from tune.store import spot_check
 from tune.store.batches import BATCH_SECONDS, SharedBatches, encode_segments
@@ -382,7 +383,7 @@ def _decode(path, content, encoder, lookup) -> _Decoded:
         raise AudioError(
             f"too long: {seconds:.4g} s; {encoder.name} takes at most {encoder.max_seconds:.4g}"
         )
-    spans = lookup.cut(content, samples)
+    spans = pick_spans(lookup.rule, lookup.cut(content, samples), encoder.sample_rate)
     row = lookup.read(content, spans)
     return _Decoded(samples, spans, len(samples), is_silent(samples), sound.notes, row)
 

@@ -132,8 +132,22 @@ class Extractor:
             )
 
         if accelerator is None:
-            return [encode(rule, paths) for rule in self.rules]
-        return [encode_shared(accelerator, paths, encode, rule) for rule in self.rules]
+            reports = [encode(rule, paths) for rule in self.rules]
+        else:
+            reports = [encode_shared(accelerator, paths, encode, rule) for rule in self.rules]
+        for rule, report in zip(self.rules, reports, strict=True):
+            if rule.pick is not None and rule.pick.how == "central":
+                self._pick_central(rule, report)
+        return reports
+
+    def _pick_central(self, rule: Rule, report: EncodeReport) -> None:
+        """Leave each track its central segments, now that all are stored."""
+        for path, found in report.rows.items():
+            row = read_row(self.collection, path, *found)
+            spans = rule.pick.choose_central(
+                row, self.encoder.sample_rate, even=not rule.needs_audio
+            )
+            report.rows[path] = (found[0], spans)
 
     def rows(self, path: str, found: Sequence[tuple]) -> list[Row]:
         """A track's rows, one a rule; `found` holds what each rule's report says of it."""

@@ -16,6 +16,7 @@ import numpy as np
 from tune.audio import decode as audio
 from tune.audio.decode import AudioError
 from tune.encoders.base import Encoder
+from tune.segments.pick import pick_spans
 from tune.segments.rules import Rule
 from tune.store.store import Collection, Row, Store
 
@@ -55,6 +56,8 @@ class Lookup:
             else:
                 n_samples = self.collection.length(content)
                 spans = None if n_samples is None else self.rule.spans(n_samples, self.sample_rate)
+            if spans is not None:
+                spans = pick_spans(self.rule, spans, self.sample_rate)
             row = None if spans is None else self.collection.read(content, spans)
         return None if row is None else (spans, without_tokens(row))
 

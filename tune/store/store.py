@@ -36,6 +36,7 @@ from safetensors import SafetensorError, safe_open
 
 from tune.audio.decode import DECODER, RESAMPLER
 from tune.audio.hashing import HashCache
+from tune.segments.pick import PickedSpans, pick_row
 from tune.store.stale_files import remove_stale_files_daily
 from tune.system.files import atomic_write, atomic_write_text, cache_folder, save_tensors, slug
 
@@ -391,7 +392,8 @@ class Collection:
                 info.get("peak_bytes", 0),
                 tuple(info.get("notes", ())),
             )
-        return None
+        whole = self.read(content, spans.whole) if isinstance(spans, PickedSpans) else None
+        return None if whole is None else pick_row(whole, spans)
 
     def write(self, content: str, n_samples: int, row: Row) -> None:
         """Store a track's row, whole or not at all; a second writer changes nothing.
@@ -430,6 +432,8 @@ class Collection:
         for folder in filter(None, (self.folder, self.fallback)):
             with contextlib.suppress(FileNotFoundError):
                 return self._path(folder, content, spans).stat().st_size
+        if isinstance(spans, PickedSpans):
+            return round(self.bytes_of(content, spans.whole) * spans.share)
         return 0
 
     def rows(self) -> Iterator[tuple[str, str, Row]]:

@@ -149,12 +149,13 @@ class Worker:
 
     def ask_if_uncut(self, rules, reports) -> None:
         """When no track was cut, ask whether the run duplicates another one."""
-        from tune.aggregators.degenerate import degenerate_reason
+        from tune.aggregators.degenerate import degenerate_reason, repeated_pick
 
         given = self.args
         pieces = [[len(spans) for _, spans in report.rows.values()] for report in reports]
         alone = isinstance(given.seg, list) and len(given.seg) == 1  # not a mix of lengths
         why = degenerate_reason(rules, pieces, given.agg, given.tokens) if alone else None
+        why = why or (repeated_pick(given.use_seconds, given.pick) if alone else None)
         if why:
             if "same_as" not in why:
                 self.tracker.end(why)
