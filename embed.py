@@ -21,18 +21,19 @@ from pathlib import Path
 from tune.aggregators.registry import CHOICES, find_row, readable_name, split_name
 from tune.cli.flags import add_groups
 from tune.cli.parser import Parser, one_line, read_arguments, run_script, set_up_logging
+from tune.embeddings.space import parse_space
 from tune.segments.rules import parse_rule
 
 STRATEGY = ("encoder", "revision", "layer", "seg", "hop", "min_tail", "min_seg", "max_seg", "agg")
 STRATEGY += ("tokens", "frame_rate", "aggregator_checkpoint", "readout", "n_tokens", "from_run")
 STRATEGY += ("run_seed", "mixed_precision", "channels")
 GROUPS = {
-    "": "out segments overwrite strict shard merge",
+    "": "out space good_only segments overwrite strict shard merge",
     "strategy (as in train_probe.py)": "encoder revision trust_remote_code channels layer seg hop "
     "min_tail min_seg max_seg agg n_tokens tokens frame_rate aggregator_checkpoint readout "
     "from_run run_seed",
     "machine": "mixed_precision batch_seconds memory_budget compile store",
-    "listening": "like k whiten m3u",
+    "listening": "like k whiten mutual_proximity m3u",
 }
 CHANGES = {
     "overwrite": dict(help="replace what embed.py didn't make"),
@@ -76,6 +77,7 @@ def parse_args(argv=None):
         find_row(args.agg)
         parse_rule(args.seg, args.hop, args.min_tail, args.min_seg, args.max_seg)
         check_sources(args, changed)
+        check_table(args)
     return args
 
 
@@ -113,6 +115,19 @@ def check_sources(args, changed) -> None:
         raise ValueError(f"--agg {args.agg} needs the same --n_tokens for all shards")
 
 
+def check_table(args) -> None:
+    """Raise ValueError when --space and --good_only have no table that they change."""
+    for name in ("space", "good_only"):
+        if getattr(args, name) and not ((args.music or args.merge) and args.out):
+            raise ValueError(f"--{name} changes what is written: it goes with MUSIC and --out")
+        if getattr(args, name) and args.shard:
+            raise ValueError(f"--{name} goes with --merge, once all shards are there")
+    if args.space:
+        parse_space(args.space)
+        if Path(args.out).suffix == ".npy":
+            raise ValueError("--space adds a column to a table: choose .parquet or a folder")
+
+
 def describe_command(args, changed) -> str:
     """The command as far as it changes the numbers: where things lie is left out."""
     sources = args.music if len(args.music) <= MANY else [*args.music[:3], "..."]
@@ -129,6 +144,7 @@ import dataclasses
 import glob
 import logging
 from datetime import timedelta
+from functools import partial
 
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
@@ -159,7 +175,7 @@ def main(args):
     segments = args.segments and files.check_out(args.segments, args.overwrite, "--segments")
     if args.merge:
         if is_main:
-            merge(args.merge, out)
+            merge(args.merge, out, args.space, args.good_only)
         return
     made = embedder = None
     if args.music:
@@ -183,7 +199,10 @@ def main(args):
             )
         meta = describe(embedder, aggregator, args, accelerator.device, bad, table, truncated)
         made = Embeddings(table, meta, aggregator.constants)
-        there = write(made, out, segments, args.shard, lambda: segment_rows(embedder, tracks))
+        if not args.shard:
+            made = made.in_space(args.space)
+        segment_table = partial(segment_rows, embedder, tracks)
+        there = write(made, out, segments, args.shard, segment_table, args.good_only)
         report_on(made, bad, report, there, accelerator.num_processes)
     if args.like and is_main:
         made = made or files.read(out)
@@ -192,7 +211,8 @@ def main(args):
             made,
             args.like,
             args.k,
-            whiten=args.whiten,
+            whiten=args.whiten or None,  # as the stored space
+            mutual_proximity=args.mutual_proximity,
             m3u=args.m3u,
             folders=folders,
             embedder=embedder,
@@ -268,7 +288,7 @@ def describe(embedder, aggregator, args, device, bad, table, truncated) -> dict:
     }
 
 
-def write(made: Embeddings, out, segments, shard, segment_table) -> list[Path]:
+def write(made: Embeddings, out, segments, shard, segment_table, good_only=False) -> list[Path]:
     """Write the tracks, and the segments where they are wanted; say where they are."""
     if shard:
         made.meta["shard"] = list(shard)
@@ -277,16 +297,35 @@ def write(made: Embeddings, out, segments, shard, segment_table) -> list[Path]:
         table = segment_table()
         meta = made.meta | {"embedding_dim": table["embedding"].type.list_size}
         files.write(segments, Embeddings(table, meta, {}))
+    failed = None
     if out:
+        failed = write_tracks(out, made, good_only)
+    return [path for path in (out, failed, segments) if path]
+
+
+def write_tracks(out: Path, made: Embeddings, good_only: bool) -> Path | None:
+    """Write the tracks; with `good_only` failures go to a table beside, whose path is returned."""
+    if not good_only:
         files.write(out, made)
-    return [path for path in (out, segments) if path]
+        return None
+    good, failed = made.split()
+    files.write(out, good)
+    beside = out.with_name(f"{out.stem}.failed.csv")
+    files.write_failed(beside, failed)
+    return beside
 
 
-def merge(sources, out: Path) -> None:
+def merge(sources, out: Path, space: str | None, good_only: bool) -> None:
     """Put shards together and write the whole."""
     paths = sorted({path for source in sources for path in glob.glob(source) or [source]})
     made = files.merge(paths)
-    files.write(out, made)
+    if "reason" in made.table.schema.names:
+        made = made.in_space(space)
+        write_tracks(out, made, good_only)
+    elif space or good_only:
+        raise ValueError("--space and --good_only are for tracks, and these are segments")
+    else:
+        files.write(out, made)
     print(f"  merged     {len(paths)} shards, {made.table.num_rows} rows: {out}")
 
 

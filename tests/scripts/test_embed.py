@@ -29,7 +29,7 @@ from tune.aggregators.transformer.pretraining_state import save_model
 from tune.aggregators.transformer.recipes import RECIPES, make_config, make_model, standardisation
 from tune.audio.decode import read_audio
 from tune.audio.hashing import content_hash
-from tune.embeddings import agreement, similar
+from tune.embeddings import agreement, similar, space
 from tune.embeddings import file_formats as files
 from tune.encoders.registry import load_encoder
 from tune.store.store import Store
@@ -326,10 +326,10 @@ def test_similar_tracks_are_found_without_torch(music, scripts):
 
 def test_distances_by_hand(rng):
     matrix = np.array([[1.0, 0], [3, 0], [2, 1], [2, -1]])  # the mean is (2, 0)
-    away = similar.distances(matrix, np.array([4.0, 0]))
+    away = space.distances(matrix, np.array([4.0, 0]))
     np.testing.assert_allclose(away, [2, 0, 1, 1], atol=1e-12)
     stretched = rng.normal(size=(200, 3)) * [3, 1, 1] + 5
-    plain, white = (similar.distances(stretched, stretched[0], whiten=w) for w in (False, True))
+    plain, white = (space.distances(stretched, stretched[0], whiten=w) for w in (False, True))
     assert plain[0] == pytest.approx(0, abs=1e-12)
     assert white[0] == pytest.approx(0, abs=1e-12)
     assert np.abs(plain - 1)[1:].mean() > np.abs(white - 1)[1:].mean() + 0.2  # one axis ruled

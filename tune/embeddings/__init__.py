@@ -5,6 +5,8 @@ strategy        everything that an embedding depends on, as one record; --from_r
 columns         the columns of the files
 track_table     their rows, from the store
 file_formats    Parquet, .npy, datasets folder
+space           centring, whitening, mutual proximity: how embeddings are compared
+retrieval       whether neighbours have the same labels
 similar         python -m tune.embeddings similar
 agreement       python -m tune.embeddings agreement
 duplicates      python -m tune.embeddings duplicates

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 
-from tune.audio.decode import read_header
-
 if TYPE_CHECKING:
     import numpy as np
 
@@ -76,6 +74,8 @@ def _native_rate(track: EmbeddedTrack) -> int | None:
     """A usable file's own sample rate in Hz."""
     if track.content is None:
         return None
+    from tune.audio.decode import read_header  # a search reads no audio
+
     return read_header(track.path).sample_rate
 
 
