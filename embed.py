@@ -53,7 +53,6 @@ CHANGES = {
     ),
     "memory_budget": dict(help="what the encoder's weights and activations should stay within"),
 }
-MANY = 20  # sources that the metadata's command names one by one
 NAMED = 20  # bad files that are named at the end
 
 
@@ -129,9 +128,8 @@ def check_table(args) -> None:
 
 
 def describe_command(args, changed) -> str:
-    """The command as far as it changes the numbers: where things lie is left out."""
-    sources = args.music if len(args.music) <= MANY else [*args.music[:3], "..."]
-    words = ["embed.py", *sources]
+    """The command as far as it changes the numbers: where the music lies is left out."""
+    words = ["embed.py", "MUSIC"]
     shown = changed if args.from_run else [n for n in STRATEGY if n in {*changed, "seg", "agg"}]
     for name in shown:
         words += [f"--{name}", str(getattr(args, name))]
@@ -150,13 +148,13 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from tune.aggregators.transformer import checkpoint as transformer
-from tune.audio.find_files import find_music, find_shard, shown
+from tune.audio.find_files import find_music, find_shard
 from tune.embeddings import file_formats as files
 from tune.embeddings import similar
 from tune.embeddings.embedder import Embedder
 from tune.embeddings.file_formats import Embeddings
 from tune.embeddings.strategy import Strategy, from_run
-from tune.embeddings.track_table import segment_rows, track_rows
+from tune.embeddings.track_table import Kept, segment_rows, track_rows
 from tune.runs import result
 from tune.system.files import hide_home
 
@@ -186,13 +184,16 @@ def main(args):
             raise ValueError("--segments writes one layer's states, and this run mixes all layers")
         if out and not args.overwrite:
             check_same_source(out, embedder.strategy)
-        tracks, bad, report = embedder.encode(paths, accelerator, strict=args.strict)
+        kept = Kept.of(out, embedder, paths) if out and not (segments or args.overwrite) else Kept()
+        logging.getLogger("tune.store.encode").addFilter(is_not_of_a_bad_file)
+        new = [path for path in paths if path not in kept.rows]
+        tracks, bad, report = embedder.encode(new, accelerator, strict=args.strict)
         if not is_main:
             return
         aggregator = embedder.aggregator(tracks)
         if aggregator.row.whitening and not args.from_run:
             log.info("the whitening is fitted on these %d tracks, without labels", len(tracks))
-        table, truncated = track_rows(embedder, aggregator, tracks, bad)
+        table, truncated = track_rows(embedder, aggregator, tracks, bad, kept)
         if truncated:
             log.warning(
                 "%d tracks have more than %d tokens and are cut", truncated, aggregator.n_tokens
@@ -203,7 +204,7 @@ def main(args):
             made = made.in_space(args.space)
         segment_table = partial(segment_rows, embedder, tracks)
         there = write(made, out, segments, args.shard, segment_table, args.good_only)
-        report_on(made, bad, report, there, accelerator.num_processes)
+        report_on(made, bad, report, there, accelerator.num_processes, kept)
     if args.like and is_main:
         made = made or files.read(out)
         folders = [Path(), out.parent] if out else [Path()]
@@ -277,7 +278,7 @@ def check_same_source(out: Path, strategy: Strategy) -> None:
 def describe(embedder, aggregator, args, device, bad, table, truncated) -> dict:
     """The metadata: how the embeddings were made, and nothing that differs from run to run."""
     return embedder.describe(aggregator) | {
-        "command": shown(hide_home(args.command)),  # a name need not be valid text
+        "command": hide_home(args.command),
         "embedding_dim": table["embedding"].type.list_size,
         "n_tracks": len(table),
         "n_failed": len(bad),
@@ -329,7 +330,12 @@ def merge(sources, out: Path, space: str | None, good_only: bool) -> None:
     print(f"  merged     {len(paths)} shards, {made.table.num_rows} rows: {out}")
 
 
-def report_on(made: Embeddings, bad, report, there, n_processes) -> None:
+def is_not_of_a_bad_file(record: logging.LogRecord) -> bool:
+    """Bad files are named once, in the report at the end."""
+    return not record.msg.startswith("skipped ")
+
+
+def report_on(made: Embeddings, bad, report, there, n_processes, kept) -> None:
     """Say what was done, and name the files that couldn't be used."""
     meta, n_segments = made.meta, sum(filter(None, made.table["n_segments"].to_pylist()))
     encoder = meta["encoder"] + (" (untrained)" if meta["encoder_untrained"] else "")
@@ -355,6 +361,9 @@ def report_on(made: Embeddings, bad, report, there, n_processes) -> None:
             else "0 passes: everything was in the store",
         ),
     ]
+    if kept.rows:
+        gone = f", {kept.gone} that are gone left out" if kept.gone else ""
+        lines.insert(1, ("", f"{len(kept.rows)} of them as they were{gone}"))
     if n_processes > 1:
         lines.append(("processes", f"{n_processes}"))
     lines += [("bad file", f"{path}: {reason}") for path, reason in sorted(bad.items())[:NAMED]]

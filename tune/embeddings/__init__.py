@@ -10,6 +10,9 @@ retrieval       whether neighbours have the same labels
 similar         python -m tune.embeddings similar
 agreement       python -m tune.embeddings agreement
 duplicates      python -m tune.embeddings duplicates
+groups          python -m tune.embeddings groups
+map             python -m tune.embeddings map
+hubness         python -m tune.embeddings hubness
 """
 
 from tune.system.lazy import lazy_names
