@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import run
+from safetensors.numpy import save
 from scipy.stats import norm
 
 from tune.embeddings import file_formats as files
@@ -169,3 +170,20 @@ def test_failures_are_split_off(collection, tmp_path):
     assert failed.to_pylist() == [{"path": "music/7/song 7.ogg", "reason": "bad"}]
     files.write_failed(tmp_path / "f.csv", failed)
     assert "song 7.ogg" in (tmp_path / "f.csv").read_text()
+
+
+def test_metadata_is_text_and_that_of_older_versions_is_read(collection, tmp_path):
+    made = collection.in_space("whitened:8")
+    made.constants["whitening.matrix"] = np.eye(3, dtype=np.float32)
+    files.write(tmp_path / "e.parquet", made)
+    found = pq.read_schema(tmp_path / "e.parquet").metadata
+    assert all(value.isascii() and b"\0" not in value for value in found.values())
+    np.testing.assert_array_equal(
+        files.read(tmp_path / "e.parquet").constants["whitening.matrix"], np.eye(3)
+    )
+    raw = save({"whitening.matrix": np.eye(3)})
+    table = made.table.replace_schema_metadata({"tune": "{}", "tune_constants": raw})
+    pq.write_table(table, tmp_path / "old.parquet")
+    np.testing.assert_array_equal(
+        files.read(tmp_path / "old.parquet").constants["whitening.matrix"], np.eye(3)
+    )

@@ -2,6 +2,7 @@
 
 embedder        tune.embed, and the Embedder behind embed.py
 strategy        everything that an embedding depends on, as one record; --from_run
+tags            artist, title, album, year and genre of a file
 columns         the columns of the files
 track_table     their rows, from the store
 file_formats    Parquet, .npy, datasets folder

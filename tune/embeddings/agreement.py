@@ -237,6 +237,14 @@ def parse_args(argv: Sequence[str] | None = None):
         "query are left out of its ranking",
     )
     parser.add_argument(
+        "--spaces",
+        nargs="+",
+        choices=SPACES,
+        default=list(SPACES),
+        metavar="SPACE",
+        help=f"ways of comparing: {'; '.join(SPACES)} (default: all)",
+    )
+    parser.add_argument(
         "--queries",
         type=positive_int,
         default=QUERIES,
@@ -266,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     strategies, rows = [], []
     for path, made in files.items():
         tracks = labelled(made, labels, root=args.root, groups=groups, only=shared)
-        for space in SPACES:
+        for space in args.spaces:
             found = tracks.retrieve(made, space, args.queries)
             strategies.append((tracks, found))
             rows.append({"embeddings": path.name, "space": space, **summary(tracks, found)})
@@ -274,7 +282,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for row, verdict in zip(rows[1:], judged, strict=True):
         row["verdict"] = verdict.word
     _print(rows, labelled=strategies[0][0], queries=len(strategies[0][1].queries))
-    print(family_text(args.margin, len(judged), args.correction))
+    if judged:
+        print(family_text(args.margin, len(judged), args.correction))
     for row, verdict in zip(rows[1:], judged, strict=True):
         if verdict.word == CANT_TELL:
             print(f"{row['embeddings']}, {row['space']}: {verdict}")

@@ -153,7 +153,8 @@ def write(out: Path, made: Embeddings) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".parquet":
         raws = {"tune_constants": raw, "tune_space": space}
-        meta = {"tune": text} | {name: value for name, value in raws.items() if value}
+        # As text: Parquet's metadata is UTF-8, and Polars refuses anything else.
+        meta = {"tune": text} | {k: base64.b64encode(v) for k, v in raws.items() if v}
         table = made.table.replace_schema_metadata(meta)
         atomic_write(out, lambda aside: pq.write_table(table, aside, compression="zstd"))
         return
@@ -199,7 +200,7 @@ def read(path: str | Path, columns: Sequence[str] | None = None) -> Embeddings:
                 table = file.read(names, use_threads=False)  # threads cost more than they save
             found = schema.metadata or {}
             meta = json.loads(found[b"tune"])
-            raws = (found.get(key, b"") for key in (b"tune_constants", b"tune_space"))
+            raws = (_as_bytes(found.get(key, b"")) for key in (b"tune_constants", b"tune_space"))
             return Embeddings(table, meta, _load(next(raws)), _load_space(next(raws)))
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file of embeddings ({error.filename or path})") from None
@@ -390,6 +391,11 @@ def _write_folder(out: Path, made: Embeddings, text: str) -> None:
 def _load(raw: bytes) -> dict[str, np.ndarray]:
     """Tensors as `write` kept them."""
     return load(raw) if raw else {}
+
+
+def _as_bytes(text: bytes) -> bytes:
+    """Bytes that were written as base64, or, by older versions, as they are."""
+    return text if b"\0" in text else base64.b64decode(text)
 
 
 def _save_space(space: Space | None) -> bytes:

@@ -26,7 +26,8 @@ from tune.embeddings.space import REFERENCE, MutualProximity, Space, fit_space, 
 log = logging.getLogger(__name__)
 
 NEAR_NAMES = 3  # that are offered where a song isn't found
-COLUMNS = ("path", "content_hash", "duration_s", "embedding", "reason")  # that a search needs
+SHOWN = ("path", "duration_s", "content_hash", "artist", "title")
+COLUMNS = (*SHOWN, "embedding", "reason")  # that a search needs
 
 
 def find_song(made: Embeddings, song: str) -> int | None:
@@ -97,8 +98,8 @@ def nearest(
     Returns
     -------
     list of dict
-        distance (with mutual proximity 1 minus it), path, duration_s, same_audio; the nearest
-        first, the song itself left out
+        distance (with mutual proximity 1 minus it), path, duration_s, artist, title, same_audio;
+        the nearest first, the song itself left out
     """
     if "reason" not in made.table.schema.names:
         raise ValueError("these are embeddings of segments: give the file of the tracks")
@@ -126,17 +127,21 @@ def nearest(
         order = top(cosines, k)
         found = np.clip(1 - cosines[order], 0, 2)
     rows = usable[order]
-    columns = ("path", "duration_s", "content_hash")
-    items = [{name: made.table[name][i].as_py() for name in columns} for i in rows.tolist()]
+    items = [described(made, i) for i in rows.tolist()]
     return [
         {
             "distance": float(distance),
-            "path": item["path"],
-            "duration_s": item["duration_s"],
+            **{name: value for name, value in item.items() if name != "content_hash"},
             "same_audio": item["content_hash"] == content,
         }
         for distance, item in zip(found, items, strict=True)
     ]
+
+
+def described(made: Embeddings, row: int) -> dict:
+    """The columns `SHOWN` of a row; None where the file has no such column."""
+    names = made.table.schema.names
+    return {n: made.table[n][row].as_py() if n in names else None for n in SHOWN}
 
 
 def space_of(made: Embeddings, matrix: np.ndarray, whiten: bool | None = None) -> Space:
@@ -218,11 +223,12 @@ def print_nearest(song: str, found: Sequence[dict]) -> None:
     console.print(table)
 
 
-def write_playlist(path: Path, song: str, found: Sequence[dict], folders: Sequence[Path]) -> None:
+def write_playlist(path: Path, song: dict, found: Sequence[dict], folders: Sequence[Path]) -> None:
     """Write the song and its neighbours as an M3U, relative to the playlist's own folder.
 
     Parameters
     ----------
+    song, found : path, duration_s, artist and title of each, the last two may be None
     folders : that the tracks' paths may be relative to; the first with such a file is used
 
     Raises
@@ -231,14 +237,29 @@ def write_playlist(path: Path, song: str, found: Sequence[dict], folders: Sequen
         When a track isn't found: the paths are relative to the folder where embed.py ran.
     """
     lines = ["#EXTM3U"]
-    for name, seconds in [(song, None), *((item["path"], item["duration_s"]) for item in found)]:
+    for item in (song, *found):
+        name, seconds = item["path"], item["duration_s"]
         place = next((folder / name for folder in folders if (folder / name).is_file()), None)
         if place is None:
             raise ValueError(f"{name} not found: give the folder where embed.py ran by --root")
         relative = os.path.relpath(place.resolve(), path.resolve().parent)
-        lines += [f"#EXTINF:{-1 if seconds is None else round(seconds)},{place.stem}", relative]
+        named = " - ".join(filter(None, (item["artist"], item["title"]))) or place.stem
+        named = " ".join(named.split())  # a line break in a tag would end the line
+        lines += [f"#EXTINF:{round(seconds)},{named}", relative]
     text = "".join(f"{line}\n" for line in lines)
     path.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def song_item(made: Embeddings, song: str) -> dict:
+    """Path, length, artist and title of the song, as they are in the table, or in the file."""
+    row = find_song(made, song)
+    if row is not None:
+        return described(made, row) | ({"path": song} if os.path.isfile(song) else {})
+    from tune.audio.decode import read_header
+    from tune.embeddings.tags import read_tags
+
+    empty = dict.fromkeys(("artist", "title"))
+    return empty | read_tags(song) | {"path": song, "duration_s": read_header(song).seconds}
 
 
 def show(
@@ -256,9 +277,7 @@ def show(
     found = nearest(made, song, k, whiten=whiten, mutual_proximity=mutual_proximity, **settings)
     print_nearest(song, found)
     if m3u is not None:
-        row = find_song(made, song)
-        name = song if row is None or os.path.isfile(song) else made.table["path"][row].as_py()
-        write_playlist(m3u, name, found, folders)
+        write_playlist(m3u, song_item(made, song), found, folders)
         print(f"  playlist   {m3u}")
 
 

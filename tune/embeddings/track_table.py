@@ -17,6 +17,7 @@ from tune.audio.find_files import shown
 from tune.embeddings.columns import SEGMENTS, TRACKS, EmbeddedSegment, EmbeddedTrack
 from tune.embeddings.embedder import Embedder
 from tune.embeddings.file_formats import make_table, read
+from tune.embeddings.tags import read_tags
 from tune.runs.result import versions
 from tune.store.store import Row
 
@@ -116,6 +117,7 @@ def track_rows(
                 duration_s=embedder.collection.length(content) / embedder.encoder.sample_rate,
                 n_segments=sum(len(spans) for _, spans in tracks[path]),
                 embedding=vector,
+                tags=read_tags(path),
             )
         for name, column in TRACKS.items():
             columns[name].append(column.value(track))
