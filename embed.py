@@ -21,7 +21,6 @@ from pathlib import Path
 from tune.aggregators.registry import CHOICES, find_row, readable_name, split_name
 from tune.cli.flags import add_groups
 from tune.cli.parser import Parser, one_line, read_arguments, run_script, set_up_logging
-from tune.embeddings.space import parse_space
 from tune.segments.rules import parse_rule
 
 STRATEGY = ("encoder", "revision", "layer", "seg", "hop", "min_tail", "min_seg", "max_seg", "agg")
@@ -122,6 +121,8 @@ def check_table(args) -> None:
         if getattr(args, name) and args.shard:
             raise ValueError(f"--{name} goes with --merge, once all shards are there")
     if args.space:
+        from tune.embeddings.space import parse_space
+
         parse_space(args.space)
         if Path(args.out).suffix == ".npy":
             raise ValueError("--space adds a column to a table: choose .parquet or a folder")

@@ -294,6 +294,12 @@ def test_the_library_gives_the_rows_of_the_script(embedded, music, scripts):
         called = tune.embed(table.path.tolist(), agg=agg, **settings)
         assert called.shape == (N, size)
         np.testing.assert_array_equal(called, made[~np.isnan(made).any(1)])
+    samples = soundfile.read(table.path.iloc[0], dtype="float32")
+    both = tune.embed([samples, table.path.iloc[0]], **settings)
+    np.testing.assert_allclose(both[0], both[1], atol=1e-5)
+    np.testing.assert_array_equal(tune.embed(samples, **settings), both[0])
+    with pytest.raises(ValueError, match=r"samples 0: .* got int64 of shape \(3,\)"):
+        tune.embed((np.arange(3), 24_000), **settings)
     with pytest.raises(ValueError, match=r"empty\.wav: empty file"):
         tune.embed([*table.path, "music/empty.wav"], **settings)
     with pytest.raises(ValueError, match="give several, or from_run"):
@@ -351,6 +357,7 @@ def test_similar_finds_tracks_and_songs_from_outside(music, scripts, capsys):
     shown = capsys.readouterr().out
     made = files.read("e.parquet")
     found = similar.nearest(made, "sub/1.ogg", 3)
+    assert found == tune.search("e.parquet", "sub/1.ogg", 3)
     assert len(found) == 3
     assert [item["distance"] for item in found] == sorted(item["distance"] for item in found)
     assert "music/sub/1.ogg" not in {item["path"] for item in found}

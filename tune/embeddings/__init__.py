@@ -18,5 +18,5 @@ hubness         python -m tune.embeddings hubness
 
 from tune.system.lazy import lazy_names
 
-PUBLIC = {"Embedder": "embedder", "Strategy": "strategy", "embed": "embedder"}
+PUBLIC = {"Embedder": "embedder", "Strategy": "strategy", "embed": "embedder", "search": "similar"}
 __getattr__, __dir__, __all__ = lazy_names(__name__, PUBLIC)

@@ -138,6 +138,36 @@ def nearest(
     ]
 
 
+def search(table: str | Path | Embeddings, song: str | Path, k: int = 10, **settings) -> list[dict]:
+    """The k tracks of a file of embeddings most similar to a song: `tune.search`.
+
+    Parameters
+    ----------
+    table : what embed.py wrote, or it already read by `tune.embeddings.file_formats.read`
+    song : one of its tracks (the end of its path is enough), or any audio file
+    settings : whiten, mutual_proximity, store, ...: see `nearest`
+
+    Returns
+    -------
+    list of dict
+        distance, path, duration_s, artist, title, same_audio; the nearest first
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from tune.embeddings.columns import TRACKS
+    >>> from tune.embeddings.file_formats import make_table, write
+    >>> vectors = [np.array(v, np.float32) for v in ([1, 0], [0.9, 0.3], [-1, 0])]
+    >>> columns = {"path": ["a.ogg", "b.ogg", "c.ogg"], "embedding": vectors}
+    >>> out = Path(tempfile.mkdtemp()) / "e.parquet"
+    >>> write(out, Embeddings(make_table(columns, TRACKS, 2), {}, {}))
+    >>> [(item["path"], round(item["distance"], 2)) for item in search(out, "a.ogg", 2)]
+    [('b.ogg', 0.11), ('c.ogg', 1.98)]
+    """
+    made = table if isinstance(table, Embeddings) else read(table, COLUMNS)
+    return nearest(made, str(song), k, **settings)
+
+
 def described(made: Embeddings, row: int) -> dict:
     """The columns `SHOWN` of a row; None where the file has no such column."""
     names = made.table.schema.names
