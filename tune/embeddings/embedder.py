@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.io import wavfile
 
 from tune import __version__
 from tune.aggregators.registry import find_row, split_name
@@ -344,6 +343,8 @@ def _as_path(source, folder: str, i: int) -> str:
     """A source as a path; samples are written to a float wav, the same bytes each time."""
     if not _is_samples(source):
         return str(source)
+    from scipy.io import wavfile  # slow to import, and seldom needed
+
     samples, rate = np.asarray(source[0]), source[1]
     if samples.ndim not in (1, 2) or samples.dtype.kind != "f":
         raise ValueError(
