@@ -442,7 +442,17 @@ FLAGS = {
     "whiten": dict(
         **BOOL, help="even out the directions in which the collection varies before comparing"
     ),
+    "mutual_proximity": dict(**BOOL, help="rank tracks that are near to everything lower"),
     "m3u": dict(type=Path, metavar="FILE", help="write them as a playlist"),
+    "space": dict(
+        metavar="ready|pca:D|whitened|whitened:D",
+        help="add the column embedding_unit: float32, of unit length, centred (ready), cut to D "
+        "directions, or whitened, so that cosines in any database rank as --like does",
+    ),
+    "good_only": dict(
+        **BOOL,
+        help="leave out the rows of files that can't be used; they go to FILE.failed.csv beside",
+    ),
     # profile.py: how it is measured
     "duration": dict(
         type=positive_float,
