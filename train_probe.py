@@ -46,7 +46,7 @@ GROUPS = {
     "details of the protocol": "standardise target_scale plateau_patience plateau_factor "
     "accumulation val_unit tie_break test_weights averaged",
     "machine": "mixed_precision batch_seconds memory_budget compile store cache_dir",
-    "output": "output_dir report_to project group name tags overwrite",
+    "output": "output_dir report_to project entity group name tags notes overwrite",
 }
 MIXED = ", ".join(name for name, row in TASKS.items() if row.layer == "mix")
 CHANGES = {
@@ -83,7 +83,7 @@ CHANGES = {
         help="Adam's rate; of several the best on validation, for each layer and seed (default: "
         "the task's, by python -m tune.tasks list; 5e-3 for classes of your own, else 1e-3)",
     ),
-    "group": dict(help="W&B group (default: task-encoder)"),
+    "group": dict(help="W&B group (default: an agent's sweep, else task-encoder)"),
     "overwrite": dict(help="replace the run called --name"),
 }
 
@@ -170,10 +170,10 @@ log = logging.getLogger("tune.train_probe")
 
 def main(args):
     """Run the experiment: data, encoder, store, features, probe, test, result."""
-    check_tracker(args.report_to)
+    trackers = check_tracker(args.report_to)
     accelerator = Accelerator(
         mixed_precision="no",  # the probe's; the encoder has its own
-        log_with=None if args.report_to == "none" else args.report_to,
+        log_with=trackers or None,
         project_dir=str(args.output_dir),
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
@@ -196,11 +196,11 @@ def main(args):
     )
     tags = [task.name, config["encoder"], f"seg {given['seg']}", readable_name(args.agg)]
     tracker = Tracker(accelerator, args.report_to)
+    group = f"{task.name}-{config['encoder']}"
     tracker.start(
-        args.project,
         config,
-        name=run_name,
-        group=args.group or f"{task.name}-{config['encoder']}",
+        given=vars(args),
+        default={"project": "tune", "name": run_name, "group": group, "job_type": "probe"},
         tags=[*tags, *args.tags],
     )
     try:

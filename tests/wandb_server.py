@@ -41,6 +41,8 @@ class Run:
     display_name: str | None = None
     job_type: str | None = None
     tags: list = field(default_factory=list)
+    notes: str | None = None
+    entity: str | None = None
     history: dict = field(default_factory=dict)  # line number -> row
     summary: dict = field(default_factory=dict)
     files: list = field(default_factory=list)
@@ -231,6 +233,8 @@ class WandbServer:
         run.display_name = v.get("displayName") or run.display_name
         run.job_type = v.get("jobType") or run.job_type
         run.tags = v.get("tags") or run.tags
+        run.notes = v.get("notes") or run.notes
+        run.entity = run.entity or v.get("entity")  # later ones repeat this server's answer
         if v.get("summaryMetrics"):
             run.summary.update(json.loads(v["summaryMetrics"]))
         bucket = {
