@@ -103,7 +103,7 @@ from tune.aggregators.transformer.batches import (
 from tune.aggregators.transformer.corpus import gather, local_tasks
 from tune.aggregators.transformer.masking import copy_nearest, losses, track_losses
 from tune.aggregators.transformer.recipes import RECIPES, make_config, make_model, standardisation
-from tune.encoders.base import precision_on
+from tune.encoders.base import launched_precision, precision_on
 from tune.runs import result
 from tune.runs.tracking import Tracker, check_tracker
 from tune.store.extractor import Extractor
@@ -117,6 +117,7 @@ FOLDER = Path("aggregators")
 def main(args):
     """Pretrain: tracks, tokens, model, epochs, the best one saved."""
     trackers = check_tracker(args.report_to)
+    args.mixed_precision = launched_precision(args.mixed_precision)
     recipe = recipe_of(args)
     kind = "cuda" if torch.cuda.is_available() else "cpu"  # Accelerate's device isn't known yet
     precision = precision_on(kind, args.mixed_precision)

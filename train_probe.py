@@ -147,6 +147,7 @@ from torch.utils.data import DataLoader
 from tune.aggregators.degenerate import degenerate_reason
 from tune.aggregators.track_aggregator import TrackAggregator
 from tune.aggregators.transformer import checkpoint as transformer
+from tune.encoders.base import launched_precision
 from tune.probing import closed_form
 from tune.probing.bank import (
     HIDDEN,
@@ -159,6 +160,7 @@ from tune.probing.bank import (
     make_optimizers,
 )
 from tune.runs import result as results
+from tune.runs.lineage import data_manifest
 from tune.runs.outcome import join_folds, score_test
 from tune.runs.tracking import Tracker, check_tracker
 from tune.store.extractor import Extractor
@@ -171,6 +173,7 @@ log = logging.getLogger("tune.train_probe")
 def main(args):
     """Run the experiment: data, encoder, store, features, probe, test, result."""
     trackers = check_tracker(args.report_to)
+    args.mixed_precision = launched_precision(args.mixed_precision)
     accelerator = Accelerator(
         mixed_precision="no",  # the probe's; the encoder has its own
         log_with=trackers or None,
@@ -202,6 +205,7 @@ def main(args):
         given=vars(args),
         default={"project": "tune", "name": run_name, "group": group, "job_type": "probe"},
         tags=[*tags, *args.tags],
+        resolved={"task": task.name, "lr": args.lr or task.recipe.lr},
     )
     try:
         run(args, accelerator, tracker, extractor, task, aggregator, config, run_name)
@@ -347,7 +351,8 @@ def run(args, accelerator, tracker, extractor, task, aggregator, config, run_nam
             rename=args.name is None,
         )
         results.print_result(result, folder)
-        print(*tracker.finish(result, outcome["predictions"], folder), sep="\n")
+        manifest = data_manifest(task, reports[0].rows)
+        print(*tracker.finish(result, outcome["predictions"], folder, manifest), sep="\n")
 
 
 def probe(args, accelerator, tracker, extractor, task, aggregator, reports, history):
@@ -415,6 +420,9 @@ def train_bank(accelerator, tracker, task, data, poolings, lr, history, args):
     loader = DataLoader(positions, batch_size=positions.block)
     recipe = adapted(task.recipe, vars(args))
     optimizers, plateaus = make_optimizers(bank, recipe, lr, args.aggregator_lr)
+    if poolings and not isinstance(args.lr, list):
+        used = args.aggregator_lr or poolings[0].default_lr(lr)
+        tracker.update_config({"aggregator_lr": used})
     model, loader, *optimizers = accelerator.prepare(bank, loader, *optimizers)
     selection = EarlyStopping(
         bank, args.patience, tie_break=args.tie_break, weights=args.test_weights

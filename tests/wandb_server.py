@@ -74,6 +74,8 @@ class WandbServer:
         self.agents: dict[str, Agent] = {}
         self.unknown: list[str] = []
         self.reports: list[dict] = []
+        self.artifacts: list[dict] = []
+        self.used: list[str] = []
         self.called: dict[str, int] = {}
         self.lock = threading.RLock()
         self.numbers = itertools.count(1)
@@ -317,10 +319,12 @@ class WandbServer:
 
     def on_CreateArtifact(self, v):  # noqa: N802
         """An artifact that is there already, so that nothing of it is uploaded."""
-        sequence = {"latestArtifact": {"id": "artifact"}}
+        self.artifacts.append(v["input"])
+        name = f"artifact{len(self.artifacts) - 1}"
+        sequence = {"latestArtifact": {"id": name}}
         return {
             "createArtifact": {
-                "artifact": {"id": "artifact", "state": "COMMITTED", "artifactSequence": sequence}
+                "artifact": {"id": name, "state": "COMMITTED", "artifactSequence": sequence}
             }
         }
 
@@ -330,7 +334,43 @@ class WandbServer:
 
     def on_UseArtifact(self, v):  # noqa: N802
         """An artifact that a run uses."""
-        return {"useArtifact": {"artifact": {"id": "artifact"}}}
+        used = v.get("input", v)
+        number = int(used["artifactID"].removeprefix("artifact"))
+        self.used.append(self.artifacts[number]["artifactCollectionName"])
+        return {"useArtifact": {"artifact": {"id": used["artifactID"]}}}
+
+    def on_ArtifactByID(self, v):  # noqa: N802
+        """An artifact as it was created."""
+        made = self.artifacts[int(v["id"].removeprefix("artifact"))]
+        project = _project(made["projectName"]) | {"internalId": "1"}
+        collection = {
+            "__typename": "ArtifactSequence",
+            "name": made["artifactCollectionName"],
+            "project": project,
+        }
+        alias = {"__typename": "ArtifactAlias", "id": "alias", "alias": "v0"}
+        artifact = {
+            "__typename": "Artifact",
+            "id": v["id"],
+            "artifactSequence": collection,
+            "versionIndex": 0,
+            "artifactType": {"name": made["artifactTypeName"]},
+            "description": None,
+            "metadata": made["metadata"],
+            "ttlDurationSeconds": 0,
+            "ttlIsInherited": True,
+            "tags": [],
+            "historyStep": None,
+            "state": "COMMITTED",
+            "size": 1,
+            "digest": made["digest"],
+            "commitHash": None,
+            "fileCount": 1,
+            "createdAt": "2026-01-01T00:00:00Z",
+            "updatedAt": None,
+            "aliases": [alias | {"artifactCollection": collection}],
+        }
+        return {"artifact": artifact}
 
     def stream(self, name: str, body: dict) -> None:
         """Take a part of a run's file stream."""

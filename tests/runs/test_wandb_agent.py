@@ -155,10 +155,18 @@ def test_two_agents_share_a_sweep_and_one_finishes_what_a_killed_one_began(serve
         assert run.summary["val/loss"]["min"] == min(row["val/loss"] for row in epochs)
 
 
-def test_a_report_of_the_project_is_saved_where_wandb_shows_it(server, env, tmp_path):
+# Sections: one a task by its main metric, or one a metric; never accuracy and R2 in one mean.
+SECTIONS = {
+    ("--tasks", "emo", "gtzan"): {"test/score", "emo", "gtzan"},
+    (): {"test/accuracy", "test/r2", "Runs with accuracy"},
+}
+
+
+@pytest.mark.parametrize("tasks", SECTIONS)
+def test_a_report_of_the_project_is_saved_where_wandb_shows_it(server, env, tmp_path, tasks):
     command = [sys.executable, "-m", "tune.runs", "wandb_report"]
     done = subprocess.run(
-        [*command, f"{ENTITY}/tune", "--group=paper"],
+        [*command, f"{ENTITY}/tune", "--group=paper", *tasks],
         cwd=tmp_path,
         env=env,
         capture_output=True,
@@ -171,8 +179,9 @@ def test_a_report_of_the_project_is_saved_where_wandb_shows_it(server, env, tmp_
     (saved,) = server.reports
     assert (saved["entityName"], saved["projectName"]) == (ENTITY, "tune")
     text = saved["spec"]
+    assert ("summary:test/score" in text) == bool(tasks)
     for name in (
-        "test/score",
+        *SECTIONS[tasks],
         "cost/encode_peak_memory_bytes",
         "cost/encode_seconds_per_track",
         "cost/embedding_dim",

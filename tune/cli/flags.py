@@ -350,8 +350,8 @@ FLAGS = {
     "mixed_precision": dict(
         choices=["auto", "no", "fp16", "bf16"],
         default="auto",
-        help="the encoder's precision; auto: fp16 on a GPU below compute capability 8.0, bf16 from "
-        "there, float32 on a CPU",
+        help="the encoder's precision; auto: that of accelerate launch or accelerate config, else "
+        "fp16 on a GPU below compute capability 8.0, bf16 from there, float32 on a CPU",
     ),
     "batch_seconds": dict(
         type=positive_float,

@@ -119,8 +119,13 @@ def _read(run, where: str) -> Run:
         rows = table.get("predictions")
         columns = dict(zip(rows.columns, map(list, zip(*rows.data, strict=True)), strict=True))
         pq.write_table(pa.table(columns), folder / "predictions.parquet")
-        config = json.dumps(dict(run.config), default=str)
-        (folder / "config.json").write_text(config, encoding="utf-8")
+        try:  # as the run's folder has it; W&B's own has names with units, and values resolved
+            fetched = Path(probe.get_entry("config.json").download(root=scratch))
+            if fetched != folder / "config.json":
+                fetched.rename(folder / "config.json")
+        except (KeyError, FileNotFoundError):  # a run of an earlier version
+            config = json.dumps(dict(run.config), default=str)
+            (folder / "config.json").write_text(config, encoding="utf-8")
         read = read_run(folder)
     expected = len(read.result["seeds"]) * read.result["n_tracks"]["test"]
     if len(rows.data) != expected:

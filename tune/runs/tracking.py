@@ -23,7 +23,17 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from tune.system.files import hide_home, slug
+from tune.runs.lineage import (
+    LOCAL,
+    add_text,
+    aggregator_artifact,
+    artifact_name,
+    digest,
+    link_inputs,
+    tracked_config,
+    used_artifacts,
+)
+from tune.system.files import hide_home
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +167,7 @@ class Tracker:
         given: Mapping[str, str | None],
         default: Mapping[str, str],
         tags: Sequence[str],
+        resolved: Mapping | None = None,
     ) -> None:
         """Start a run with its configuration; `wandb_fallback` is added if it has to be offline.
 
@@ -168,7 +179,9 @@ class Tracker:
             given
         default : values for those that neither a flag nor W&B's settings name
         tags : added to those of W&B's settings
+        resolved : as `tune.runs.lineage.tracked_config` takes it
         """
+        self.resolved = resolved or {}
         for name in self.names:
             if name != "wandb":
                 self._init(name, given.get("project") or default["project"], config, {})
@@ -190,7 +203,7 @@ class Tracker:
 
     def _init(self, name: str, project: str, config: Mapping, init: Mapping) -> None:
         """Begin one tracker's run, beside those of the others."""
-        accelerator, config = self.accelerator, hide_home(dict(config))
+        accelerator, config = self.accelerator, tracked_config(config, self.resolved)
         if name == "tensorboard":  # its hyperparameters are scalars
             config = {
                 k: v if isinstance(v, bool | int | float | str) else str(v)
@@ -215,6 +228,13 @@ class Tracker:
         with self._surviving():
             self.accelerator.log(numbers, step=step)
 
+    def update_config(self, values: Mapping) -> None:
+        """Add values that are known only later to the configuration."""
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "wandb" and self.accelerator.is_main_process:
+                with self._surviving():
+                    tracker.tracker.config.update(dict(values), allow_val_change=True)
+
     def _log_final(self, values: Mapping[str, float]) -> None:
         """Log a run's final numbers: W&B's summary, without a curve of one point."""
         numbers = {k: v for k, v in values.items() if not math.isnan(v)}
@@ -225,14 +245,22 @@ class Tracker:
                 else:
                     tracker.log(numbers)
 
-    def finish(self, result: Mapping, predictions: Mapping[str, list], folder: Path) -> list[str]:
+    def finish(
+        self,
+        result: Mapping,
+        predictions: Mapping[str, list],
+        folder: Path,
+        manifest: Sequence[Mapping] = (),
+    ) -> list[str]:
         """Log the final results: `test/` and `cost/` numbers, predictions, the probe.
 
         Parameters
         ----------
         result : as in result.json
         predictions : columns of the predictions table
-        folder : the run's; its result and probe go into one artifact of type "probe"
+        folder : the run's; its result, configuration and probe go into one artifact of type
+            "probe"
+        manifest : as `tune.runs.lineage.data_manifest` returns it
 
         Returns
         -------
@@ -253,10 +281,10 @@ class Tracker:
             return []
         with self._surviving():
             if not self.lost:
-                self._log_result(result, predictions, folder)
+                self._log_result(result, predictions, folder, manifest)
         return self._finish_wandb()
 
-    def _log_result(self, result, predictions, folder) -> None:
+    def _log_result(self, result, predictions, folder, manifest) -> None:
         """Log a probe's table, charts and artifact."""
         import wandb
 
@@ -266,10 +294,23 @@ class Tracker:
         rows = zip(*(column[:TABLE_ROWS] for column in predictions.values()), strict=True)
         table = wandb.Table(columns=list(predictions), data=[hide_home(list(row)) for row in rows])
         run.log({"predictions": table} | _charts(result))
-        artifact = wandb.Artifact(_artifact_name(folder.name), type="probe")
-        _add_text(artifact, folder / "result.json")
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = {"layer": result["layer"], "task_hash": digest(manifest)}
+        run.config.update(found, allow_val_change=True)
+        main = next(iter(result["metrics"]))
+        facts = {k: result[k] for k in ("task", "encoder", "seg", "agg", "layer")}
+        facts |= {main: result["metrics"][main]["mean"], "task_hash": found["task_hash"]}
+        name = artifact_name(folder.name, "probe")
+        artifact = wandb.Artifact(name, type="probe", metadata=facts)
+        add_text(artifact, folder / "result.json")
+        shown = hide_home({k: v for k, v in config.items() if k not in LOCAL})
+        with artifact.new_file("config.json", encoding="utf-8") as file:
+            json.dump(shown, file, indent=2)
         artifact.add_file(str(folder / "probe.safetensors"))
-        run.log_artifact(artifact)
+        aliases = [alias_of(result["task"]), alias_of(result["encoder"])]
+        run.log_artifact(artifact, aliases=["latest", *aliases])
+        if not run.offline:  # W&B records what a run used on its server only
+            link_inputs(run, used_artifacts(result["task"], manifest, config))
 
     def finish_aggregator(self, progress: Mapping, folder: Path) -> list[str]:
         """Log a pretrained aggregator's best epoch and baselines, and itself as an artifact.
@@ -290,15 +331,11 @@ class Tracker:
         if self.lost:
             return self._finish_wandb()
         with self._surviving():
-            import wandb
-
             run = self.accelerator.get_tracker("wandb", unwrap=True)
             run.summary.update({"best_epoch": progress["best_epoch"]})
-            artifact = wandb.Artifact(_artifact_name(folder.name, "aggregator"), type="model")
-            for name in ("config.json", "README.md", "history.csv"):
-                _add_text(artifact, folder / name)
-            artifact.add_file(str(folder / "model.safetensors"))
-            run.log_artifact(artifact)
+            artifact = aggregator_artifact(folder)
+            artifact.metadata = {"best_loss": progress["best_loss"]}
+            run.log_artifact(artifact, aliases=["latest", "best"])
         return self._finish_wandb()
 
     def skip(self, why: Mapping[str, str]) -> list[str]:
@@ -330,6 +367,8 @@ class Tracker:
                 stopped = isinstance(error, KeyboardInterrupt | SystemExit)
                 with self._surviving():
                     wandb.run.summary["failed"] = "stopped" if stopped else text or kind
+                    if wandb_settings().sweep_id and not stopped:  # nobody watches an agent
+                        wandb.run.alert(f"{wandb.run.name} failed", text or kind)
                     wandb.run.finish(exit_code=1)
 
     @contextlib.contextmanager
@@ -356,6 +395,11 @@ class Tracker:
 
         run, self.accelerator.trackers = wandb.run, self._others()
         return [] if run is None else finish_run(run, self.mode, self.why_offline, self.lost)
+
+
+def alias_of(name: str) -> str:
+    """A name as an artifact's alias, which may hold neither / nor :, nor look like a version."""
+    return name.replace("/", "-").replace(":", "-")
 
 
 def wandb_identity(
@@ -518,22 +562,6 @@ def _disk_error(folder: Path) -> str | None:
     return None
 
 
-def _add_text(artifact, path: Path) -> None:
-    """Add a text file to an artifact, without the paths of the user's home."""
-    text = path.read_text(encoding="utf-8")
-    # In JSON a path may be escaped, so that it doesn't look like one.
-    shown = (
-        json.dumps(hide_home(json.loads(text)), indent=2, ensure_ascii=False)
-        if path.suffix == ".json"
-        else hide_home(text)
-    )
-    if shown.strip() == text.strip():
-        artifact.add_file(str(path))
-        return
-    with artifact.new_file(path.name, encoding="utf-8") as file:
-        file.write(shown)
-
-
 def _charts(result: Mapping) -> dict:
     """Quality against cost, one dot a run: W&B draws the dots of all runs that are shown together.
 
@@ -567,11 +595,6 @@ def _charts(result: Mapping) -> dict:
             key = "".join(c if c.isalnum() else "_" for c in f"{name}_against_{axis}")
             out[f"quality/{key}"] = wandb.plot.scatter(table, axis, name, title=title)
     return out
-
-
-def _artifact_name(name: str, kind: str = "probe") -> str:
-    """A run's name with only the characters that W&B takes."""
-    return f"{kind}-" + slug(name)[:120]
 
 
 def short_path(path: Path) -> Path:
