@@ -25,7 +25,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import yaml
 
 ENTITY = "tester"
-SILENT_S = 9.0  # an agent reports every 5 s
+SILENT_S = 600.0  # an agent reports every 5 s, on a busy machine much later
 
 
 @dataclass
@@ -198,6 +198,13 @@ class WandbServer:
             elif not self.unfinished(agent.sweep):
                 commands = [{"type": "exit"}]
         return {"agentHeartbeat": {"agent": {"id": agent.name}, "commands": json.dumps(commands)}}
+
+    def lose(self, run: str) -> None:
+        """Take the agent of a run for silent at once: its process has been killed."""
+        with self.lock:
+            for agent in self.agents.values():
+                if agent.run == run:
+                    agent.seen = float("-inf")
 
     def unfinished(self, sweep: str) -> list[Run]:
         """Runs of a sweep that were given out and haven't ended."""

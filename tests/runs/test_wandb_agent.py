@@ -112,6 +112,7 @@ def test_two_agents_share_a_sweep_and_one_finishes_what_a_killed_one_began(serve
     for process in [victims, *victims.children(recursive=True)]:  # as when a machine is lost
         process.kill()
     victim.wait()
+    server.lose(left)
     assert server.runs[left].exit_code is None
     wait_for(lambda: other.poll() is not None, tmp_path)
     assert other.returncode == 0
