@@ -368,15 +368,13 @@ def numbers(row) -> dict:
 
 def start_wandb(record) -> tuple:
     """Begin a W&B run, offline without a login or a server: the run, its mode, and why."""
-    import os
-
     import wandb
 
-    from tune.runs.tracking import begin_wandb_run, wandb_mode
+    from tune.runs.tracking import begin_wandb_run, wandb_identity, wandb_mode
 
-    about = {
-        "project": os.environ.get("WANDB_PROJECT", "tune"),
-        "job_type": "profile",
+    project, about = wandb_identity({}, {"project": "tune", "job_type": "profile"}, [])
+    about |= {
+        "project": project,
         "config": {key: record[key] for key in ("machine", "versions", "git_sha", "command")},
     }
     return begin_wandb_run(

@@ -51,7 +51,7 @@ GROUPS = {
     "details of the protocol": "standardise target_scale plateau_patience plateau_factor "
     "accumulation val_unit tie_break test_weights averaged",
     "machine": "mixed_precision batch_seconds memory_budget compile store cache_dir",
-    "output": "output_dir report_to project group name tags overwrite",
+    "output": "output_dir report_to project entity group name tags notes overwrite",
 }
 MIXED = ", ".join(name for name, row in TASKS.items() if row.layer == "mix")
 CHANGES = {
@@ -88,7 +88,7 @@ CHANGES = {
         help="Adam's rate; of several the best on validation, for each layer and seed (default: "
         "the task's, by python -m tune.tasks list; 5e-3 for classes of your own, else 1e-3)",
     ),
-    "group": dict(help="W&B group (default: task-encoder)"),
+    "group": dict(help="W&B group (default: an agent's sweep, else task-encoder)"),
     "overwrite": dict(help="replace the run called --name"),
 }
 
@@ -159,6 +159,7 @@ from tune.aggregators.degenerate import degenerate_reason, repeated_pick
 from tune.aggregators.track_aggregator import TrackAggregator
 from tune.aggregators.transformer import checkpoint as transformer
 from tune.aggregators.transformer import trained_on
+from tune.encoders.base import launched_precision
 from tune.probing import closed_form
 from tune.probing.bank import (
     HIDDEN,
@@ -171,6 +172,7 @@ from tune.probing.bank import (
     make_optimizers,
 )
 from tune.runs import result as results
+from tune.runs.lineage import data_manifest
 from tune.runs.outcome import join_folds, score_test
 from tune.runs.tracking import Tracker, check_tracker
 from tune.store.extractor import Extractor
@@ -182,10 +184,11 @@ log = logging.getLogger("tune.train_probe")
 
 def main(args):
     """Run the experiment: data, encoder, store, features, probe, test, result."""
-    check_tracker(args.report_to)
+    trackers = check_tracker(args.report_to)
+    args.mixed_precision = launched_precision(args.mixed_precision)
     accelerator = Accelerator(
         mixed_precision="no",  # the probe's; the encoder has its own
-        log_with=None if args.report_to == "none" else args.report_to,
+        log_with=trackers or None,
         project_dir=str(args.output_dir),
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
@@ -212,12 +215,13 @@ def main(args):
     )
     tags = [task.name, config["encoder"], f"seg {given['seg']}", readable_name(args.agg)]
     tracker = Tracker(accelerator, args.report_to)
+    group = f"{task.name}-{config['encoder']}"
     tracker.start(
-        args.project,
         config,
-        name=run_name,
-        group=args.group or f"{task.name}-{config['encoder']}",
+        given=vars(args),
+        default={"project": "tune", "name": run_name, "group": group, "job_type": "probe"},
         tags=[*tags, *args.tags],
+        resolved={"task": task.name, "lr": args.lr or task.recipe.lr},
     )
     try:
         run(args, accelerator, tracker, extractor, task, aggregator, config, run_name)
@@ -375,7 +379,8 @@ def run(args, accelerator, tracker, extractor, task, aggregator, config, run_nam
             rename=args.name is None,
         )
         results.print_result(result, folder)
-        print(*tracker.finish(result, outcome["predictions"], folder), sep="\n")
+        manifest = data_manifest(task, reports[0].rows)
+        print(*tracker.finish(result, outcome["predictions"], folder, manifest), sep="\n")
 
 
 def probe(args, accelerator, tracker, extractor, task, aggregator, reports, history):
@@ -444,6 +449,9 @@ def train_bank(accelerator, tracker, task, data, poolings, lr, history, args):
     loader = DataLoader(positions, batch_size=positions.block)
     recipe = adapted(task.recipe, vars(args))
     optimizers, plateaus = make_optimizers(bank, recipe, lr, args.aggregator_lr)
+    if poolings and not isinstance(args.lr, list):
+        used = args.aggregator_lr or poolings[0].default_lr(lr)
+        tracker.update_config({"aggregator_lr": used})
     model, loader, *optimizers = accelerator.prepare(bank, loader, *optimizers)
     selection = EarlyStopping(
         bank, args.patience, tie_break=args.tie_break, weights=args.test_weights

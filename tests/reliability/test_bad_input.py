@@ -292,7 +292,7 @@ REFUSED = [
         r"--frame_rate must be above 0 and at most 100"
         r" Hz \(the rate of mel\), got 101",
     ),
-    (["--report_to", "nonsense"], r"--report_to must be none or one of wandb, .*'nonsense'"),
+    (["--report_to", "nonsense"], r"--report_to must be none, all or some of wandb, .*'nonsense'"),
     (["--name", "a/b"], r"--name must be a plain folder name, got 'a/b'"),
     (["--name", ".."], r"--name must be a plain folder name, got '\.\.'"),
     (["--name="], r"--name must be a plain folder name, got ''"),
@@ -472,10 +472,12 @@ def test_a_task_with_a_long_path_can_be_tracked():
     started = {}
     accelerator = SimpleNamespace(
         is_main_process=False,
+        trackers=[],
+        log_with=["wandb"],
         init_trackers=lambda project, config, init_kwargs: started.update(init_kwargs["wandb"]),
     )
     Tracker(accelerator, "wandb").start(
-        "tune", {}, name="n", group="g", tags=["mel", "/music/" * 20]
+        {}, given={"name": "n"}, default={"project": "tune"}, tags=["mel", "/music/" * 20]
     )
     assert wandb.Settings(run_tags=started["tags"]).run_tags == ("mel", ("/music/" * 20)[:64])
 

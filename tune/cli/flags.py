@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tune.cli.parser import (
     Flattened,
+    Joined,
     positive_float,
     positive_int,
     share,
@@ -373,8 +374,8 @@ FLAGS = {
     "mixed_precision": dict(
         choices=["auto", "no", "fp16", "bf16"],
         default="auto",
-        help="the encoder's precision; auto: fp16 on a GPU below compute capability 8.0, bf16 from "
-        "there, float32 on a CPU",
+        help="the encoder's precision; auto: that of accelerate launch or accelerate config, else "
+        "fp16 on a GPU below compute capability 8.0, bf16 from there, float32 on a CPU",
     ),
     "batch_seconds": dict(
         type=positive_float,
@@ -406,13 +407,18 @@ FLAGS = {
     ),
     "report_to": dict(
         default="wandb",
+        nargs="+",
+        action=Joined,
         metavar="TRACKER",
-        help="wandb (offline without a login), none, tensorboard, trackio, ...",
+        help="one or more of wandb (offline without a login), tensorboard, trackio, ...; all that "
+        "are installed; or none",
     ),
-    "project": dict(default="tune", help="the tracker's project"),
-    "group": dict(help="W&B group"),
+    "project": dict(help="the tracker's project (default: W&B's own setting, else tune)"),
+    "entity": dict(help="W&B user or team"),
+    "group": dict(help="W&B group (default: an agent's sweep)"),
     "name": dict(help="the run's name (default: made of the strategy)"),
     "tags": dict(nargs="*", default=[], metavar="TAG", help="W&B tags"),
+    "notes": dict(help="W&B notes"),
     "overwrite": dict(**BOOL, help="replace what is there"),
     # embed.py: output, and what is like a song
     "out": dict(

@@ -7,6 +7,7 @@ pooled states. The mel front end always runs in float32; half precision begins a
 """
 
 import copy
+import os
 import time
 from collections.abc import Iterator, Sequence
 
@@ -62,6 +63,27 @@ def precision_on(device: torch.device | str, requested: str) -> str:
     device = torch.device(device)
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     return resolve_precision(requested, device.type, capability)
+
+
+def launched_precision(requested: str) -> str:
+    """--mixed_precision, where it is auto that of `accelerate launch --mixed_precision`.
+
+    "no" is also what Accelerate's launcher says when nobody asked, so it leaves auto as it is.
+
+    Raises
+    ------
+    ValueError
+        When Accelerate was asked for a precision that the encoders don't have.
+    """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if requested != "auto" or launched == "no":
+        return requested
+    if launched not in ("fp16", "bf16"):
+        raise ValueError(
+            f"accelerate launch asks for mixed precision {launched}, which encoders don't have: "
+            "pass --mixed_precision no, fp16 or bf16 to this script"
+        )
+    return launched
 
 
 class Encoder:

@@ -41,8 +41,6 @@ def work(connection: Connection, program: str, device: int | None) -> None:
     """
     if device is not None:  # before CUDA is touched
         os.environ["CUDA_VISIBLE_DEVICES"] = str(device)
-    # Runs are kept on disk, complete; `wandb sync` uploads them.
-    os.environ.setdefault("WANDB_MODE", "offline")
     # Nothing is open while libraries are imported, and they could take the exception for their own.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     unblock_signals(signal.SIG_DFL)
@@ -186,6 +184,8 @@ class Worker:
         class Reporting(Tracker):
             """A tracker that also tells the sweep, and ends the run when the sweep says so."""
 
+            default_mode = "offline"  # runs are kept on disk, complete; `wandb sync` uploads them
+
             def log(self, values, step=None):
                 super().log(values, step)
                 if step is None:
@@ -199,7 +199,7 @@ class Worker:
 
             def end(self, summary):
                 """Close a W&B run as finished, with why it isn't whole."""
-                if self.report_to == "wandb":
+                if self.wandb:
                     import wandb
 
                     wandb.run.summary.update(summary)
