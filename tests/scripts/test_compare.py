@@ -52,6 +52,25 @@ def configurations_below(root):
     return {configuration.label: configuration for configuration in configurations}
 
 
+def test_a_gate_that_let_in_nothing_is_the_mean_and_no_other_strategy_is(tmp_path, rng, labels):
+    mean, other = guesses(rng, labels, 0.6), guesses(rng, labels, 0.6)
+    shut, open_ = [1.0, 0.0, 0.0], [1.0, 0.4, 0.0]
+    for name, agg, predictions, weights in (
+        ("gated", "gated", mean, [shut] * 3),
+        ("opened", "gated", mean, [shut, open_, shut]),
+        ("other", "gated", other, [shut] * 3),
+        ("mixed", "whitened", mean, [shut] * 3),
+    ):
+        about = {"view_weights": dict(zip("012", weights, strict=True)), "readout": None}
+        fields = {"agg": agg, "aggregator": about}
+        (tmp_path / name).mkdir()
+        write_run(tmp_path / name, "mean", labels, mean)
+        write_run(tmp_path / name, name, labels, predictions, **fields)
+        found = configurations_below(tmp_path / name)
+        same = found[f"10 s {agg}"].duplicate_of is found["10 s mean"]
+        assert same == (name == "gated"), name
+
+
 def test_other_seeds_join_and_the_newest_of_the_same_seed_counts(tmp_path, rng, labels):
     p = guesses(rng, labels, 0.6, n_seeds=5)
     write_run(tmp_path, "old", labels, p[:2], seeds=[0, 1], age=50)

@@ -308,10 +308,10 @@ def _find_memory(configurations: Sequence[Configuration], runs: Sequence[Run]) -
 
 
 def _find_duplicates(configurations: Sequence[Configuration]) -> None:
-    """Link configurations that equal the full track to the one that they duplicate, if any.
+    """Link configurations that equal another one to that, if any: the full track, or the mean.
 
     Over one piece a maximum and a mean by duration are the mean: such a configuration repeats the
-    mean's, unless its predictions say otherwise.
+    mean's, unless its predictions say otherwise. So does a gate that let in nothing else.
     """
     full: dict[tuple, Configuration] = {}
     usual = {name: row.of_one_piece for name, row in AGGREGATORS.items() if row.of_one_piece}
@@ -336,6 +336,25 @@ def _find_duplicates(configurations: Sequence[Configuration]) -> None:
             configuration.duplicate_of = (
                 None if configuration.duplicate_of is configuration else configuration.duplicate_of
             )
+    means = {_tokens_of(c): c for c in configurations if c.result["agg"] == "mean"}
+    for configuration in configurations:
+        mean = means.get(_tokens_of(configuration))
+        if mean is not None and _kept_mean(configuration.result) and _same(mean, configuration):
+            configuration.duplicate_of = mean.duplicate_of or mean
+
+
+def _tokens_of(configuration: Configuration) -> tuple:
+    """What is joined: the task, the encoder and the segments."""
+    r = configuration.result
+    return (*task_key(configuration), r["encoder"], layer_of(r), r["tokens"], r["seg"])
+
+
+def _kept_mean(result: Mapping) -> bool:
+    """Whether a gate let in nothing beside the mean, which is its first view."""
+    about = result.get("aggregator") or {}
+    weights = about.get("view_weights") or {}
+    gated = result["agg"] == "gated" or about.get("readout") == "gated"
+    return gated and bool(weights) and all(w[0] == 1 and not any(w[1:]) for w in weights.values())
 
 
 def _same(one: Configuration, other: Configuration) -> bool:
