@@ -95,6 +95,15 @@ def test_dimension_that_varies_by_float32s_rounding_becomes_zero():
     assert Standardiser(train, everywhere(train))(test, everywhere(test)).item() == 0
 
 
+def test_rounding_of_what_is_computed_of_an_embedding_becomes_zero(rng):
+    """The deviation of a unit that is off in all training tracks is 0 but for rounding."""
+    train = torch.cat([5 + normal(rng, 50, 3), 1e-9 * normal(rng, 50, 1)], 1)
+    test = torch.tensor([[5.0, 5.0, 5.0, 1.0]], dtype=torch.float64)
+    got = Standardiser(train, everywhere(train))(test, everywhere(test))
+    assert got[0, 3] == 0
+    assert (got[0, :3] != 0).all()
+
+
 def test_dimension_without_a_training_value_becomes_zero(rng):
     train, test = normal(rng, 6, 3), normal(rng, 4, 3)
     valid = everywhere(train)

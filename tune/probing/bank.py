@@ -44,8 +44,10 @@ class Standardiser:
         found = [self._statistics(*view) for view in zip(*flat, strict=True)]
         self.mean, std = (torch.stack(x).view(*shape, 1, size) for x in zip(*found, strict=True))
         # A dimension that never varies in training (but for the rounding of float32, in which
-        # embeddings are kept) says nothing: it becomes 0.
-        varies = std > 1e-12 + ROUNDING * self.mean.abs()
+        # embeddings are kept) says nothing: it becomes 0. What is computed of an embedding, such as
+        # a deviation, has the rounding of its largest values.
+        largest = torch.maximum(self.mean.abs(), std).amax(-1, keepdim=True)
+        varies = std > 1e-12 + ROUNDING * largest
         self.scale = torch.where(varies, 1 / std, 0.0)
         if unchanged:
             self.mean, self.scale = torch.zeros_like(self.mean), torch.ones_like(self.scale)
