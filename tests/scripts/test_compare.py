@@ -71,6 +71,17 @@ def test_a_gate_that_let_in_nothing_is_the_mean_and_no_other_strategy_is(tmp_pat
         assert same == (name == "gated"), name
 
 
+def test_a_folder_of_links_to_runs_is_read(tmp_path, rng, labels):
+    write_run(tmp_path / "runs", "one", labels, guesses(rng, labels, 0.6))
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "run").symlink_to(tmp_path / "runs" / "one")
+    (links / "again").symlink_to(links)  # a circle
+    assert list(configurations_below(links)) == ["10 s mean"]
+    runs, left = read_folders([links, tmp_path / "runs"])
+    assert (len(runs), left) == (1, [])
+
+
 def test_other_seeds_join_and_the_newest_of_the_same_seed_counts(tmp_path, rng, labels):
     p = guesses(rng, labels, 0.6, n_seeds=5)
     write_run(tmp_path, "old", labels, p[:2], seeds=[0, 1], age=50)
