@@ -75,7 +75,7 @@ from tune.comparison.analysis import analyse
 from tune.comparison.configurations import merge
 from tune.comparison.measured_costs import apply_costs
 from tune.comparison.recommend import Limits
-from tune.comparison.stability import stabilities
+from tune.embeddings.stability import stabilities
 from tune.runs.load import read_folders
 
 log = logging.getLogger("tune.compare")

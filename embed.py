@@ -53,7 +53,6 @@ CHANGES = {
     ),
     "memory_budget": dict(help="what the encoder's weights and activations should stay within"),
 }
-NAMED = 20  # bad files that are named at the end
 
 
 def parse_args(argv=None):
@@ -190,7 +189,6 @@ def main(args):
         if out and not args.overwrite:
             check_same_source(out, embedder.strategy)
         kept = Kept.of(out, embedder, paths) if out and not (segments or args.overwrite) else Kept()
-        logging.getLogger("tune.store.encode").addFilter(is_not_of_a_bad_file)
         new = [path for path in paths if path not in kept.rows]
         tracks, bad, report = embedder.encode(new, accelerator, strict=args.strict)
         if not is_main:
@@ -335,13 +333,8 @@ def merge(sources, out: Path, space: str | None, good_only: bool) -> None:
     print(f"  merged     {len(paths)} shards, {made.table.num_rows} rows: {out}")
 
 
-def is_not_of_a_bad_file(record: logging.LogRecord) -> bool:
-    """Bad files are named once, in the report at the end."""
-    return not record.msg.startswith("skipped ")
-
-
 def report_on(made: Embeddings, bad, report, there, n_processes, kept) -> None:
-    """Say what was done, and name the files that couldn't be used."""
+    """Say what was done, and how many files couldn't be used: each was named when it was read."""
     meta, n_segments = made.meta, sum(filter(None, made.table["n_segments"].to_pylist()))
     encoder = meta["encoder"] + (" (untrained)" if meta["encoder_untrained"] else "")
     lines = [
@@ -371,9 +364,8 @@ def report_on(made: Embeddings, bad, report, there, n_processes, kept) -> None:
         lines.insert(1, ("", f"{len(kept.rows)} of them as they were{gone}"))
     if n_processes > 1:
         lines.append(("processes", f"{n_processes}"))
-    lines += [("bad file", f"{path}: {reason}") for path, reason in sorted(bad.items())[:NAMED]]
-    if len(bad) > NAMED:
-        lines.append(("", f"and {len(bad) - NAMED} more: the column `reason` has them"))
+    if bad:
+        lines.append(("bad files", "named above; the column `reason` has them"))
     lines += [("result", str(path)) for path in there]
     for label, text in lines:
         print(f"  {label:<10} {one_line(text)}")

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from tune.audio.decode import read_audio
 from tune.comparison.configurations import merge
-from tune.comparison.stability import CHANGES, _changed, stabilities
+from tune.comparison.stability import CHANGES
 from tune.embeddings.embedder import embed
+from tune.embeddings.stability import _changed, stabilities
 from tune.runs.load import read_folders
 
 FLAGS = ["--task", "music.csv", "--encoder", "mel", "--seg", "1", "--epochs", "4"]

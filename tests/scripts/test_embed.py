@@ -151,7 +151,7 @@ def test_a_folder_becomes_a_table_with_bad_files_as_rows(embedded):
     for name, reason in BAD.items():
         assert reason in table.reason[name]
         assert table.embedding[name] is None
-        assert f"{table.path[name]}: {table.reason[name]}" in done.stdout
+        assert f"{table.path[name]}: {table.reason[name]}" in done.stderr
         assert (done.stdout + done.stderr).count(table.path[name]) == 1
     good = table[table.reason.isna()]
     assert len(good) == N

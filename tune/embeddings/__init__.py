@@ -13,6 +13,7 @@ agreement       python -m tune.embeddings agreement
 duplicates      python -m tune.embeddings duplicates
 groups          python -m tune.embeddings groups
 map             python -m tune.embeddings map
+stability       how embeddings of changed copies move (compare.py --stability)
 hubness         python -m tune.embeddings hubness
 """
 

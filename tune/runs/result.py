@@ -218,7 +218,7 @@ def assemble(
         else {split: len(paths[split]) for split in paths},
         "folds": outcome.get("folds"),
         "groups": {"column": task.group_column, "n_test": len(set(outcome["groups"]))}
-        if outcome["groups"]
+        if outcome.get("groups")
         else None,
         "classes": task.classes,
         "targets": task.targets,
