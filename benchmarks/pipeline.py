@@ -76,7 +76,7 @@ import soundfile
 from tune.audio.decode import read_audio
 from tune.encoders.base import SAMPLE_RATE
 from tune.store.batches import SharedBatches, encode_segments
-from tune.store.encode import encode_tracks, shares_batches
+from tune.store.encode import decode_threads, encode_tracks, shares_batches
 from tune.store.store import Store
 
 
@@ -92,7 +92,8 @@ def main(args):
         paths = [str(folder / f"{i:04d}.ogg") for i in range(args.tracks)]
         write_files(paths, args.duration)
         file_bytes = sum(Path(path).stat().st_size for path in paths)
-        tracks = [read_audio(path, SAMPLE_RATE) for path in paths]
+        with ThreadPoolExecutor() as pool:
+            tracks = list(pool.map(lambda path: read_audio(path, SAMPLE_RATE), paths))
         spans = [rule.cut(samples, SAMPLE_RATE) for samples in tracks]
         encode_segments(tracks[0], spans[0], encoder, layers)  # warm
         kinds = {"track": [False], "shared": [True], "both": [False, True]}
@@ -101,6 +102,11 @@ def main(args):
         def decode():
             for path in paths:
                 read_audio(path, SAMPLE_RATE)
+
+        def decode_together():
+            with ThreadPoolExecutor(decode_threads(device)) as pool:
+                for _ in pool.map(lambda path: len(read_audio(path, SAMPLE_RATE)), paths):
+                    pass
 
         def encode(shared):
             if not shared:
@@ -117,9 +123,10 @@ def main(args):
             collection = store.collection(encoder, layers, None)
             return encode_tracks(paths, encoder, rule, store, collection, share_batches=shared)
 
-        seconds = {"decode": []}
+        seconds = {"decode": [], "decode in threads": []}
         for i in range(args.rounds):
             seconds["decode"].append(common.clock(device, decode)[1])
+            seconds["decode in threads"].append(common.clock(device, decode_together)[1])
             for shared in kinds:
                 name = NAMES[shared]
                 took = common.clock(device, lambda shared=shared: encode(shared))[1]
@@ -160,9 +167,13 @@ def main(args):
             **usual,
             "by_batches": found,
             "decode_and_resample_alone": times["decode"],
+            "decode_and_resample_in_threads": times["decode in threads"],
         },
     )
-    shown = {"decode": "decode and resample alone"}
+    shown = {
+        "decode": "decode and resample alone",
+        "decode in threads": "the same in all decoding threads",
+    }
     for shared in kinds:
         name = NAMES[shared]
         shown[f"encoder, {name}"] = f"encoder alone, segments in memory, batches {name}"
