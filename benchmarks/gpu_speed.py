@@ -175,7 +175,7 @@ def profile(bench: Bench, run) -> dict:
 
 
 def variants(bench: Bench, record) -> None:
-    """The pass with graphs, each time with one thing otherwise; batches waited for and in flight."""
+    """The pass with graphs, each time with one thing otherwise; waited for and in flight."""
     found = {}
     for p in bench.halves:
         encoder = bench.encoder(bench.large, p)
