@@ -58,7 +58,7 @@ STEPS = [
     Step("where", "gpu_speed", 25, fresh=True),
     Step("variants", "gpu_speed", 60),
     Step("compiled", "gpu_speed", 60),
-    Step("probe", "gpu_scripts", 75),
+    Step("probe", "gpu_scripts", 120),
     Step("pretraining", "gpu_scripts", 45),
     Step("costs", "gpu_scripts", 100),
 ]

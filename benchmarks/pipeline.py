@@ -73,7 +73,9 @@ import common
 import numpy as np
 import soundfile
 
+from tune.audio import decode as audio_decode
 from tune.audio.decode import read_audio
+from tune.audio.processes import DecodeProcesses
 from tune.encoders.base import SAMPLE_RATE
 from tune.store.batches import SharedBatches, encode_segments
 from tune.store.encode import decode_threads, encode_tracks, shares_batches
@@ -103,10 +105,9 @@ def main(args):
             for path in paths:
                 read_audio(path, SAMPLE_RATE)
 
-        def decode_together():
+        def decode_together(decoder):
             with ThreadPoolExecutor(decode_threads(device)) as pool:
-                for _ in pool.map(lambda path: len(read_audio(path, SAMPLE_RATE)), paths):
-                    pass
+                list(pool.map(lambda path: len(decoder.decode(path, SAMPLE_RATE).samples), paths))
 
         def encode(shared):
             if not shared:
@@ -123,10 +124,15 @@ def main(args):
             collection = store.collection(encoder, layers, None)
             return encode_tracks(paths, encoder, rule, store, collection, share_batches=shared)
 
-        seconds = {"decode": [], "decode in threads": []}
+        seconds = {"decode": [], "decode in threads": [], "decode in processes": []}
         for i in range(args.rounds):
             seconds["decode"].append(common.clock(device, decode)[1])
-            seconds["decode in threads"].append(common.clock(device, decode_together)[1])
+            took = common.clock(device, lambda: decode_together(audio_decode))[1]
+            seconds["decode in threads"].append(took)
+            with DecodeProcesses() as processes:
+                decode_together(processes)  # they are started
+                took = common.clock(device, lambda: decode_together(processes))[1]
+            seconds["decode in processes"].append(took)
             for shared in kinds:
                 name = NAMES[shared]
                 took = common.clock(device, lambda shared=shared: encode(shared))[1]
@@ -168,11 +174,13 @@ def main(args):
             "by_batches": found,
             "decode_and_resample_alone": times["decode"],
             "decode_and_resample_in_threads": times["decode in threads"],
+            "decode_and_resample_in_processes": times["decode in processes"],
         },
     )
     shown = {
         "decode": "decode and resample alone",
-        "decode in threads": "the same in all decoding threads",
+        "decode in threads": "the same in threads",
+        "decode in processes": "the same in processes that run already",
     }
     for shared in kinds:
         name = NAMES[shared]
