@@ -256,7 +256,11 @@ FLAGS = {
         type=positive_int, metavar="H", help="width (tune and study: the token's size)"
     ),
     "num_layers": dict(type=positive_int, metavar="N", help="Transformer layers"),
-    "num_heads": dict(type=positive_int, metavar="N", help="attention heads"),
+    "num_heads": dict(
+        type=positive_int,
+        metavar="N",
+        help="attention heads (tune and study: as many as the width allows, up to 8)",
+    ),
     "intermediate_size": dict(
         type=positive_int, metavar="F", help="width of the feed-forward blocks"
     ),
