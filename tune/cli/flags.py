@@ -336,6 +336,12 @@ FLAGS = {
         help="MARBLE's, with one hidden layer; linear, trained alike; ridge regression in closed "
         "form or nearest neighbours, whose strength or number is chosen on validation",
     ),
+    "probe_precision": dict(
+        choices=["float64", "float32"],
+        default="float64",
+        help="of the probes: float64 gives the same numbers on every machine, float32 takes half "
+        "the time and memory with many tracks and --layer all",
+    ),
     "target_scale": dict(
         choices=["standardised", "raw"],
         help="labels that are numbers: by training statistics, or as they are (default: "
