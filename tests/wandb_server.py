@@ -43,6 +43,7 @@ class Run:
     tags: list = field(default_factory=list)
     notes: str | None = None
     entity: str | None = None
+    commit: str | None = None
     history: dict = field(default_factory=dict)  # line number -> row
     summary: dict = field(default_factory=dict)
     files: list = field(default_factory=list)
@@ -74,6 +75,7 @@ class WandbServer:
         self.agents: dict[str, Agent] = {}
         self.unknown: list[str] = []
         self.reports: list[dict] = []
+        self.alerts: list[dict] = []
         self.artifacts: list[dict] = []
         self.used: list[str] = []
         self.called: dict[str, int] = {}
@@ -243,6 +245,7 @@ class WandbServer:
         run.job_type = v.get("jobType") or run.job_type
         run.tags = v.get("tags") or run.tags
         run.notes = v.get("notes") or run.notes
+        run.commit = v.get("commit") or run.commit
         run.entity = run.entity or v.get("entity")  # later ones repeat this server's answer
         if v.get("summaryMetrics"):
             run.summary.update(json.loads(v["summaryMetrics"]))
@@ -311,6 +314,11 @@ class WandbServer:
                 "bucket": None,
             }
         }
+
+    def on_NotifyScriptableRunAlert(self, v):  # noqa: N802
+        """A run sends its user a message."""
+        self.alerts.append(v)
+        return {"notifyScriptableRunAlert": {"success": True}}
 
     def on_RunState(self, v):  # noqa: N802
         """A run is running until it has said how it ended."""

@@ -67,6 +67,15 @@ def test_the_run_is_linked_to_its_data_and_encoder(tracked):
     assert str(root) not in json.dumps(server.artifacts)
 
 
+def test_what_one_looks_at_is_there_but_neither_audio_nor_code(tracked):
+    server, run, *_ = tracked
+    for name in ("confusion_matrix_table", "by_class", "disputed_tracks"):
+        assert run.summary[f"details/{name}"]["nrows"] >= 2
+    assert not any("media/audio" in name for name in run.files)
+    assert {made["artifactTypeName"] for made in server.artifacts}.isdisjoint({"code", "job"})
+    assert run.commit is None
+
+
 def test_pretrainings_model_and_a_probes_checkpoint_are_one_version(tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from tune.cli.parser import ROOT
 from tune.runs.lineage import (
     LOCAL,
     add_text,
@@ -33,6 +34,8 @@ from tune.runs.lineage import (
     tracked_config,
     used_artifacts,
 )
+from tune.runs.predictions import read_predictions
+from tune.runs.wandb_tables import result_tables
 from tune.system.files import hide_home
 
 log = logging.getLogger(__name__)
@@ -168,6 +171,7 @@ class Tracker:
         default: Mapping[str, str],
         tags: Sequence[str],
         resolved: Mapping | None = None,
+        log_code: bool = False,
     ) -> None:
         """Start a run with its configuration; `wandb_fallback` is added if it has to be offline.
 
@@ -180,8 +184,9 @@ class Tracker:
         default : values for those that neither a flag nor W&B's settings name
         tags : added to those of W&B's settings
         resolved : as `tune.runs.lineage.tracked_config` takes it
+        log_code : log TUNE's code and the state of its git repository to W&B
         """
-        self.resolved = resolved or {}
+        self.resolved, self.log_code = resolved or {}, log_code
         for name in self.names:
             if name != "wandb":
                 self._init(name, given.get("project") or default["project"], config, {})
@@ -196,10 +201,16 @@ class Tracker:
         def start(mode, settings):
             if mode == "offline" and self.mode != "offline":
                 config["wandb_fallback"] = "offline"
+            if self.log_code:
+                settings.disable_git, settings.git_root = False, str(ROOT)
             init = {**about, "mode": mode, "settings": settings}
             self._init("wandb", project, config, init)
 
         _, self.mode, self.why_offline = begin_wandb_run(start, self.mode)
+        if self.log_code and self.accelerator.is_main_process:
+            with self._surviving():
+                run = self.accelerator.get_tracker("wandb", unwrap=True)
+                run.log_code(str(ROOT), name="code-tune", include_fn=is_code)
 
     def _init(self, name: str, project: str, config: Mapping, init: Mapping) -> None:
         """Begin one tracker's run, beside those of the others."""
@@ -251,8 +262,10 @@ class Tracker:
         predictions: Mapping[str, list],
         folder: Path,
         manifest: Sequence[Mapping] = (),
+        files: Mapping[str, str] | None = None,
+        n_players: int = 0,
     ) -> list[str]:
-        """Log the final results: `test/` and `cost/` numbers, predictions, the probe.
+        """Log the final results: `test/` and `cost/` numbers, tables of the test, the probe.
 
         Parameters
         ----------
@@ -261,6 +274,7 @@ class Tracker:
         folder : the run's; its result, configuration and probe go into one artifact of type
             "probe"
         manifest : as `tune.runs.lineage.data_manifest` returns it
+        files, n_players : as `tune.runs.wandb_tables.result_tables` takes them
 
         Returns
         -------
@@ -281,11 +295,14 @@ class Tracker:
             return []
         with self._surviving():
             if not self.lost:
-                self._log_result(result, predictions, folder, manifest)
+                tables = result_tables(
+                    result, read_predictions(folder), predictions, files, n_players
+                )
+                self._log_result(result, predictions, folder, manifest, tables)
         return self._finish_wandb()
 
-    def _log_result(self, result, predictions, folder, manifest) -> None:
-        """Log a probe's table, charts and artifact."""
+    def _log_result(self, result, predictions, folder, manifest, tables) -> None:
+        """Log a probe's tables, charts and artifact."""
         import wandb
 
         run = self.accelerator.get_tracker("wandb", unwrap=True)
@@ -293,7 +310,7 @@ class Tracker:
         run.summary.update({k: result[k] for k in facts} | {"skipped": len(result["skipped"])})
         rows = zip(*(column[:TABLE_ROWS] for column in predictions.values()), strict=True)
         table = wandb.Table(columns=list(predictions), data=[hide_home(list(row)) for row in rows])
-        run.log({"predictions": table} | _charts(result))
+        run.log({"predictions": table} | _charts(result) | tables)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         found = {"layer": result["layer"], "task_hash": digest(manifest)}
         run.config.update(found, allow_val_change=True)
@@ -368,7 +385,7 @@ class Tracker:
                 with self._surviving():
                     wandb.run.summary["failed"] = "stopped" if stopped else text or kind
                     if wandb_settings().sweep_id and not stopped:  # nobody watches an agent
-                        wandb.run.alert(f"{wandb.run.name} failed", text or kind)
+                        wandb.run.alert(f"{wandb.run.name} failed", text or kind, level="ERROR")
                     wandb.run.finish(exit_code=1)
 
     @contextlib.contextmanager
@@ -395,6 +412,14 @@ class Tracker:
 
         run, self.accelerator.trackers = wandb.run, self._others()
         return [] if run is None else finish_run(run, self.mode, self.why_offline, self.lost)
+
+
+def is_code(path: str, root: str) -> bool:
+    """Whether a file is part of what runs: the scripts, the package and their dependencies."""
+    relative = Path(path).relative_to(root)
+    if relative.parts[0] == "tune":
+        return relative.suffix in (".py", ".html", ".css", ".js")
+    return str(relative) == "setup.cfg" or (len(relative.parts) == 1 and relative.suffix == ".py")
 
 
 def alias_of(name: str) -> str:
