@@ -76,6 +76,12 @@ def test_what_one_looks_at_is_there_but_neither_audio_nor_code(tracked):
     assert run.commit is None
 
 
+def test_nothing_is_resumed_without_an_id_of_the_users(tracked):
+    server, run, *_ = tracked
+    assert "RunResumeStatus" not in server.called
+    assert (run.starts, run.preempted) == (1, 0)
+
+
 def test_pretrainings_model_and_a_probes_checkpoint_are_one_version(tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()

@@ -18,6 +18,7 @@ import logging
 import math
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from tune.runs.lineage import (
 from tune.runs.predictions import read_predictions
 from tune.runs.wandb_tables import result_tables
 from tune.system.files import hide_home
+from tune.system.signals import Terminated
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ CURVES = {"train/loss": "min", "val/loss": "min", "val/*": None, "lr": None}
 TAG_LENGTH = 64  # W&B refuses a run with a longer tag, such as a long path
 REASON_LENGTH = 500
 INIT_S, FINISH_S = 15, 120  # timeouts of W&B's server
+AGENT_S = 2.0  # in which an agent ends that gets the signal that its run gets
 SPARE_BYTES = 1 << 16  # with less than this the disk is full
 TABLE_ROWS = 10_000  # a larger predictions table is cut in W&B; predictions.parquet has all
 
@@ -187,6 +190,7 @@ class Tracker:
         log_code : log TUNE's code and the state of its git repository to W&B
         """
         self.resolved, self.log_code = resolved or {}, log_code
+        self.agent = find_agent() if self.wandb else None
         for name in self.names:
             if name != "wandb":
                 self._init(name, given.get("project") or default["project"], config, {})
@@ -229,15 +233,28 @@ class Tracker:
             accelerator.trackers, accelerator.log_with = begun, every
         if name == "wandb" and accelerator.is_main_process:
             run = self.accelerator.get_tracker("wandb", unwrap=True)
+            if run.resumed and run.summary.get("failed"):
+                run.summary["failed"] = None  # that was an earlier attempt
             run.define_metric("epoch", hidden=True)
             for name, summary in CURVES.items():
                 run.define_metric(name, step_metric="epoch", summary=summary)
 
     def log(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Log numbers; those that are undefined (NaN) are left out."""
+        """Log numbers; those that are undefined (NaN) are left out.
+
+        Steps that a resumed W&B run has from before are the same again, and not logged to it.
+        """
         numbers = {k: v for k, v in values.items() if not math.isnan(v)}
         with self._surviving():
-            self.accelerator.log(numbers, step=step)
+            for tracker in self.accelerator.trackers:
+                if step is None or step >= self._first_step(tracker):
+                    tracker.log(numbers, step=step)
+
+    def _first_step(self, tracker) -> int:
+        """The step from which on a tracker's run is new: above 0 where W&B's was resumed."""
+        if tracker.name == "wandb" and self.accelerator.is_main_process:
+            return tracker.tracker.starting_step
+        return 0
 
     def update_config(self, values: Mapping) -> None:
         """Add values that are known only later to the configuration."""
@@ -374,7 +391,11 @@ class Tracker:
         return self._finish_wandb()
 
     def fail(self, error: BaseException) -> None:
-        """Close the run as failed, with the reason in its summary."""
+        """Close the run as failed with the reason in its summary, or as preempted.
+
+        SIGTERM is preemption, after which W&B hands an agent's run out again under its id, unless
+        the run's agent lives on: that is how an agent stops a run (early termination, or a user).
+        """
         if self.wandb and self.accelerator.is_main_process:
             import wandb
 
@@ -383,10 +404,19 @@ class Tracker:
                 kind = type(error).__name__
                 stopped = isinstance(error, KeyboardInterrupt | SystemExit)
                 with self._surviving():
-                    wandb.run.summary["failed"] = "stopped" if stopped else text or kind
+                    if isinstance(error, Terminated) and self._is_preempted():
+                        wandb.run.mark_preempting()
+                    else:
+                        wandb.run.summary["failed"] = "stopped" if stopped else text or kind
                     if wandb_settings().sweep_id and not stopped:  # nobody watches an agent
                         wandb.run.alert(f"{wandb.run.name} failed", text or kind, level="ERROR")
                     wandb.run.finish(exit_code=1)
+
+    def _is_preempted(self) -> bool:
+        """Whether a SIGTERM came from the machine: without an agent, or with the agent gone."""
+        if not wandb_settings().sweep_id:
+            return True
+        return self.agent is not None and has_ended(self.agent, AGENT_S)
 
     @contextlib.contextmanager
     def _surviving(self) -> Iterator[None]:
@@ -412,6 +442,32 @@ class Tracker:
 
         run, self.accelerator.trackers = wandb.run, self._others()
         return [] if run is None else finish_run(run, self.mode, self.why_offline, self.lost)
+
+
+def find_agent():
+    """The `wandb agent` that started this process, a `psutil.Process`; None without one."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process().parents():
+            words = process.cmdline()
+            if "agent" in words and any("wandb" in word for word in words):
+                return process
+    return None
+
+
+def has_ended(process, timeout_s: float) -> bool:
+    """Whether a process ends within some seconds; one that is being reaped has."""
+    import psutil
+
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(psutil.Error):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.05)
+                continue
+        return True
+    return False
 
 
 def is_code(path: str, root: str) -> bool:
@@ -533,7 +589,7 @@ def finish_run(run, mode: str, why: str | None = None, lost: str | None = None) 
 
 
 def _settings(mode: str):
-    """W&B's settings: timeouts, and nothing that identifies the machine or its user.
+    """W&B's settings: timeouts, resuming, and nothing that identifies the machine or its user.
 
     W&B's own variables (WANDB_INIT_TIMEOUT, WANDB_HOST, ...) take precedence.
     """
@@ -547,6 +603,8 @@ def _settings(mode: str):
         "host": "-",
         "disable_git": True,
     }
+    if mode in ("online", "shared") and wandb_settings().run_id:
+        wanted["resume"] = "allow"  # an agent's run, given out again, or WANDB_RUN_ID
     wanted = {k: v for k, v in wanted.items() if f"WANDB_{k.upper()}" not in os.environ}
     return wandb.Settings(**wanted, **({"silent": True} if mode == "offline" else {}))
 
