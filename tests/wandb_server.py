@@ -79,6 +79,7 @@ class WandbServer:
         self.alerts: list[dict] = []
         self.artifacts: list[dict] = []
         self.used: list[str] = []
+        self.uses: list[tuple] = []  # (run, artifact's id)
         self.called: dict[str, int] = {}
         self.lock = threading.RLock()
         self.numbers = itertools.count(1)
@@ -351,15 +352,27 @@ class WandbServer:
         return {"createRunFiles": {"runID": v["run"], "uploadHeaders": [], "files": files}}
 
     def on_CreateArtifact(self, v):  # noqa: N802
-        """An artifact that is there already, so that nothing of it is uploaded."""
-        self.artifacts.append(v["input"])
-        name = f"artifact{len(self.artifacts) - 1}"
+        """An artifact that is there already, so that nothing of it is uploaded.
+
+        The same files under one name are one version, as in W&B.
+        """
+        made = v["input"]
+        known = [self._version(each) for each in self.artifacts]
+        if self._version(made) not in known:
+            self.artifacts.append(made)
+            known.append(self._version(made))
+        name = f"artifact{known.index(self._version(made))}"
         sequence = {"latestArtifact": {"id": name}}
         return {
             "createArtifact": {
                 "artifact": {"id": name, "state": "COMMITTED", "artifactSequence": sequence}
             }
         }
+
+    @staticmethod
+    def _version(made: dict) -> tuple:
+        """An artifact's name and its files' digest."""
+        return made["artifactCollectionName"], made["digest"]
 
     def on_ArtifactType(self, v):  # noqa: N802
         """No artifact has a type yet."""
@@ -370,6 +383,7 @@ class WandbServer:
         used = v.get("input", v)
         number = int(used["artifactID"].removeprefix("artifact"))
         self.used.append(self.artifacts[number]["artifactCollectionName"])
+        self.uses.append((used.get("runName"), used["artifactID"]))
         return {"useArtifact": {"artifact": {"id": used["artifactID"]}}}
 
     def on_ArtifactByID(self, v):  # noqa: N802

@@ -149,7 +149,7 @@ def test_a_run_whose_agent_ends_as_well_is_preempted(server, env, tmp_path):
     env["WANDB_SWEEP_ID"] = "sweep1"
     command = ["-c", AGENT, "wandb", "agent", "-c", SCRIPT, "--wait"]
     with waiting(command, env, tmp_path) as (agent, script, *_):
-        for process in (script, agent):  # as a scheduler does, to all of a job
+        for process in (script, agent):
             process.send_signal(signal.SIGTERM)
         wait_until(lambda: not script.is_running() or script.status() == psutil.STATUS_ZOMBIE)
     assert server.runs["one"].preempted == 1

@@ -197,7 +197,11 @@ class Tracker:
         if self.wandb:
             project, about = wandb_identity(given, default, tags)
             config |= {"project": project, "group": about["group"]}
-            self._begin_wandb(project, config, about)
+            try:
+                self._begin_wandb(project, config, about)
+            except KeyboardInterrupt as error:  # it may have begun
+                self.fail(error)
+                raise
 
     def _begin_wandb(self, project: str, config: MutableMapping, about: Mapping) -> None:
         """Begin W&B's run, offline where it can't be online, which the configuration says."""
