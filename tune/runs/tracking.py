@@ -408,10 +408,9 @@ class Tracker:
                 kind = type(error).__name__
                 stopped = isinstance(error, KeyboardInterrupt | SystemExit)
                 with self._surviving():
+                    wandb.run.summary["failed"] = "stopped" if stopped else text or kind
                     if isinstance(error, Terminated) and self._is_preempted():
                         wandb.run.mark_preempting()
-                    else:
-                        wandb.run.summary["failed"] = "stopped" if stopped else text or kind
                     if wandb_settings().sweep_id and not stopped:  # nobody watches an agent
                         wandb.run.alert(f"{wandb.run.name} failed", text or kind, level="ERROR")
                     wandb.run.finish(exit_code=1)
