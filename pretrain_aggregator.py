@@ -29,7 +29,7 @@ GROUPS = {
     "positions readout mask_prob span objective track_weight lr weight_decay schedule warmup "
     "epochs batch_size patience seed",
     "machine": "mixed_precision micro_tokens gradient_checkpointing batch_seconds store cache_dir",
-    "output": "out overwrite report_to project entity group tags notes",
+    "output": "out overwrite report_to project entity group tags notes log_code",
 }
 CHANGES = {
     "encoder": dict(
@@ -153,6 +153,7 @@ def main(args):
         given=vars(args),
         default={"project": "tune", **usual},
         tags=["pretraining", extractor.encoder.name, args.recipe, *args.tags],
+        log_code=args.log_code,
     )
     try:
         progress = train(

@@ -52,7 +52,8 @@ GROUPS = {
     "accumulation val_unit tie_break test_weights averaged",
     "machine": "mixed_precision probe_precision batch_seconds memory_budget compile store "
     "cache_dir",
-    "output": "output_dir report_to project entity group name tags notes overwrite",
+    "output": "output_dir report_to project entity group name tags notes log_audio "
+    "log_code overwrite",
 }
 MIXED = ", ".join(name for name, row in TASKS.items() if row.layer == "mix")
 CHANGES = {
@@ -174,7 +175,7 @@ from tune.probing.bank import (
 )
 from tune.runs import result as results
 from tune.runs.lineage import data_manifest
-from tune.runs.outcome import join_folds, score_test
+from tune.runs.outcome import audio_of_test, join_folds, score_test
 from tune.runs.tracking import Tracker, check_tracker
 from tune.store.extractor import Extractor
 from tune.system.files import cache_folder
@@ -223,6 +224,7 @@ def main(args):
         default={"project": "tune", "name": run_name, "group": group, "job_type": "probe"},
         tags=[*tags, *args.tags],
         resolved={"task": task.name, "lr": args.lr or task.recipe.lr},
+        log_code=args.log_code,
     )
     try:
         run(args, accelerator, tracker, extractor, task, aggregator, config, run_name)
@@ -381,7 +383,8 @@ def run(args, accelerator, tracker, extractor, task, aggregator, config, run_nam
         )
         results.print_result(result, folder)
         manifest = data_manifest(task, reports[0].rows)
-        print(*tracker.finish(result, outcome["predictions"], folder, manifest), sep="\n")
+        files = audio_of_test(task), args.log_audio
+        print(*tracker.finish(result, outcome["predictions"], folder, manifest, *files), sep="\n")
 
 
 def probe(args, accelerator, tracker, extractor, task, aggregator, reports, history):

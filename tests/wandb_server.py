@@ -3,8 +3,9 @@
 It answers the GraphQL and file-stream calls that wandb 0.31 makes for a sweep and keeps what it is
 told: sweeps, agents, each run's configuration, history and summary. It is no W&B: there are no
 accounts, any key is accepted, uploaded files are thrown away, and cells are dealt out in a simple
-way. W&B's own engine proposes them; a cell whose agent has fallen silent for `SILENT_S` is given
-to the next agent that asks, under the same run id, as W&B does for preempted runs. A query that it
+way. W&B's own engine proposes them; a cell that was preempted, or whose agent a test has lost
+(`lose`), is given to the next agent that asks, under the same run id, as W&B does. No time passes
+here: how slow a machine is changes nothing of who gets what. A query that it
 doesn't know is answered by an error and kept in `unknown`, so that a test can see it.
 
     with WandbServer() as server:
@@ -18,14 +19,12 @@ import json
 import re
 import sys
 import threading
-import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import yaml
 
 ENTITY = "tester"
-SILENT_S = 600.0  # an agent reports every 5 s, on a busy machine much later
 
 
 @dataclass
@@ -43,11 +42,15 @@ class Run:
     tags: list = field(default_factory=list)
     notes: str | None = None
     entity: str | None = None
+    commit: str | None = None
     history: dict = field(default_factory=dict)  # line number -> row
     summary: dict = field(default_factory=dict)
     files: list = field(default_factory=list)
     exit_code: int | None = None
     starts: int = 0
+    preempting: bool = False
+    preempted: int = 0
+    handed_on: int = 0
 
     @property
     def rows(self) -> list[dict]:
@@ -57,11 +60,10 @@ class Run:
 
 @dataclass
 class Agent:
-    """An agent: when it was last heard of, and the run it was given."""
+    """An agent, and the run it was given."""
 
     name: str
     sweep: str
-    seen: float
     run: str | None = None
 
 
@@ -74,8 +76,10 @@ class WandbServer:
         self.agents: dict[str, Agent] = {}
         self.unknown: list[str] = []
         self.reports: list[dict] = []
+        self.alerts: list[dict] = []
         self.artifacts: list[dict] = []
         self.used: list[str] = []
+        self.uses: list[tuple] = []  # (run, artifact's id)
         self.called: dict[str, int] = {}
         self.lock = threading.RLock()
         self.numbers = itertools.count(1)
@@ -177,13 +181,12 @@ class WandbServer:
     def on_CreateAgent(self, v):  # noqa: N802
         """Register an agent."""
         name = f"agent{next(self.numbers)}"
-        self.agents[name] = Agent(name, v["sweep"], time.monotonic())
+        self.agents[name] = Agent(name, v["sweep"])
         return {"createAgent": {"agent": {"id": name}}}
 
     def on_Heartbeat(self, v):  # noqa: N802
         """An agent reports; give it a run, tell it to wait, or to leave."""
         agent = self.agents[v["id"]]
-        agent.seen = time.monotonic()
         commands = []
         if not json.loads(v["runState"] or "{}"):
             agent.run = None
@@ -200,23 +203,24 @@ class WandbServer:
         return {"agentHeartbeat": {"agent": {"id": agent.name}, "commands": json.dumps(commands)}}
 
     def lose(self, run: str) -> None:
-        """Take the agent of a run for silent at once: its process has been killed."""
+        """Take the agent of a run for gone: its process has been killed."""
         with self.lock:
             for agent in self.agents.values():
                 if agent.run == run:
-                    agent.seen = float("-inf")
+                    agent.run = None
 
     def unfinished(self, sweep: str) -> list[Run]:
         """Runs of a sweep that were given out and haven't ended."""
         return [r for r in self.runs.values() if r.sweep == sweep and r.exit_code is None]
 
     def _take(self, agent: Agent) -> Run | None:
-        """The next run for an agent: one that a silent agent has left, or the engine's next."""
+        """The next run for an agent: one that another agent has left, or the engine's next."""
         from tune.sweep.config import engine
 
-        alive = {a.run for a in self.agents.values() if time.monotonic() - a.seen < SILENT_S}
+        taken = {a.run for a in self.agents.values()}
         for run in self.unfinished(agent.sweep):
-            if run.name not in alive:
+            if run.name not in taken or run.preempted > run.handed_on:
+                run.handed_on = run.preempted
                 return run
         sweep = self.sweeps[agent.sweep]
         done = [engine().SweepRun(config=args, state="finished") for args in sweep["given"]]
@@ -243,6 +247,7 @@ class WandbServer:
         run.job_type = v.get("jobType") or run.job_type
         run.tags = v.get("tags") or run.tags
         run.notes = v.get("notes") or run.notes
+        run.commit = v.get("commit") or run.commit
         run.entity = run.entity or v.get("entity")  # later ones repeat this server's answer
         if v.get("summaryMetrics"):
             run.summary.update(json.loads(v["summaryMetrics"]))
@@ -302,15 +307,37 @@ class WandbServer:
         return {"upsertView": {"view": view, "inserted": True}}
 
     def on_RunResumeStatus(self, v):  # noqa: N802
-        """Nothing is resumed: a run that is given out again begins anew."""
+        """What there is of a run that is begun again; nothing of one that never began."""
+        run, bucket = self.runs.get(v["name"]), None
+        if run is not None and run.starts:
+            bucket = {
+                "id": run.name,
+                "name": run.name,
+                "displayName": run.display_name,
+                "summaryMetrics": json.dumps(run.summary),
+                "logLineCount": 0,
+                "historyLineCount": len(run.history),
+                "eventsLineCount": 0,
+                "historyTail": json.dumps([json.dumps(row) for row in run.rows[-1:]]),
+                "eventsTail": "[]",
+                "config": json.dumps({k: {"value": x} for k, x in run.config.items()}),
+                "tags": run.tags,
+                "notes": run.notes,
+                "wandbConfig": json.dumps({"t": 1}),
+            }
         return {
             "model": {
                 "id": "project",
                 "name": v["project"],
                 "entity": {"id": ENTITY, "name": ENTITY},
-                "bucket": None,
+                "bucket": bucket,
             }
         }
+
+    def on_NotifyScriptableRunAlert(self, v):  # noqa: N802
+        """A run sends its user a message."""
+        self.alerts.append(v)
+        return {"notifyScriptableRunAlert": {"success": True}}
 
     def on_RunState(self, v):  # noqa: N802
         """A run is running until it has said how it ended."""
@@ -325,15 +352,27 @@ class WandbServer:
         return {"createRunFiles": {"runID": v["run"], "uploadHeaders": [], "files": files}}
 
     def on_CreateArtifact(self, v):  # noqa: N802
-        """An artifact that is there already, so that nothing of it is uploaded."""
-        self.artifacts.append(v["input"])
-        name = f"artifact{len(self.artifacts) - 1}"
+        """An artifact that is there already, so that nothing of it is uploaded.
+
+        The same files under one name are one version, as in W&B.
+        """
+        made = v["input"]
+        known = [self._version(each) for each in self.artifacts]
+        if self._version(made) not in known:
+            self.artifacts.append(made)
+            known.append(self._version(made))
+        name = f"artifact{known.index(self._version(made))}"
         sequence = {"latestArtifact": {"id": name}}
         return {
             "createArtifact": {
                 "artifact": {"id": name, "state": "COMMITTED", "artifactSequence": sequence}
             }
         }
+
+    @staticmethod
+    def _version(made: dict) -> tuple:
+        """An artifact's name and its files' digest."""
+        return made["artifactCollectionName"], made["digest"]
 
     def on_ArtifactType(self, v):  # noqa: N802
         """No artifact has a type yet."""
@@ -344,6 +383,7 @@ class WandbServer:
         used = v.get("input", v)
         number = int(used["artifactID"].removeprefix("artifact"))
         self.used.append(self.artifacts[number]["artifactCollectionName"])
+        self.uses.append((used.get("runName"), used["artifactID"]))
         return {"useArtifact": {"artifact": {"id": used["artifactID"]}}}
 
     def on_ArtifactByID(self, v):  # noqa: N802
@@ -388,10 +428,13 @@ class WandbServer:
                     for i, line in enumerate(part["content"]):
                         run.history[part["offset"] + i] = json.loads(line)
                 elif file == "wandb-summary.json":
-                    for line in part["content"]:
-                        run.summary.update(json.loads(line))
+                    run.summary = json.loads(part["content"][-1])  # always the whole
+            run.preempting = run.preempting or bool(body.get("preempting"))
             if body.get("complete"):
                 run.exit_code = body.get("exitcode", 0)
+                if run.preempting and run.exit_code:  # it waits for another agent
+                    run.preempted += 1
+                    run.preempting, run.exit_code = False, None
 
 
 class _Http(ThreadingHTTPServer):

@@ -19,7 +19,7 @@ from compare_runs import guesses, write_grid, write_run
 
 from tune.comparison.analysis import analyse
 from tune.comparison.configurations import merge
-from tune.comparison.figures import front_figure
+from tune.comparison.figures import front_figure, seconds_figure
 from tune.comparison.html_report import render
 from tune.comparison.recommend import Limits
 from tune.runs.load import SkippedRun, read_folders
@@ -37,32 +37,36 @@ CHROMIUM = next(
 
 
 class Tags(HTMLParser):
-    """Collects tags, their attributes, and what is never closed."""
+    """Collects tags, their attributes, the tags around them, and what is never closed."""
 
     VOID = {"meta", "link", "br", "img", "path", "use", "input"}  # noqa: RUF012
 
     def __init__(self):
         super().__init__()
-        self.tags, self.open = [], []
+        self.tags, self.open, self.around = [], [], []
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
+        self.around.append(list(self.open))
         if tag not in self.VOID:
-            self.open.append(tag)
+            self.open.append(f"{tag}.{dict(attrs).get('class', '')}")
 
     def handle_startendtag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
+        self.around.append(list(self.open))
 
     def handle_endtag(self, tag):
         if tag not in self.VOID:
-            assert self.open.pop() == tag
+            assert self.open.pop().split(".")[0] == tag
 
 
-def parse(page):
-    """A page's tags; every one is closed."""
+def parse(page, around=False):
+    """A page's tags, or each tag with those around it (table.sortable); every one is closed."""
     parser = Tags()
     parser.feed(page)
     assert parser.open == []
+    if around:
+        return list(zip((tag for tag, _ in parser.tags), parser.around, strict=True))
     return parser.tags
 
 
@@ -258,6 +262,78 @@ def test_no_error_on_the_console(page, tmp_path):
     )
     assert shot.stat().st_size > 20_000
     assert "CONSOLE" not in done.stderr, done.stderr
+
+
+def test_nothing_is_wider_than_a_phone(page):
+    """What needs more room scrolls in itself, or shrinks: by the page's tags and rules."""
+    found = parse(page, around=True)
+    style = re.search(r"<style>(.*?)</style>", page, re.S)[1]
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in (
+        parse(page)
+    )
+    for tag, outer in found:
+        assert tag != "table" or "div.wide" in outer
+        assert tag != "svg" or "figure." in outer
+        assert tag not in ("img", "pre", "iframe")
+    screen = style.split("@media print")[0]
+    rules = dict(re.findall(r"([^{}]+?) *{([^{}]*)}", re.sub(r"/\*.*?\*/", "", screen)))
+    rules = {selector.strip(): body for selector, body in rules.items()}
+    assert "overflow-x: auto" in rules[".wide"]
+    assert "overflow-x: auto" in rules["nav ul"]
+    assert "width: 100%" in rules["figure svg"]
+    # Texts of any length break; a fixed width outside of tables leaves room for the margins.
+    assert "overflow-wrap: anywhere" in rules["p, summary, figcaption"]
+    for selector in ("h2", "h3", ".card .a", ".card .e", ".note", "footer", "code", "#tip"):
+        assert "overflow-wrap: anywhere" in rules[selector]
+    inside = ("td", "th", ".range", ".strip")  # of tables
+    for selector, body in rules.items():
+        for value in re.findall(r"(?<!max-)(?:width|minmax\(): ?([0-9.]+)rem", body):
+            assert selector.startswith(inside) or float(value) * 16 <= 390 - 64, selector
+
+
+def test_a_legend_covers_no_point():
+    def row(encoder, dim, mean):
+        configuration = SimpleNamespace(
+            label="10 s mean", dim=dim, memory_bytes=None, seconds_per_track=None
+        )
+        return SimpleNamespace(
+            configuration=configuration,
+            mean=mean,
+            encoder=encoder,
+            fronts={"dim": True},
+            metrics={"accuracy": (mean, mean, mean)},
+        )
+
+    names = ["mel", "muq-nano", "musicnn", "facebook/wav2vec2-base-a-name-as-long-as-they-come"]
+    corners = [(100, 0.1), (100, 0.9), (900, 0.1), (900, 0.9)]
+    rows = [row(name, *at) for name, at in zip(names, corners, strict=True)]
+    encoders = [SimpleNamespace(name=name) for name in names]
+    whole = SimpleNamespace(label="10 s mean")
+    points = [
+        SimpleNamespace(seconds=s, mean=m, as_good=True, verdict="")
+        for s, m in ((5, 0.1), (50, 0.9))
+    ]
+    curve = SimpleNamespace(
+        encoder="mel",
+        whole=whole,
+        low=0.1,
+        high=0.9,
+        mean=0.5,
+        seconds=[5, 50],
+        picks=dict.fromkeys(("first", "middle", "spread", "central"), points),
+    )
+    view = SimpleNamespace(rows=rows, encoders=encoders, metric="accuracy")
+    for figure, _ in (front_figure(view, "dim"), seconds_figure(view, curve)):
+        figure.draw_without_rendering()
+        (axes,), (legend,) = figure.axes, figure.legends
+        assert axes.get_legend() is None
+        box = legend.get_window_extent()
+        assert not box.overlaps(axes.get_window_extent())
+        width, height = figure.canvas.get_width_height()
+        assert min(box.x0, box.y0) >= 0
+        assert box.x1 <= width
+        assert box.y1 <= height
+        assert axes.get_window_extent().height > height / 2
 
 
 def test_points_in_one_place_are_named_together_and_decades_are_plain_numbers():

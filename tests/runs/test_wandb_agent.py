@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -94,7 +95,10 @@ def run_below(agent: subprocess.Popen) -> str | None:
     return None
 
 
-def test_two_agents_share_a_sweep_and_one_finishes_what_a_killed_one_began(server, env, tmp_path):
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_two_agents_share_a_sweep_and_one_finishes_what_another_left(server, env, tmp_path, number):
     config = small(
         make_task(tmp_path / "tones"), seg={"value": "1"}, agg={"values": ["mean", "max"]}
     )
@@ -107,12 +111,20 @@ def test_two_agents_share_a_sweep_and_one_finishes_what_a_killed_one_began(serve
     victim = start_agent(sweep, env, tmp_path, "victim")
     other = start_agent(sweep, env, tmp_path, "other")
     wait_for(lambda: (name := run_below(victim)) and server.runs[name].starts, tmp_path)
-    left = run_below(victim)
+    left, log = run_below(victim), tmp_path / "victim.log"
+    wait_for(lambda: "encode:" in log.read_text(), tmp_path)
     victims = psutil.Process(victim.pid)
-    for process in [victims, *victims.children(recursive=True)]:  # as when a machine is lost
-        process.kill()
+    killed = number == signal.SIGKILL
+    # A machine is lost, or its scheduler ends the agent, the launcher and the script.
+    for process in [*victims.children(recursive=True), victims]:
+        with contextlib.suppress(psutil.Error):  # it went with its launcher
+            if killed or process.name() not in ("wandb-core", "gpu_stats"):
+                process.send_signal(number)
     victim.wait()
-    server.lose(left)
+    if killed:
+        server.lose(left)
+    else:
+        wait_for(lambda: server.runs[left].preempted, tmp_path)
     assert server.runs[left].exit_code is None
     wait_for(lambda: other.poll() is not None, tmp_path)
     assert other.returncode == 0
@@ -133,6 +145,7 @@ def test_two_agents_share_a_sweep_and_one_finishes_what_a_killed_one_began(serve
         assert run.sweep == "sweep1"
         assert run.exit_code == 0
         assert len(run.agents) == (2 if name == left else 1)
+        assert run.preempted == (name == left and not killed)
         assert run.config["task"] == str(tmp_path / "tones")
         assert run.config["seeds"] == [1, 2]
         assert run.config["encoder_fingerprint"]

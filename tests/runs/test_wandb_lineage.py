@@ -5,7 +5,7 @@ import os
 import re
 
 import pytest
-from conftest import make_task, run_probe
+from conftest import ROOT, make_task, run, run_probe
 from wandb_server import WandbServer
 
 from tune.encoders.base import launched_precision
@@ -67,6 +67,21 @@ def test_the_run_is_linked_to_its_data_and_encoder(tracked):
     assert str(root) not in json.dumps(server.artifacts)
 
 
+def test_what_one_looks_at_is_there_but_neither_audio_nor_code(tracked):
+    server, run, *_ = tracked
+    for name in ("confusion_matrix_table", "by_class", "disputed_tracks"):
+        assert run.summary[f"details/{name}"]["nrows"] >= 2
+    assert not any("media/audio" in name for name in run.files)
+    assert {made["artifactTypeName"] for made in server.artifacts}.isdisjoint({"code", "job"})
+    assert run.commit is None
+
+
+def test_nothing_is_resumed_without_an_id_of_the_users(tracked):
+    server, run, *_ = tracked
+    assert "RunResumeStatus" not in server.called
+    assert (run.starts, run.preempted) == (1, 0)
+
+
 def test_pretrainings_model_and_a_probes_checkpoint_are_one_version(tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
@@ -77,6 +92,41 @@ def test_pretrainings_model_and_a_probes_checkpoint_are_one_version(tmp_path):
     assert made.digest == used.digest
     (folder / "model.safetensors").write_bytes(b"others")
     assert aggregator_artifact(folder).digest != made.digest
+
+
+SMALL = ("--hidden_size=32", "--num_layers=1", "--num_heads=2", "--intermediate_size=32")
+
+
+def test_a_probe_is_linked_to_the_pretraining_that_made_its_aggregator(tmp_path):
+    make_task(tmp_path / "tones", seconds=3)
+    usual = ("--encoder=mel", "--seg=1", "--min_tail=0.5")
+    env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    env |= {"HOME": str(tmp_path / "home"), "ACCELERATE_USE_CPU": "true"}
+    with WandbServer() as server:
+        env |= server.env()
+        command = ("--tasks=tones", *usual, *SMALL, "--epochs=2", "--batch_size=4", "--out=mine")
+        done = run(ROOT / "pretrain_aggregator.py", *command, cwd=tmp_path, env=env)
+        assert done.returncode == 0, done.stderr
+        (pretraining,) = server.runs.values()
+        made = [a for a in server.artifacts if a["artifactTypeName"] == "model"]
+        assert len(made) == 1
+        number = server.artifacts.index(made[0])
+        command = ("--task=tones", *usual, "--agg=transformer:mine", "--epochs=2", "--name=probe")
+        done = run_probe(*command, cwd=tmp_path, env=env)
+        assert done.returncode == 0, done.stderr
+        (probe,) = [run for run in server.runs.values() if run is not pretraining]
+    assert server.unknown == []
+    assert made[0]["artifactCollectionName"] == "aggregator-mine"
+    assert {entry["alias"] for entry in made[0]["aliases"]} == {"latest", "best"}
+    # One version, made by the one run and used by the other.
+    assert made[0]["runName"] == pretraining.name
+    assert (probe.name, f"artifact{number}") in server.uses
+    assert [a for a in server.artifacts if a["artifactTypeName"] == "model"] == made
+    best = json.loads(made[0]["metadata"])["best_loss"]
+    assert best == pretraining.summary["val/best_loss"]
+    assert pretraining.job_type == "pretraining"
+    assert [row["epoch"] for row in pretraining.rows if "val/loss" in row] == [1, 2]
+    assert probe.config["aggregator_checkpoint"] == "mine"
 
 
 def test_a_configuration_without_one_layer_or_length_says_so():

@@ -11,7 +11,7 @@ import time
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import make_task, run
+from conftest import ROOT, make_task, run
 from wandb_file import read_runs
 
 from tune.sweep import pool
@@ -274,6 +274,33 @@ def test_a_search_stops_early_and_is_taken_up_again(tmp_path):
     assert again.returncode == 0, again.stderr
     assert journal.read_text() == before
     assert again.stdout == done.stdout
+
+
+@pytest.mark.slow
+def test_a_bayesian_search_with_early_termination_runs_to_its_end(tmp_path):
+    make_task(tmp_path / "tones", n=(8, 4, 2), seconds=4)
+    config = yaml.safe_load((ROOT / "sweeps" / "pretrain.yaml").read_text())
+    assert (config["method"], config["early_terminate"]["type"]) == ("bayes", "hyperband")
+    config["early_terminate"] |= {"min_iter": 2, "eta": 2}
+    small = {"tasks": ["tones"], "encoder": "mel", "seg": "1", "epochs": 8, "patience": 8}
+    small = {name: {"value": value} for name, value in small.items()}
+    write(tmp_path, config, **small, batch_size={"values": [2, 4]}, num_layers={"values": [1, 2]})
+    flags = ["--count=8", "--report_to=none", f"--store={tmp_path / 's'}"]
+    done = run_sweep(*flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (journal,) = tmp_path.glob("runs/.sweeps/pretrain-*.jsonl")
+    last = {line["name"]: line for line in map(json.loads, journal.read_text().splitlines())}
+    assert len(last) == 8
+    rates = [line["config"]["lr"] for line in last.values()]
+    assert len(set(rates)) == 8
+    given = config["parameters"]["lr"]
+    assert given["min"] <= min(rates) <= max(rates) <= given["max"]
+    for line in last.values():
+        assert line["state"] in ("finished", "stopped")
+        assert (len(line["history"]) == 8) == (line["state"] == "finished")
+        folder = tmp_path / "aggregators" / line["name"]
+        assert (folder / "pretrain.json").exists() == (line["state"] == "finished")
+    assert "pretrain: 8 runs" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,13 @@ def to_shard(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def to_count(text: str) -> int:
+    """Read a whole number of 0 or above."""
+    if not text.strip().isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 on, got {text!r}")
+    return int(text)
+
+
 def to_rates(text: str) -> list[float]:
     """Read learning rates."""
     return [positive_float(word) for word in to_words(text)]
@@ -429,6 +436,16 @@ FLAGS = {
     "name": dict(help="the run's name (default: made of the strategy)"),
     "tags": dict(nargs="*", default=[], metavar="TAG", help="W&B tags"),
     "notes": dict(help="W&B notes"),
+    "log_audio": dict(
+        type=to_count,
+        default=0,
+        metavar="N",
+        help="upload to W&B a player of 10 s, mono, for the N most disputed test tracks (default: "
+        "no audio)",
+    ),
+    "log_code": dict(
+        **BOOL, help="upload to W&B TUNE's code, and its git commit and remote (default: neither)"
+    ),
     "overwrite": dict(**BOOL, help="replace what is there"),
     # embed.py: output, and what is like a song
     "out": dict(

@@ -8,6 +8,7 @@ that repeats another one stays in the table and out of everything else.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 
@@ -109,6 +110,7 @@ class TaskView:
     breakdown: Breakdown
     study: list[StudyLine]
     encoder_pairs: list[EncoderPair]
+    encoders_apart: list[tuple[str, str]]
     published: Published | None
     seconds: list[SecondsCurve] = field(default_factory=list)
 
@@ -249,6 +251,9 @@ def _view(configurations, baseline, correction, margin, retain, limits) -> TaskV
     breakdown = break_down(
         [row.configuration for row in sorted(compared, key=lambda r: -r.mean)], baselines, scores
     )
+    judged = {view.name: view.margin for view in encoders if view.margin is not None}
+    pairs = encoder_pairs(by_encoder, scores, correction, judged)
+    compared_pairs = {frozenset((pair.name, pair.other)) for pair in pairs}
     return TaskView(
         result["task"],
         metric,
@@ -258,12 +263,8 @@ def _view(configurations, baseline, correction, margin, retain, limits) -> TaskV
         encoders,
         breakdown,
         study_table(result["task"], configurations, scores),
-        encoder_pairs(
-            by_encoder,
-            scores,
-            correction,
-            {view.name: view.margin for view in encoders if view.margin is not None},
-        ),
+        pairs,
+        [both for both in combinations(judged, 2) if frozenset(both) not in compared_pairs],
         published_table(result["task"], ours, scores),
         [
             curve

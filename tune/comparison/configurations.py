@@ -337,7 +337,7 @@ def _find_duplicates(configurations: Sequence[Configuration]) -> None:
                 *details(configuration.runs[0], whole_path=True),
             )
             plain = full.get((*rest, usual.get(r["agg"])))
-            if plain is not None and (r.get("same_as") or _same(plain, configuration)):
+            if plain is not None and (r.get("same_as") or same_predictions(plain, configuration)):
                 configuration.duplicate_of = plain
                 continue
             configuration.duplicate_of = full.setdefault((*rest, r["agg"]), configuration)
@@ -347,7 +347,11 @@ def _find_duplicates(configurations: Sequence[Configuration]) -> None:
     means = {_tokens_of(c): c for c in configurations if c.result["agg"] == "mean"}
     for configuration in configurations:
         mean = means.get(_tokens_of(configuration))
-        if mean is not None and _kept_mean(configuration.result) and _same(mean, configuration):
+        if (
+            mean is not None
+            and _kept_mean(configuration.result)
+            and same_predictions(mean, configuration)
+        ):
             configuration.duplicate_of = mean.duplicate_of or mean
 
 
@@ -365,7 +369,7 @@ def _kept_mean(result: Mapping) -> bool:
     return gated and bool(weights) and all(w[0] == 1 and not any(w[1:]) for w in weights.values())
 
 
-def _same(one: Configuration, other: Configuration) -> bool:
+def same_predictions(one: Configuration, other: Configuration) -> bool:
     """Whether two configurations have the same predictions for each seed."""
     return (
         one.ids == other.ids

@@ -113,7 +113,7 @@ def front_figure(view: TaskView, axis: str):
     if len(names) > 1:
         for name, colour in zip(names, COLOURS, strict=False):
             axes.plot([], [], "o", color=colour, label=_plain(name), markersize=5)
-        axes.legend(fontsize=7.5, frameon=False, loc="lower right")
+        _legend(figure)
     return figure, tips
 
 
@@ -184,7 +184,7 @@ def seconds_figure(view: TaskView, curve: SecondsCurve):
         _plain_decades(axes)
     axes.set(xlabel="seconds of each track", ylabel=_plain(view.metric))
     axes.grid(alpha=0.25, linewidth=0.6)
-    axes.legend(fontsize=7.5, frameon=False)
+    _legend(figure)
     return figure, tips
 
 
@@ -307,6 +307,13 @@ def _label(axes, rows: Sequence[TableRow], axis: str) -> None:
             ha="right" if right else "left",
             zorder=5,
         )
+
+
+def _legend(figure) -> None:
+    """The legend above the axes, where it covers no point."""
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    columns = 3 if max(map(len, labels)) <= 18 else 1
+    figure.legend(fontsize=7.5, frameon=False, loc="outside upper left", ncols=columns)
 
 
 def _plain_decades(axes) -> None:

@@ -58,6 +58,8 @@ def render(
         "p_text": tables.p_text,
         "p_of": tables.p_of,
         "css_class": _css_class,
+        "some_of": tables.some_of,
+        "left_out": tables.left_out_text,
     }
     script = (PAGE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -107,6 +109,7 @@ def _task(i: int, view: TaskView, drawn: list[dict], correction: str) -> dict:
         "rows": [_row(row, scale) for row in sorted(view.rows, key=_by_quality)],
         "zero": _percent(0.0, scale),
         "missing": missing,
+        "apart": tables.apart_text(view),
         "stable": tables.stability_note(view),
         "verdict_notes": [
             (encoder.name, tables.verdict_notes(view, encoder, correction))
@@ -217,7 +220,7 @@ def _breakdown(b: Breakdown, several: bool) -> dict:
         "heading": b.heading,
         "noun": b.noun,
         "spread_of": b.spread_of,
-        "more": b.n_configurations - len(b.configurations),
+        "more": tables.others(b.n_configurations - len(b.configurations)),
         "disputed": b.disputed,
         "configurations": [
             f"{c.result['encoder']} {c.label}" if several else c.label for c in b.configurations

@@ -8,7 +8,7 @@ only where it is shown to be as good, by the margin; where none is, the nearest 
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -108,17 +108,35 @@ def advise(
     out = [Advice("best quality", best, text), _balance(found)]
     if baseline in real:
         out.append(_as_good_as(found, baseline))
-    axes = (("fastest", lambda c: c.seconds_per_track), ("smallest", lambda c: c.dim))
-    for question, cost in axes:
+    axes = (
+        ("fastest", lambda c: c.seconds_per_track, "{:.3g} s a track"),
+        ("smallest", lambda c: c.dim, "{:,} values"),
+    )
+    for question, cost, amount in axes:
         known = [c for c in real if cost(c) is not None]
-        if known:
-            least = min(map(cost, known))
-            # Of those as cheap, the best: aggregators share their encoding.
-            group = [c for c in known if cost(c) <= least * (1 + SAME)]
-            pick = max(group, key=lambda c: scores.estimate(c, ids).value)
-            tail = "also the best" if pick is best else _versus(others[pick], best.label)
-            out.append(Advice(question, pick, f"{_quality(pick, scores)}; {_costs(pick)}; {tail}"))
-    return out + ([_within(found, limits)] if limits else [])
+        if len(known) < 2:
+            continue
+        least = min(map(cost, known))
+        # Of those as cheap, the best: aggregators share their encoding.
+        group = [c for c in known if cost(c) <= least * (1 + SAME)]
+        if len(group) == len(known):
+            alike = f"{len(known)} strategies cost about the same: {amount.format(least)}"
+            out.append(Advice(question, None, alike))
+            continue
+        pick = max(group, key=lambda c: scores.estimate(c, ids).value)
+        tail = "also the best" if pick is best else _versus(others[pick], best.label)
+        out.append(Advice(question, pick, f"{_quality(pick, scores)}; {_costs(pick)}; {tail}"))
+    return _merged(out + ([_within(found, limits)] if limits else []))
+
+
+def _merged(advice: Sequence[Advice]) -> list[Advice]:
+    """Advice with the same answer for the same reason becomes one, under both questions."""
+    out: dict[tuple, Advice] = {}
+    for each in advice:
+        key = (each.answer, each.evidence)
+        known = out.get(key)
+        out[key] = replace(known, question=f"{known.question}, {each.question}") if known else each
+    return list(out.values())
 
 
 def validation_score(configuration: Configuration) -> float | None:

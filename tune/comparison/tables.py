@@ -163,6 +163,35 @@ def strategies_text(pair: EncoderPair) -> str:
     return ", ".join(names) if n <= 3 else f"{n} strategies"
 
 
+def some_of(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many others there are.
+
+    Examples
+    --------
+    >>> some_of(["10 s mean", "10 s max", "full mean"], 2)
+    '10 s mean, 10 s max and 1 other'
+    """
+    more = others(len(names) - most)
+    return ", ".join(names[:most]) + (f" and {more}" if more else "")
+
+
+def others(n: int) -> str:
+    """1 other, 2 others; "" for none."""
+    return f"{n} other{'s' * (n != 1)}" if n > 0 else ""
+
+
+def left_out_text(pair: EncoderPair, most: int = 3) -> str:
+    """The strategies of two encoders that a comparison is not averaged over; "" for none."""
+    return "; ".join(f"{name} {some_of(x, most)}" for name, x in pair.left_out.items() if x)
+
+
+def apart_text(view: TaskView) -> str:
+    """The encoders that aren't compared with each other, and why; "" for none."""
+    apart = [f"{a} and {b}" for a, b in view.encoders_apart]
+    why = "no strategy, or no test tracks with the same labels, in common"
+    return f"not compared: {some_of(apart)} ({why})" if apart else ""
+
+
 PUBLISHED_NOTE = (
     "against: whether the published figure is inside, above or below the 95 % interval of ours, in "
     "brackets where ours is another encoder"
@@ -282,13 +311,17 @@ def print_views(
                 levels = "; ".join(
                     f"{x.name} {x.mean:.3f}"
                     + (
-                        f" ({x.difference.difference.value:+.3f}, {x.difference.word})"
+                        f" ({x.difference.difference.value:+.3f}, {x.word})"
                         if x.difference
-                        else ""
+                        else f" ({x.word})" * bool(x.same_as)
                     )
                     for x in effect.levels
                 )
-                say(f"  effect of {effect.factor}, mean over {', '.join(effect.others)}: {levels}")
+                left_out = f"; left out: {some_of(effect.left_out)}" if effect.left_out else ""
+                say(
+                    f"  effect of {effect.factor}, mean over {', '.join(effect.others)}: "
+                    f"{levels}{left_out}"
+                )
             width = max((len(advice.question) for advice in encoder.advice), default=0)
             for advice in encoder.advice:
                 say(f"  {advice.question:<{width}}  {advice.answer}: {advice.evidence}")
@@ -298,7 +331,10 @@ def print_views(
                 f"  encoders {pair.name} {pair.mean:.3f}, {pair.other} {pair.mean_of_other:.3f}: "
                 f"{d.difference.value:+.3f} ({span(d.low, d.high, signed)}), {d.word}; "
                 f"mean over {strategies_text(pair)}"
+                + (f"; left out: {left_out_text(pair)}" if left_out_text(pair) else "")
             )
+        if view.encoders_apart:
+            say(f"  encoders {apart_text(view)}")
         for curve in view.seconds:
             say(f"\n{view.task}, {seconds_title(curve)}: {view.metric} by seconds used", "bold")
             table = Table()
@@ -371,8 +407,8 @@ def write_markdown(views: Sequence[TaskView], correction: str, path: Path) -> No
                 f"## {_md(view.task)}, encoders",
                 "",
                 f"| encoder | {view.metric} | against | {view.metric} | difference | 95 % | "
-                f"{_p_head(correction)} | verdict | mean over |",
-                "|---|---:|---|---:|---:|---:|---:|---|---|",
+                f"{_p_head(correction)} | verdict | mean over | left out |",
+                "|---|---:|---|---:|---:|---:|---:|---|---|---|",
             ]
         for pair in view.encoder_pairs:
             d = pair.difference
@@ -386,9 +422,12 @@ def write_markdown(views: Sequence[TaskView], correction: str, path: Path) -> No
                 p_text(p_of(d)),
                 d.word,
                 strategies_text(pair),
+                left_out_text(pair),
             ]
             lines.append(f"| {' | '.join(map(_md, texts))} |")
         lines += [""] * bool(view.encoder_pairs)
+        if view.encoders_apart:
+            lines += [f"Encoders {_md(apart_text(view))}.", ""]
         for curve in view.seconds:
             heads = ("seconds of a track", *curve.picks)
             lines += [f"## {_md(view.task)}, {_md(seconds_title(curve))}: seconds used", ""]

@@ -143,6 +143,17 @@ def join_folds(outcomes: Sequence[dict], task: Task) -> dict:
     }
 
 
+def audio_of_test(task: Task) -> dict[str, str]:
+    """The audio file of each test track, of several the first; over all folds."""
+    found: dict[str, str] = {}
+    for fold in task.folds or [task]:
+        split = fold.splits["test"]
+        names = split["track" if "track" in split.column_names else "id"]
+        for name, path in zip(names, split["path"], strict=True):
+            found.setdefault(name, path)
+    return found
+
+
 def _groups(split, ids: Sequence[str]) -> list[str]:
     """The group of each scored track."""
     names = split["track" if "track" in split.column_names else "id"]

@@ -18,11 +18,13 @@ import logging
 import math
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
 
+from tune.cli.parser import ROOT
 from tune.runs.lineage import (
     LOCAL,
     add_text,
@@ -33,7 +35,10 @@ from tune.runs.lineage import (
     tracked_config,
     used_artifacts,
 )
+from tune.runs.predictions import read_predictions
+from tune.runs.wandb_tables import result_tables
 from tune.system.files import hide_home
+from tune.system.signals import Terminated
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +60,7 @@ CURVES = {"train/loss": "min", "val/loss": "min", "val/*": None, "lr": None}
 TAG_LENGTH = 64  # W&B refuses a run with a longer tag, such as a long path
 REASON_LENGTH = 500
 INIT_S, FINISH_S = 15, 120  # timeouts of W&B's server
+AGENT_S = 2.0  # in which an agent ends that gets the signal that its run gets
 SPARE_BYTES = 1 << 16  # with less than this the disk is full
 TABLE_ROWS = 10_000  # a larger predictions table is cut in W&B; predictions.parquet has all
 
@@ -168,6 +174,7 @@ class Tracker:
         default: Mapping[str, str],
         tags: Sequence[str],
         resolved: Mapping | None = None,
+        log_code: bool = False,
     ) -> None:
         """Start a run with its configuration; `wandb_fallback` is added if it has to be offline.
 
@@ -180,15 +187,21 @@ class Tracker:
         default : values for those that neither a flag nor W&B's settings name
         tags : added to those of W&B's settings
         resolved : as `tune.runs.lineage.tracked_config` takes it
+        log_code : log TUNE's code and the state of its git repository to W&B
         """
-        self.resolved = resolved or {}
+        self.resolved, self.log_code = resolved or {}, log_code
+        self.agent = find_agent() if self.wandb else None
         for name in self.names:
             if name != "wandb":
                 self._init(name, given.get("project") or default["project"], config, {})
         if self.wandb:
             project, about = wandb_identity(given, default, tags)
             config |= {"project": project, "group": about["group"]}
-            self._begin_wandb(project, config, about)
+            try:
+                self._begin_wandb(project, config, about)
+            except KeyboardInterrupt as error:  # it may have begun
+                self.fail(error)
+                raise
 
     def _begin_wandb(self, project: str, config: MutableMapping, about: Mapping) -> None:
         """Begin W&B's run, offline where it can't be online, which the configuration says."""
@@ -196,10 +209,16 @@ class Tracker:
         def start(mode, settings):
             if mode == "offline" and self.mode != "offline":
                 config["wandb_fallback"] = "offline"
+            if self.log_code:
+                settings.disable_git, settings.git_root = False, str(ROOT)
             init = {**about, "mode": mode, "settings": settings}
             self._init("wandb", project, config, init)
 
         _, self.mode, self.why_offline = begin_wandb_run(start, self.mode)
+        if self.log_code and self.accelerator.is_main_process:
+            with self._surviving():
+                run = self.accelerator.get_tracker("wandb", unwrap=True)
+                run.log_code(str(ROOT), name="code-tune", include_fn=is_code)
 
     def _init(self, name: str, project: str, config: Mapping, init: Mapping) -> None:
         """Begin one tracker's run, beside those of the others."""
@@ -218,15 +237,28 @@ class Tracker:
             accelerator.trackers, accelerator.log_with = begun, every
         if name == "wandb" and accelerator.is_main_process:
             run = self.accelerator.get_tracker("wandb", unwrap=True)
+            if run.resumed and run.summary.get("failed"):
+                run.summary["failed"] = None  # that was an earlier attempt
             run.define_metric("epoch", hidden=True)
             for name, summary in CURVES.items():
                 run.define_metric(name, step_metric="epoch", summary=summary)
 
     def log(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Log numbers; those that are undefined (NaN) are left out."""
+        """Log numbers; those that are undefined (NaN) are left out.
+
+        Steps that a resumed W&B run has from before are the same again, and not logged to it.
+        """
         numbers = {k: v for k, v in values.items() if not math.isnan(v)}
         with self._surviving():
-            self.accelerator.log(numbers, step=step)
+            for tracker in self.accelerator.trackers:
+                if step is None or step >= self._first_step(tracker):
+                    tracker.log(numbers, step=step)
+
+    def _first_step(self, tracker) -> int:
+        """The step from which on a tracker's run is new: above 0 where W&B's was resumed."""
+        if tracker.name == "wandb" and self.accelerator.is_main_process:
+            return tracker.tracker.starting_step
+        return 0
 
     def update_config(self, values: Mapping) -> None:
         """Add values that are known only later to the configuration."""
@@ -251,8 +283,10 @@ class Tracker:
         predictions: Mapping[str, list],
         folder: Path,
         manifest: Sequence[Mapping] = (),
+        files: Mapping[str, str] | None = None,
+        n_players: int = 0,
     ) -> list[str]:
-        """Log the final results: `test/` and `cost/` numbers, predictions, the probe.
+        """Log the final results: `test/` and `cost/` numbers, tables of the test, the probe.
 
         Parameters
         ----------
@@ -261,6 +295,7 @@ class Tracker:
         folder : the run's; its result, configuration and probe go into one artifact of type
             "probe"
         manifest : as `tune.runs.lineage.data_manifest` returns it
+        files, n_players : as `tune.runs.wandb_tables.result_tables` takes them
 
         Returns
         -------
@@ -281,11 +316,14 @@ class Tracker:
             return []
         with self._surviving():
             if not self.lost:
-                self._log_result(result, predictions, folder, manifest)
+                tables = result_tables(
+                    result, read_predictions(folder), predictions, files, n_players
+                )
+                self._log_result(result, predictions, folder, manifest, tables)
         return self._finish_wandb()
 
-    def _log_result(self, result, predictions, folder, manifest) -> None:
-        """Log a probe's table, charts and artifact."""
+    def _log_result(self, result, predictions, folder, manifest, tables) -> None:
+        """Log a probe's tables, charts and artifact."""
         import wandb
 
         run = self.accelerator.get_tracker("wandb", unwrap=True)
@@ -293,7 +331,7 @@ class Tracker:
         run.summary.update({k: result[k] for k in facts} | {"skipped": len(result["skipped"])})
         rows = zip(*(column[:TABLE_ROWS] for column in predictions.values()), strict=True)
         table = wandb.Table(columns=list(predictions), data=[hide_home(list(row)) for row in rows])
-        run.log({"predictions": table} | _charts(result))
+        run.log({"predictions": table} | _charts(result) | tables)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         found = {"layer": result["layer"], "task_hash": digest(manifest)}
         run.config.update(found, allow_val_change=True)
@@ -357,7 +395,11 @@ class Tracker:
         return self._finish_wandb()
 
     def fail(self, error: BaseException) -> None:
-        """Close the run as failed, with the reason in its summary."""
+        """Close the run as failed with the reason in its summary, or as preempted.
+
+        SIGTERM is preemption, after which W&B hands an agent's run out again under its id, unless
+        the run's agent lives on: that is how an agent stops a run (early termination, or a user).
+        """
         if self.wandb and self.accelerator.is_main_process:
             import wandb
 
@@ -367,9 +409,17 @@ class Tracker:
                 stopped = isinstance(error, KeyboardInterrupt | SystemExit)
                 with self._surviving():
                     wandb.run.summary["failed"] = "stopped" if stopped else text or kind
+                    if isinstance(error, Terminated) and self._is_preempted():
+                        wandb.run.mark_preempting()
                     if wandb_settings().sweep_id and not stopped:  # nobody watches an agent
-                        wandb.run.alert(f"{wandb.run.name} failed", text or kind)
+                        wandb.run.alert(f"{wandb.run.name} failed", text or kind, level="ERROR")
                     wandb.run.finish(exit_code=1)
+
+    def _is_preempted(self) -> bool:
+        """Whether a SIGTERM came from the machine: without an agent, or with the agent gone."""
+        if not wandb_settings().sweep_id:
+            return True
+        return self.agent is not None and has_ended(self.agent, AGENT_S)
 
     @contextlib.contextmanager
     def _surviving(self) -> Iterator[None]:
@@ -395,6 +445,40 @@ class Tracker:
 
         run, self.accelerator.trackers = wandb.run, self._others()
         return [] if run is None else finish_run(run, self.mode, self.why_offline, self.lost)
+
+
+def find_agent():
+    """The `wandb agent` that started this process, a `psutil.Process`; None without one."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process().parents():
+            words = process.cmdline()
+            if "agent" in words and any("wandb" in word for word in words):
+                return process
+    return None
+
+
+def has_ended(process, timeout_s: float) -> bool:
+    """Whether a process ends within some seconds; one that is being reaped has."""
+    import psutil
+
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(psutil.Error):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.05)
+                continue
+        return True
+    return False
+
+
+def is_code(path: str, root: str) -> bool:
+    """Whether a file is part of what runs: the scripts, the package and their dependencies."""
+    relative = Path(path).relative_to(root)
+    if relative.parts[0] == "tune":
+        return relative.suffix in (".py", ".html", ".css", ".js")
+    return str(relative) == "setup.cfg" or (len(relative.parts) == 1 and relative.suffix == ".py")
 
 
 def alias_of(name: str) -> str:
@@ -508,7 +592,7 @@ def finish_run(run, mode: str, why: str | None = None, lost: str | None = None) 
 
 
 def _settings(mode: str):
-    """W&B's settings: timeouts, and nothing that identifies the machine or its user.
+    """W&B's settings: timeouts, resuming, and nothing that identifies the machine or its user.
 
     W&B's own variables (WANDB_INIT_TIMEOUT, WANDB_HOST, ...) take precedence.
     """
@@ -522,6 +606,8 @@ def _settings(mode: str):
         "host": "-",
         "disable_git": True,
     }
+    if mode in ("online", "shared") and wandb_settings().run_id:
+        wanted["resume"] = "allow"  # an agent's run, given out again, or WANDB_RUN_ID
     wanted = {k: v for k, v in wanted.items() if f"WANDB_{k.upper()}" not in os.environ}
     return wandb.Settings(**wanted, **({"silent": True} if mode == "offline" else {}))
 
