@@ -8,7 +8,8 @@ import pytest
 
 from tune.embeddings import file_formats as files
 from tune.embeddings.columns import TRACKS
-from tune.embeddings.similar import nearest, song_item, write_playlist
+from tune.embeddings.nearest import nearest
+from tune.embeddings.playlist import song_item, write_playlist
 from tune.embeddings.tags import read_tags
 
 TAGS = {
