@@ -9,6 +9,7 @@ file_formats    Parquet, .npy, datasets folder
 space           centring, whitening, mutual proximity: how embeddings are compared
 retrieval       whether neighbours have the same labels
 nearest         the tracks nearest to one
+segment_search  MaxSim and alignment: which track holds a passage, and where
 playlist        M3U
 similar         python -m tune.embeddings similar
 agreement       python -m tune.embeddings agreement

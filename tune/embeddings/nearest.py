@@ -19,7 +19,7 @@ COLUMNS = (*SHOWN, "embedding", "reason")  # that a search needs
 
 
 def find_song(made: Embeddings, song: str) -> int | None:
-    """The row of a track that is in the collection, by path, ending of a path, or content.
+    """The (first) row of a track in the collection, by path, ending of a path, or content.
 
     Raises
     ------
@@ -35,16 +35,14 @@ def find_song(made: Embeddings, song: str) -> int | None:
 
         contents, content = made.table["content_hash"].to_pylist(), content_hash(song)
         return contents.index(content) if content in contents else None
-    ends = [i for i, name in enumerate(names) if name.endswith(f"/{wanted}")]
+    ends = list(dict.fromkeys(name for name in names if name.endswith(f"/{wanted}")))
     if len(ends) > 1:
-        raise ValueError(
-            f"{song} may be {names[ends[0]]} or {names[ends[1]]}: give more of the path"
-        )
+        raise ValueError(f"{song} may be {ends[0]} or {ends[1]}: give more of the path")
     if not ends:
         near = near_names(names, wanted)
         meant = f"; did you mean {', or '.join(near)}?" if near else ""
         raise ValueError(f"{song} is neither a track of these embeddings nor a file{meant}")
-    return ends[0]
+    return names.index(ends[0])
 
 
 def near_names(names: Sequence[str], wanted: str) -> list[str]:
@@ -89,8 +87,8 @@ def nearest(
         distance (with mutual proximity 1 minus it), path, duration_s, artist, title, same_audio;
         the nearest first, the song itself left out
     """
-    if "reason" not in made.table.schema.names:
-        raise ValueError("these are embeddings of segments: give the file of the tracks")
+    if made.of_segments:
+        raise ValueError("these are embeddings of segments: search them by segment")
     usable = np.flatnonzero(made.usable)
     row = find_song(made, song)
     if row is not None and row not in usable:
@@ -174,9 +172,14 @@ def _mutually_nearest(space, matrix, query, cosines, k) -> tuple[np.ndarray, np.
 
 def embed_alike(made: Embeddings, song: str, embedder=None, **settings) -> np.ndarray:
     """Embed a file as these embeddings were made: (D,) float32."""
-    from tune.embeddings.embedder import embedder_like
-
-    loaded = embedder or embedder_like(made.meta, made.constants, **settings)
+    loaded = load_alike(made, embedder, **settings)
     tracks, _, _ = loaded.encode([song], strict=True)
     aggregator = loaded.aggregator({}, made.constants, n_tokens=made.meta["strategy"]["n_tokens"])
     return aggregator(loaded.rows(song, tracks[song]))[0]
+
+
+def load_alike(made: Embeddings, embedder=None, **settings):
+    """The `tune.embeddings.embedder.Embedder` that made these embeddings, unless it is given."""
+    from tune.embeddings.embedder import embedder_like
+
+    return embedder or embedder_like(made.meta, made.constants, **settings)

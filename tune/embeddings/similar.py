@@ -2,6 +2,8 @@
 
     python -m tune.embeddings similar embeddings.parquet music/song.ogg
     python -m tune.embeddings similar embeddings.parquet new.mp3 -k 20 --m3u like-new.m3u
+    python -m tune.embeddings similar segments.parquet passage.wav --by segment
+    python -m tune.embeddings similar segments.parquet mix.mp3 --by segment --at 83 --seconds 20
 
 SONG is a track of the file (its path, or the end of it if that is unique), or any other audio file,
 which is embedded in the same way. The distance is 1 minus the cosine similarity of the embeddings
@@ -9,15 +11,25 @@ in the space that is stored with them (`embed.py --space`), or after subtracting
 mean (0 the same, 1 unrelated, 2 opposite): without that, all tracks look alike. `--whiten` also
 equalises the variance of all directions. `--mutual_proximity` ranks hubs, which are near to
 everything, lower. The search is exact. A playlist begins with the song itself.
+
+In a file of segments (`embed.py --segments FILE`) each segment of the song, or of the passage that
+begins `--at` a second, is compared with the most similar segment of a track (MaxSim), and the table
+says where in the track they lie. With `--align` they have to come in the same order.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tune.cli.parser import Parser, positive_int, set_up_logging, to_bool
+from tune.cli.parser import Parser, positive_float, positive_int, set_up_logging, to_bool
 from tune.embeddings.file_formats import Embeddings, read
-from tune.embeddings.nearest import COLUMNS, nearest
+from tune.embeddings.nearest import COLUMNS as TRACK_COLUMNS
+from tune.embeddings.nearest import nearest
 from tune.embeddings.playlist import song_item, write_playlist
+from tune.embeddings.segment_search import COLUMNS as SEGMENT_COLUMNS
+from tune.embeddings.segment_search import PASSAGE_S, nearest_by_segment
+
+COLUMNS = (*TRACK_COLUMNS, *SEGMENT_COLUMNS)
 
 
 def search(table: str | Path | Embeddings, song: str | Path, k: int = 10, **settings) -> list[dict]:
@@ -27,12 +39,14 @@ def search(table: str | Path | Embeddings, song: str | Path, k: int = 10, **sett
     ----------
     table : what embed.py wrote, or it already read by `tune.embeddings.file_formats.read`
     song : one of its tracks (the end of its path is enough), or any audio file
-    settings : whiten, mutual_proximity, store, ...: see `nearest`
+    settings : whiten, store, ...; of tracks also mutual_proximity: see `nearest`; of segments at,
+        seconds, align: see `tune.embeddings.segment_search.nearest_by_segment`
 
     Returns
     -------
     list of dict
-        distance, path, duration_s, artist, title, same_audio; the nearest first
+        distance, path, same_audio; of tracks duration_s, artist, title, and of segments start_s,
+        end_s, query_start_s, query_end_s; the nearest first
 
     Examples
     --------
@@ -48,51 +62,57 @@ def search(table: str | Path | Embeddings, song: str | Path, k: int = 10, **sett
     [('b.ogg', 0.11), ('c.ogg', 1.98)]
     """
     made = table if isinstance(table, Embeddings) else read(table, COLUMNS)
-    return nearest(made, str(song), k, **settings)
+    found = nearest_by_segment if made.of_segments else nearest
+    return found(made, str(song), k, **settings)
 
 
 def print_nearest(song: str, found: Sequence[dict]) -> None:
     """Show the neighbours as a table."""
-    import sys
-
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    of_segments = bool(found) and "start_s" in found[0]
     table = Table()
     table.add_column("", justify="right")
     table.add_column("distance", justify="right")
     table.add_column("track", overflow="fold")
-    table.add_column("length", justify="right")
+    table.add_column("at" if of_segments else "length", justify="right")
     for i, item in enumerate(found, 1):
-        seconds = round(item["duration_s"])
+        times = [item["start_s"], item["end_s"]] if of_segments else [item["duration_s"]]
         same = "  (the same audio)" if item["same_audio"] else ""
         table.add_row(
             str(i),
             f"{item['distance']:.3f}",
             escape(item["path"]) + same,
-            f"{seconds // 60}:{seconds % 60:02d}",
+            " to ".join(map(_minutes, times)),
         )
     console = Console(width=None if sys.stdout.isatty() else 200)
+    if of_segments:
+        start, end = (_minutes(found[0][f"query_{name}"]) for name in ("start_s", "end_s"))
+        song = f"{song}, {start} to {end}"
     console.print(
         f"\nmost similar to {song}", style="bold", highlight=False, soft_wrap=True, markup=False
     )
     console.print(table)
 
 
+def _minutes(seconds: float) -> str:
+    """Seconds as m:ss."""
+    return f"{round(seconds) // 60}:{round(seconds) % 60:02d}"
+
+
 def show(
-    made: Embeddings,
-    song: str,
-    k: int,
-    *,
-    whiten: bool | None,
-    mutual_proximity: bool = False,
-    m3u: Path | None,
-    folders: Sequence[Path],
-    **settings,
+    made: Embeddings, song: str, k: int, *, m3u: Path | None, folders: Sequence[Path], **settings
 ) -> None:
-    """Find, print, and write the playlist."""
-    found = nearest(made, song, k, whiten=whiten, mutual_proximity=mutual_proximity, **settings)
+    """Find, print, and write the playlist.
+
+    Parameters
+    ----------
+    folders : that the tracks' paths may be relative to
+    settings : as `search` takes them
+    """
+    found = search(made, song, k, **settings)
     print_nearest(song, found)
     if m3u is not None:
         write_playlist(m3u, song_item(made, song), found, folders)
@@ -110,6 +130,32 @@ def parse_args(argv: Sequence[str] | None = None):
     )
     parser.add_argument("song", metavar="SONG", help="one of its tracks, or an audio file")
     add_flags(parser)
+    parser.add_argument(
+        "--by",
+        choices=("track", "segment"),
+        help="compare tracks' embeddings, or segments (default: what EMBEDDINGS holds)",
+    )
+    parser.add_argument(
+        "--at",
+        type=float,
+        metavar="SECONDS",
+        help="by segment: search for the passage of SONG that begins here (default: all of it)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=positive_float,
+        metavar="SECONDS",
+        help=f"length of that passage (default: {PASSAGE_S:g})",
+    )
+    parser.add_argument(
+        "--align",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="by segment: they have to come in the same order, faster or slower",
+    )
     parser.add_argument(
         "--root",
         type=Path,
@@ -161,15 +207,49 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Find the nearest tracks and print them."""
     args = parse_args(argv)
     set_up_logging(True)
+    made = read(args.embeddings, COLUMNS)
     folders = [args.root] if args.root else [Path(), args.embeddings.parent]
     show(
-        read(args.embeddings, COLUMNS),
+        made,
         args.song,
         args.k,
-        whiten=args.whiten,
-        mutual_proximity=args.mutual_proximity,
         m3u=args.m3u,
         folders=folders,
+        whiten=args.whiten,
+        mutual_proximity=args.mutual_proximity,
         store=args.store,
         trust_remote_code=args.trust_remote_code,
+        **settings_of(args, made),
     )
+
+
+def settings_of(args, made: Embeddings) -> dict:
+    """The settings of a search by tracks or by segments.
+
+    Raises
+    ------
+    ValueError
+        When the file holds the other ones, or a flag belongs to the other search.
+    """
+    if args.by not in (None, "segment" if made.of_segments else "track"):
+        if made.of_segments:
+            raise ValueError(
+                f"--by track: {args.embeddings} holds segments; the tracks are in --out of embed.py"
+            )
+        raise ValueError(
+            f"--by segment: {args.embeddings} holds a row for each track; embed.py with the same "
+            f"settings and --segments FILE writes the segments, from the store"
+        )
+    by_segment = {"at": args.at, "seconds": args.seconds, "align": args.align or None}
+    given = {name: value for name, value in by_segment.items() if value is not None}
+    if made.of_segments:
+        if args.mutual_proximity:
+            raise ValueError(
+                "--mutual_proximity ranks tracks, and these are segments: leave it out"
+            )
+        if "seconds" in given and "at" not in given:
+            raise ValueError("--seconds is the length of a passage: say where it begins by --at")
+        return given
+    if given:
+        raise ValueError(f"--{next(iter(given))} needs a file of segments (embed.py --segments)")
+    return {}
