@@ -10,6 +10,7 @@ space           centring, whitening, mutual proximity: how embeddings are compar
 retrieval       whether neighbours have the same labels
 nearest         the tracks nearest to one
 segment_search  MaxSim and alignment: which track holds a passage, and where
+text_search     words instead of a song
 playlist        M3U
 similar         python -m tune.embeddings similar
 agreement       python -m tune.embeddings agreement

@@ -113,15 +113,17 @@ def nearest(
         order = top(cosines, k)
         found = np.clip(1 - cosines[order], 0, 2)
     rows = usable[order]
-    items = [described(made, i) for i in rows.tolist()]
     return [
-        {
-            "distance": float(distance),
-            **{name: value for name, value in item.items() if name != "content_hash"},
-            "same_audio": item["content_hash"] == content,
-        }
-        for distance, item in zip(found, items, strict=True)
+        {"distance": float(distance), **track_item(made, i, content)}
+        for distance, i in zip(found, rows.tolist(), strict=True)
     ]
+
+
+def track_item(made: Embeddings, row: int, content: str | None = None) -> dict:
+    """A track found: path, duration_s, artist, title, and same_audio, as that content."""
+    item = described(made, row)
+    own = item.pop("content_hash")
+    return {**item, "same_audio": own is not None and own == content}
 
 
 def described(made: Embeddings, row: int) -> dict:

@@ -4,6 +4,7 @@
     python -m tune.embeddings similar embeddings.parquet new.mp3 -k 20 --m3u like-new.m3u
     python -m tune.embeddings similar segments.parquet passage.wav --by segment
     python -m tune.embeddings similar segments.parquet mix.mp3 --by segment --at 83 --seconds 20
+    python -m tune.embeddings similar embeddings.parquet --text "slow sad piano"
 
 SONG is a track of the file (its path, or the end of it if that is unique), or any other audio file,
 which is embedded in the same way. The distance is 1 minus the cosine similarity of the embeddings
@@ -15,6 +16,9 @@ everything, lower. The search is exact. A playlist begins with the song itself.
 In a file of segments (`embed.py --segments FILE`) each segment of the song, or of the passage that
 begins `--at` a second, is compared with the most similar segment of a track (MaxSim), and the table
 says where in the track they lie. With `--align` they have to come in the same order.
+
+`--text` searches for words instead of a song, where the last layer of MuQ-MuLan made the file
+(`embed.py --encoder muq-mulan`): its plain cosines with the text's vector rank.
 """
 
 import sys
@@ -28,17 +32,26 @@ from tune.embeddings.nearest import nearest
 from tune.embeddings.playlist import song_item, write_playlist
 from tune.embeddings.segment_search import COLUMNS as SEGMENT_COLUMNS
 from tune.embeddings.segment_search import PASSAGE_S, nearest_by_segment
+from tune.embeddings.text_search import nearest_to_text
 
 COLUMNS = (*TRACK_COLUMNS, *SEGMENT_COLUMNS)
 
 
-def search(table: str | Path | Embeddings, song: str | Path, k: int = 10, **settings) -> list[dict]:
-    """The k tracks of a file of embeddings most similar to a song: `tune.search`.
+def search(
+    table: str | Path | Embeddings,
+    song: str | Path | None = None,
+    k: int = 10,
+    *,
+    text: str | None = None,
+    **settings,
+) -> list[dict]:
+    """The k tracks of a file of embeddings most similar to a song or a text: `tune.search`.
 
     Parameters
     ----------
     table : what embed.py wrote, or it already read by `tune.embeddings.file_formats.read`
     song : one of its tracks (the end of its path is enough), or any audio file
+    text : words, instead of a song, where MuQ-MuLan made the table
     settings : whiten, store, ...; of tracks also mutual_proximity: see `nearest`; of segments at,
         seconds, align: see `tune.embeddings.segment_search.nearest_by_segment`
 
@@ -46,7 +59,7 @@ def search(table: str | Path | Embeddings, song: str | Path, k: int = 10, **sett
     -------
     list of dict
         distance, path, same_audio; of tracks duration_s, artist, title, and of segments start_s,
-        end_s, query_start_s, query_end_s; the nearest first
+        end_s, query_start_s, query_end_s (not of a text); the nearest first
 
     Examples
     --------
@@ -61,7 +74,11 @@ def search(table: str | Path | Embeddings, song: str | Path, k: int = 10, **sett
     >>> [(item["path"], round(item["distance"], 2)) for item in search(out, "a.ogg", 2)]
     [('b.ogg', 0.11), ('c.ogg', 1.98)]
     """
+    if (song is None) == (text is None):
+        raise ValueError("a song or a text is searched for: give one of them")
     made = table if isinstance(table, Embeddings) else read(table, COLUMNS)
+    if text is not None:
+        return nearest_to_text(made, text, k, **settings)
     found = nearest_by_segment if made.of_segments else nearest
     return found(made, str(song), k, **settings)
 
@@ -88,7 +105,7 @@ def print_nearest(song: str, found: Sequence[dict]) -> None:
             " to ".join(map(_minutes, times)),
         )
     console = Console(width=None if sys.stdout.isatty() else 200)
-    if of_segments:
+    if of_segments and "query_start_s" in found[0]:
         start, end = (_minutes(found[0][f"query_{name}"]) for name in ("start_s", "end_s"))
         song = f"{song}, {start} to {end}"
     console.print(
@@ -103,7 +120,14 @@ def _minutes(seconds: float) -> str:
 
 
 def show(
-    made: Embeddings, song: str, k: int, *, m3u: Path | None, folders: Sequence[Path], **settings
+    made: Embeddings,
+    song: str | None,
+    k: int,
+    *,
+    text: str | None = None,
+    m3u: Path | None,
+    folders: Sequence[Path],
+    **settings,
 ) -> None:
     """Find, print, and write the playlist.
 
@@ -112,10 +136,10 @@ def show(
     folders : that the tracks' paths may be relative to
     settings : as `search` takes them
     """
-    found = search(made, song, k, **settings)
-    print_nearest(song, found)
+    found = search(made, song, k, text=text, **settings)
+    print_nearest(song or f'"{text}"', found)
     if m3u is not None:
-        write_playlist(m3u, song_item(made, song), found, folders)
+        write_playlist(m3u, song_item(made, song) if song else None, found, folders)
         print(f"  playlist   {m3u}")
 
 
@@ -128,7 +152,12 @@ def parse_args(argv: Sequence[str] | None = None):
         metavar="EMBEDDINGS",
         help="what embed.py wrote: .parquet, .npy or a folder",
     )
-    parser.add_argument("song", metavar="SONG", help="one of its tracks, or an audio file")
+    parser.add_argument(
+        "song", nargs="?", metavar="SONG", help="one of its tracks, or an audio file"
+    )
+    parser.add_argument(
+        "--text", metavar="WORDS", help="words instead of SONG, where MuQ-MuLan made EMBEDDINGS"
+    )
     add_flags(parser)
     parser.add_argument(
         "--by",
@@ -173,7 +202,10 @@ def parse_args(argv: Sequence[str] | None = None):
         metavar="BOOL",
         help="let an encoder run Python code of its own, for a song that isn't in EMBEDDINGS",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if (args.song is None) == (args.text is None):
+        parser.error("name a SONG, or words by --text")
+    return args
 
 
 def add_flags(parser) -> None:
@@ -209,22 +241,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_up_logging(True)
     made = read(args.embeddings, COLUMNS)
     folders = [args.root] if args.root else [Path(), args.embeddings.parent]
-    show(
-        made,
-        args.song,
-        args.k,
-        m3u=args.m3u,
-        folders=folders,
-        whiten=args.whiten,
-        mutual_proximity=args.mutual_proximity,
-        store=args.store,
-        trust_remote_code=args.trust_remote_code,
-        **settings_of(args, made),
-    )
+    show(made, args.song, args.k, m3u=args.m3u, folders=folders, **settings_of(args, made))
 
 
 def settings_of(args, made: Embeddings) -> dict:
-    """The settings of a search by tracks or by segments.
+    """The settings of a search by tracks, by segments or by text.
 
     Raises
     ------
@@ -241,15 +262,15 @@ def settings_of(args, made: Embeddings) -> dict:
             f"settings and --segments FILE writes the segments, from the store"
         )
     by_segment = {"at": args.at, "seconds": args.seconds, "align": args.align or None}
-    given = {name: value for name, value in by_segment.items() if value is not None}
-    if made.of_segments:
-        if args.mutual_proximity:
-            raise ValueError(
-                "--mutual_proximity ranks tracks, and these are segments: leave it out"
-            )
-        if "seconds" in given and "at" not in given:
-            raise ValueError("--seconds is the length of a passage: say where it begins by --at")
-        return given
-    if given:
-        raise ValueError(f"--{next(iter(given))} needs a file of segments (embed.py --segments)")
-    return {}
+    by_segment = {name: value for name, value in by_segment.items() if value is not None}
+    of_songs = {"whiten": args.whiten, "mutual_proximity": args.mutual_proximity}
+    if args.text is not None:
+        for name in [*by_segment, *(n for n, value in of_songs.items() if value)]:
+            raise ValueError(f"--{name} compares songs: leave it out with --text")
+        return {"text": args.text}
+    if by_segment and not made.of_segments:
+        raise ValueError(f"--{min(by_segment)} needs a file of segments (embed.py --segments)")
+    if "seconds" in by_segment and "at" not in by_segment:
+        raise ValueError("--seconds is the length of a passage: say where it begins by --at")
+    loading = {"store": args.store, "trust_remote_code": args.trust_remote_code}
+    return by_segment | of_songs | loading
