@@ -294,6 +294,14 @@ def test_the_library_gives_the_rows_of_the_script(embedded, music, scripts):
         called = tune.embed(table.path.tolist(), agg=agg, **settings)
         assert called.shape == (N, size)
         np.testing.assert_array_equal(called, made[~np.isnan(made).any(1)])
+    for pick in ("spread", "central"):
+        scripts("embed", "music", *COMMON, "--use_seconds=4", f"--pick={pick}", "--out=p.parquet")
+        made = files.read("p.parquet").matrix()
+        called = tune.embed(table.path.tolist(), use_seconds=4, pick=pick, **settings)
+        np.testing.assert_array_equal(called, made[~np.isnan(made).any(1)])
+        assert not np.array_equal(called, np.stack(table.embedding))
+    with pytest.raises(ValueError, match="--pick"):
+        tune.embed(table.path.iloc[0], pick="spread", **settings)
     samples = soundfile.read(table.path.iloc[0], dtype="float32")
     soundfile.write("samples.wav", *samples, subtype="FLOAT")
     both = tune.embed([samples, "samples.wav"], **settings)
