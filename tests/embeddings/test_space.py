@@ -158,7 +158,8 @@ def test_a_search_imports_nothing_heavy(collection, tmp_path):
     code = (
         "import sys, tune.embeddings.similar as s\n"
         "s.main(['e.parquet', 'song 3.ogg', '-k', '2'])\n"
-        "print([m for m in ('torch', 'pandas', 'scipy', 'soundfile', 'http.client') if m in sys.modules])"
+        "heavy = ('torch', 'pandas', 'scipy', 'soundfile', 'http.client')\n"
+        "print([m for m in heavy if m in sys.modules])"
     )
     done = run("-c", code, cwd=tmp_path)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
