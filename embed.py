@@ -323,7 +323,7 @@ def merge(sources, out: Path, space: str | None, good_only: bool) -> None:
     """Put shards together and write the whole."""
     paths = sorted({path for source in sources for path in glob.glob(source) or [source]})
     made = files.merge(paths)
-    if "reason" in made.table.schema.names:
+    if not made.of_segments:
         made = made.in_space(space)
         write_tracks(out, made, good_only)
     elif space or good_only:

@@ -89,7 +89,6 @@ import time
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from tune.aggregators.transformer import pretraining_state, trained_on
 from tune.aggregators.transformer.batches import (
@@ -108,6 +107,7 @@ from tune.runs import result
 from tune.runs.tracking import Tracker, check_tracker
 from tune.store.extractor import Extractor
 from tune.system.files import cache_folder
+from tune.system.progress import progress_bar
 from tune.tasks.load import DEMO_TASKS, check_task, load_task, short_name
 
 log = logging.getLogger("tune.pretrain_aggregator")
@@ -376,13 +376,11 @@ def train_epoch(accelerator, model, optimizer, scheduler, tracks, steps, recipe,
     """Train for an epoch; the sums (2,) over tracks of the tokens' and the [CLS]'s losses."""
     model.train()
     total = torch.zeros(2, device=accelerator.device)
-    for batch in tqdm(
+    for batch in progress_bar(
         make_loader(accelerator, tracks, steps, epoch),
         desc=f"epoch {epoch}",
         leave=False,
         delay=5,
-        dynamic_ncols=True,
-        mininterval=0.2 if sys.stderr.isatty() else 30.0,
         disable=not accelerator.is_main_process,
     ):
         held = contextlib.nullcontext() if batch["last"] else accelerator.no_sync(model)

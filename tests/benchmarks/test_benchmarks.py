@@ -49,7 +49,7 @@ def test_decoding_measures_each_kind(tmp_path):
 
 def test_probes_are_trained_in_both_precisions(tmp_path):
     out = tmp_path / "probes.json"
-    given = "--tracks 64 --layers 2 --size 16 --seeds 2 --rounds 1".split()
+    given = ["--tracks", "64", "--layers", "2", "--size", "16", "--seeds", "2", "--rounds", "1"]
     done = run(BENCHMARKS / "probes.py", *given, "--out", out, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text(encoding="utf-8"))

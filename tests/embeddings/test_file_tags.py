@@ -1,14 +1,18 @@
 """Tags of files in several formats, and where they go: the playlist."""
 
 import io
+import struct
 
 import av
+import mutagen
 import numpy as np
 import pytest
+import soundfile
 
 from tune.embeddings import file_formats as files
 from tune.embeddings.columns import TRACKS
-from tune.embeddings.similar import nearest, song_item, write_playlist
+from tune.embeddings.nearest import nearest
+from tune.embeddings.playlist import song_item, write_playlist
 from tune.embeddings.tags import read_tags
 
 TAGS = {
@@ -50,6 +54,77 @@ def test_tags_of_a_format(tmp_path, codec, container):
         "year": 1999,
         "genre": "Folk",
     }
+
+
+TWO = {"artist": ["Ása", "이상"], "genre": ["Folk", "Jazz"], "date": "1999-05-01", "title": "T"}
+FOUND = {"artist": "Ása; 이상", "genre": "Folk; Jazz", "year": 1999, "title": "T"}
+
+
+@pytest.mark.parametrize(
+    ("codec", "container"), [("flac", "flac"), ("libopus", "ogg"), ("aac", "ipod")]
+)
+def test_all_values_of_a_tag_are_read(tmp_path, codec, container):
+    path = tmp_path / "a"
+    write(path, codec, container, {})
+    file = mutagen.File(path, easy=True)
+    file.update(TWO)
+    file.save()
+    assert read_tags(str(path)) == FOUND
+
+
+def test_all_values_of_id3_and_ape_are_read(tmp_path):
+    path = tmp_path / "a.mp3"
+    write(path, "libmp3lame", "mp3", {})
+    file = mutagen.File(path, easy=True)
+    file.update(TWO)
+    file.save()  # as 2.4
+    assert read_tags(str(path)) == FOUND
+    file.save(v2_version=3)  # where one text holds both
+    assert read_tags(str(path)) == FOUND | {"artist": "Ása/이상", "genre": "Folk/Jazz"}
+    file.delete()
+    assert read_tags(str(path)) == {}
+    ape = mutagen.apev2.APEv2()
+    ape.update({"Artist": TWO["artist"], "Title": "T", "Year": "1999"})
+    ape.save(path)
+    assert read_tags(str(path)) == {"artist": "Ása; 이상", "title": "T", "year": 1999}
+
+
+def test_id3_of_version_2_2_and_genres_by_number(tmp_path):
+    path = tmp_path / "a.mp3"
+    write(path, "libmp3lame", "mp3", {})
+    mutagen.File(path).delete()
+    frames = b""
+    for name, text in (("TT2", "T"), ("TP1", "Ása"), ("TYE", "1999"), ("TCO", "(17)")):
+        value = b"\1" + text.encode("utf-16")
+        frames += name.encode() + struct.pack(">I", len(value))[1:] + value
+    size = bytes([len(frames) >> 7, len(frames) & 127])
+    path.write_bytes(b"ID3\2\0\0\0\0" + size + frames + path.read_bytes())
+    assert read_tags(str(path)) == {"artist": "Ása", "title": "T", "year": 1999, "genre": "Rock"}
+
+
+def test_a_compilation_track_without_an_artist_has_that_of_the_album(tmp_path):
+    path = tmp_path / "a.flac"
+    write(path, "flac", "flac", {})
+    file = mutagen.File(path)
+    file.update({"albumartist": "Various", "compilation": "1"})
+    file.save()
+    assert read_tags(str(path)) == {"artist": "Various"}
+    file["artist"] = "Ása"
+    file.save()
+    assert read_tags(str(path)) == {"artist": "Ása"}
+
+
+def test_id3_in_wav_and_its_own_chunk(tmp_path):
+    path = tmp_path / "a.wav"
+    with soundfile.SoundFile(path, "w", 48_000, 1) as file:
+        file.artist, file.date = "Ása", "1999"
+        file.write(np.zeros(4800))
+    assert read_tags(str(path)) == {"artist": "Ása", "year": 1999}
+    file = mutagen.File(path)
+    file.add_tags()
+    file.tags.add(mutagen.id3.TPE1(3, TWO["artist"]))
+    file.save()
+    assert read_tags(str(path)) == {"artist": "Ása; 이상"}
 
 
 def test_a_file_without_tags_or_without_sound_has_none(tmp_path):

@@ -62,6 +62,7 @@ def test_on_the_map_groups_lie_apart(made, tmp_path, method, monkeypatch):
     (tmp_path / "maps").mkdir()
     map.main(["e.parquet", "--out=maps/m.html", f"--method={method}", "-n=3"])
     text = (tmp_path / "maps" / "m.html").read_text()
+    assert f"90 tracks, 3 groups, by {map.METHODS[method]}: " in text
     assert text.count("</script>") == 1  # names can't end it
     assert "http" not in text  # nothing is fetched
     tracks = json.loads(re.search(r"^const tracks = (.*);$", text, re.M)[1])
@@ -75,6 +76,16 @@ def test_on_the_map_groups_lie_apart(made, tmp_path, method, monkeypatch):
     centres = np.stack([places[which == g].mean(0) for g in range(3)])
     nearest = np.linalg.norm(places[:, None] - centres, axis=2).argmin(1)
     assert (nearest == which).mean() > 0.95
+
+
+def test_the_map_is_by_umap_where_it_is_installed(monkeypatch, capsys):
+    monkeypatch.setattr(map, "find_spec", lambda name: name)
+    assert map.parse_args(["e.parquet"]).method == "umap"
+    monkeypatch.setattr(map, "find_spec", lambda name: None)
+    assert map.parse_args(["e.parquet"]).method == "pca"
+    with pytest.raises(SystemExit):
+        map.parse_args(["e.parquet", "--method=umap"])
+    assert "--method umap needs a package: pip install umap-learn" in capsys.readouterr().err
 
 
 def test_hubness_is_told_for_each_way_of_comparing(made, tmp_path, capsys):

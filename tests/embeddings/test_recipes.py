@@ -8,7 +8,7 @@ from conftest import ROOT
 
 from tune.embeddings import file_formats as files
 from tune.embeddings.columns import TRACKS
-from tune.embeddings.similar import nearest
+from tune.embeddings.nearest import nearest
 
 TEXT = (ROOT / "docs" / "finding.md").read_text(encoding="utf-8")
 RECIPES = re.findall(r"^```python\n(.*?)^```$", TEXT, re.M | re.S)

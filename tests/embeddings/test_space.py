@@ -8,7 +8,7 @@ from safetensors.numpy import save
 from scipy.stats import norm
 
 from tune.embeddings import file_formats as files
-from tune.embeddings import similar, space
+from tune.embeddings import nearest, space
 from tune.embeddings.columns import TRACKS
 
 
@@ -72,7 +72,7 @@ def test_cosines_of_the_column_rank_as_similar_does(collection, tmp_path, name):
     paths = [p for p, ok in zip(table["path"].to_pylist(), made.usable, strict=True) if ok]
     order = np.argsort(-unit @ unit[20], kind="stable")[1:11]
     read = files.read(tmp_path / "e.parquet")
-    found = similar.nearest(read, paths[20], 10)
+    found = nearest.nearest(read, paths[20], 10)
     assert [paths[i] for i in order] == [item["path"] for item in found]
 
 
@@ -87,8 +87,8 @@ def test_the_space_is_stored_with_the_table(collection, tmp_path, ending):
     np.testing.assert_array_equal(read.space.centre, made.space.centre)
     if ending != ".npy":
         np.testing.assert_array_equal(read.space.axes, made.space.axes)
-    plain = similar.nearest(read, "song 20.ogg", 5, whiten=False)
-    expected = similar.nearest(collection, "song 20.ogg", 5)
+    plain = nearest.nearest(read, "song 20.ogg", 5, whiten=False)
+    expected = nearest.nearest(collection, "song 20.ogg", 5)
     assert [p["path"] for p in plain] == [e["path"] for e in expected]
 
 
@@ -96,8 +96,8 @@ def test_a_stored_centre_is_used_when_rows_are_gone(collection):
     made = collection.in_space(None)
     part = files.Embeddings(made.table.slice(0, 50), made.meta, {}, made.space)
     matrix = usable(part)
-    assert similar.space_of(part, matrix) is made.space
-    assert similar.space_of(part, matrix, whiten=True).name == "whitened"
+    assert nearest.space_of(part, matrix) is made.space
+    assert nearest.space_of(part, matrix, whiten=True).name == "whitened"
 
 
 def test_mutual_proximity_by_its_definition(collection):
@@ -119,7 +119,7 @@ def test_the_search_by_mutual_proximity_is_exact(collection):
     fitted = space.fit_space(matrix)
     cosines = fitted.cosines(matrix, matrix[9])
     cosines[9] = -np.inf
-    order, away = similar._mutually_nearest(fitted, matrix, matrix[9], cosines, 12)
+    order, away = nearest._mutually_nearest(fitted, matrix, matrix[9], cosines, 12)
     unit = fitted.as_unit(matrix)
     spreads = space.MutualProximity.fit(unit).of(fitted(matrix))
     every = space.together(cosines, [s[9] for s in spreads], spreads)
@@ -145,20 +145,21 @@ def test_occurrences_by_hand():
 
 def test_a_song_that_is_not_found_has_near_names(collection):
     with pytest.raises(ValueError, match=r"did you mean music/5/song 5\.ogg"):
-        similar.find_song(collection, "songs 5")
+        nearest.find_song(collection, "songs 5")
     with pytest.raises(ValueError, match=r"neither .* nor a file$"):
-        similar.find_song(collection, "zzzz")
+        nearest.find_song(collection, "zzzz")
     moved = collection.table.set_column(0, "path", [["a/x.ogg", "b/x.ogg"] * 200])
     with pytest.raises(ValueError, match=r"may be .*give more of the path"):
-        similar.find_song(files.Embeddings(moved, {}, {}), "x.ogg")
+        nearest.find_song(files.Embeddings(moved, {}, {}), "x.ogg")
 
 
-def test_a_search_imports_neither_torch_nor_pandas(collection, tmp_path):
+def test_a_search_imports_nothing_heavy(collection, tmp_path):
     files.write(tmp_path / "e.parquet", collection.in_space(None))
     code = (
         "import sys, tune.embeddings.similar as s\n"
         "s.main(['e.parquet', 'song 3.ogg', '-k', '2'])\n"
-        "print([m for m in ('torch', 'pandas', 'scipy', 'soundfile') if m in sys.modules])"
+        "heavy = ('torch', 'pandas', 'scipy', 'soundfile', 'http.client')\n"
+        "print([m for m in heavy if m in sys.modules])"
     )
     done = run("-c", code, cwd=tmp_path)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr

@@ -29,7 +29,7 @@ from tune.aggregators.transformer.pretraining_state import save_model
 from tune.aggregators.transformer.recipes import RECIPES, make_config, make_model, standardisation
 from tune.audio.decode import read_audio
 from tune.audio.hashing import content_hash
-from tune.embeddings import agreement, similar, space
+from tune.embeddings import agreement, nearest, similar, space
 from tune.embeddings import file_formats as files
 from tune.encoders.registry import load_encoder
 from tune.store.store import Store
@@ -294,6 +294,14 @@ def test_the_library_gives_the_rows_of_the_script(embedded, music, scripts):
         called = tune.embed(table.path.tolist(), agg=agg, **settings)
         assert called.shape == (N, size)
         np.testing.assert_array_equal(called, made[~np.isnan(made).any(1)])
+    for pick in ("spread", "central"):
+        scripts("embed", "music", *COMMON, "--use_seconds=4", f"--pick={pick}", "--out=p.parquet")
+        made = files.read("p.parquet").matrix()
+        called = tune.embed(table.path.tolist(), use_seconds=4, pick=pick, **settings)
+        np.testing.assert_array_equal(called, made[~np.isnan(made).any(1)])
+        assert not np.array_equal(called, np.stack(table.embedding))
+    with pytest.raises(ValueError, match="--pick"):
+        tune.embed(table.path.iloc[0], pick="spread", **settings)
     samples = soundfile.read(table.path.iloc[0], dtype="float32")
     soundfile.write("samples.wav", *samples, subtype="FLOAT")
     both = tune.embed([samples, "samples.wav"], **settings)
@@ -357,7 +365,7 @@ def test_similar_finds_tracks_and_songs_from_outside(music, scripts, capsys):
     )
     shown = capsys.readouterr().out
     made = files.read("e.parquet")
-    found = similar.nearest(made, "sub/1.ogg", 3)
+    found = nearest.nearest(made, "sub/1.ogg", 3)
     assert found == tune.search("e.parquet", "sub/1.ogg", 3)
     assert len(found) == 3
     assert [item["distance"] for item in found] == sorted(item["distance"] for item in found)
@@ -370,12 +378,12 @@ def test_similar_finds_tracks_and_songs_from_outside(music, scripts, capsys):
     assert lines[2::2] == ["music/sub/1.ogg", *(item["path"] for item in found)]
     samples, rate = soundfile.read("music/sub/1.ogg", dtype="float32")
     soundfile.write("other.wav", samples, rate, subtype="FLOAT")  # the same music, another file
-    found = similar.nearest(made, "other.wav", 5, store="store")
+    found = nearest.nearest(made, "other.wav", 5, store="store")
     assert found[0]["path"] == "music/sub/1.ogg"
     assert found[0]["distance"] < 1e-4
     assert not found[0]["same_audio"]
     shutil.copy("music/sub/1.ogg", "copy.ogg")  # the same file under another name
-    assert similar.find_song(made, "copy.ogg") == similar.find_song(made, "music/sub/1.ogg")
+    assert nearest.find_song(made, "copy.ogg") == nearest.find_song(made, "music/sub/1.ogg")
     similar.main(["e.parquet", "other.wav", "-k", "1", "--store=store"])
     assert "music/sub/1.ogg" in capsys.readouterr().out
     scripts("embed", "--like=other.wav", "--out=e.parquet", "-k", 1, "--store=store")
@@ -386,7 +394,7 @@ def test_similar_finds_tracks_and_songs_from_outside(music, scripts, capsys):
         ("music/empty.wav", "has no embedding"),
     ):
         with pytest.raises(ValueError, match=message):
-            similar.nearest(made, song, 3)
+            nearest.nearest(made, song, 3)
 
 
 def test_what_a_run_learned_embeds_as_its_probe_saw_it(tmp_path, monkeypatch, scripts):
@@ -423,7 +431,7 @@ def test_what_a_run_learned_embeds_as_its_probe_saw_it(tmp_path, monkeypatch, sc
             np.testing.assert_allclose(p, [line.p_high, line.p_low], atol=1e-4, err_msg=name)
         assert made.meta["from_run"] == f"{name}, seed 2"
     soundfile.write("new.wav", soundfile.read("tones/audio/001.wav")[0], 24_000, subtype="FLOAT")
-    alike = similar.embed_alike(made, "new.wav", store="store")
+    alike = nearest.embed_alike(made, "new.wav", store="store")
     np.testing.assert_allclose(alike, rows["tones/audio/001.wav"], atol=1e-3)
     with pytest.raises(ValueError, match=r"has the seeds \[1, 2\], not 3"):
         scripts("embed", "tones/audio", "--from_run=runs/mix", "--run_seed=3", "--out=f.parquet")
@@ -474,7 +482,7 @@ def test_a_pretrained_transformer_embeds_as_the_model_does(music, scripts):
     )
     soundfile.write("new.wav", tone(2, 300), 24_000)
     with pytest.raises(ValueError, match="the aggregator has other weights"):
-        similar.embed_alike(made, "new.wav", store="store")
+        nearest.embed_alike(made, "new.wav", store="store")
     assert collection.name.startswith("layers-")
 
 

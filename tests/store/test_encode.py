@@ -338,3 +338,27 @@ def test_a_second_run_hashes_nothing_though_threads_hashed(files, nano, tmp_path
     report = encode_tracks(files, nano, RULE, store, collection)
     assert (report.encoder_passes, hashed) == (0, [])
     assert [report.rows[path][0] for path in files[:1]] == expected
+
+
+def test_waiting_for_another_process_is_told_once(files, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("tune.store.look_ahead.WAIT_S", 0.02)
+    mel, store = load_encoder("mel"), Store(tmp_path / "store")
+    held = store.claim(store.content(files[0]))
+    done = []
+
+    def wait():
+        done.append(encode(files[:2], mel, tmp_path / "store", layers=(0,)))
+
+    with caplog.at_level("INFO", "tune"):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        deadline = time.monotonic() + 60
+        while "waiting for another process" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)  # several looks more
+        assert not done
+        held.release()
+        waiting.join(60)
+    assert caplog.text.count("waiting for another process") == 1
+    ((_, rows),) = done
+    assert len(rows) == 2

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from tune.audio.file_types import ENDINGS
 
@@ -101,5 +100,7 @@ def _in_list(path: Path) -> list[str]:
 def _located(name: str, folder: Path) -> str:
     """A list's entry as a path."""
     if name.startswith("file://"):
+        from urllib.request import url2pathname  # brings http.client, which a search doesn't need
+
         return url2pathname(urlsplit(name).path)
     return os.path.join(folder, os.path.expanduser(name))

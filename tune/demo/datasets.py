@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from tune.demo.synth import SAMPLE_RATE
 from tune.demo.tasks import SPLITS, TASKS, check_task
+from tune.system.progress import progress_bar
 from tune.system.signals import block_signals, unblock_signals
 
 
@@ -151,7 +152,9 @@ def build(
                     left -= row.tracks_per_unit
             first += units
         total = sum(job[2] for job in jobs)
-        with tqdm(total=total, desc=f"composing {task}", unit="track", disable=not progress) as bar:
+        with progress_bar(
+            total=total, desc=f"composing {task}", unit="track", disable=not progress
+        ) as bar:
             rows = _make_all(jobs, workers, bar)
         for split in SPLITS:
             lines = [

@@ -8,6 +8,10 @@ track_table     their rows, from the store
 file_formats    Parquet, .npy, datasets folder
 space           centring, whitening, mutual proximity: how embeddings are compared
 retrieval       whether neighbours have the same labels
+nearest         the tracks nearest to one
+segment_search  MaxSim and alignment: which track holds a passage, and where
+text_search     words instead of a song
+playlist        M3U
 similar         python -m tune.embeddings similar
 agreement       python -m tune.embeddings agreement
 duplicates      python -m tune.embeddings duplicates

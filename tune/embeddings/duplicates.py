@@ -18,12 +18,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from tqdm import tqdm
-
 from tune.audio.find_files import find_music, shown
 from tune.audio.fingerprint import MIN_COMMON, MIN_DIFFERENT, MIN_SHARE, find_alike
 from tune.cli.parser import Parser, positive_int, set_up_logging
 from tune.system.files import atomic_write_text
+from tune.system.progress import progress_bar
 from tune.tasks.inspect_files import FileInfo, inspect_files, thinning
 
 FILES_UNTHINNED = 2000  # beyond them comparing takes as long for each file, not longer
@@ -81,7 +80,7 @@ def find_duplicates(files: Mapping[str, FileInfo], *, progress: bool = True) -> 
     names = [group[0] for group in groups.values()]
     marks = {name: usable[name].marks for name in names}
     pairs = {}
-    bar = tqdm(
+    bar = progress_bar(
         find_alike(marks, names, names),
         total=len(names),
         unit="file",

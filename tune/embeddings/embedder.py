@@ -22,6 +22,7 @@ from tune.aggregators.track_aggregator import TrackAggregator
 from tune.aggregators.transformer import checkpoint as transformer
 from tune.embeddings.strategy import Learned, Strategy, from_run
 from tune.encoders.base import Encoder
+from tune.segments.pick import read_pick
 from tune.segments.rules import MIN_TAIL_S
 from tune.store.encode import EncodeReport
 from tune.store.extractor import Extractor
@@ -242,6 +243,8 @@ def embed(
     min_tail: float = MIN_TAIL_S,
     min_seg: float | None = None,
     max_seg: float | None = None,
+    use_seconds: float | None = None,
+    pick: str | None = None,
     frame_rate: float | None = None,
     aggregator_checkpoint: str | Path | None = None,
     readout: str | None = None,
@@ -269,6 +272,8 @@ def embed(
     revision, trust_remote_code : of an encoder from the hub; MERT needs code of its own
     layer : "last" or a number
     hop, min_tail, min_seg, max_seg : seconds, as embed.py's flags
+    use_seconds, pick : join segments of so many seconds of each track only, and which: see
+        `tune.segments.pick`
     frame_rate : join this many pooled frames a second instead of segments (a Transformer: as it
         was trained)
     aggregator_checkpoint, readout : of the Transformer
@@ -304,6 +309,7 @@ def embed(
     if frame_rate is None and checkpoint:
         tokens, rate = transformer.tokens_of(checkpoint, 1.0)
         frame_rate = rate if tokens == "frame" else None
+    picked = read_pick(use_seconds, pick)
     segs = [seg] if isinstance(seg, int | float | str) else seg
     strategy = Strategy(
         encoder=encoder or "muq",
@@ -321,6 +327,8 @@ def embed(
         precision=precision,
         revision=revision,
         channels=channels,
+        use_seconds=picked and picked.seconds,
+        pick=picked and picked.how,
     ).identified()
     run = None if from_run is None else str(from_run)
     settings = (trust_remote_code, device, str(store or default_root()))

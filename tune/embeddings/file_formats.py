@@ -60,6 +60,11 @@ class Embeddings:
         """Mask of the rows that have an embedding, (n,) bool."""
         return _is_valid(self.table["embedding"])
 
+    @property
+    def of_segments(self) -> bool:
+        """Whether a row is a segment instead of a track."""
+        return "start_s" in self.table.schema.names
+
     def matrix(self) -> np.ndarray:
         """The embeddings, (n, D) float32; NaN where there is none."""
         return _matrix(self.table)
@@ -261,7 +266,7 @@ def merge(paths: Sequence[str]) -> Embeddings:
             log.warning("the shards were made with different %s; all are kept", key)
         meta[key] = different[0] if len(different) == 1 else different
     # A new table: the one read from Parquet differs in internal field names.
-    kinds = TRACKS if "reason" in parts[0].table.schema.names else SEGMENTS
+    kinds = SEGMENTS if parts[0].of_segments else TRACKS
     columns = {
         name: [value for part in parts for value in part.table[name].to_pylist()]
         for name, column in kinds.items()

@@ -16,7 +16,7 @@ import numpy as np
 
 from tune.cli.parser import Parser, positive_int, set_up_logging
 from tune.embeddings.file_formats import Embeddings, read
-from tune.embeddings.similar import space_of
+from tune.embeddings.nearest import space_of
 from tune.system.files import atomic_write_text
 
 MOST = 20  # groups, where the number isn't given

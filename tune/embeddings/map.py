@@ -2,14 +2,16 @@
 
 One HTML file that needs nothing else: a point a track, tracks that sound alike near each other,
 coloured by group (`tune.embeddings groups`). Pointing at it names it, clicking plays it (from where
-the file lies, relative to the map), and typing finds names. By principal components, which keep
-large distances, or by t-SNE (--method tsne), which keeps neighbours together and takes longer.
+the file lies, relative to the map), and typing finds names. By UMAP (McInnes et al. 2018) where
+umap-learn is installed, which keeps neighbours together, or else by principal components, which
+keep large distances and are quick; the page says by which. t-SNE (--method tsne) is the third.
 """
 
 import json
 import os
 from collections.abc import Sequence
 from html import escape
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,7 +24,8 @@ from tune.embeddings.groups import find_groups
 from tune.system.files import atomic_write_text
 
 MOST = 20_000  # points that a browser draws without effort
-METHODS = ("pca", "tsne")
+METHODS = {"pca": "principal components", "tsne": "t-SNE", "umap": "UMAP"}
+INSTALL_UMAP = "pip install umap-learn"
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>TITLE</title>
 <style>
@@ -94,7 +97,13 @@ def coordinates(unit: np.ndarray, method: str = "pca") -> np.ndarray:
     unit : (n, d) unit vectors
     method : of `METHODS`
     """
-    if method == "tsne":
+    if method == "umap":
+        import umap
+
+        neighbours = min(15, len(unit) - 1)
+        settings = dict(n_neighbors=neighbours, metric="cosine", init="pca", n_jobs=1)
+        places = umap.UMAP(random_state=0, **settings).fit_transform(unit)
+    elif method == "tsne":
         from sklearn.manifold import TSNE
 
         perplexity = min(30.0, max(1.0, (len(unit) - 1) / 3))
@@ -130,7 +139,10 @@ def page(made: Embeddings, folder: Path, root: Path, method: str, n_groups: int 
         where = {"x": round(float(x), 4), "y": round(float(y), 4), "g": int(group)}
         tracks.append({"n": paths[row], "u": quote(place), **where})
     text = json.dumps(tracks, ensure_ascii=False).replace("<", "\\u003c")
-    about = f"{len(tracks)} tracks, {len(found.medoids)} groups, {method}: point at one, click"
+    about = (
+        f"{len(tracks)} tracks, {len(found.medoids)} groups, by {METHODS[method]}: point at one, "
+        f"click"
+    )
     filled = PAGE.replace("TITLE", escape(f"{len(tracks)} tracks")).replace("ABOUT", escape(about))
     return filled.replace("TRACKS", text)
 
@@ -140,7 +152,11 @@ def parse_args(argv: Sequence[str] | None = None):
     parser = Parser(prog="python -m tune.embeddings map", description=__doc__)
     parser.add_argument("embeddings", type=Path, metavar="EMBEDDINGS", help="what embed.py wrote")
     parser.add_argument("--out", type=Path, default=Path("map.html"), metavar="FILE.html")
-    parser.add_argument("--method", choices=METHODS, default="pca", help="default: pca")
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        help=f"default: umap if it is installed ({INSTALL_UMAP}), else pca",
+    )
     parser.add_argument(
         "-n", "--number", type=positive_int, metavar="N", help="number of groups (default: by data)"
     )
@@ -148,6 +164,10 @@ def parse_args(argv: Sequence[str] | None = None):
     args = parser.parse_args(argv)
     if args.out.suffix.lower() not in (".html", ".htm"):
         parser.error(f"--out must end in .html, got {args.out}")
+    has_umap = find_spec("umap") is not None
+    if args.method == "umap" and not has_umap:
+        parser.error(f"--method umap needs a package: {INSTALL_UMAP}")
+    args.method = args.method or ("umap" if has_umap else "pca")
     return args
 
 
@@ -158,4 +178,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     made = read(args.embeddings)
     root, folder = args.root.resolve(), args.out.resolve().parent
     atomic_write_text(args.out, page(made, folder, root, args.method, args.number))
-    print(f"  map        {args.out}")
+    print(f"  map        {args.out}, by {METHODS[args.method]}")

@@ -2,6 +2,9 @@
 
     python -m tune.embeddings similar embeddings.parquet music/song.ogg
     python -m tune.embeddings similar embeddings.parquet new.mp3 -k 20 --m3u like-new.m3u
+    python -m tune.embeddings similar segments.parquet passage.wav --by segment
+    python -m tune.embeddings similar segments.parquet mix.mp3 --by segment --at 83 --seconds 20
+    python -m tune.embeddings similar embeddings.parquet --text "slow sad piano"
 
 SONG is a track of the file (its path, or the end of it if that is unique), or any other audio file,
 which is embedded in the same way. The distance is 1 minus the cosine similarity of the embeddings
@@ -9,152 +12,59 @@ in the space that is stored with them (`embed.py --space`), or after subtracting
 mean (0 the same, 1 unrelated, 2 opposite): without that, all tracks look alike. `--whiten` also
 equalises the variance of all directions. `--mutual_proximity` ranks hubs, which are near to
 everything, lower. The search is exact. A playlist begins with the song itself.
+
+In a file of segments (`embed.py --segments FILE`) each segment of the song, or of the passage that
+begins `--at` a second, is compared with the most similar segment of a track (MaxSim), and the table
+says where in the track they lie. With `--align` they have to come in the same order.
+
+`--text` searches for words instead of a song, where the last layer of MuQ-MuLan made the file
+(`embed.py --encoder muq-mulan`): its plain cosines with the text's vector rank.
 """
 
-import logging
-import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from tune.audio.find_files import shown
-from tune.cli.parser import Parser, positive_int, set_up_logging, to_bool
+from tune.cli.parser import Parser, positive_float, positive_int, set_up_logging, to_bool
 from tune.embeddings.file_formats import Embeddings, read
-from tune.embeddings.space import REFERENCE, MutualProximity, Space, fit_space, together
+from tune.embeddings.nearest import COLUMNS as TRACK_COLUMNS
+from tune.embeddings.nearest import nearest
+from tune.embeddings.playlist import song_item, write_playlist
+from tune.embeddings.segment_search import COLUMNS as SEGMENT_COLUMNS
+from tune.embeddings.segment_search import PASSAGE_S, nearest_by_segment
+from tune.embeddings.text_search import nearest_to_text
 
-log = logging.getLogger(__name__)
-
-NEAR_NAMES = 3  # that are offered where a song isn't found
-SHOWN = ("path", "duration_s", "content_hash", "artist", "title")
-COLUMNS = (*SHOWN, "embedding", "reason")  # that a search needs
-
-
-def find_song(made: Embeddings, song: str) -> int | None:
-    """The row of a track that is in the collection, by path, ending of a path, or content.
-
-    Raises
-    ------
-    ValueError
-        When it is neither a track nor a file, with the nearest names, or one of several tracks.
-    """
-    names = made.table["path"].to_pylist()
-    wanted = shown(os.path.normpath(song))
-    if wanted in names:
-        return names.index(wanted)
-    if os.path.isfile(song):
-        from tune.audio.hashing import content_hash
-
-        contents, content = made.table["content_hash"].to_pylist(), content_hash(song)
-        return contents.index(content) if content in contents else None
-    ends = [i for i, name in enumerate(names) if name.endswith(f"/{wanted}")]
-    if len(ends) > 1:
-        raise ValueError(
-            f"{song} may be {names[ends[0]]} or {names[ends[1]]}: give more of the path"
-        )
-    if not ends:
-        near = near_names(names, wanted)
-        meant = f"; did you mean {', or '.join(near)}?" if near else ""
-        raise ValueError(f"{song} is neither a track of these embeddings nor a file{meant}")
-    return ends[0]
+COLUMNS = (*TRACK_COLUMNS, *SEGMENT_COLUMNS)
 
 
-def near_names(names: Sequence[str], wanted: str) -> list[str]:
-    """Up to `NEAR_NAMES` paths whose file names hold the wanted name, or are spelt like it."""
-    from difflib import get_close_matches
-
-    stems: dict[str, str] = {}
-    for name in names:
-        stems.setdefault(Path(name).stem.casefold(), name)
-    stem = Path(wanted).stem.casefold()
-    near = [s for s in stems if stem in s][:NEAR_NAMES] or get_close_matches(
-        stem, stems, NEAR_NAMES, 0.7
-    )
-    return [stems[s] for s in near]
-
-
-def nearest(
-    made: Embeddings,
-    song: str,
-    k: int,
+def search(
+    table: str | Path | Embeddings,
+    song: str | Path | None = None,
+    k: int = 10,
     *,
-    whiten: bool | None = None,
-    mutual_proximity: bool = False,
-    embedder=None,
+    text: str | None = None,
     **settings,
 ) -> list[dict]:
-    """The k tracks most similar to a song.
-
-    Parameters
-    ----------
-    made : tune.embeddings.file_formats.Embeddings of tracks
-    song : a path, the end of one, or a file
-    whiten : None is the space that is stored with the embeddings
-    mutual_proximity : rank by `tune.embeddings.space.MutualProximity`
-    embedder : the `tune.embeddings.embedder.Embedder` that made them, for a song that isn't among
-        them; None loads it
-    settings : device, store: see `Embedder`
-
-    Returns
-    -------
-    list of dict
-        distance (with mutual proximity 1 minus it), path, duration_s, artist, title, same_audio;
-        the nearest first, the song itself left out
-    """
-    if "reason" not in made.table.schema.names:
-        raise ValueError("these are embeddings of segments: give the file of the tracks")
-    usable = np.flatnonzero(made.usable)
-    row = find_song(made, song)
-    if row is not None and row not in usable:
-        raise ValueError(f"{song} has no embedding: {made.table['reason'][row]}")
-    if len(usable) < 2:
-        raise ValueError("nothing to compare: at least two tracks with embeddings are needed")
-    matrix = made.matrix()
-    if row is not None:
-        query, content = matrix[row], made.table["content_hash"][row].as_py()
-    else:
-        query, content = embed_alike(made, song, embedder, **settings), None
-    if len(usable) < len(matrix):
-        matrix = matrix[usable]
-    space = space_of(made, matrix, whiten)
-    cosines = space.cosines(matrix, query)
-    if row is not None:
-        cosines[np.searchsorted(usable, row)] = -np.inf  # itself
-    k = min(k, len(usable) - (row is not None))
-    if mutual_proximity:
-        order, found = _mutually_nearest(space, matrix, query, cosines, k)
-    else:
-        order = top(cosines, k)
-        found = np.clip(1 - cosines[order], 0, 2)
-    rows = usable[order]
-    items = [described(made, i) for i in rows.tolist()]
-    return [
-        {
-            "distance": float(distance),
-            **{name: value for name, value in item.items() if name != "content_hash"},
-            "same_audio": item["content_hash"] == content,
-        }
-        for distance, item in zip(found, items, strict=True)
-    ]
-
-
-def search(table: str | Path | Embeddings, song: str | Path, k: int = 10, **settings) -> list[dict]:
-    """The k tracks of a file of embeddings most similar to a song: `tune.search`.
+    """The k tracks of a file of embeddings most similar to a song or a text: `tune.search`.
 
     Parameters
     ----------
     table : what embed.py wrote, or it already read by `tune.embeddings.file_formats.read`
     song : one of its tracks (the end of its path is enough), or any audio file
-    settings : whiten, mutual_proximity, store, ...: see `nearest`
+    text : words, instead of a song, where MuQ-MuLan made the table
+    settings : whiten, store, ...; of tracks also mutual_proximity: see `nearest`; of segments at,
+        seconds, align: see `tune.embeddings.segment_search.nearest_by_segment`
 
     Returns
     -------
     list of dict
-        distance, path, duration_s, artist, title, same_audio; the nearest first
+        distance, path, same_audio; of tracks duration_s, artist, title, and of segments start_s,
+        end_s, query_start_s, query_end_s (not of a text); the nearest first
 
     Examples
     --------
     >>> import tempfile
+    >>> import numpy as np
     >>> from tune.embeddings.columns import TRACKS
     >>> from tune.embeddings.file_formats import make_table, write
     >>> vectors = [np.array(v, np.float32) for v in ([1, 0], [0.9, 0.3], [-1, 0])]
@@ -164,150 +74,72 @@ def search(table: str | Path | Embeddings, song: str | Path, k: int = 10, **sett
     >>> [(item["path"], round(item["distance"], 2)) for item in search(out, "a.ogg", 2)]
     [('b.ogg', 0.11), ('c.ogg', 1.98)]
     """
+    if (song is None) == (text is None):
+        raise ValueError("a song or a text is searched for: give one of them")
     made = table if isinstance(table, Embeddings) else read(table, COLUMNS)
-    return nearest(made, str(song), k, **settings)
-
-
-def described(made: Embeddings, row: int) -> dict:
-    """The columns `SHOWN` of a row; None where the file has no such column."""
-    names = made.table.schema.names
-    return {n: made.table[n][row].as_py() if n in names else None for n in SHOWN}
-
-
-def space_of(made: Embeddings, matrix: np.ndarray, whiten: bool | None = None) -> Space:
-    """The space that is stored with embeddings, or one that is fitted on them.
-
-    Parameters
-    ----------
-    matrix : (n, D), the usable embeddings
-    whiten : whether it is to be whitened; None: as the stored one
-    """
-    stored = made.space
-    if stored is not None and whiten in (None, stored.name.startswith("whitened")):
-        return stored
-    return fit_space(matrix, "whitened" if whiten else "ready")
-
-
-def top(values: np.ndarray, k: int) -> np.ndarray:
-    """Positions of the k greatest values, the greatest first, ties in their order."""
-    least = np.partition(values, -k)[-k]
-    candidates = np.flatnonzero(values >= least)
-    return candidates[np.argsort(-values[candidates], kind="stable")][:k]
-
-
-def _mutually_nearest(space, matrix, query, cosines, k) -> tuple[np.ndarray, np.ndarray]:
-    """The k rows of greatest mutual proximity with a query: positions, and 1 minus it.
-
-    Exact: mutual proximity is at most the query's own factor, which falls with the cosine, so the
-    rows that come later by cosine are looked at only as long as one of them can be among the k.
-    """
-    proximity = MutualProximity.fit(space.as_unit(matrix[:: -(-len(matrix) // REFERENCE)]))
-    own = [s[0] for s in proximity.of(space(query[None]))]
-    n = min(len(cosines), max(1000, 2 * k))
-    while True:
-        order = top(cosines, n)
-        near = cosines[order]
-        values = together(near, own, proximity.of(space(matrix[order])))
-        best = top(values, k)
-        if n == len(cosines) or together(near[-1:], own, (-np.inf, 1.0))[0] < values[best[-1]]:
-            return order[best], 1 - values[best]
-        n = min(len(cosines), 4 * n)
-
-
-def embed_alike(made: Embeddings, song: str, embedder=None, **settings) -> np.ndarray:
-    """Embed a file as these embeddings were made: (D,) float32."""
-    from tune.embeddings.embedder import embedder_like
-
-    loaded = embedder or embedder_like(made.meta, made.constants, **settings)
-    tracks, _, _ = loaded.encode([song], strict=True)
-    aggregator = loaded.aggregator({}, made.constants, n_tokens=made.meta["strategy"]["n_tokens"])
-    return aggregator(loaded.rows(song, tracks[song]))[0]
+    if text is not None:
+        return nearest_to_text(made, text, k, **settings)
+    found = nearest_by_segment if made.of_segments else nearest
+    return found(made, str(song), k, **settings)
 
 
 def print_nearest(song: str, found: Sequence[dict]) -> None:
     """Show the neighbours as a table."""
-    import sys
-
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    of_segments = bool(found) and "start_s" in found[0]
     table = Table()
     table.add_column("", justify="right")
     table.add_column("distance", justify="right")
     table.add_column("track", overflow="fold")
-    table.add_column("length", justify="right")
+    table.add_column("at" if of_segments else "length", justify="right")
     for i, item in enumerate(found, 1):
-        seconds = round(item["duration_s"])
+        times = [item["start_s"], item["end_s"]] if of_segments else [item["duration_s"]]
         same = "  (the same audio)" if item["same_audio"] else ""
         table.add_row(
             str(i),
             f"{item['distance']:.3f}",
             escape(item["path"]) + same,
-            f"{seconds // 60}:{seconds % 60:02d}",
+            " to ".join(map(_minutes, times)),
         )
     console = Console(width=None if sys.stdout.isatty() else 200)
+    if of_segments and "query_start_s" in found[0]:
+        start, end = (_minutes(found[0][f"query_{name}"]) for name in ("start_s", "end_s"))
+        song = f"{song}, {start} to {end}"
     console.print(
         f"\nmost similar to {song}", style="bold", highlight=False, soft_wrap=True, markup=False
     )
     console.print(table)
 
 
-def write_playlist(path: Path, song: dict, found: Sequence[dict], folders: Sequence[Path]) -> None:
-    """Write the song and its neighbours as an M3U, relative to the playlist's own folder.
-
-    Parameters
-    ----------
-    song, found : path, duration_s, artist and title of each, the last two may be None
-    folders : that the tracks' paths may be relative to; the first with such a file is used
-
-    Raises
-    ------
-    ValueError
-        When a track isn't found: the paths are relative to the folder where embed.py ran.
-    """
-    lines = ["#EXTM3U"]
-    for item in (song, *found):
-        name, seconds = item["path"], item["duration_s"]
-        place = next((folder / name for folder in folders if (folder / name).is_file()), None)
-        if place is None:
-            raise ValueError(f"{name} not found: give the folder where embed.py ran by --root")
-        relative = os.path.relpath(place.resolve(), path.resolve().parent)
-        named = " - ".join(filter(None, (item["artist"], item["title"]))) or place.stem
-        named = " ".join(named.split())  # a line break in a tag would end the line
-        lines += [f"#EXTINF:{round(seconds)},{named}", relative]
-    text = "".join(f"{line}\n" for line in lines)
-    path.write_text(text, encoding="utf-8", errors="surrogateescape")
-
-
-def song_item(made: Embeddings, song: str) -> dict:
-    """Path, length, artist and title of the song, as they are in the table, or in the file."""
-    row = find_song(made, song)
-    if row is not None:
-        return described(made, row) | ({"path": song} if os.path.isfile(song) else {})
-    from tune.audio.decode import read_header
-    from tune.embeddings.tags import read_tags
-
-    empty = dict.fromkeys(("artist", "title"))
-    return empty | read_tags(song) | {"path": song, "duration_s": read_header(song).seconds}
+def _minutes(seconds: float) -> str:
+    """Seconds as m:ss."""
+    return f"{round(seconds) // 60}:{round(seconds) % 60:02d}"
 
 
 def show(
     made: Embeddings,
-    song: str,
+    song: str | None,
     k: int,
     *,
-    whiten: bool | None,
-    mutual_proximity: bool = False,
+    text: str | None = None,
     m3u: Path | None,
     folders: Sequence[Path],
     **settings,
 ) -> None:
-    """Find, print, and write the playlist."""
-    found = nearest(made, song, k, whiten=whiten, mutual_proximity=mutual_proximity, **settings)
-    print_nearest(song, found)
+    """Find, print, and write the playlist.
+
+    Parameters
+    ----------
+    folders : that the tracks' paths may be relative to
+    settings : as `search` takes them
+    """
+    found = search(made, song, k, text=text, **settings)
+    print_nearest(song or f'"{text}"', found)
     if m3u is not None:
-        write_playlist(m3u, song_item(made, song), found, folders)
+        write_playlist(m3u, song_item(made, song) if song else None, found, folders)
         print(f"  playlist   {m3u}")
 
 
@@ -320,8 +152,39 @@ def parse_args(argv: Sequence[str] | None = None):
         metavar="EMBEDDINGS",
         help="what embed.py wrote: .parquet, .npy or a folder",
     )
-    parser.add_argument("song", metavar="SONG", help="one of its tracks, or an audio file")
+    parser.add_argument(
+        "song", nargs="?", metavar="SONG", help="one of its tracks, or an audio file"
+    )
+    parser.add_argument(
+        "--text", metavar="WORDS", help="words instead of SONG, where MuQ-MuLan made EMBEDDINGS"
+    )
     add_flags(parser)
+    parser.add_argument(
+        "--by",
+        choices=("track", "segment"),
+        help="compare tracks' embeddings, or segments (default: what EMBEDDINGS holds)",
+    )
+    parser.add_argument(
+        "--at",
+        type=float,
+        metavar="SECONDS",
+        help="by segment: search for the passage of SONG that begins here (default: all of it)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=positive_float,
+        metavar="SECONDS",
+        help=f"length of that passage (default: {PASSAGE_S:g})",
+    )
+    parser.add_argument(
+        "--align",
+        nargs="?",
+        const=True,
+        default=False,
+        type=to_bool,
+        metavar="BOOL",
+        help="by segment: they have to come in the same order, faster or slower",
+    )
     parser.add_argument(
         "--root",
         type=Path,
@@ -339,7 +202,10 @@ def parse_args(argv: Sequence[str] | None = None):
         metavar="BOOL",
         help="let an encoder run Python code of its own, for a song that isn't in EMBEDDINGS",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if (args.song is None) == (args.text is None):
+        parser.error("name a SONG, or words by --text")
+    return args
 
 
 def add_flags(parser) -> None:
@@ -373,15 +239,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Find the nearest tracks and print them."""
     args = parse_args(argv)
     set_up_logging(True)
+    made = read(args.embeddings, COLUMNS)
     folders = [args.root] if args.root else [Path(), args.embeddings.parent]
-    show(
-        read(args.embeddings, COLUMNS),
-        args.song,
-        args.k,
-        whiten=args.whiten,
-        mutual_proximity=args.mutual_proximity,
-        m3u=args.m3u,
-        folders=folders,
-        store=args.store,
-        trust_remote_code=args.trust_remote_code,
-    )
+    show(made, args.song, args.k, m3u=args.m3u, folders=folders, **settings_of(args, made))
+
+
+def settings_of(args, made: Embeddings) -> dict:
+    """The settings of a search by tracks, by segments or by text.
+
+    Raises
+    ------
+    ValueError
+        When the file holds the other ones, or a flag belongs to the other search.
+    """
+    if args.by not in (None, "segment" if made.of_segments else "track"):
+        if made.of_segments:
+            raise ValueError(
+                f"--by track: {args.embeddings} holds segments; the tracks are in --out of embed.py"
+            )
+        raise ValueError(
+            f"--by segment: {args.embeddings} holds a row for each track; embed.py with the same "
+            f"settings and --segments FILE writes the segments, from the store"
+        )
+    by_segment = {"at": args.at, "seconds": args.seconds, "align": args.align or None}
+    by_segment = {name: value for name, value in by_segment.items() if value is not None}
+    of_songs = {"whiten": args.whiten, "mutual_proximity": args.mutual_proximity}
+    if args.text is not None:
+        for name in [*by_segment, *(n for n, value in of_songs.items() if value)]:
+            raise ValueError(f"--{name} compares songs: leave it out with --text")
+        return {"text": args.text}
+    if by_segment and not made.of_segments:
+        raise ValueError(f"--{min(by_segment)} needs a file of segments (embed.py --segments)")
+    if "seconds" in by_segment and "at" not in by_segment:
+        raise ValueError("--seconds is the length of a passage: say where it begins by --at")
+    loading = {"store": args.store, "trust_remote_code": args.trust_remote_code}
+    return by_segment | of_songs | loading

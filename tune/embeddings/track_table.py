@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from tune.aggregators.track_aggregator import TrackAggregator
 from tune.aggregators.track_features import token_times
@@ -20,6 +19,7 @@ from tune.embeddings.file_formats import make_table, read
 from tune.embeddings.tags import read_tags
 from tune.runs.result import versions
 from tune.store.store import Row
+from tune.system.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def track_rows(
     columns: dict[str, list] = {name: [] for name in TRACKS}
     truncated = 0
     paths = sorted([*tracks, *bad], key=shown)
-    for path in tqdm(paths, desc="join", unit="track", leave=False, disable=None):
+    for path in progress_bar(paths, desc="join", unit="track", leave=False):
         track = EmbeddedTrack(path, shown(path), bad.get(path))
         if path in tracks:
             vector, cut = aggregator(embedder.rows(path, tracks[path]))

@@ -1,7 +1,7 @@
 """Frozen encoders: audio (B, n_samples) to pooled hidden states (B, P, L, D).
 
     registry      the table of encoders             base          the class Encoder
-    muq, muq_frontend, muq_mulan                    plugin        custom encoders: FILE.py:NAME
+    muq, muq_frontend, muq_mulan, muq_mulan_text    plugin        custom encoders: FILE.py:NAME
     transformers, hidden_states, feature_extractors               transformers' audio models
     musicnn, tensor_bundle                          musicnn from its TensorFlow checkpoint
     remote_code   models with Python code of their own

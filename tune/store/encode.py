@@ -10,7 +10,6 @@ never meet, and nothing is padded.
 import logging
 import math
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,7 +22,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from tqdm import tqdm
 
 from tune.audio import decode as audio
 from tune.audio.decode import AudioError, is_silent, read_header
@@ -36,6 +34,7 @@ from tune.store.batches import BATCH_SECONDS, SharedBatches, encode_segments
 from tune.store.look_ahead import SPARE, Claimed, Lookup, claimed, look_up
 from tune.store.store import Collection, Row, Store
 from tune.system.memory import peak_memory_bytes, warn_if_low
+from tune.system.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -434,14 +433,12 @@ def encode_shared(
     """
     mine = list(dict.fromkeys(paths))[accelerator.process_index :: accelerator.num_processes]
     report, failure = None, None
-    with tqdm(
+    with progress_bar(
         total=len(mine),
         desc="encode",
         unit="track",
         leave=False,
-        dynamic_ncols=True,
         disable=not accelerator.is_main_process,
-        mininterval=0.2 if sys.stderr.isatty() else 30.0,
     ) as bar:
         try:
             report = encode(rule, mine, on_track=lambda path: bar.update())

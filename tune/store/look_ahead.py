@@ -4,6 +4,7 @@ A file is decoded soon after it was hashed, when the system still holds its byte
 its disk once. What is stored already is never decoded.
 """
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,8 @@ from tune.encoders.base import Encoder
 from tune.segments.pick import pick_spans
 from tune.segments.rules import Rule
 from tune.store.store import Collection, Row, Store
+
+log = logging.getLogger(__name__)
 
 SPARE = 2  # tracks decoded ahead, besides one in each thread
 LOOKED_UP = 32  # tracks that a thread looks up at a time
@@ -153,6 +156,7 @@ def claimed(
     """
     put_off: deque = deque()
     window: deque[Claimed] = deque()
+    told = False
 
     def claim(path, content, timeout_s=0.0):
         lock = store.claim(content, timeout_s=timeout_s)
@@ -172,6 +176,13 @@ def claimed(
                 claim(*put_off.popleft(), timeout_s=WAIT_S)
                 if window:  # the others may be free as well
                     found, put_off = iter(put_off), deque()
+                elif not told:
+                    log.info(
+                        "waiting for another process, which is encoding into %s: %d tracks left",
+                        store.root,
+                        len(put_off),
+                    )
+                    told = True
             else:
                 return
     finally:

@@ -11,11 +11,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
 from tune.sweep.config import SweepRun, to_stop
 from tune.sweep.journal import Sweep
 from tune.sweep.worker import work
+from tune.system.progress import progress_bar
 from tune.system.signals import block_signals
 
 ENDED = ("finished", "same", "stopped", "undefined")
@@ -129,13 +128,8 @@ def _run_all(sweep: Sweep, n_workers: int, pressed: list) -> None:
     done = sum(c.state in ENDED for c in sweep.runs.values())
     checked = deaths = 0
     try:
-        with tqdm(
-            total=sweep.size,
-            initial=done,
-            desc=sweep.config.get("name") or "sweep",
-            unit="run",
-            dynamic_ncols=True,
-            mininterval=0.2 if sys.stderr.isatty() else 30.0,
+        with progress_bar(
+            total=sweep.size, initial=done, desc=sweep.config.get("name") or "sweep", unit="run"
         ) as bar:
             while pool.workers and not pressed:
                 for connection in multiprocessing.connection.wait(list(pool.workers), LOOK_S):

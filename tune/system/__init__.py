@@ -5,6 +5,7 @@ memory           amounts, peaks, free memory, out-of-memory errors
 signals          Ctrl-C and SIGTERM
 hub_errors       the hub's errors as sentences
 plugins, local_modules    FILE.py:NAME, and the modules that such a file imports
+progress         bars, also in Jupyter and in logs
 lazy             names imported when they are first used
 openmp_waiting   OpenMP threads that sleep while they wait
 """

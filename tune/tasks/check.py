@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 
 import numpy as np
-from tqdm import tqdm
 
 from tune.audio.downmix import CANCELLED_DB, OPPOSITE_PHASE
 from tune.audio.fingerprint import MIN_COMMON, MIN_SHARE, AudioMatch, find_alike
+from tune.system.progress import progress_bar
 from tune.tasks.inspect_files import BIT_RATE_SLACK, BIT_RATES, FileInfo, inspect_files
 from tune.tasks.label_kinds import label_kind
 from tune.tasks.label_readers import MANY_NUMBERS, difference, folded
@@ -234,7 +234,7 @@ def _alike(task, files, progress) -> list[Problem]:
     for among, later in (("train", ("val", "test")), ("val", ("test",))):
         asked = [(split, path) for split in later for path in of_split[split]]
         found = find_alike(known, [path for _, path in asked], of_split[among])
-        bar = tqdm(
+        bar = progress_bar(
             found, total=len(asked), unit="file", desc=f"alike {among}", disable=not progress
         )
         for (split, _), alike in zip(asked, bar, strict=True):

@@ -15,8 +15,8 @@ import zipfile
 from pathlib import Path
 
 import requests
-from tqdm import tqdm
 
+from tune.system.progress import progress_bar
 from tune.tasks.rows import TaskError, number
 
 log = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ def fetch(url: str, to: Path, *, progress: bool = True) -> Path:
             if have and answer.status_code != 206:  # this server starts from the beginning
                 have = 0
             size = have + int(answer.headers.get("Content-Length") or 0)
-            bar = tqdm(
+            bar = progress_bar(
                 total=size or None,
                 initial=have,
                 unit="B",

@@ -15,10 +15,9 @@ import shutil
 import time
 from pathlib import Path
 
-from tqdm import tqdm
-
 from tune.system.files import slug
 from tune.system.hub_errors import explain, is_about_fetching
+from tune.system.progress import progress_bar
 from tune.tasks.hub_download import hash_of
 from tune.tasks.registry import TASKS
 from tune.tasks.rows import SPLIT_NAMES, TaskError, number
@@ -84,7 +83,7 @@ def read_hub(
         names = _names(kinds[label])
         data = data.select_columns([audio, label if label in data.features else _head(label)])
         alone = len(splits) == 1
-        for i, item in enumerate(tqdm(data, desc=split, disable=not progress)):
+        for i, item in enumerate(progress_bar(data, desc=split, disable=not progress)):
             where = f"{PREFIX}{name}:{split}:{i}"
             try:
                 path = _file(item[audio], folder / split, i)

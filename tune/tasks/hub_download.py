@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from tune.system.files import atomic_write_text
 from tune.system.hub_errors import explain
+from tune.system.progress import progress_bar
 from tune.tasks.download import COMPLETE, announce
 from tune.tasks.rows import SPLITS, TaskError, number
 
@@ -351,7 +352,7 @@ class _Download:
     def _fetch(self, names: list[str], quiet: bool = False) -> None:
         """Fetch files, several at a time, and compare each with its hash."""
         files, damaged, saved = self.record.files, [], time.monotonic()
-        bar = tqdm(
+        bar = progress_bar(
             total=sum(files[name]["size"] for name in names),
             unit="B",
             unit_scale=True,
@@ -411,7 +412,7 @@ class _Download:
         try:
             with zipfile.ZipFile(path) as archive:
                 members = [m for m in archive.infolist() if not m.is_dir()]
-                for member in tqdm(members, desc=name, disable=not self.progress):
+                for member in progress_bar(members, desc=name, disable=not self.progress):
                     inside = _spellings(member.filename, place)[0]
                     spelled = (inside, where.parent / inside, where.with_suffix("") / inside)
                     for to in lacking & {str(each) for each in spelled}:

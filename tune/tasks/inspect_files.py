@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from tqdm import tqdm
-
 from tune.audio.decode import AudioError, Header, is_silent, read_header
 from tune.audio.decode import decode as decode_file
 from tune.audio.file_bytes import FileBytes
 from tune.audio.file_types import skip_tags
 from tune.audio.fingerprint import Landmarks, find_landmarks
 from tune.audio.hashing import content_hash, sound_hash
+from tune.system.progress import progress_bar
 
 FILES_UNTHINNED = 8000  # of more files not all landmarks are kept: 50 a second, 8 bytes each
 # What its codec can need: part of a format's name -> kbit/s, least and most, and bytes of pictures.
@@ -68,7 +67,7 @@ def inspect_files(
     thin = thinning(len(paths), unthinned)
     with ThreadPoolExecutor(workers) as pool:
         found = pool.map(lambda path: inspect_file(path, decode, thin), paths)
-        bar = tqdm(found, total=len(paths), unit="file", desc=title, disable=not progress)
+        bar = progress_bar(found, total=len(paths), unit="file", desc=title, disable=not progress)
         return {info.path: info for info in bar}
 
 
