@@ -4,10 +4,11 @@ store         rows on disk and the key they are found by: Store, Collection, Row
 encode        files to rows: decode, cut, encode, write
 extractor     encoder, layers and collection for a script
 spot_check    a stored row of a plug-in encoder is encoded again and compared
-prune         list and delete rows
+packs         many rows in one file, and the index that finds them
+prune         list, pack and delete rows
 stale_files   removes temporary files of killed writers
 to_dataset    the rows as a datasets.Dataset
-command       python -m tune.store list | size | prune
+command       python -m tune.store list | size | pack | prune
 """
 
 from tune.system.lazy import lazy_names

@@ -168,6 +168,8 @@ def encode_tracks(
             raise ValueError(f"{path}: {error}") from error
         finally:
             lock.release()
+    if done.report.encoded_tracks:
+        collection.pack_when_many()
     done.report.encoder_passes = encoder.passes - passes
     done.report.redone = encoder.redone - redone
     done.report.damaged = list(collection.damaged)

@@ -4,6 +4,7 @@ Layout::
 
     STORE/<encoder>-<digest>/<layers>/collection.json      what the numbers depend on
     STORE/<encoder>-<digest>/<layers>/ab/<content>-<spans>.safetensors      one track, cut one way
+    STORE/<encoder>-<digest>/<layers>/packs/       many such files in one: see `tune.store.packs`
     STORE/boundaries/<digest>/ab/<content>.json            boundaries found by --seg structure
     STORE/locks/ab.lock                                    locks of tracks being encoded
 
@@ -36,6 +37,7 @@ from safetensors import SafetensorError, safe_open
 
 from tune.audio.decode import DECODER, RESAMPLER
 from tune.audio.hashing import HashCache
+from tune.store.packs import MAX_BYTES, MAX_ROWS, Packs, Place, cut_digest, parse, try_again
 from tune.store.stale_files import remove_stale_files_daily
 from tune.system.files import atomic_write, atomic_write_text, cache_folder, save_tensors, slug
 
@@ -303,6 +305,10 @@ class Collection:
         self.root, self.folder, self.fallback, self.window_s = root, folder, fallback, window_s
         self.key, self.layers, self.older = key, layers, older
         self.damaged: list[str] = []
+        self.packs = Packs(folder)
+        self._places = [(folder, self.packs)]
+        if fallback:
+            self._places.append((fallback, Packs(fallback)))
 
     @property
     def decoding(self) -> dict:
@@ -320,6 +326,19 @@ class Collection:
                     self._describe(folder, layers, self.older / folder.name)
                     with contextlib.suppress(FileExistsError, FileNotFoundError):
                         _link(path, mine)
+            packs = Packs(self.older / folder.name)
+            for place in packs.find(content):
+                mine = folder / content[:2] / f"{place.key}.safetensors"
+                if not mine.exists() and not self._of(folder).find(content, place.cut):
+                    data = packs.read(place)
+                    mine.parent.mkdir(parents=True, exist_ok=True)
+                    layers = self.layers if folder == self.folder else None
+                    self._describe(folder, layers, self.older / folder.name)
+                    atomic_write(mine, lambda aside, data=data: aside.write_bytes(data))
+
+    def _of(self, folder: Path) -> Packs:
+        """The packs of this folder."""
+        return next(packs for mine, packs in self._places if mine == folder)
 
     def _describe(self, folder: Path, layers: list | None, older: Path | None = None) -> None:
         """Write beside the rows what they depend on, unless it is there."""
@@ -334,24 +353,24 @@ class Collection:
 
     def length(self, content: str) -> int | None:
         """Samples of a track that has any row here, at the encoder's rate; None if unknown."""
-        for folder in filter(None, (self.folder, self.fallback)):
-            for path in sorted((folder / content[:2]).glob(f"{content}-*.safetensors")):
-                try:
-                    with safe_open(path, "numpy") as file:
-                        meta = file.metadata()
-                    n_samples = int(meta["n_samples"])
-                    check = _digest([content, n_samples])
-                    if meta.get("n_samples_checksum", check) == check:  # older rows have none
-                        return n_samples
-                except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-                    continue  # a damaged row is found, named and replaced by read()
+        for folder, packs in self._places:
+            for place in packs.find(content):
+                return place.n_samples
+            if (n_samples := _length_in(folder, content)) is not None:
+                return n_samples
+            if packs.refresh():  # packed since, by another process
+                for place in packs.find(content):
+                    return place.n_samples
         return None
 
     def has(self, content: str, spans: Sequence) -> bool:
         """Whether a track's row for these segments is there (without checking it)."""
+        cut = cut_digest(spans)
         return any(
-            self._path(folder, content, spans).exists()
-            for folder in filter(None, (self.folder, self.fallback))
+            packs.find(content, cut)
+            or self._path(folder, content, spans).exists()
+            or (packs.refresh() and packs.find(content, cut))
+            for folder, packs in self._places
         )
 
     def read(self, content: str, spans: Sequence) -> Row | None:
@@ -359,27 +378,17 @@ class Collection:
 
         A row whose checksum is wrong is named in the log, deleted and counted as not stored.
         """
-        for folder in filter(None, (self.folder, self.fallback)):
-            path = self._path(folder, content, spans)
-            try:
-                with safe_open(path, "numpy") as file:
-                    tokens, meta = file.get_tensor("tokens"), file.metadata()
-                if _checksum(tokens, meta["info"]) != meta["checksum"]:
-                    raise ValueError("checksum differs")
-                info = json.loads(meta["info"])
-                if info.get("content", content) != content or not _equal(info["spans"], spans):
-                    raise ValueError("it is another track's, or cut otherwise")
-                if "content" in info and meta["n_samples_checksum"] != _digest(
-                    [content, int(meta["n_samples"])]
-                ):
-                    raise ValueError("checksum of the length differs")
-            except FileNotFoundError:
+        cut = cut_digest(spans)
+        for folder, packs in self._places:
+            row = self._read_packed(packs, content, cut, spans)
+            row = row or self._read_file(
+                folder / content[:2] / f"{content}-{cut}.safetensors", content, spans
+            )
+            if row is None and packs.refresh():  # packed since, by another process
+                row = self._read_packed(packs, content, cut, spans)
+            if row is None:
                 continue
-            except (SafetensorError, ValueError, KeyError, TypeError) as error:
-                log.warning("damaged row %s (%s): it will be encoded again", path, error)
-                self.damaged.append(str(path))
-                _remove(path)
-                continue
+            tokens, info = row
             if folder == self.fallback:
                 tokens = tokens[:, self.layers]
             return Row(
@@ -392,6 +401,38 @@ class Collection:
                 tuple(info.get("notes", ())),
             )
         return None
+
+    def _read_packed(self, packs: Packs, content: str, cut: str, spans) -> tuple | None:
+        """Tokens and description of a packed row; a damaged one is named and counts as deleted."""
+        for place in packs.find(content, cut):
+            try:
+                tokens, meta = parse(packs.read(place))
+                return _checked(tokens, meta, content, spans, place.n_samples)
+            except FileNotFoundError:  # pruned meanwhile
+                continue
+            except (ValueError, KeyError, TypeError) as error:
+                name = f"{packs.rows_file(place.pack)}:{place.key}"
+                log.warning("damaged row %s (%s): it will be encoded again", name, error)
+                self.damaged.append(name)
+                packs.delete(place)
+        return None
+
+    def _read_file(self, path: Path, content: str, spans) -> tuple | None:
+        """Tokens and description of a row in a file of its own; a damaged one is deleted."""
+
+        def read():
+            with safe_open(path, "numpy") as file:
+                return file.get_tensor("tokens"), file.metadata()
+
+        try:
+            return _checked(*try_again(read), content, spans)
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            log.warning("damaged row %s (%s): it will be encoded again", path, error)
+            self.damaged.append(str(path))
+            _remove(path)
+            return None
 
     def write(self, content: str, n_samples: int, row: Row) -> None:
         """Store a track's row, whole or not at all; a second writer changes nothing.
@@ -424,31 +465,131 @@ class Collection:
             "n_samples_checksum": _digest([content, int(n_samples)]),
         }
         atomic_write(path, lambda aside: save_tensors({"tokens": tokens}, aside, meta))
+        for place in self.packs.find(content, cut_digest(row.spans)):  # replaced by the new one
+            self.packs.delete(place)
+
+    def pack(self, at_least: int = 1) -> int:
+        """Move the rows that have files of their own into packs.
+
+        Another process that packs this collection at the moment is left alone. A row is deleted as
+        a file only after it has been read back from its pack.
+
+        Parameters
+        ----------
+        at_least : do nothing when fewer rows have files of their own
+
+        Returns
+        -------
+        int
+            Rows moved. Damaged rows, and those by versions without a checksum of the length, stay.
+        """
+        files = list(self.folder.glob("??/*.safetensors"))
+        if len(files) < at_least:
+            return 0
+        lock = FileLock(
+            self.root / "locks" / f"pack-{_digest(str(self.folder.relative_to(self.root)))}.lock"
+        )
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return 0
+        try:
+            self.packs.remove_unfinished()
+            self.packs.refresh()
+            dated = []
+            for path in files:
+                with contextlib.suppress(FileNotFoundError):
+                    stat = path.stat()
+                    dated.append((max(stat.st_atime, stat.st_mtime), path))
+            n_moved, rows, n_bytes = 0, [], 0
+            for used, path in sorted(dated):  # rows of an age share a pack: prune deletes packs
+                if (row := self._for_pack(path, used)) is None:
+                    continue
+                rows.append(row)
+                n_bytes += len(row[-1])
+                if len(rows) >= MAX_ROWS or n_bytes >= MAX_BYTES:
+                    n_moved += self._move(rows)
+                    rows, n_bytes = [], 0
+            return n_moved + (self._move(rows) if rows else 0)
+        finally:
+            lock.release()
+
+    def _for_pack(self, path: Path, used: float) -> tuple | None:
+        """One row as `Packs.add` takes it; None when it has to stay where it is."""
+        try:
+            data = try_again(path.read_bytes)
+            tokens, meta = parse(data)
+            info = json.loads(meta["info"])
+            content, cut = info["content"], cut_digest(info["spans"])
+            _checked(tokens, meta, content, info["spans"])
+            if path.stem != f"{content}-{cut}" or len(bytes.fromhex(content)) != 32:
+                return None
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None  # read() names it
+        return content, cut, int(meta["n_samples"]), used, data
+
+    def _move(self, rows: list[tuple]) -> int:
+        """Pack rows, and delete the files of those that can be read from their pack."""
+        places, n_moved = self.packs.add(rows), 0
+        for place, row in zip(places, rows, strict=True):
+            if self.packs.read(place) != row[-1]:
+                self.packs.delete(place)
+                continue
+            for other in self.packs.find(place.content, place.cut):
+                if other.pack != place.pack:  # written again since it was packed
+                    self.packs.delete(other)
+            _remove(self.folder / place.content[:2] / f"{place.key}.safetensors")
+            n_moved += 1
+        if places:
+            with contextlib.suppress(OSError):  # the rows' time of last use, for prune
+                os.utime(self.packs.rows_file(places[0].pack), (max(row[3] for row in rows),) * 2)
+        return n_moved
+
+    def pack_when_many(self) -> None:
+        """Pack once a pack's worth of rows have files of their own; a failure only costs speed."""
+        try:
+            self.pack(MAX_ROWS)
+        except OSError as error:
+            log.warning("the rows in %s can't be packed now: %s", self.folder, error.strerror)
 
     def bytes_of(self, content: str, spans: Sequence) -> int:
         """Size of a track's row on disk (0 when it isn't stored)."""
-        for folder in filter(None, (self.folder, self.fallback)):
+        cut = cut_digest(spans)
+        for folder, packs in self._places:
+            for place in packs.find(content, cut):
+                return place.size
             with contextlib.suppress(FileNotFoundError):
                 return self._path(folder, content, spans).stat().st_size
+            if packs.refresh():
+                for place in packs.find(content, cut):
+                    return place.size
         return 0
 
     def rows(self) -> Iterator[tuple[str, str, Row]]:
         """All rows as (content, digest of the cut, row), in this order; damaged ones left out."""
-        for path in sorted(self.folder.glob("??/*.safetensors")):
+        found: dict[str, Path | Place] = {p.stem: p for p in self.folder.glob("??/*.safetensors")}
+        found |= {place.key: place for place in self.packs.places()}
+        for key, where in sorted(found.items()):
+            name = where
             try:
-                with safe_open(path, "numpy") as file:
-                    spans = json.loads(file.metadata()["info"])["spans"]
-                if path != self._path(self.folder, path.name[:64], spans):
+                if isinstance(where, Place):
+                    name = f"{self.packs.rows_file(where.pack)}:{key}"
+                    _, meta = parse(self.packs.read(where))
+                else:
+                    with safe_open(where, "numpy") as file:
+                        meta = file.metadata()
+                spans = json.loads(meta["info"])["spans"]
+                if key != f"{key[:64]}-{cut_digest(spans)}":
                     raise ValueError("its name says another cut")
             except FileNotFoundError:  # deleted meanwhile
                 continue
             except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-                log.warning("damaged row %s (%s): left out", path, error)
-                self.damaged.append(str(path))
+                log.warning("damaged row %s (%s): left out", name, error)
+                self.damaged.append(str(name))
                 continue
-            row = self.read(path.name[:64], spans)
+            row = self.read(key[:64], spans)
             if row is not None:
-                content, _, cut = path.stem.partition("-")
+                content, _, cut = key.partition("-")
                 yield content, cut, row
 
     def to_dataset(self, *, contents: Sequence[str] | None = None, streaming: bool = False):
@@ -474,9 +615,41 @@ class Collection:
     @staticmethod
     def _path(folder: Path, content: str, spans: Sequence) -> Path:
         """The file of a track's row for these segments."""
-        text = json.dumps([list(map(int, span)) for span in spans])
-        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        return folder / content[:2] / f"{content}-{digest}.safetensors"
+        return folder / content[:2] / f"{content}-{cut_digest(spans)}.safetensors"
+
+
+def _length_in(folder: Path, content: str) -> int | None:
+    """A track's length by its rows that have files of their own."""
+    for path in sorted((folder / content[:2]).glob(f"{content}-*.safetensors")):
+        try:
+            with safe_open(path, "numpy") as file:
+                meta = file.metadata()
+            n_samples = int(meta["n_samples"])
+            check = _digest([content, n_samples])
+            if meta.get("n_samples_checksum", check) == check:  # older rows have none
+                return n_samples
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+            continue  # a damaged row is found, named and replaced by read()
+    return None
+
+
+def _checked(
+    tokens: np.ndarray, meta: dict, content: str, spans, n_samples: int | None = None
+) -> tuple[np.ndarray, dict]:
+    """The tokens and the description of a row; ValueError when it isn't this one, or damaged."""
+    if _checksum(tokens, meta["info"]) != meta["checksum"]:
+        raise ValueError("checksum differs")
+    info = json.loads(meta["info"])
+    if info.get("content", content) != content or not _equal(info["spans"], spans):
+        raise ValueError("it is another track's, or cut otherwise")
+    if n_samples is not None:  # by the index, which has a checksum of its own
+        sound = int(meta["n_samples"]) == n_samples
+    else:
+        check = _digest([content, int(meta["n_samples"])])
+        sound = "content" not in info or meta["n_samples_checksum"] == check
+    if not sound:
+        raise ValueError("checksum of the length differs")
+    return tokens, info
 
 
 def _link(path: Path, target: Path) -> None:
