@@ -60,7 +60,7 @@ def same(a: Row, b: Row) -> bool:
 def files(store: Store) -> list[str]:
     """Everything in the store but the locks and the hash cache."""
     found = (p.relative_to(store.root).as_posix() for p in store.root.rglob("*") if p.is_file())
-    return sorted(f for f in found if not f.startswith(("locks/", "hashes-")))
+    return sorted(f for f in found if not f.startswith(("locks/", "hashes.")))
 
 
 def rows_in(store: Store) -> list:
@@ -377,7 +377,7 @@ def test_a_damaged_cache_of_hashes_is_as_good_as_none(tmp_path):
     (tmp_path / "a.wav").write_bytes(b"one")
     os.utime(tmp_path / "a.wav", (1e9, 1e9))
     Store(tmp_path / "store").content(tmp_path / "a.wav")
-    (cache,) = (tmp_path / "store").glob("hashes-*.sqlite")
+    (cache,) = (tmp_path / "store").glob("hashes.txt")
     cache.write_bytes(b"no database" * 100)
     store = Store(tmp_path / "store")
     for _ in range(2):

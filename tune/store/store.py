@@ -25,7 +25,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -174,9 +173,7 @@ class Store:
             (self.root / "locks").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"the store {self.root} can't be created: {error.strerror}") from error
-        # One a machine: the same path may be another file there, and SQLite isn't for networks.
-        machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
-        self._hashes = HashCache(self.root / f"hashes-{machine}.sqlite")
+        self._hashes = HashCache(self.root / "hashes.txt")
         remove_stale_files_daily(self.root, self.claim)
 
     def content(self, path: str | Path) -> str:
