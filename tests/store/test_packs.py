@@ -259,6 +259,17 @@ def test_packing_beside_writers_and_readers_loses_nothing(filled, rows, rng):
     check(collection_in(filled.root), rows)
 
 
+def test_rows_that_are_packed_already_are_not_packed_twice(filled, rows):
+    copies = {path: path.read_bytes() for path in row_files(filled)}
+    filled.pack()
+    for path, data in copies.items():
+        path.write_bytes(data)  # as when a process is killed before it deletes them
+    assert filled.pack() == 0
+    assert row_files(filled) == []
+    assert the_pack(filled).exists()
+    check(collection_in(filled.root), rows)
+
+
 def test_what_a_killed_process_left_of_a_pack_goes_after_a_day(filled, rows):
     filled.pack()
     left = filled.packs.rows_file("0" * 16)

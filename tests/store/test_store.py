@@ -443,6 +443,14 @@ def test_a_claim_keeps_other_processes_out_until_its_process_is_killed(store):
     lock.release()
 
 
+def test_tracks_that_begin_alike_do_not_wait_for_each_other(store):
+    locks = [store.claim(f"ab{i:02x}" + "0" * 60) for i in range(256)]
+    assert None not in locks
+    assert store.claim("ab07" + "1" * 60) is None
+    for lock in locks:
+        lock.release()
+
+
 def test_a_claim_is_free_again_after_release(store):
     lock = store.claim(CONTENT)
     assert store.claim(CONTENT) is None

@@ -18,6 +18,7 @@ import hashlib
 import json
 import logging
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -43,7 +44,7 @@ RECORD = np.dtype(
 )
 MAGIC = b"TUNEIDX1"
 MAX_ROWS, MAX_BYTES = 4096, 256 << 20  # of one pack: prune deletes whole packs
-MAX_OPEN = 64
+MAX_OPEN = 256
 TRANSIENT = (errno.EIO, getattr(errno, "ESTALE", errno.EIO))
 
 
@@ -86,6 +87,20 @@ class Place:
         return f"{self.content}-{self.cut}"
 
 
+@dataclass(frozen=True)
+class _Index:
+    """The records of all packs, sorted by the first 8 bytes of their content."""
+
+    names: list[str]
+    records: np.ndarray
+    of: np.ndarray  # each record's pack
+    first: np.ndarray
+
+    def place(self, at: int) -> Place:
+        content, cut, *numbers = self.records[at].item()
+        return Place(self.names[self.of[at]], content.hex(), cut.hex(), *numbers)
+
+
 class Packs:
     """The packs of one collection.
 
@@ -96,14 +111,11 @@ class Packs:
 
     def __init__(self, folder: Path):
         self.folder = folder / "packs"
-        self._names: list[str] = []
         self._gone: set[str] = set()
         self._gone_here: set[str] = set()  # also where the store is read only
         self._listed: set[str] | None = None
         self._refused: set[str] = set()
-        self._records = np.empty(0, RECORD)
-        self._of = np.empty(0, np.int64)  # each record's pack
-        self._first = np.empty(0, np.uint64)  # first 8 bytes of each record's content, sorted
+        self._index = _Index([], np.empty(0, RECORD), np.empty(0, np.int64), np.empty(0, np.uint64))
         self._files: dict[str, _Open] = {}
 
     def __reduce__(self):
@@ -120,7 +132,7 @@ class Packs:
         self._gone = {n.removesuffix(".gone") for n in listed if n.endswith(".gone")}
         names = sorted(n.removesuffix(".index") for n in listed if n.endswith(".index"))
         names = [n for n in names if f"{n}.rows" in listed]
-        if names != self._names or self._listed is None:
+        if names != self._index.names or self._listed is None:
             self._load(names)
         self._listed = listed
         return True
@@ -136,8 +148,7 @@ class Packs:
         raw = np.ascontiguousarray(records).view(np.uint8).reshape(len(records), RECORD.itemsize)
         first = np.ascontiguousarray(raw[:, :8]).view(">u8").ravel().astype(np.uint64)
         order = np.argsort(first, kind="stable")
-        self._names, self._records = names, records[order]
-        self._of, self._first = of[order], first[order]
+        self._index = _Index(names, records[order], of[order], first[order])
         for name in self._files.keys() - set(names):
             self._files.pop(name, None)
 
@@ -167,9 +178,10 @@ class Packs:
         if len(key) != 32:
             return []
         value = np.uint64(int.from_bytes(key[:8], "big"))
-        at, found = int(self._first.searchsorted(value)), []
-        while at < len(self._first) and self._first[at] == value:
-            place = self._place(at)
+        index, found = self._index, []  # another thread may load a new one meanwhile
+        at = int(index.first.searchsorted(value))
+        while at < len(index.first) and index.first[at] == value:
+            place = index.place(at)
             if place.content == content and cut in (None, place.cut) and not self._is_gone(place):
                 found.append(place)
             at += 1
@@ -178,14 +190,11 @@ class Packs:
     def places(self) -> Iterator[Place]:
         """All rows, sorted by content."""
         self.refresh()
-        for at in range(len(self._records)):
-            place = self._place(at)
+        index = self._index
+        for at in range(len(index.records)):
+            place = index.place(at)
             if not self._is_gone(place):
                 yield place
-
-    def _place(self, at: int) -> Place:
-        content, cut, *numbers = self._records[at].item()
-        return Place(self._names[self._of[at]], content.hex(), cut.hex(), *numbers)
 
     def _is_gone(self, place: Place) -> bool:
         if not self._gone and not self._gone_here:
@@ -279,6 +288,7 @@ class _Open:
 
     def __init__(self, path: Path):
         self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self.lock = threading.Lock()
 
     def __del__(self):
         with contextlib.suppress(AttributeError, OSError):
@@ -286,12 +296,18 @@ class _Open:
 
     def read(self, offset: int, size: int) -> bytes:
         """These bytes, or fewer where the file ends."""
-        data = os.pread(self.descriptor, size, offset)
-        while len(data) < size and (
-            more := os.pread(self.descriptor, size - len(data), offset + len(data))
-        ):
-            data += more
-        return data
+        parts, end = [], offset + size
+        while offset < end and (part := self._read(offset, end - offset)):
+            parts.append(part)
+            offset += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _read(self, offset: int, size: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(self.descriptor, size, offset)
+        with self.lock:  # Windows
+            os.lseek(self.descriptor, offset, os.SEEK_SET)
+            return os.read(self.descriptor, size)
 
 
 def parse(data: bytes) -> tuple[np.ndarray, dict]:

@@ -63,7 +63,7 @@ def _clock(root: Path) -> float:
 
 def _remove(path: Path, claim: Callable) -> bool:
     """Remove a file unless its track's writer lives; say whether it's gone."""
-    lock = claim(path.name[1:3])  # of a row and of boundaries the content's hash
+    lock = claim(path.name[1:5])  # of a row and of boundaries the content's hash
     if lock is None:
         return False
     try:

@@ -6,7 +6,7 @@ Layout::
     STORE/<encoder>-<digest>/<layers>/ab/<content>-<spans>.safetensors      one track, cut one way
     STORE/<encoder>-<digest>/<layers>/packs/       many such files in one: see `tune.store.packs`
     STORE/boundaries/<digest>/ab/<content>.json            boundaries found by --seg structure
-    STORE/locks/ab.lock                                    locks of tracks being encoded
+    STORE/locks/ab/cd.lock                                 locks of tracks being encoded
 
 The digest covers encoder weights and code, precision, decoder, resampler, channels and the kind of
 token; `content` is the SHA-256 of the audio file, `spans` a digest of the segments' bounds. Two
@@ -272,9 +272,12 @@ class Store:
         FileLock or None
             A lock to `release()`, or None when another process holds it. The lock is the
             system's: it goes with its process, however that ends. Tracks whose hashes begin
-            alike share a lock, so that there are 256 of them.
+            alike share a lock, so that there are 65,536 of them: with 16 workers that hold 8
+            tracks each, one track in 500 is put off.
         """
-        lock = FileLock(self.root / "locks" / f"{content[:2]}.lock")
+        folder = self.root / "locks" / content[:2]
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{content[2:4]}.lock")
         try:
             lock.acquire(timeout=timeout_s)
         except Timeout:
@@ -303,6 +306,7 @@ class Collection:
         self.key, self.layers, self.older = key, layers, older
         self.damaged: list[str] = []
         self.packs = Packs(folder)
+        self._older_packs: dict[str, Packs] = {}
         self._places = [(folder, self.packs)]
         if fallback:
             self._places.append((fallback, Packs(fallback)))
@@ -323,7 +327,7 @@ class Collection:
                     self._describe(folder, layers, self.older / folder.name)
                     with contextlib.suppress(FileExistsError, FileNotFoundError):
                         _link(path, mine)
-            packs = Packs(self.older / folder.name)
+            packs = self._older_packs.setdefault(folder.name, Packs(self.older / folder.name))
             for place in packs.find(content):
                 mine = folder / content[:2] / f"{place.key}.safetensors"
                 if not mine.exists() and not self._of(folder).find(content, place.cut):
@@ -502,6 +506,9 @@ class Collection:
             for used, path in sorted(dated):  # rows of an age share a pack: prune deletes packs
                 if (row := self._for_pack(path, used)) is None:
                     continue
+                if self._is_packed(*row[:2], row[-1]):  # by a process that was then killed
+                    _remove(path)
+                    continue
                 rows.append(row)
                 n_bytes += len(row[-1])
                 if len(rows) >= MAX_ROWS or n_bytes >= MAX_BYTES:
@@ -510,6 +517,12 @@ class Collection:
             return n_moved + (self._move(rows) if rows else 0)
         finally:
             lock.release()
+
+    def _is_packed(self, content: str, cut: str, data: bytes) -> bool:
+        """Whether a pack has this row, with the same bytes."""
+        with contextlib.suppress(FileNotFoundError):
+            return any(self.packs.read(place) == data for place in self.packs.find(content, cut))
+        return False
 
     def _for_pack(self, path: Path, used: float) -> tuple | None:
         """One row as `Packs.add` takes it; None when it has to stay where it is."""
