@@ -3,6 +3,7 @@
     python compare.py runs/
     python compare.py runs/ --html report.html --budget 4GB --max_seconds 0.1
     python compare.py runs/ more_runs/ --baseline 10:mean --csv cells.csv --figures figures/
+    python compare.py runs/ --stability 20
     python compare.py --wandb ENTITY/PROJECT --html report.html --log_to ENTITY/PROJECT
 
 Reads every run of train_probe.py below the folders, and merges them by task x encoder x layer x
@@ -20,7 +21,7 @@ from tune.cli.flags import add_groups, to_bytes
 from tune.cli.parser import Parser, read_arguments, run_script, set_up_logging
 
 GROUPS = {
-    "": "wandb costs",
+    "": "wandb costs stability",
     "comparison": "baseline margin retain correction budget max_seconds",
     "output (beside the terminal's tables)": "html csv parquet markdown latex figures log_to",
 }
@@ -43,6 +44,8 @@ def parse_args(argv=None):
     for path in args.dirs:
         if not path.is_dir():
             parser.error(f"{path}: no such folder; train_probe.py writes its runs to runs/")
+    if args.stability is not None and args.stability < 2:
+        parser.error(f"--stability needs 2 tracks or more, got {args.stability}")
     if args.log_to and (args.log_to.count("/") > 1 or not all(args.log_to.split("/"))):
         parser.error(f"--log_to takes PROJECT or ENTITY/PROJECT, got {args.log_to!r}")
     if args.wandb and args.wandb.count("/") != 1:
@@ -62,6 +65,7 @@ def parse_args(argv=None):
 
 args = read_arguments(parse_args) if __name__ == "__main__" else None
 
+import logging
 import sys
 
 from rich.console import Console
@@ -71,7 +75,10 @@ from tune.comparison.analysis import analyse
 from tune.comparison.configurations import merge
 from tune.comparison.measured_costs import apply_costs
 from tune.comparison.recommend import Limits
+from tune.embeddings.stability import stabilities
 from tune.runs.load import read_folders
+
+log = logging.getLogger("tune.compare")
 
 
 def main(args):
@@ -86,6 +93,14 @@ def main(args):
         retain=args.retain,
         limits=Limits(args.budget, args.max_seconds),
     )
+    if args.stability:
+        rows = {row.configuration: row for view in views for row in view.rows}
+        alone = [c for c in rows if c.duplicate_of is None]
+        found, reasons = stabilities(alone, args.stability)
+        for configuration, stability in found.items():
+            rows[configuration].stability = stability
+        for reason in reasons:
+            log.warning("%s", reason)
     console = Console(width=None if sys.stdout.isatty() else 170)
     tables.print_views(views, left, args.correction, console)
     for path in write(args, views, left):

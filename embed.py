@@ -21,18 +21,19 @@ from pathlib import Path
 from tune.aggregators.registry import CHOICES, find_row, readable_name, split_name
 from tune.cli.flags import add_groups
 from tune.cli.parser import Parser, one_line, read_arguments, run_script, set_up_logging
+from tune.segments.pick import read_pick
 from tune.segments.rules import parse_rule
 
 STRATEGY = ("encoder", "revision", "layer", "seg", "hop", "min_tail", "min_seg", "max_seg", "agg")
 STRATEGY += ("tokens", "frame_rate", "aggregator_checkpoint", "readout", "n_tokens", "from_run")
-STRATEGY += ("run_seed", "mixed_precision", "channels")
+STRATEGY += ("run_seed", "mixed_precision", "channels", "use_seconds", "pick")
 GROUPS = {
-    "": "out segments overwrite strict shard merge",
+    "": "out space good_only segments overwrite strict shard merge",
     "strategy (as in train_probe.py)": "encoder revision trust_remote_code channels layer seg hop "
-    "min_tail min_seg max_seg agg n_tokens tokens frame_rate aggregator_checkpoint readout "
-    "from_run run_seed",
+    "min_tail min_seg max_seg use_seconds pick agg n_tokens tokens frame_rate "
+    "aggregator_checkpoint readout from_run run_seed",
     "machine": "mixed_precision batch_seconds memory_budget compile store",
-    "listening": "like k whiten m3u",
+    "listening": "like k whiten mutual_proximity m3u",
 }
 CHANGES = {
     "overwrite": dict(help="replace what embed.py didn't make"),
@@ -52,8 +53,6 @@ CHANGES = {
     ),
     "memory_budget": dict(help="what the encoder's weights and activations should stay within"),
 }
-MANY = 20  # sources that the metadata's command names one by one
-NAMED = 20  # bad files that are named at the end
 
 
 def parse_args(argv=None):
@@ -74,8 +73,12 @@ def parse_args(argv=None):
     with parser.show_errors():
         args.agg, args.aggregator_checkpoint = split_name(args.agg, args.aggregator_checkpoint)
         find_row(args.agg)
-        parse_rule(args.seg, args.hop, args.min_tail, args.min_seg, args.max_seg)
+        pick = read_pick(args.use_seconds, args.pick)
+        limits = (args.min_seg, args.max_seg)
+        parse_rule(args.seg, args.hop, args.min_tail, *limits, pick=pick)
+        args.use_seconds, args.pick = (pick.seconds, pick.how) if pick else (None, None)
         check_sources(args, changed)
+        check_table(args)
     return args
 
 
@@ -113,10 +116,24 @@ def check_sources(args, changed) -> None:
         raise ValueError(f"--agg {args.agg} needs the same --n_tokens for all shards")
 
 
+def check_table(args) -> None:
+    """Raise ValueError when --space and --good_only have no table that they change."""
+    for name in ("space", "good_only"):
+        if getattr(args, name) and not ((args.music or args.merge) and args.out):
+            raise ValueError(f"--{name} changes what is written: it goes with MUSIC and --out")
+        if getattr(args, name) and args.shard:
+            raise ValueError(f"--{name} goes with --merge, once all shards are there")
+    if args.space:
+        from tune.embeddings.space import parse_space
+
+        parse_space(args.space)
+        if Path(args.out).suffix == ".npy":
+            raise ValueError("--space adds a column to a table: choose .parquet or a folder")
+
+
 def describe_command(args, changed) -> str:
-    """The command as far as it changes the numbers: where things lie is left out."""
-    sources = args.music if len(args.music) <= MANY else [*args.music[:3], "..."]
-    words = ["embed.py", *sources]
+    """The command as far as it changes the numbers: where the music lies is left out."""
+    words = ["embed.py", "MUSIC"]
     shown = changed if args.from_run else [n for n in STRATEGY if n in {*changed, "seg", "agg"}]
     for name in shown:
         words += [f"--{name}", str(getattr(args, name))]
@@ -129,18 +146,19 @@ import dataclasses
 import glob
 import logging
 from datetime import timedelta
+from functools import partial
 
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from tune.aggregators.transformer import checkpoint as transformer
-from tune.audio.find_files import find_music, find_shard, shown
+from tune.audio.find_files import find_music, find_shard
 from tune.embeddings import file_formats as files
 from tune.embeddings import similar
 from tune.embeddings.embedder import Embedder
 from tune.embeddings.file_formats import Embeddings
 from tune.embeddings.strategy import Strategy, from_run
-from tune.embeddings.track_table import segment_rows, track_rows
+from tune.embeddings.track_table import Kept, segment_rows, track_rows
 from tune.runs import result
 from tune.system.files import hide_home
 
@@ -159,7 +177,7 @@ def main(args):
     segments = args.segments and files.check_out(args.segments, args.overwrite, "--segments")
     if args.merge:
         if is_main:
-            merge(args.merge, out)
+            merge(args.merge, out, args.space, args.good_only)
         return
     made = embedder = None
     if args.music:
@@ -170,21 +188,26 @@ def main(args):
             raise ValueError("--segments writes one layer's states, and this run mixes all layers")
         if out and not args.overwrite:
             check_same_source(out, embedder.strategy)
-        tracks, bad, report = embedder.encode(paths, accelerator, strict=args.strict)
+        kept = Kept.of(out, embedder, paths) if out and not (segments or args.overwrite) else Kept()
+        new = [path for path in paths if path not in kept.rows]
+        tracks, bad, report = embedder.encode(new, accelerator, strict=args.strict)
         if not is_main:
             return
         aggregator = embedder.aggregator(tracks)
         if aggregator.row.whitening and not args.from_run:
             log.info("the whitening is fitted on these %d tracks, without labels", len(tracks))
-        table, truncated = track_rows(embedder, aggregator, tracks, bad)
+        table, truncated = track_rows(embedder, aggregator, tracks, bad, kept)
         if truncated:
             log.warning(
                 "%d tracks have more than %d tokens and are cut", truncated, aggregator.n_tokens
             )
         meta = describe(embedder, aggregator, args, accelerator.device, bad, table, truncated)
         made = Embeddings(table, meta, aggregator.constants)
-        there = write(made, out, segments, args.shard, lambda: segment_rows(embedder, tracks))
-        report_on(made, bad, report, there, accelerator.num_processes)
+        if not args.shard:
+            made = made.in_space(args.space)
+        segment_table = partial(segment_rows, embedder, tracks)
+        there = write(made, out, segments, args.shard, segment_table, args.good_only)
+        report_on(made, bad, report, there, accelerator.num_processes, kept)
     if args.like and is_main:
         made = made or files.read(out)
         folders = [Path(), out.parent] if out else [Path()]
@@ -192,7 +215,8 @@ def main(args):
             made,
             args.like,
             args.k,
-            whiten=args.whiten,
+            whiten=args.whiten or None,  # as the stored space
+            mutual_proximity=args.mutual_proximity,
             m3u=args.m3u,
             folders=folders,
             embedder=embedder,
@@ -257,7 +281,7 @@ def check_same_source(out: Path, strategy: Strategy) -> None:
 def describe(embedder, aggregator, args, device, bad, table, truncated) -> dict:
     """The metadata: how the embeddings were made, and nothing that differs from run to run."""
     return embedder.describe(aggregator) | {
-        "command": shown(hide_home(args.command)),  # a name need not be valid text
+        "command": hide_home(args.command),
         "embedding_dim": table["embedding"].type.list_size,
         "n_tracks": len(table),
         "n_failed": len(bad),
@@ -268,7 +292,7 @@ def describe(embedder, aggregator, args, device, bad, table, truncated) -> dict:
     }
 
 
-def write(made: Embeddings, out, segments, shard, segment_table) -> list[Path]:
+def write(made: Embeddings, out, segments, shard, segment_table, good_only=False) -> list[Path]:
     """Write the tracks, and the segments where they are wanted; say where they are."""
     if shard:
         made.meta["shard"] = list(shard)
@@ -277,21 +301,40 @@ def write(made: Embeddings, out, segments, shard, segment_table) -> list[Path]:
         table = segment_table()
         meta = made.meta | {"embedding_dim": table["embedding"].type.list_size}
         files.write(segments, Embeddings(table, meta, {}))
+    failed = None
     if out:
+        failed = write_tracks(out, made, good_only)
+    return [path for path in (out, failed, segments) if path]
+
+
+def write_tracks(out: Path, made: Embeddings, good_only: bool) -> Path | None:
+    """Write the tracks; with `good_only` failures go to a table beside, whose path is returned."""
+    if not good_only:
         files.write(out, made)
-    return [path for path in (out, segments) if path]
+        return None
+    good, failed = made.split()
+    files.write(out, good)
+    beside = out.with_name(f"{out.stem}.failed.csv")
+    files.write_failed(beside, failed)
+    return beside
 
 
-def merge(sources, out: Path) -> None:
+def merge(sources, out: Path, space: str | None, good_only: bool) -> None:
     """Put shards together and write the whole."""
     paths = sorted({path for source in sources for path in glob.glob(source) or [source]})
     made = files.merge(paths)
-    files.write(out, made)
+    if "reason" in made.table.schema.names:
+        made = made.in_space(space)
+        write_tracks(out, made, good_only)
+    elif space or good_only:
+        raise ValueError("--space and --good_only are for tracks, and these are segments")
+    else:
+        files.write(out, made)
     print(f"  merged     {len(paths)} shards, {made.table.num_rows} rows: {out}")
 
 
-def report_on(made: Embeddings, bad, report, there, n_processes) -> None:
-    """Say what was done, and name the files that couldn't be used."""
+def report_on(made: Embeddings, bad, report, there, n_processes, kept) -> None:
+    """Say what was done, and how many files couldn't be used: each was named when it was read."""
     meta, n_segments = made.meta, sum(filter(None, made.table["n_segments"].to_pylist()))
     encoder = meta["encoder"] + (" (untrained)" if meta["encoder_untrained"] else "")
     lines = [
@@ -316,11 +359,13 @@ def report_on(made: Embeddings, bad, report, there, n_processes) -> None:
             else "0 passes: everything was in the store",
         ),
     ]
+    if kept.rows:
+        gone = f", {kept.gone} that are gone left out" if kept.gone else ""
+        lines.insert(1, ("", f"{len(kept.rows)} of them as they were{gone}"))
     if n_processes > 1:
         lines.append(("processes", f"{n_processes}"))
-    lines += [("bad file", f"{path}: {reason}") for path, reason in sorted(bad.items())[:NAMED]]
-    if len(bad) > NAMED:
-        lines.append(("", f"and {len(bad) - NAMED} more: the column `reason` has them"))
+    if bad:
+        lines.append(("bad files", "named above; the column `reason` has them"))
     lines += [("result", str(path)) for path in there]
     for label, text in lines:
         print(f"  {label:<10} {one_line(text)}")

@@ -29,7 +29,7 @@ GROUPS = {
     "positions readout mask_prob span objective track_weight lr weight_decay schedule warmup "
     "epochs batch_size patience seed",
     "machine": "mixed_precision micro_tokens gradient_checkpointing batch_seconds store cache_dir",
-    "output": "out overwrite report_to project group tags",
+    "output": "out overwrite report_to project entity group tags notes",
 }
 CHANGES = {
     "encoder": dict(
@@ -91,7 +91,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from tune.aggregators.transformer import pretraining_state
+from tune.aggregators.transformer import pretraining_state, trained_on
 from tune.aggregators.transformer.batches import (
     VALIDATION,
     EpochData,
@@ -103,7 +103,7 @@ from tune.aggregators.transformer.batches import (
 from tune.aggregators.transformer.corpus import gather, local_tasks
 from tune.aggregators.transformer.masking import copy_nearest, losses, track_losses
 from tune.aggregators.transformer.recipes import RECIPES, make_config, make_model, standardisation
-from tune.encoders.base import precision_on
+from tune.encoders.base import launched_precision, precision_on
 from tune.runs import result
 from tune.runs.tracking import Tracker, check_tracker
 from tune.store.extractor import Extractor
@@ -116,13 +116,14 @@ FOLDER = Path("aggregators")
 
 def main(args):
     """Pretrain: tracks, tokens, model, epochs, the best one saved."""
-    check_tracker(args.report_to)
+    trackers = check_tracker(args.report_to)
+    args.mixed_precision = launched_precision(args.mixed_precision)
     recipe = recipe_of(args)
     kind = "cuda" if torch.cuda.is_available() else "cpu"  # Accelerate's device isn't known yet
     precision = precision_on(kind, args.mixed_precision)
     accelerator = Accelerator(
         mixed_precision=precision,
-        log_with=None if args.report_to == "none" else args.report_to,
+        log_with=trackers or None,
         project_dir=str(args.out.parent if args.out else FOLDER),
     )
     set_up_logging(accelerator.is_main_process)
@@ -146,19 +147,20 @@ def main(args):
 
     described = describe(args, extractor, accelerator, recipe, corpus)
     tracker = Tracker(accelerator, args.report_to)
+    usual = {"name": out.name, "group": "pretraining", "job_type": "pretraining"}
     tracker.start(
-        args.project,
         described,
-        name=out.name,
-        group=args.group or "pretraining",
+        given=vars(args),
+        default={"project": "tune", **usual},
         tags=["pretraining", extractor.encoder.name, args.recipe, *args.tags],
-        job_type="pretraining",
     )
     try:
         progress = train(
             accelerator, tracker, model, tracks, token_statistics, recipe, out, progress, args
         )
         if accelerator.is_main_process:
+            paths = [path for split in tracks.values() for path in split.paths]
+            trained_on.write(out, paths, extractor.store)
             pretraining_state.finish(out, progress, described, corpus, tracks)
             print(*tracker.finish_aggregator(progress, out), sep="\n")
             use = f"train_probe.py --agg transformer --aggregator_checkpoint {out}"

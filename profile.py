@@ -4,6 +4,7 @@
     python profile.py --seg full --duration 30 60 120 --budget 11GB --plot full.png
     python profile.py --seg 10 30 full --agg mean hierarchical
     python profile.py --agg transformer --aggregator_checkpoint aggregators/mine
+    python profile.py --seg 10 --use_seconds 10 30 60 --pick first spread --duration 240
     python profile.py --encoder muq-nano --seg 10 structure --audio song.mp3 --out costs.json
 
 Every flag that takes several values spans a grid; each cell is measured in a process of its own.
@@ -34,7 +35,8 @@ if __name__ != "__main__":
 
 # Imports are inside the functions: imported as the standard library's module, this loads nothing.
 GROUPS = {
-    "grid (several values each)": "seg agg duration encoder layer mixed_precision batch_seconds",
+    "grid (several values each)": "seg use_seconds pick agg fusion duration encoder layer "
+    "mixed_precision batch_seconds",
     "what is joined, and by which Transformer": "tokens frame_rate aggregator_checkpoint",
     "how it is measured": "weights trust_remote_code revision audio repeats memory_budget compile",
     "output": "budget plot out report_to",
@@ -45,6 +47,12 @@ CHANGES = {
         default=["10", "full"],
         help="segment length in seconds, full, or structure: cut where the music changes, which "
         "noise doesn't, so give --audio (default: 10 full)",
+    ),
+    "fusion": dict(
+        nargs="+",
+        default=["early"],
+        help="early: segments are joined by each --agg; late: they aren't, and a track keeps all, "
+        "since the probe's outputs are averaged; it goes with --agg mean (default: early)",
     ),
     "encoder": dict(
         nargs="+",
@@ -63,6 +71,17 @@ CHANGES = {
     ),
     "batch_seconds": dict(
         nargs="+", default=[60.0], help="audio seconds per encoder batch (default: 60)"
+    ),
+    "use_seconds": dict(
+        nargs="+",
+        default=[None],
+        help="use no more of each track than this, in whole segments, at least one (default: all)",
+    ),
+    "pick": dict(
+        nargs="+",
+        default=[None],
+        help="which segments --use_seconds takes: first, middle, spread or central, for which all "
+        "are encoded (default: first)",
     ),
     "tokens": dict(
         default="segment", help="one vector a segment, or pooled frames as the study's Transformer"
@@ -131,7 +150,14 @@ def check_grid(args) -> None:
 
     from tune.aggregators.flag_rules import check_flags
     from tune.aggregators.registry import find_row
+    from tune.segments.pick import read_pick
+    from tune.segments.rules import parse_rule
 
+    for seconds, pick in picks(args):
+        for seg in args.seg if len(args.seg) == 1 else [s for s in args.seg if s != "full"]:
+            parse_rule(seg, pick=read_pick(seconds, pick))
+    if "late" in args.fusion and "mean" not in args.agg:
+        raise ValueError("--fusion late joins no embeddings: it goes with --agg mean")
     if args.audio and args.duration:
         raise ValueError("--audio and --duration exclude each other: a file has its own length")
     rows = {agg: find_row(agg) for agg in args.agg}
@@ -244,16 +270,24 @@ def grid(args, device, memory):
     plain = [agg for agg in args.agg if not find_row(agg).several_segs]
     strategies = list(itertools.product(args.seg, plain))
     strategies += [("+".join(args.seg), agg) for agg in args.agg if agg not in plain]
+    strategies = [
+        (*strategy, fusion)
+        for strategy in strategies
+        for fusion in dict.fromkeys(args.fusion)
+        if fusion == "early" or strategy[1] == "mean"
+    ]
     wanted = [
-        (track, *strategy)
+        (track, *strategy, (None, None) if strategy[0] == "full" else picked)
         for track in ([(None, tuple(args.audio))] if args.audio else tracks)
         for strategy in strategies
+        for picked in picks(args)
     ]
     if args.budget:
         lengths = set(args.duration)
         if len(lengths) == 1:
             lengths.add(args.duration[0] / 2)
-        wanted += [((seconds, ()), "full", (plain or ["mean"])[0]) for seconds in sorted(lengths)]
+        agg = (plain or ["mean"])[0]
+        wanted += [((s, ()), "full", agg, "early", (None, None)) for s in sorted(lengths)]
     settings = itertools.product(args.encoder, precisions, args.layer, args.batch_seconds)
     cells = [
         ProfileConfig(
@@ -266,12 +300,25 @@ def grid(args, device, memory):
             batch_seconds=batch_s,
             audio=track[1],
             aggregator_checkpoint=checkpoint_of(args, agg),
+            fusion=fusion,
+            use_seconds=picked[0],
+            pick=picked[1],
             **fixed,
         )
         for encoder, precision, layer, batch_s in settings
-        for track, seg, agg in wanted
+        for track, seg, agg, fusion, picked in wanted
     ]
     return dict.fromkeys(cells)
+
+
+def picks(args) -> list[tuple]:
+    """Pairs of --use_seconds and --pick; all of each track is no pair of several."""
+    import itertools
+
+    if args.use_seconds == [None]:
+        return [(None, pick) for pick in args.pick]
+    pairs = itertools.product(args.use_seconds, [pick or "first" for pick in args.pick])
+    return [(None, None) if seconds == "all" else (seconds, pick) for seconds, pick in pairs]
 
 
 def checkpoint_of(args, agg):
@@ -304,7 +351,16 @@ def describe(cell) -> dict:
 
 def numbers(row) -> dict:
     """A row's numbers under W&B's names; what was measured goes under cost/."""
-    settings = ("seg", "agg", "layer", "encoder", "precision", "batch_seconds", "duration_s")
+    settings = (
+        "seg",
+        "agg",
+        "fusion",
+        "layer",
+        "encoder",
+        "precision",
+        "batch_seconds",
+        "duration_s",
+    )
     out = {f"cell/{key}": row[key] for key in settings}
     values = {k: v for k, v in row.items() if k not in settings and not isinstance(v, bool)}
     return out | {f"cost/{k}": v for k, v in values.items() if isinstance(v, int | float)}
@@ -312,15 +368,13 @@ def numbers(row) -> dict:
 
 def start_wandb(record) -> tuple:
     """Begin a W&B run, offline without a login or a server: the run, its mode, and why."""
-    import os
-
     import wandb
 
-    from tune.runs.tracking import begin_wandb_run, wandb_mode
+    from tune.runs.tracking import begin_wandb_run, wandb_identity, wandb_mode
 
-    about = {
-        "project": os.environ.get("WANDB_PROJECT", "tune"),
-        "job_type": "profile",
+    project, about = wandb_identity({}, {"project": "tune", "job_type": "profile"}, [])
+    about |= {
+        "project": project,
         "config": {key: record[key] for key in ("machine", "versions", "git_sha", "command")},
     }
     return begin_wandb_run(

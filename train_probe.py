@@ -3,6 +3,7 @@
     accelerate launch train_probe.py --seg 10 --agg mean
     accelerate launch train_probe.py --task emo --seg full --seeds 1234 1235 1236
     accelerate launch train_probe.py --task my_music.csv --encoder muq --layer 6 --agg stats
+    accelerate launch train_probe.py --seg 10 --use_seconds 30 --pick spread
     accelerate launch train_probe.py --seg 10 30 full --agg hierarchical --layer mix
     accelerate launch train_probe.py --agg transformer:aggregators/mine
     accelerate launch train_probe.py --task my_music.csv --folds 5 --group_column artist
@@ -23,15 +24,18 @@ from tune.aggregators.registry import CHOICES, find_row, readable_name, split_na
 from tune.cli.flags import FLAGS, SEVERAL, add_groups, to_rates
 from tune.cli.parser import Parser, read_arguments, run_script, set_up_logging, to_words
 from tune.probing.protocols import (
+    CLOSED_FORM,
     CUT,
     PROTOCOLS,
     adapted,
     check_fusion,
     check_probe,
+    default_seeds,
     describe,
     kind_of,
     resolve,
 )
+from tune.segments.pick import read_pick
 from tune.segments.rules import parse_rules
 from tune.tasks.label_kinds import KINDS
 from tune.tasks.registry import TASKS, default_encoder
@@ -40,13 +44,14 @@ GROUPS = {
     "data": "task data_dir kind label_column audio_column data_revision yes folds group_column "
     "allow_outside strict",
     "strategy": "encoder trust_remote_code revision channels layer seg hop min_tail "
-    "pad_tail min_seg max_seg agg fusion tokens frame_rate skip_degenerate",
-    "aggregators that learn": "aggregator_checkpoint readout tune_aggregator aggregator_lr",
+    "pad_tail min_seg max_seg use_seconds pick agg fusion tokens frame_rate skip_degenerate",
+    "aggregators that learn": "aggregator_checkpoint readout tune_aggregator aggregator_lr "
+    "allow_seen",
     "probe": "protocol probe seeds epochs patience batch_size lr",
     "details of the protocol": "standardise target_scale plateau_patience plateau_factor "
     "accumulation val_unit tie_break test_weights averaged",
     "machine": "mixed_precision batch_seconds memory_budget compile store cache_dir",
-    "output": "output_dir report_to project group name tags overwrite",
+    "output": "output_dir report_to project entity group name tags notes overwrite",
 }
 MIXED = ", ".join(name for name, row in TASKS.items() if row.layer == "mix")
 CHANGES = {
@@ -83,7 +88,7 @@ CHANGES = {
         help="Adam's rate; of several the best on validation, for each layer and seed (default: "
         "the task's, by python -m tune.tasks list; 5e-3 for classes of your own, else 1e-3)",
     ),
-    "group": dict(help="W&B group (default: task-encoder)"),
+    "group": dict(help="W&B group (default: an agent's sweep, else task-encoder)"),
     "overwrite": dict(help="replace the run called --name"),
 }
 
@@ -103,10 +108,14 @@ def parse_args(argv=None):
     given = {name: getattr(args, name) for name in PRESET}
     known = kind_of(args.task, args.kind)
     vars(args).update(resolve(args.protocol, args.task, known, given, CUT))
+    if args.seeds is None:
+        args.seeds = default_seeds(args.probe)
     if not args.seeds or min(args.seeds) < 0:
         parser.error("--seeds needs one or more numbers of 0 or above")
     with parser.show_errors():
         args.seg = list(dict.fromkeys(rule.name for rule in rules_of(args)))
+        if (pick := read_pick(args.use_seconds, args.pick)) is not None:
+            args.pick = pick.how
         args.agg, args.aggregator_checkpoint = split_name(args.agg, args.aggregator_checkpoint)
         row = find_row(args.agg)
         if row.pretrained and given["layer"] is None:  # it joins one layer's tokens only
@@ -129,7 +138,9 @@ def parse_args(argv=None):
 
 def rules_of(args):
     """The segment rules asked for."""
-    return parse_rules(args.seg, args.hop, args.min_tail, args.min_seg, args.max_seg, args.pad_tail)
+    pick = read_pick(args.use_seconds, args.pick)
+    limits = (args.min_seg, args.max_seg)
+    return parse_rules(args.seg, args.hop, args.min_tail, *limits, args.pad_tail, pick)
 
 
 args = read_arguments(parse_args) if __name__ == "__main__" else None
@@ -144,9 +155,11 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader
 
-from tune.aggregators.degenerate import degenerate_reason
+from tune.aggregators.degenerate import degenerate_reason, repeated_pick
 from tune.aggregators.track_aggregator import TrackAggregator
 from tune.aggregators.transformer import checkpoint as transformer
+from tune.aggregators.transformer import trained_on
+from tune.encoders.base import launched_precision
 from tune.probing import closed_form
 from tune.probing.bank import (
     HIDDEN,
@@ -159,6 +172,7 @@ from tune.probing.bank import (
     make_optimizers,
 )
 from tune.runs import result as results
+from tune.runs.lineage import data_manifest
 from tune.runs.outcome import join_folds, score_test
 from tune.runs.tracking import Tracker, check_tracker
 from tune.store.extractor import Extractor
@@ -170,10 +184,11 @@ log = logging.getLogger("tune.train_probe")
 
 def main(args):
     """Run the experiment: data, encoder, store, features, probe, test, result."""
-    check_tracker(args.report_to)
+    trackers = check_tracker(args.report_to)
+    args.mixed_precision = launched_precision(args.mixed_precision)
     accelerator = Accelerator(
         mixed_precision="no",  # the probe's; the encoder has its own
-        log_with=None if args.report_to == "none" else args.report_to,
+        log_with=trackers or None,
         project_dir=str(args.output_dir),
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
@@ -186,22 +201,27 @@ def main(args):
     extractor, task = load(args, accelerator)
     protocol = apply_protocol(args, task)
     aggregator = make_aggregator(args, extractor)
+    seen = find_seen(args, accelerator, extractor, task)
     given = vars(args) | {"seg": results.joined_name(extractor.rules)}
     config = results.describe_run(
         "train_probe.py",
-        given | task.settings | aggregator.settings | {"protocol_settings": protocol},
+        given
+        | task.settings
+        | aggregator.settings
+        | {"protocol_settings": protocol, "seen_by_aggregator": seen},
         sys.argv[1:],
         extractor,
         accelerator,
     )
     tags = [task.name, config["encoder"], f"seg {given['seg']}", readable_name(args.agg)]
     tracker = Tracker(accelerator, args.report_to)
+    group = f"{task.name}-{config['encoder']}"
     tracker.start(
-        args.project,
         config,
-        name=run_name,
-        group=args.group or f"{task.name}-{config['encoder']}",
+        given=vars(args),
+        default={"project": "tune", "name": run_name, "group": group, "job_type": "probe"},
         tags=[*tags, *args.tags],
+        resolved={"task": task.name, "lr": args.lr or task.recipe.lr},
     )
     try:
         run(args, accelerator, tracker, extractor, task, aggregator, config, run_name)
@@ -283,6 +303,17 @@ def apply_protocol(args, task) -> dict:
     return describe(args.protocol, args.task, task.kind, settings, task.recipe)
 
 
+def find_seen(args, accelerator, extractor, task) -> dict | None:
+    """Test tracks that a pretrained aggregator has seen: refused, or allowed and marked."""
+    if not args.aggregator_checkpoint:
+        return None
+    paths = [path for fold in task.folds or [task] for path in fold.splits["test"]["path"]]
+    with accelerator.main_process_first():  # the others read what it found
+        return trained_on.check_unseen(
+            args.aggregator_checkpoint, paths, extractor.store, args.allow_seen
+        )
+
+
 def make_aggregator(args, extractor) -> TrackAggregator:
     """The aggregator, with a Transformer's checkpoint where one is named."""
     model = None
@@ -314,6 +345,7 @@ def run(args, accelerator, tracker, extractor, task, aggregator, config, run_nam
     reports = extractor.encode(paths, accelerator, strict=args.strict)
     pieces = [[len(spans) for _, spans in report.rows.values()] for report in reports]
     why = degenerate_reason(extractor.rules, pieces, args.agg, args.tokens)
+    why = why or repeated_pick(args.use_seconds, args.pick)
     if why and args.skip_degenerate:
         print(f"skipped: {why['degenerate']}" + f" ({why.get('same_as')})" * ("same_as" in why))
         print(*tracker.skip(why), sep="\n")
@@ -347,7 +379,8 @@ def run(args, accelerator, tracker, extractor, task, aggregator, config, run_nam
             rename=args.name is None,
         )
         results.print_result(result, folder)
-        print(*tracker.finish(result, outcome["predictions"], folder), sep="\n")
+        manifest = data_manifest(task, reports[0].rows)
+        print(*tracker.finish(result, outcome["predictions"], folder, manifest), sep="\n")
 
 
 def probe(args, accelerator, tracker, extractor, task, aggregator, reports, history):
@@ -370,9 +403,10 @@ def probe(args, accelerator, tracker, extractor, task, aggregator, reports, hist
         owners=owners,
         scale_inputs=args.standardise != "none",
         scale_targets=args.target_scale == "standardised",
+        in_place=True,
     )
     started = time.perf_counter()
-    if args.probe in ("ridge", "knn"):
+    if args.probe in CLOSED_FORM:
         bank = selection = closed_form.fit(args.probe, data, len(args.seeds), args.averaged)
         outputs, metric = bank.outputs, task.recipe.main_metric
         best = float(bank.score.mean())
@@ -415,6 +449,9 @@ def train_bank(accelerator, tracker, task, data, poolings, lr, history, args):
     loader = DataLoader(positions, batch_size=positions.block)
     recipe = adapted(task.recipe, vars(args))
     optimizers, plateaus = make_optimizers(bank, recipe, lr, args.aggregator_lr)
+    if poolings and not isinstance(args.lr, list):
+        used = args.aggregator_lr or poolings[0].default_lr(lr)
+        tracker.update_config({"aggregator_lr": used})
     model, loader, *optimizers = accelerator.prepare(bank, loader, *optimizers)
     selection = EarlyStopping(
         bank, args.patience, tie_break=args.tie_break, weights=args.test_weights

@@ -1,5 +1,6 @@
 """Shared by the steps of gpu.py: the device, encoders, audio, and results of checks."""
 
+import contextlib
 import functools
 import gc
 import importlib
@@ -71,6 +72,16 @@ class Bench:
 def _cached(name, precision, device):
     """The encoders of this process."""
     return Bench._load(name, precision, device)
+
+
+@contextlib.contextmanager
+def graphs(encoder, used):
+    """Context in which an encoder uses these CUDA graphs, or none (None)."""
+    kept, encoder.graphs = encoder.graphs, used
+    try:
+        yield
+    finally:
+        encoder.graphs = kept
 
 
 def forget_encoders() -> None:

@@ -158,6 +158,7 @@ def out_of_memory(bench: Bench, record) -> None:
     track = np.concatenate(segments(n, duration_s))
     spans = [(i * n_samples, (i + 1) * n_samples) for i in range(n)]
     encoder = copy.copy(bench.encoder(bench.large, bench.halves[0]))
+    encoder.graphs = None  # they are dropped for good when memory runs out
     layers = [encoder.n_layers]
 
     def encode(size):
@@ -255,3 +256,32 @@ def rows(bench: Bench, record) -> None:
                 off = max(difference(a, b) for a, b in zip(got, expected, strict=True))
                 checks.append(at_most(f"{encoder_name}: rows of {kind} against cpu", off, EXACT))
                 record(checks=checks)
+
+
+def shared(bench: Bench, record) -> None:
+    """Rows whose tracks shared batches against rows whose tracks didn't, from the same files."""
+    checks, lengths = [], (25, 30, 12, 30, 40, 30, 10, 7)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        paths = [str(folder / f"{i}.flac") for i in range(len(lengths))]
+        for i, (path, length) in enumerate(zip(paths, lengths, strict=True)):
+            soundfile.write(path, music(bench.seconds(length, length / 8), seed=i), SAMPLE_RATE)
+        rule = parse_rule("10" if not bench.rehearse else "1", min_tail_s=0.5)
+        for p in ("no", *bench.halves):
+            encoder, found = bench.encoder(bench.large, p), {}
+            layers = list(range(encoder.n_layers + 1))
+            for together in (False, True):
+                store = Store(folder / f"store-{p}-{together}")
+                collection = store.collection(encoder, layers, None)
+                report = encode_tracks(
+                    paths, encoder, rule, store, collection, share_batches=together
+                )
+                found[together] = [collection.read(*report.rows[path]) for path in paths]
+            lowest = min(
+                cosines(a.tokens, b.tokens).min()
+                for a, b in zip(found[True], found[False], strict=True)
+            )
+            checks.append(
+                at_least(f"{p}: shared batches, cosine to a track's own", lowest, 0.99999)
+            )
+            record(checks=checks)

@@ -186,11 +186,22 @@ def _compiled(result):
     )
 
 
+def _graphed(result):
+    return "\n".join(
+        f"{name}: "
+        + ", ".join(
+            f"{v} {r['median_s'] * 1e3:.3g} ms ({r['in_flight_s'] * 1e3:.3g} two in flight)"
+            for v, r in rows.items()
+        )
+        for name, rows in result["passes"].items()
+    )
+
+
 def _pipeline(result):
-    took = {key: result[key]["median_s"] for key in ("pipeline", "encoder_alone")}
-    return (
-        f"files to store {took['pipeline']:.3g} s, encoder alone {took['encoder_alone']:.3g} s, "
-        f"{result['ratio']:.2f}x"
+    return "\n".join(
+        f"batches {name}: files to store {each['pipeline']['median_s']:.3g} s, encoder alone "
+        f"{each['encoder_alone']['median_s']:.3g} s, {each['ratio']:.2f}x"
+        for name, each in result["by_batches"].items()
     )
 
 
@@ -225,6 +236,7 @@ SUMMARIES = {
     "small_card": _small,
     "where": _where,
     "variants": _variants,
+    "graphed": _graphed,
     "compiled": _compiled,
     "pipeline": _pipeline,
     "probe": _probe,

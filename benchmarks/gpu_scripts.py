@@ -25,7 +25,10 @@ WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def pipeline(bench: Bench, record) -> None:
-    """100 files of 30 s from disk to rows, against the encoder alone on the same segments."""
+    """100 files of 30 s from disk to rows, against the encoder alone on the same segments.
+
+    In batches within a track, and in batches that tracks share.
+    """
     n, duration = (4, 3) if bench.rehearse else (100, 30)
     given = [
         "--encoder",
@@ -40,6 +43,8 @@ def pipeline(bench: Bench, record) -> None:
         duration,
         "--precision",
         bench.halves[-1],
+        "--batches",
+        "both",
     ]
     record(**run_benchmark("pipeline", *given))
 

@@ -1,13 +1,15 @@
 """Speed on a GPU, and a profile of its time."""
 
 import statistics
+from collections import deque
 
 import common
 import numpy as np
 import torch
-from gpu_bench import Bench, cosines, run_benchmark, segments
+from gpu_bench import Bench, at_least, cosines, graphs, run_benchmark, segments
 
 from tune.encoders.base import DTYPES, SAMPLE_RATE
+from tune.encoders.cuda_graphs import RECORD_AT, CudaGraphs
 from tune.profiling.arithmetic import muq_flops
 from tune.system.memory import PeakMemory
 
@@ -79,8 +81,8 @@ def measure(bench: Bench, encoder, audio: np.ndarray, rate: float, embed=None) -
     """
     layer = encoder.n_layers
     embed = embed or (lambda audio: encoder.embed(audio, [layer]))
-    for _ in range(2):
-        embed(audio)  # kernels are chosen
+    for _ in range(RECORD_AT):
+        embed(audio)  # kernels are chosen, a graph is recorded
     with PeakMemory(bench.device) as memory:
         embed(audio)
     took = [common.clock(bench.device, lambda: embed(audio))[1] for _ in range(5)]
@@ -120,9 +122,10 @@ def where(bench: Bench, record) -> None:
     encoder = bench.encoder(bench.large, p)
     for n in (1, 6):
         audio = segments(n, bench.seconds(10, 1))
-        found[f"{p}, {n} x 10 s"] = profile(
-            bench, lambda audio=audio: encoder.embed(audio, [encoder.n_layers])
-        )
+        with graphs(encoder, None):
+            found[f"{p}, {n} x 10 s"] = profile(
+                bench, lambda audio=audio: encoder.embed(audio, [encoder.n_layers])
+            )
         record(passes=found)
 
 
@@ -171,25 +174,62 @@ def profile(bench: Bench, run) -> dict:
 
 
 def variants(bench: Bench, record) -> None:
-    """The pass as it is, with cuDNN trying its kernels, front end contiguous, as a CUDA graph."""
+    """The pass without graphs, with cuDNN trying its kernels, with the front end contiguous."""
     found = {}
     for p in bench.halves:
         encoder = bench.encoder(bench.large, p)
         rate = common.matmul_rate(bench.device, DTYPES[p])
         for n in (1, 6):
             audio = segments(n, bench.seconds(10, 1))
-            rows = {"as it is": measure(bench, encoder, audio, rate)}
-            rows["cuDNN benchmark"] = with_benchmark(bench, encoder, audio, rate)
-            encoder.model.frontend.blocks.to(memory_format=torch.contiguous_format)
-            rows["front end not channels-last"] = measure(bench, encoder, audio, rate)
-            encoder.model.frontend.blocks.to(memory_format=torch.channels_last)
-            if bench.device.type == "cuda":
-                embed, expected = as_graph(encoder, audio), encoder.embed(audio, [encoder.n_layers])
-                rows["CUDA graph"] = measure(bench, encoder, audio, rate, embed)
-                rows["CUDA graph"]["cosine"] = float(cosines(embed(audio), expected[:, 0]).min())
-                rows["CUDA graph"].update(profile(bench, lambda: embed(audio)))  # noqa: B023
+            with graphs(encoder, None):
+                rows = {"without graphs": measure(bench, encoder, audio, rate)}
+                rows["cuDNN benchmark"] = with_benchmark(bench, encoder, audio, rate)
+                encoder.model.frontend.blocks.to(memory_format=torch.contiguous_format)
+                rows["front end not channels-last"] = measure(bench, encoder, audio, rate)
+                encoder.model.frontend.blocks.to(memory_format=torch.channels_last)
             found[f"{p}, {n} x 10 s"] = rows
             record(passes=found)
+
+
+def graphed(bench: Bench, record) -> None:
+    """Batches with and without CUDA graphs, waited for one by one and two in flight.
+
+    In a rehearsal a graph is the pass itself: what records and replays is walked all the same.
+    """
+    checks, found = [], {}
+    for p in bench.halves:
+        encoder = bench.encoder(bench.large, p)
+        rate, layers = common.matmul_rate(bench.device, DTYPES[p]), [encoder.n_layers]
+        for n in (1, 3, 6, 12, 24)[:: 4 if bench.rehearse else 1]:
+            audio, rows = segments(n, bench.seconds(10, 1)), {}
+            used = CudaGraphs((lambda function, batch: function) if bench.rehearse else None)
+            for name, here in (("without graphs", None), ("CUDA graph", used)):
+                with graphs(encoder, here):
+                    rows[name] = measure(bench, encoder, audio, rate)
+                    rows[name]["in_flight_s"] = in_flight(bench, encoder, audio)
+                    rows[name]["states"] = encoder.embed(audio, layers)
+            plain, graph = (row.pop("states")[:, 0] for row in rows.values())
+            what = f"{p}, {n} x 10 s"
+            checks.append(
+                at_least(f"{what}: cosine of a graph", cosines(graph, plain).min(), 0.99999)
+            )
+            checks.append(at_least(f"{what}: a graph was recorded", used.works, 1))
+            found[what] = rows
+            record(passes=found, checks=checks)
+
+
+def in_flight(bench: Bench, encoder, audio: np.ndarray, n: int = 8) -> float:
+    """Seconds a batch when the next one is begun before a result is waited for."""
+
+    def run():
+        pending = deque()
+        for _ in range(n):
+            pending.append(encoder.begin(audio, [encoder.n_layers]))
+            if len(pending) > 1:
+                pending.popleft().result()
+        pending.pop().result()
+
+    return min(common.clock(bench.device, run)[1] for _ in range(3)) / n
 
 
 def with_benchmark(bench, encoder, audio, rate) -> dict:
@@ -204,30 +244,6 @@ def with_benchmark(bench, encoder, audio, rate) -> dict:
         return measure(bench, encoder, audio, rate)
     finally:
         torch.backends.cudnn.flags = flags
-
-
-@torch.inference_mode()
-def as_graph(encoder, audio: np.ndarray):
-    """The encoder's pass as a CUDA graph: a function of audio of this shape, (B, L, D) out."""
-    layers, dtype = [encoder.n_layers], DTYPES[encoder.precision]
-    static = torch.from_numpy(audio).to(encoder.device)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            encoder._pooled(static, layers, None, dtype)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = encoder._pooled(static, layers, None, dtype)
-
-    @torch.inference_mode()
-    def replay(audio):
-        static.copy_(torch.from_numpy(audio).pin_memory(), non_blocking=True)
-        graph.replay()
-        return out[:, 0].cpu().numpy()
-
-    return replay
 
 
 def compiled(bench: Bench, record) -> None:

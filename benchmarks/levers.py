@@ -5,12 +5,12 @@
 
 First a ladder from the study's code (one segment; its loop over segments is in `study_loop.py`) to
 ours: each step adds one optimisation and is compared with the step before. Then single ones against
-ours: early exit, chunks of the front end, batches, half precision and, with --compile,
-torch.compile. All run in turn in every round. `measured` is the time without the optimisation
-divided by the time with it: above 1 it is faster. `predicted` is the same ratio from arithmetic,
-and from this machine's rates where it changes the rate; a dash where arithmetic says nothing. In
-float32 the embeddings must agree within 1e-4, in half precision to a cosine of 0.9999, or the exit
-code is 1.
+ours: early exit, chunks of the front end, batches, kernels for a CPU on short segments, half
+precision and, with --compile, torch.compile. All run in turn in every round. `measured` is the time
+without the optimisation divided by the time with it: above 1 it is faster. `predicted` is the same
+ratio from arithmetic, and from this machine's rates where it changes the rate; a dash where
+arithmetic says nothing. In float32 the embeddings must agree within 1e-4, in half precision to a
+cosine of 0.9999, or the exit code is 1.
 """
 
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
@@ -32,6 +32,7 @@ TOLERANCE = 1e-4  # of the embedding, where both sides compute in float32
 MIN_COSINE = 0.9999  # where one side rounds
 BATCH = 6  # segments
 CHUNKS_S = (2.0, 5.0, 10.0)
+SHORT, SHORT_S = (1, 8, 64), 0.2  # batches of segments of so many seconds
 FRONT_END_PIECES = 3  # the chunks are tried on a piece this many times as long
 
 
@@ -81,6 +82,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from tune.encoders import cpu_linear
 from tune.encoders.base import DTYPES, SAMPLE_RATE
 from tune.encoders.cpu_linear import ConformerConvolution, linear, use_fast_linear
 from tune.encoders.muq_frontend import HALO, FrontEnd
@@ -112,7 +114,7 @@ def main(args):
     track = common.compose(args.duration, SAMPLE_RATE, seed=1)
     rates = measure_rates(device)
     runs, levers = ladder(study, ours, track, device, rates)
-    for add in (early_exit, chunks, batches):
+    for add in (early_exit, chunks, batches, short_segments):
         add(runs, levers, ours, args.duration)
     halves = {p: common.load_ours(args.encoder, args.weights, device, p) for p in rates["half"]}
     for precision, encoder in halves.items():
@@ -267,6 +269,47 @@ def batches(runs, levers, ours, duration_s) -> None:
         )
     predicted = 1.0 if ours.device.type == "cpu" else None
     levers.append(Lever(f"batch of {BATCH}", "batch", "one by one", predicted))
+
+
+def short_segments(runs, levers, ours, duration_s) -> None:
+    """Short segments with the depthwise kernel and spectra in pieces, and as it was before them.
+
+    Also the whole segment: both hold for any length. On a GPU nothing differs.
+    """
+    track = common.compose(max(duration_s, max(SHORT) * SHORT_S), SAMPLE_RATE, seed=5)
+    n_samples = round(SHORT_S * SAMPLE_RATE)
+    pieces = {f"{n} x {SHORT_S:g} s": track[: n * n_samples].reshape(n, -1) for n in SHORT}
+    pieces[f"1 x {duration_s:g} s"] = track[None, : round(duration_s * SAMPLE_RATE)]
+    for name, audio in pieces.items():
+
+        def run(audio=audio):
+            return ours.embed(audio, [ours.n_layers]).mean(0).ravel()
+
+        def before(run=run):
+            kept = cpu_linear.depthwise, FrontEnd._power
+            cpu_linear.depthwise, FrontEnd._power = plain_depthwise, plain_power
+            try:
+                return run()
+            finally:
+                cpu_linear.depthwise, FrontEnd._power = kept
+
+        runs[name], runs[f"{name}, before"] = run, before
+        levers.append(
+            Lever(f"depthwise kernel, spectra in pieces: {name}", name, f"{name}, before")
+        )
+
+
+def plain_depthwise(x: torch.Tensor, conv: nn.Conv1d) -> torch.Tensor:
+    """A depthwise convolution (B, T, D) as PyTorch runs it by itself."""
+    return conv(x.transpose(1, 2)).transpose(1, 2)
+
+
+def plain_power(self, audio: torch.Tensor, n_frames: int) -> torch.Tensor:
+    """The front end's power spectrum (B, frames, bins), all at once."""
+    spectrum = torch.stft(
+        audio, self.n_fft, self.hop, window=self.window, center=False, return_complex=True
+    )
+    return torch.view_as_real(spectrum).square().sum(-1).transpose(1, 2)
 
 
 def half_precision(runs, levers, encoder, precision, track, rates) -> None:

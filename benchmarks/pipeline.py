@@ -4,10 +4,12 @@
     python benchmarks/pipeline.py --encoder muq-nano --tracks 2 --duration 5
 
 The pipeline: ogg files (44.1 kHz, stereo) are hashed, decoded, mixed down, resampled, cut, encoded
-and stored, as train_probe.py does it; one track is encoded while the next ones are decoded. The
-encoder alone: the same segments, already in memory. Both sides run in turn in every round; a ratio
-of 1 means that everything but the encoder is hidden behind it. The time of decoding and resampling
-alone is measured too. Writes medians, spreads and the ratio as JSON.
+and stored, as train_probe.py does it; some tracks are encoded while the next ones are hashed and
+decoded and the last ones written. The encoder alone: the same segments, already in memory, in the
+same batches. Both sides run in turn in every round; a ratio of 1 means that everything but the
+encoder is hidden behind it. --batches both measures batches within a track and batches that tracks
+share, as on a GPU. The time of decoding and resampling alone is measured too. Writes medians,
+spreads and the ratio as JSON.
 """
 
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
@@ -20,6 +22,7 @@ from tune.segments.rules import parse_rule
 
 NAME = "pipeline"
 FILE_RATE = 44_100  # Hz
+NAMES = {False: "within a track", True: "shared by tracks"}
 
 
 def parse_args(argv=None):
@@ -48,6 +51,12 @@ def parse_args(argv=None):
         default="no",
         help="the encoder's; no is float32",
     )
+    parser.add_argument(
+        "--batches",
+        choices=["auto", "track", "shared", "both"],
+        default="auto",
+        help="within a track, or shared by tracks; auto: shared on a GPU",
+    )
     add_common(parser)
     args = parser.parse_args(argv)
     check_common(parser, args, [args.seg])
@@ -66,7 +75,8 @@ import soundfile
 
 from tune.audio.decode import read_audio
 from tune.encoders.base import SAMPLE_RATE
-from tune.store.encode import encode_segments, encode_tracks
+from tune.store.batches import SharedBatches, encode_segments
+from tune.store.encode import encode_tracks, shares_batches
 from tune.store.store import Store
 
 
@@ -85,31 +95,53 @@ def main(args):
         tracks = [read_audio(path, SAMPLE_RATE) for path in paths]
         spans = [rule.cut(samples, SAMPLE_RATE) for samples in tracks]
         encode_segments(tracks[0], spans[0], encoder, layers)  # warm
+        kinds = {"track": [False], "shared": [True], "both": [False, True]}
+        kinds = kinds.get(args.batches, [shares_batches(encoder)])
 
         def decode():
             for path in paths:
                 read_audio(path, SAMPLE_RATE)
 
-        def encode():
+        def encode(shared):
+            if not shared:
+                for samples, cuts in zip(tracks, spans, strict=True):
+                    encode_segments(samples, cuts, encoder, layers)
+                return
+            batches = SharedBatches(encoder, layers, None, None, lambda segments: None)
             for samples, cuts in zip(tracks, spans, strict=True):
-                encode_segments(samples, cuts, encoder, layers)
+                batches.add(None, samples, cuts)
+            batches.flush()
 
-        def run(store_folder):
+        def run(store_folder, shared):
             store = Store(store_folder)
             collection = store.collection(encoder, layers, None)
-            return encode_tracks(paths, encoder, rule, store, collection)
+            return encode_tracks(paths, encoder, rule, store, collection, share_batches=shared)
 
-        seconds = {"decode": [], "encoder": [], "pipeline": []}
+        seconds = {"decode": []}
         for i in range(args.rounds):
             seconds["decode"].append(common.clock(device, decode)[1])
-            seconds["encoder"].append(common.clock(device, encode)[1])
-            report, took = common.clock(device, lambda i=i: run(folder / f"store-{i}"))
-            seconds["pipeline"].append(took)
-            assert report.encoder_passes == sum(map(len, spans))
+            for shared in kinds:
+                name = NAMES[shared]
+                took = common.clock(device, lambda shared=shared: encode(shared))[1]
+                seconds.setdefault(f"encoder, {name}", []).append(took)
+                report, took = common.clock(
+                    device, lambda i=i, shared=shared: run(folder / f"{i}-{shared}", shared)
+                )
+                seconds.setdefault(f"pipeline, {name}", []).append(took)
+                assert report.encoder_passes == sum(map(len, spans))
             print(f"round {i + 1} of {args.rounds} done", file=sys.stderr)
 
     times = {name: common.time_statistics(each) for name, each in seconds.items()}
-    ratio = times["pipeline"]["median_s"] / times["encoder"]["median_s"]
+    found = {
+        NAMES[shared]: {
+            "pipeline": times[f"pipeline, {NAMES[shared]}"],
+            "encoder_alone": times[f"encoder, {NAMES[shared]}"],
+            "ratio": times[f"pipeline, {NAMES[shared]}"]["median_s"]
+            / times[f"encoder, {NAMES[shared]}"]["median_s"],
+        }
+        for shared in kinds
+    }
+    usual = found[NAMES[kinds[-1]]]
     audio_s = sum(map(len, tracks)) / SAMPLE_RATE
     path = common.write_report(
         NAME,
@@ -124,17 +156,17 @@ def main(args):
             "audio_s": audio_s,
             "file_bytes": file_bytes,
             "file_format": f"ogg vorbis, {FILE_RATE} Hz, 2 channels",
-            "pipeline": times["pipeline"],
-            "encoder_alone": times["encoder"],
+            "batches": NAMES[kinds[-1]],
+            **usual,
+            "by_batches": found,
             "decode_and_resample_alone": times["decode"],
-            "ratio": ratio,
         },
     )
-    shown = {
-        "encoder": "encoder alone, segments in memory",
-        "pipeline": "files to store",
-        "decode": "decode and resample alone",
-    }
+    shown = {"decode": "decode and resample alone"}
+    for shared in kinds:
+        name = NAMES[shared]
+        shown[f"encoder, {name}"] = f"encoder alone, segments in memory, batches {name}"
+        shown[f"pipeline, {name}"] = f"files to store, batches {name}"
     common.print_table(
         f"{args.encoder}, {args.tracks} ogg files of {args.duration:g} s: seconds, median of "
         f"{args.rounds} rounds",
@@ -143,7 +175,13 @@ def main(args):
             [text, common.show_spread(times[key]), f"{audio_s / times[key]['median_s']:.3g}"]
             for key, text in shown.items()
         ],
-        [f"ratio, files to store / encoder alone: {ratio:.3f}x", str(path)],
+        [
+            *(
+                f"ratio, files to store / encoder alone, batches {name}: {each['ratio']:.3f}x"
+                for name, each in found.items()
+            ),
+            str(path),
+        ],
     )
 
 

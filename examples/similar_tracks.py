@@ -17,7 +17,7 @@ from rich.table import Table
 import tune
 from tune.demo.synth import SAMPLE_RATE
 from tune.demo.tasks import make_track, style_indices
-from tune.embeddings.similar import distances
+from tune.embeddings.space import distances
 
 STYLES = ("ambient", "chiptune", "metal")
 SECONDS = 15

@@ -68,6 +68,7 @@ def encode(order: dict, log: int) -> None:
         collection,
         on_track=lambda path: note(done=path),
         batch_seconds=order.get("batch_seconds", 60.0),
+        share_batches=order.get("share_batches"),
     )
     note(encoded=report.encoded_tracks, damaged=report.damaged, skipped=report.skipped)
 

@@ -20,9 +20,9 @@ PACKAGES = (
     "aggregators",
     "probing",
     "runs",
-    "embeddings",
     "profiling",
     "comparison",
+    "embeddings",
     "sweep",
 )
 

@@ -25,7 +25,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import yaml
 
 ENTITY = "tester"
-SILENT_S = 9.0  # an agent reports every 5 s
+SILENT_S = 600.0  # an agent reports every 5 s, on a busy machine much later
 
 
 @dataclass
@@ -41,6 +41,8 @@ class Run:
     display_name: str | None = None
     job_type: str | None = None
     tags: list = field(default_factory=list)
+    notes: str | None = None
+    entity: str | None = None
     history: dict = field(default_factory=dict)  # line number -> row
     summary: dict = field(default_factory=dict)
     files: list = field(default_factory=list)
@@ -72,6 +74,8 @@ class WandbServer:
         self.agents: dict[str, Agent] = {}
         self.unknown: list[str] = []
         self.reports: list[dict] = []
+        self.artifacts: list[dict] = []
+        self.used: list[str] = []
         self.called: dict[str, int] = {}
         self.lock = threading.RLock()
         self.numbers = itertools.count(1)
@@ -195,6 +199,13 @@ class WandbServer:
                 commands = [{"type": "exit"}]
         return {"agentHeartbeat": {"agent": {"id": agent.name}, "commands": json.dumps(commands)}}
 
+    def lose(self, run: str) -> None:
+        """Take the agent of a run for silent at once: its process has been killed."""
+        with self.lock:
+            for agent in self.agents.values():
+                if agent.run == run:
+                    agent.seen = float("-inf")
+
     def unfinished(self, sweep: str) -> list[Run]:
         """Runs of a sweep that were given out and haven't ended."""
         return [r for r in self.runs.values() if r.sweep == sweep and r.exit_code is None]
@@ -231,6 +242,8 @@ class WandbServer:
         run.display_name = v.get("displayName") or run.display_name
         run.job_type = v.get("jobType") or run.job_type
         run.tags = v.get("tags") or run.tags
+        run.notes = v.get("notes") or run.notes
+        run.entity = run.entity or v.get("entity")  # later ones repeat this server's answer
         if v.get("summaryMetrics"):
             run.summary.update(json.loads(v["summaryMetrics"]))
         bucket = {
@@ -313,10 +326,12 @@ class WandbServer:
 
     def on_CreateArtifact(self, v):  # noqa: N802
         """An artifact that is there already, so that nothing of it is uploaded."""
-        sequence = {"latestArtifact": {"id": "artifact"}}
+        self.artifacts.append(v["input"])
+        name = f"artifact{len(self.artifacts) - 1}"
+        sequence = {"latestArtifact": {"id": name}}
         return {
             "createArtifact": {
-                "artifact": {"id": "artifact", "state": "COMMITTED", "artifactSequence": sequence}
+                "artifact": {"id": name, "state": "COMMITTED", "artifactSequence": sequence}
             }
         }
 
@@ -326,7 +341,43 @@ class WandbServer:
 
     def on_UseArtifact(self, v):  # noqa: N802
         """An artifact that a run uses."""
-        return {"useArtifact": {"artifact": {"id": "artifact"}}}
+        used = v.get("input", v)
+        number = int(used["artifactID"].removeprefix("artifact"))
+        self.used.append(self.artifacts[number]["artifactCollectionName"])
+        return {"useArtifact": {"artifact": {"id": used["artifactID"]}}}
+
+    def on_ArtifactByID(self, v):  # noqa: N802
+        """An artifact as it was created."""
+        made = self.artifacts[int(v["id"].removeprefix("artifact"))]
+        project = _project(made["projectName"]) | {"internalId": "1"}
+        collection = {
+            "__typename": "ArtifactSequence",
+            "name": made["artifactCollectionName"],
+            "project": project,
+        }
+        alias = {"__typename": "ArtifactAlias", "id": "alias", "alias": "v0"}
+        artifact = {
+            "__typename": "Artifact",
+            "id": v["id"],
+            "artifactSequence": collection,
+            "versionIndex": 0,
+            "artifactType": {"name": made["artifactTypeName"]},
+            "description": None,
+            "metadata": made["metadata"],
+            "ttlDurationSeconds": 0,
+            "ttlIsInherited": True,
+            "tags": [],
+            "historyStep": None,
+            "state": "COMMITTED",
+            "size": 1,
+            "digest": made["digest"],
+            "commitHash": None,
+            "fileCount": 1,
+            "createdAt": "2026-01-01T00:00:00Z",
+            "updatedAt": None,
+            "aliases": [alias | {"artifactCollection": collection}],
+        }
+        return {"artifact": artifact}
 
     def stream(self, name: str, body: dict) -> None:
         """Take a part of a run's file stream."""

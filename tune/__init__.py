@@ -1,6 +1,7 @@
 """TUNE: how to cut a long track into segments and join their embeddings into one.
 
     tune.embed("song.mp3", seg=10, agg="mean")      # (D,) float32
+    tune.search("embeddings.parquet", "song.mp3")   # the most similar tracks
     tune.store.open(encoder="muq").to_dataset()     # all stored segments, as a datasets.Dataset
 
 Conventions throughout the package: audio is mono float32 in [-1, 1]; times are seconds unless a
@@ -11,7 +12,7 @@ Shapes: B batch, N segments or tokens of a track, T frames, L layers, D embeddin
 import sys
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "embed", "store"]
+__all__ = ["__version__", "embed", "search", "store"]
 
 
 def __dir__() -> list[str]:
@@ -20,11 +21,13 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str):
-    """Load `embed` and `store` when they are first used: importing the package costs nothing."""
+    """Load public names when they are first used: importing the package costs nothing."""
     import importlib
 
     if name == "embed":
         return importlib.import_module("tune.embeddings.embedder").embed
+    if name == "search":
+        return importlib.import_module("tune.embeddings.similar").search
     if name == "store":
         return importlib.import_module("tune.store")
     if name == "transformer":  # its name in the cards of pretrained aggregators

@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+import scipy.fft
 import torch
 
 from tune.aggregators.registry import (
     AGGREGATORS,
     aggregate_track,
+    changes,
     concat,
+    dct,
     duration_mean,
     fit_tokens,
     maximum,
@@ -125,6 +128,63 @@ def test_size_and_dtype(tokens, name, size, dtype):
     assert out.shape == valid.shape == (size,)
     assert out.dtype == dtype
     assert valid.dtype == torch.bool
+
+
+# Cosines
+
+
+def test_cosines_are_scipys_over_the_number_of_tokens(tokens):
+    out, valid, _ = aggregate_track("dct", torch.cat([tokens, tokens[:4]]))
+    expected = scipy.fft.dct(torch.cat([tokens, tokens[:4]]).numpy(), axis=0, type=2)[:8] / 20
+    expected[1:] *= 2**0.5
+    np.testing.assert_allclose(out.view(8, 5), expected, atol=1e-12)
+    assert valid.all()
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_track_of_few_tokens_has_as_many_cosines(tokens, n):
+    out, valid, _ = aggregate_track("dct", tokens[:n])
+    assert valid.view(8, 5).all(1).tolist() == [k < n for k in range(8)]
+    assert not out[~valid].any()
+    torch.testing.assert_close(out[:5], tokens[:n].mean(0))
+
+
+def test_cosines_do_not_depend_on_how_finely_time_is_cut(rng):
+    curve = np.cumsum(rng.normal(size=(4, 5)), 0).repeat(100, 0)  # four sections
+    coarse, fine = (
+        aggregate_track("dct", torch.from_numpy(curve.reshape(n, -1, 5).mean(1)))[0][: 4 * 5]
+        for n in (40, 400)
+    )
+    torch.testing.assert_close(coarse, fine, rtol=0, atol=0.01)
+
+
+def test_reversed_track_has_its_odd_cosines_turned(tokens):
+    track = torch.cat([tokens, tokens * 2])
+    there, back = (aggregate_track("dct", t)[0].view(8, 5) for t in (track, track.flip(0)))
+    sign = torch.tensor([1.0, -1] * 4, dtype=torch.float64)[:, None]
+    torch.testing.assert_close(back, there * sign, rtol=0, atol=1e-12)
+
+
+def test_number_of_cosines(tokens):
+    assert dct(tokens[None], everything(tokens[None]), 3)[0].shape == (1, 15)
+
+
+def test_views_of_the_gate_are_mean_deviation_and_cosines(tokens):
+    track = tokens[None]
+    out, valid = changes(track, everything(track))
+    parts = out.view(9, 5)
+    assert torch.equal(parts[0], mean(track, everything(track))[0][0])
+    assert torch.equal(parts[:2].flatten(), stats(track, everything(track))[0][0])
+    assert torch.equal(parts[2:].flatten(), dct(track, everything(track))[0][0, 5:])
+    assert torch.equal(valid[0, 10:], dct(track, everything(track))[1][0, 5:])
+
+
+@pytest.mark.parametrize("name", [n for n, r in FUNCTIONS.items() if r.views])
+def test_named_views_are_the_functions_parts_and_the_whitened_mean(tokens, name):
+    row = AGGREGATORS[name]
+    parts = join(name, tokens[None], everything(tokens[None]))[0].numel() // 5
+    assert row.n_parts == parts
+    assert len(row.views) == parts + (row.whitening is not None)
 
 
 # Durations

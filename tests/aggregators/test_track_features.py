@@ -15,6 +15,7 @@ from tune.aggregators.track_features import (
     token_times,
 )
 from tune.store.store import Row, Store
+from tune.system import memory
 
 RATE = 100
 ENCODER = SimpleNamespace(
@@ -215,3 +216,30 @@ def test_tokens_are_padded_to_the_longest_track_of_a_split(stored):
             assert (tokens.values[:, i, n:] == 0).all()
             assert tokens.times[i].shape == (n, 2)
             assert tokens.times[i][-1, 1] == LENGTHS[split][i] / RATE
+
+
+# Memory
+
+
+def test_what_does_not_fit_is_refused_with_its_size(stored, monkeypatch):
+    splits, collection, scales = stored
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda device: 190)
+    with pytest.raises(
+        ValueError, match=r"the embeddings of 3 tracks \(2 x 4 each\) take 1\.9e-07"
+    ):
+        load_task_features(splits, collection, scales[:1], "mean")
+    with pytest.raises(
+        ValueError, match=r"the tracks' tokens take .* 1\.9e-07 GB are free: take one"
+    ):
+        load_tokens(splits, collection, scales[0])
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda device: 10**4)
+    load_task_features(splits, collection, scales[:1], "mean")
+    load_tokens(splits, collection, scales[0])
+
+
+def test_tokens_take_the_room_of_their_own_number(stored):
+    splits, collection, scales = stored
+    for split, tokens in load_tokens(splits, collection, scales[0]).items():
+        expected = [tokens_of(collection, scales[0], path) for path in splits[split]["path"]]
+        np.testing.assert_array_equal(tokens.flat, np.concatenate(expected))
+        assert tokens.counts.tolist() == [len(track) for track in expected]

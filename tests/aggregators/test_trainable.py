@@ -10,10 +10,11 @@ from probe_data import CPU, normal
 
 from tune.aggregators import trainable
 from tune.aggregators.track_features import Features, Tokens
-from tune.aggregators.trainable import GatedAttention, Mix
+from tune.aggregators.trainable import Gate, GatedAttention, Mix
 from tune.aggregators.transformer import checkpoint
 from tune.aggregators.transformer.recipes import TUNE, make_config, make_model
 from tune.probing.bank import ProbeBank, ProbeData
+from tune.probing.token_batches import TokenBatches
 
 LENGTHS = [1, 4, 6]
 EXACT = {"rtol": 0, "atol": 1e-12}
@@ -180,7 +181,7 @@ def make_task(rng, n_scales=1, n_layers=1, size=8, plant=None, **kwargs) -> Prob
         pooled = values.double().sum(2) / mask.sum(1)[:, None]
         features[split] = Features(pooled, torch.ones_like(pooled, dtype=torch.bool), 0)
         times = [np.stack([np.arange(k), np.arange(k) + 1.0], 1) for k in lengths]
-        tokens[split] = Tokens(values, mask, times)
+        tokens[split] = Tokens.from_padded(values, mask, times)
         task.splits[split] = {"label": labels.tolist(), "id": [f"{split}{i}" for i in range(n)]}
     return ProbeData(
         task, features, CPU, n_scales=n_scales, tokens=tokens if joined or raw else None, **kwargs
@@ -329,6 +330,50 @@ def test_columns_of_attention_are_what_the_probe_used(rng):
     assert trainable.attention_columns(ProbeBank([5], 8, 2).probes, [5], data, 1, split) is None
 
 
+# The gate
+
+
+def test_gate_puts_the_chosen_views_side_by_side(rng):
+    x = normal(rng, 2, 3, 8)
+    gate = Gate(torch.tensor([1.0, 0, 0.5]), 8, torch.float64)
+    assert gate.n_out == 16
+    torch.testing.assert_close(gate(x), torch.cat([x[:, 0], 0.5 * x[:, 2]], 1), **EXACT)
+    assert torch.equal(Gate(torch.tensor([1.0, 0, 0]), 8, torch.float64)(x), x[:, 0])
+
+
+def test_gate_mixes_layers_first(rng):
+    x = normal(rng, 2, 4 * 3, 8)  # four layers of three views, layer by layer
+    gate = Gate(torch.tensor([1.0, 0, 0.5]), 8, torch.float64, n_layers=4)
+    mean, last = (x[:, i::3].mean(1) for i in (0, 2))
+    torch.testing.assert_close(gate(x), torch.cat([mean, 0.5 * last], 1), **EXACT)
+    shown = torch.tensor([0.25, 0, 0.125] * 4, dtype=torch.float64)
+    torch.testing.assert_close(gate.view_weights(), shown)
+
+
+def test_probe_behind_a_closed_gate_is_the_means_to_the_bit(rng):
+    """Views that say nothing are left out, and then nothing tells that there ever was a gate."""
+    data = make_task(rng, n_scales=3, size=8, plant=0)
+    gates = trainable.make_gates(data, [1, 2], ["mean", "deviation", "whitened"], False, CPU)
+    assert [gate.chosen for gate in gates] == [[0], [0]]
+    got = predict(train(data, [1, 2], gates), data, 2)
+    data.inputs = {s: values[:, :, 0] for s, values in data.inputs.items()}
+    assert torch.equal(got, predict(train(data, [1, 2], None), data, 2))
+
+
+def test_gate_opens_for_a_view_that_tells_in_each_layer_by_itself(rng):
+    data = make_task(rng, n_scales=2, n_layers=2, size=8, plant=0)
+    for values in data.inputs.values():  # (L, n, K, D): layer 1 tells by its second view
+        values[1] = values[0].flip(1)
+    gates = trainable.make_gates(data, [1, 2, 1, 2], ["mean", "order"], False, CPU)
+    assert [gate.chosen for gate in gates] == [[0], [0], [0, 1], [0, 1]]
+    bank = train(data, [1, 2], gates)
+    assert [len(probe.w1) for probe in bank.probes] == [8, 8, 16, 16]
+    said = trainable.describe(
+        bank.probes[2:], [1, 2], views=["mean", "order"], checkpoint=None, tuned=False, readout=None
+    )
+    assert said["view_weights"] == {"1": [1, 1], "2": [1, 1]}
+
+
 # The Transformer
 
 KINDS = pytest.mark.parametrize(
@@ -338,6 +383,7 @@ KINDS = pytest.mark.parametrize(
         ("rotary", True, "mean"),
         ("learned", True, "cls"),
         ("learned", False, "mean"),
+        ("rotary", True, "order"),
     ],
 )
 
@@ -409,7 +455,7 @@ def test_transformer_from_scratch_differs_by_seed(rng):
     data = make_task(rng, size=16, raw=True)
     start = checkpoint.make_initial_model(None, data.tokens["train"])
     state = torch.get_rng_state()
-    one, two, again = trainable.make_transformers(data, [1, 2, 1], start, None, CPU)
+    one, two, again = trainable.make_transformers(data, [1, 2, 1], start, "cls", CPU)
     assert torch.equal(torch.get_rng_state(), state)
     values, mask = data.tokens["test"]
     got = [pooling(values[0], mask) for pooling in (one, two, again)]
@@ -419,6 +465,40 @@ def test_transformer_from_scratch_differs_by_seed(rng):
     seen = one.model.standardised(values[0], mask)[mask]
     torch.testing.assert_close(seen.mean(0), torch.zeros(16), rtol=0, atol=1e-5)
     assert seen.var(0, correction=0).mean().item() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_gated_transformer_learns_only_where_its_states_tell(rng, told):
+    data = make_task(rng, raw=True)
+    model = small_model()
+    if told:  # one half of the dimensions grows and the other falls, or the other way round
+        halves = torch.tensor([1.0] * 4 + [-1] * 4)
+        slope = torch.linspace(-2, 2, 6)[:, None] * halves  # (N, D)
+        for split, (values, _) in data.tokens.items():
+            sign = 2.0 * data.labels[split] - 1
+            n = values.shape[1]
+            tokens = normal(rng, 1, n, 6, 8) + sign[:, None, None] * slope
+            every = Tokens.from_padded(
+                tokens.float(), torch.ones(n, 6, dtype=torch.bool), [None] * n
+            )
+            data.tokens[split] = TokenBatches(
+                every, None, None, n_scales=1, mix=False, dtype=torch.float32, device=CPU
+            )
+    else:  # its states are all the same
+        model.core.final_norm.weight.data.zero_()
+    start = checkpoint.make_initial_model(model, data.tokens["train"])
+    (tuned,) = trainable.make_transformers(data, [1], start, "gated", CPU)
+    assert any(p.requires_grad for p in tuned.parameters()) == told
+    assert (tuned.gate.chosen != [0]) == told
+    if not told:
+        values, mask = data.tokens["test"]
+        expected = data.inputs["test"][0]
+        torch.testing.assert_close(tuned(values[0], mask), expected, rtol=0, atol=1e-6)
+    before = [p.clone() for p in tuned.parameters()]
+    bank = train(data, [1], [tuned], epochs=1)
+    after = bank.probes[0].joiner.parameters()
+    moved = any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert moved == told
 
 
 def test_padding_and_neighbours_do_not_matter_to_a_tuned_transformer(rng):

@@ -12,6 +12,7 @@ from conftest import ROOT, run
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from tune.aggregators.registry import COSINES, aggregate_track
 from tune.aggregators.transformer.checkpoint import (
     check_tokens_fit,
     embedder,
@@ -96,7 +97,8 @@ def test_padding_and_neighbours_change_no_embedding(positions, readout, width, s
     model = make(positions, width=width, num_attention_heads=2, standardise=standardise)
     each, padded, mask = tracks(9, 1, 4, 33)
     together = embed(model, padded, mask, readout)
-    assert together.shape == (4, width + (SIZE if readout == "residual" else 0))
+    beside = {"residual": SIZE, "gated": SIZE, "order": (COSINES - 1) * width}.get(readout, 0)
+    assert together.shape == (4, width + beside)
     for i, track in enumerate(each):
         alone = embed(model, track[None], readout=readout)
         np.testing.assert_allclose(together[i], alone[0], atol=1e-6)
@@ -119,7 +121,7 @@ def test_what_a_probe_gets_is_the_same_padded_and_alone(positions, readout, widt
         for view, expected in zip(together.values(), alone, strict=True):
             np.testing.assert_allclose(view[i], expected, atol=1e-6)
     if "tokens" in together:
-        np.testing.assert_allclose(together["tokens"][2], each[2].mean(0), atol=1e-6)
+        np.testing.assert_allclose(together["tokens"][2, :SIZE], each[2].mean(0), atol=1e-6)
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
@@ -161,7 +163,7 @@ def test_order_changes_the_embedding(positions, readout):
     forward = embed(model, track[None], readout=readout)
     backward = embed(model, track.flip(0)[None], readout=readout)
     assert np.abs(forward - backward).max() > 1e-3
-    if readout == "residual":  # the mean's part doesn't know any order
+    if readout in ("residual", "gated"):  # the mean's part doesn't know any order
         np.testing.assert_allclose(forward[:, :SIZE], backward[:, :SIZE], atol=1e-6)
 
 
@@ -172,6 +174,26 @@ def test_the_residual_readout_begins_with_the_standardised_mean():
     out = embed(model, track[None], readout="residual")[0]
     np.testing.assert_allclose(out[:SIZE], expected, atol=1e-6)
     np.testing.assert_array_equal(out[SIZE:], embed(model, track[None], readout="cls")[0])
+
+
+def test_the_order_readout_is_the_cosines_of_the_states():
+    model = make()
+    (track,), tokens, mask = tracks(9)
+    with torch.inference_mode():
+        expected = aggregate_track("dct", model(tokens, mask).states[0])[0]
+    got = embed(model, track[None], readout="order")[0]
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    np.testing.assert_allclose(got[:WIDTH], embed(model, track[None], readout="mean")[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [SIZE, WIDTH])
+def test_the_first_gated_view_is_the_mean_aggregator(width):
+    model = make(width=width, num_attention_heads=2)
+    (track,), tokens, mask = tracks(9)
+    views = model.views(tokens, mask, "gated")
+    expected, _, _ = aggregate_track("mean", track.double())
+    assert torch.equal(views["tokens"][0, :SIZE], expected)  # to the bit: then so is the probe
+    assert not views["tokens"][0, SIZE:].any()
 
 
 def test_a_constant_dimension_becomes_zero():
@@ -243,10 +265,15 @@ def test_unknown_positions_and_readouts_are_refused():
         make().embed(tokens, mask, "max")
 
 
-def test_without_a_cls_token_only_the_mean_can_be_read():
+def test_without_a_cls_token_its_state_cannot_be_read():
     model = make("learned", cls_token=False, mask_token="zero", readout="mean")
     _, tokens, mask = tracks(3, 5)
     assert embed(model, tokens, mask).shape == (2, WIDTH)
+    assert embed(model, tokens, mask, "order").shape == (2, COSINES * WIDTH)
+    np.testing.assert_array_equal(
+        embed(model, tokens, mask, "gated"), embed(model, tokens, mask, "mean")
+    )
+    assert "cls" not in view_names(model.config, "gated")
     for readout in ("cls", "residual"):
         with pytest.raises(AggregatorError, match=r"no \[CLS\] token: use --readout mean"):
             model.embed(tokens, mask, readout)
@@ -322,7 +349,7 @@ def test_another_process_gives_the_same_bits(saved):
         "import torch; from safetensors.torch import load_file, save_file\n"
         "from tune.aggregators.transformer.checkpoint import load_aggregator\n"
         f"model, t = load_aggregator({str(folder)!r}), load_file('tokens.safetensors')\n"
-        "out = {r: model.embed(t['tokens'], t['mask'], r) for r in ('cls', 'mean', 'residual')}\n"
+        f"out = {{r: model.embed(t['tokens'], t['mask'], r) for r in {READOUTS}}}\n"
         "save_file({r: e.contiguous() for r, e in out.items()}, 'out.safetensors')\n"
     )
     done = run("-c", code, cwd=folder.parent, env={"PYTHONPATH": str(ROOT)})

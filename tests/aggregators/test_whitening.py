@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import PCA
 
-from tune.aggregators.whitening import WithinTrack
+from tune.aggregators.whitening import AllTokens, MainDirections, WithinTrack
 
 
-def fitted(tracks, **kwargs):
+def fitted(tracks, kind=WithinTrack, **kwargs):
     """Mean and matrix from a list of tracks."""
-    within = WithinTrack(tracks[0].shape[1])
+    within = kind(tracks[0].shape[1])
     for track in tracks:
         within.add(track)
     return within.fit(**kwargs)
@@ -93,3 +94,37 @@ def test_nothing_varies_within_tracks(n_tokens):
     tracks = [torch.full((n_tokens, 3), float(i)) for i in range(5)]
     with pytest.raises(ValueError, match="nothing varies within the training tracks"):
         fitted(tracks)
+
+
+def test_pca_whitening_is_scikit_learns_up_to_a_rotation_and_a_factor(tracks):
+    mean, matrix = fitted(tracks, AllTokens, shrinkage=0.0)
+    every = torch.cat(tracks).numpy()
+    expected = PCA(whiten=True).fit_transform(every)
+    got = (every - mean.numpy()) @ matrix.numpy()
+    factor = np.trace(np.cov(every.T, bias=True)) / 4
+    np.testing.assert_allclose(got @ got.T / factor, expected @ expected.T, atol=0.1)
+
+
+def test_pca_whitening_of_tracks_of_one_token(rng):
+    tracks = [torch.from_numpy(rng.normal(size=(1, 3))) for _ in range(30)]
+    mean, matrix = fitted(tracks, AllTokens, shrinkage=0.0)
+    white = (torch.cat(tracks) - mean) @ matrix
+    covariance = white.T @ white / 30
+    torch.testing.assert_close(
+        covariance, covariance[0, 0] * torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-8
+    )
+
+
+def test_cut_whitening_is_blind_to_the_last_directions(rng):
+    deviations = np.array([10.0, 5.0, 1.0, 0.1])  # variances: 79, 20, 0.8 and 0.008 % of all
+    tracks = [torch.from_numpy(rng.normal(size=(50, 4)) * deviations) for _ in range(20)]
+    _, matrix = fitted(tracks, MainDirections)
+    assert torch.linalg.matrix_rank(matrix) == 2
+    _, whole = fitted(tracks, AllTokens)
+    torch.testing.assert_close(matrix[:2, :2], whole[:2, :2], rtol=0.05, atol=0.01)
+    assert matrix[2:].abs().max() < 0.1 * whole[2, 2]
+
+
+def test_tokens_that_are_all_the_same():
+    with pytest.raises(ValueError, match="all tokens of the training tracks are the same"):
+        fitted([torch.ones(3, 2)] * 4, AllTokens)

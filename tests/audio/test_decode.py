@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import soundfile
+from audio_variants import encoded
 
 from tune.audio import readers
 from tune.audio.decode import AudioError, check_file, is_silent, read_audio
@@ -108,6 +109,35 @@ def test_sine_keeps_length_frequency_and_level(tmp_path, kind, rate, channels):
 def test_lossless_file_at_its_own_rate_is_exact(tmp_path, rng, kind):
     samples = rng.integers(-(2**15), 2**15, 4801) / 2**15
     np.testing.assert_array_equal(read_audio(write(tmp_path, samples, kind=kind), RATE), samples)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind
+        for kind in soundfile.available_formats()
+        if "PCM_16" in soundfile.available_subtypes(kind) and kind not in ("RAW", "SD2")
+    ],
+)
+def test_samples_of_16_bits_are_the_floats_of_libsndfile(tmp_path, rng, kind):
+    path = tmp_path / f"a.{kind.lower()}"
+    soundfile.write(path, rng.uniform(-1, 1, 4_000), 8_000, "PCM_16", format=kind)
+    assert np.array_equal(read_audio(path, 8_000), soundfile.read(path, dtype="float32")[0])
+
+
+def test_damaged_frames_do_not_depend_on_what_lies_behind_them_in_memory(tmp_path, rng):
+    """Frames of mp2 without a checksum; many ask for more bits than they have."""
+    data = bytearray(encoded("mp2", "mp2", seconds=1.0))
+    for at in rng.integers(100, len(data), len(data) // 50):
+        if 255 not in data[at - 2 : at + 1]:  # headers stay as they are
+            data[at] ^= 0x55
+    path = tmp_path / "a.mp2"
+    path.write_bytes(data)
+    first = read_audio(path, 44_100)
+    for value in (1, 85, 254):
+        freed = [bytes([value]) * n for n in range(64, 2_048) for _ in range(6)]
+        del freed
+        assert np.array_equal(read_audio(path, 44_100), first)
 
 
 @pytest.mark.parametrize("kind", [WAV, FLAC, AIFF, MP3, VORBIS, OPUS], ids=named)

@@ -4,6 +4,7 @@ import hashlib
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -197,3 +198,14 @@ def test_name_that_is_not_utf8_is_remembered_too(tmp_path, cache, counted):
     path = write(tmp_path / ODD_NAME, b"abc")
     assert cache.get(path) == cache.get(path) == content_hash(path)
     assert len(counted) == 1
+
+
+def test_threads_share_a_cache(cache, tmp_path):
+    paths = [write(tmp_path / f"{i}", bytes([i]) * 9) for i in range(40)]
+    hashes = [content_hash(path) for path in paths]
+    for _ in range(2):
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(cache.get, paths * 3)) == hashes * 3
+    lines = cache.path.read_bytes().split()
+    assert {line.decode() for line in lines[1::3]} == set(hashes)
+    assert len(lines) % 3 == 0

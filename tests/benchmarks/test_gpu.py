@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, run
 
-CHECKS = ("golden", "precision", "invariance", "overflow", "out_of_memory", "rows")
+CHECKS = ("golden", "precision", "invariance", "overflow", "out_of_memory", "rows", "shared")
 BENCHMARKS = ROOT / "benchmarks"
 
 
@@ -40,6 +40,8 @@ def test_the_rehearsal_walks_every_step(tmp_path, monkeypatch):
         assert all(check["ok"] for check in found[name]["checks"])
     sizes = next(c for c in found["out_of_memory"]["checks"] if "sizes" in c)["sizes"]
     assert sizes == [48, 24, 12, 6, 3]  # halved until the made-up memory suffices
+    assert all(check["ok"] for check in found["graphed"]["checks"])
+    assert len(found["pipeline"]["by_batches"]) == 2
     assert found["study"]["float32"]["agree"] is True
     assert found["probe"]["gpu"]["metrics"] == found["probe"]["cpu, same rows"]["metrics"]
     assert found["probe"]["cpu, same rows"]["cost"]["encoder_passes"] == 0

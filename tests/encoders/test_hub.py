@@ -213,3 +213,9 @@ def test_the_list_says_what_each_row_needs(hub, muq, capsys):
     load_encoder("muq")
     main(["list"])
     assert "1.33 GB, in the cache" in capsys.readouterr().out
+
+
+def test_a_session_that_another_thread_closed_is_a_hub_that_cant_be_reached(hub):
+    """The client gives a thread None then, and the cause is in that other thread."""
+    error = AttributeError("'NoneType' object has no attribute 'request'")
+    assert "the hub can't be reached" in explain(error, "m-a-p/GTZAN", "dataset")

@@ -196,24 +196,36 @@ def test_fullsong_takes_30_to_360_seconds(hub, folder):
         encoder.embed(segments(361, 1), [1])
 
 
+@pytest.mark.parametrize(
+    ("name", "seconds", "cut"),
+    [
+        ("mert-v2-30s", 2.2, ["--seg=1", "--min_tail=0.5"]),
+        ("mert-v2-fullsong", 30.1, ["--seg=30", "--min_tail=29.5"]),
+    ],
+)
 def test_train_probe_with_mert_v2_from_the_hub_and_offline(
-    hub, folder, tmp_path, monkeypatch, capsys
+    hub, folder, tmp_path, monkeypatch, capsys, name, seconds, cut
 ):
-    hub.add("m-a-p/MERT-v2-30s", "model", folder, commit=PINNED)
-    task = make_task(tmp_path / "tones", n=(4, 2, 4))
-    given = [f"--task={task}", "--encoder=mert-v2-30s", "--trust_remote_code", "--seg=1"]
-    given += ["--min_tail=0.5", "--layer=all", "--report_to=none", "--epochs=2"]
+    row = ENCODERS[name]
+    commit = hub.add(row.repo, "model", folder, commit=row.commit)
+    task = make_task(tmp_path / "tones", seconds=seconds, n=(4, 2, 4))
+    given = [f"--task={task}", f"--encoder={name}", "--trust_remote_code", *cut]
+    given += ["--layer=all", "--report_to=none", "--epochs=2"]
     monkeypatch.chdir(tmp_path)
-    for name in ("first", "offline"):
-        where = [f"--name={name}", f"--store={tmp_path / f'store-{name}'}"]
+    asked = []
+    for run in ("first", "second", "offline"):
+        if run == "offline":
+            hub.stop()
+        where = [f"--name={run}", f"--store={tmp_path / f'store-{run}'}"]
         train_probe.main(train_probe.parse_args([*given, *where]))
-        hub.stop()
-    first, offline = (
-        json.loads((tmp_path / "runs" / name / "result.json").read_text())
-        for name in ("first", "offline")
+        asked.append(len(hub.asked))
+    assert asked[0] == asked[1] > 0
+    first, second, offline = (
+        json.loads((tmp_path / "runs" / run / "result.json").read_text())
+        for run in ("first", "second", "offline")
     )
-    assert first["encoder_revision"] == PINNED
+    assert first["encoder_revision"] == commit
     assert first["encoder_licence"] == "CC-BY-NC 4.0"
-    assert "licence    CC-BY-NC 4.0 (the weights of mert-v2-30s)" in capsys.readouterr().out
-    assert first["metrics"] == offline["metrics"]
+    assert f"licence    CC-BY-NC 4.0 (the weights of {name})" in capsys.readouterr().out
+    assert first["metrics"] == second["metrics"] == offline["metrics"]
     assert list(first["layer_scores"]) == ["0", "1", "2", "3"]

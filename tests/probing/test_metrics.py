@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, r2_score
 
-from tune.probing.intervals import bootstrap, main_score, score
+from tune.probing.intervals import bootstrap, bootstrap_curves, main_score, score
 from tune.tasks.label_metrics import R2, Accuracy, MacroF1
 
 MOODS = ["arousal", "valence"]
@@ -311,3 +311,12 @@ def test_resamples_without_an_r2_are_left_out():
     each = [r2_score(labels, guess, sample_weight=w) for w in drawn]
     got = bootstrap("numbers", labels[:, None], guess[None, :, None], ["a"], n_resamples=300)
     assert got["r2"] == pytest.approx(percentiles(each), abs=1e-9)
+
+
+def test_a_single_group_has_no_interval():
+    labels, guesses = np.array([0, 1, 0, 1]), np.array([[0, 1, 1, 1]])
+    found = bootstrap("classes", labels, guesses, [], groups=["a"] * 4)
+    assert all(math.isnan(end) for ends in found.values() for end in ends)
+    curves = bootstrap_curves("classes", labels, guesses, [], groups=["a"] * 4)
+    assert curves["accuracy"][0] == 0.75
+    assert np.isnan(curves["accuracy"][1:]).all()

@@ -1,5 +1,6 @@
 """MARBLE's probe: standardisation, blocks of tracks, the bank against plain PyTorch, selection."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from tune.aggregators.track_features import Features, Tokens
+from tune.aggregators.trainable import GatedAttention
 from tune.probing.bank import (
     DROPOUT,
     HIDDEN,
@@ -79,9 +81,27 @@ def test_dimension_that_never_varies_in_training_becomes_zero(constant, n):
 
 
 def test_dimension_that_varies_little_is_kept():
-    train = torch.tensor([[100.0], [100.0 + 1e-6]], dtype=torch.float64)
+    train = torch.tensor([[100.0], [100.0 + 1e-3]], dtype=torch.float64)
     got = Standardiser(train, everywhere(train))(train, everywhere(train))
     torch.testing.assert_close(got, torch.tensor([[-1.0], [1.0]], dtype=torch.float64))
+
+
+def test_dimension_that_varies_by_float32s_rounding_becomes_zero():
+    """A unit that is off in all training tracks and on in a test track: it was blown up to 1e7."""
+    off = torch.tensor([-0.1118, -0.1118], dtype=torch.float32)
+    off[1] = torch.nextafter(off[0], torch.tensor(0.0))
+    train = off.double()[torch.tensor([0] * 50 + [1])][:, None]
+    test = torch.tensor([[3.0]], dtype=torch.float64)
+    assert Standardiser(train, everywhere(train))(test, everywhere(test)).item() == 0
+
+
+def test_rounding_of_what_is_computed_of_an_embedding_becomes_zero(rng):
+    """The deviation of a unit that is off in all training tracks is 0 but for rounding."""
+    train = torch.cat([5 + normal(rng, 50, 3), 1e-9 * normal(rng, 50, 1)], 1)
+    test = torch.tensor([[5.0, 5.0, 5.0, 1.0]], dtype=torch.float64)
+    got = Standardiser(train, everywhere(train))(test, everywhere(test))
+    assert got[0, 3] == 0
+    assert (got[0, :3] != 0).all()
 
 
 def test_dimension_without_a_training_value_becomes_zero(rng):
@@ -230,7 +250,7 @@ def make_views(rng, n_scales=1, mix=False, n_layers=3, **kwargs):
         pooled = values.double().sum(2) / lengths[:, None]
         features[split] = Features(pooled, everywhere(pooled), 0)
         times = [np.stack([np.arange(k), np.arange(k) + 1.0], 1) for k in lengths.tolist()]
-        tokens[split] = Tokens(values, mask, times)
+        tokens[split] = Tokens.from_padded(values, mask, times)
         task.splits[split] = {"label": [i % 2 for i in range(n)]}
     if kwargs.pop("joined", True):
         kwargs["tokens"] = tokens
@@ -246,7 +266,7 @@ def test_views_are_arranged_by_layer_then_scale(rng, joined, n_scales, mix, n_se
     data, features, tokens = make_views(rng, n_scales, mix, joined=joined)
     assert (data.n_layers, data.n_views, data.n_train, data.n_in) == (n_sets, n_views, 10, 6)
     kinds = [("pooled", data.inputs)]
-    kinds += [("tokens", {s: t[0] for s, t in data.tokens.items()})] if joined else []
+    kinds += [("tokens", {s: next(iter(t)) for s, t in data.tokens.items()})] if joined else []
     for kind, arranged in kinds:
         for split, values in arranged.items():
             for view in range(n_scales * 3):
@@ -716,3 +736,70 @@ def test_comparable_scores_are_the_scores_or_minus_the_loss():
 def test_worst_scores_still_leave_weights_to_restore():
     _, bank, _ = select([([-1e9], [1e9])])
     assert weights(bank) == [1]
+
+
+# Memory
+
+
+def one_long_track(rng, **kwargs):
+    """A task whose training tracks have two tokens each, but one that has 3,000."""
+    task = SimpleNamespace(kind="classes", classes=["a", "b"], targets=[], splits={})
+    features, tokens = {}, {}
+    for split, counts in {"train": [2] * 99 + [3000], "val": [3, 1], "test": [2]}.items():
+        flat = normal(rng, sum(counts), 1, 48, loc=3, scale=2).float()
+        times = [np.zeros((k, 2)) for k in counts]
+        tokens[split] = Tokens(flat, torch.tensor(counts), times)
+        pooled = torch.stack([x.double().mean(0) for x in flat[:, 0].split(counts)])[None]
+        features[split] = Features(pooled, everywhere(pooled), 0)
+        task.splits[split] = {"label": [i % 2 for i in range(len(counts))]}
+    return ProbeData(task, features, CPU, tokens=tokens, **kwargs), tokens
+
+
+def test_one_long_track_does_not_lengthen_the_others(rng):
+    data, tokens = one_long_track(rng)
+    train = data.tokens["train"]
+    assert (train.lopsided, data.tokens["val"].lopsided) == (True, False)
+    rows = data.layer_of(2)
+    index = torch.tensor([[0, 1, 99, 5], [0, 1, 7, 5]])
+    x, mask = data.get_batch("train", rows, index)
+    assert [tuple(part.shape) for part in x] == [(4, 3000, 48), (4, 2, 48)]
+    mean, scale = data.standardise.mean[0, 0], data.standardise.scale[0, 0]
+    tracks = tokens["train"].flat[:, 0].split(tokens["train"].counts.tolist())
+    for m in range(2):
+        for b, track in enumerate(index[m].tolist()):
+            expected = (tracks[track].double() - mean) * scale
+            assert torch.equal(x[m][b][mask[m][b]], expected)
+            assert not x[m][b][~mask[m][b]].any()
+    x, mask = data.get_batch("train", rows, torch.tensor([3, 4]))  # the same for all
+    assert (x.shape, mask.shape) == ((2, 2, 2, 48), (2, 2, 2))
+
+
+def test_a_probe_learns_the_same_from_lists_as_from_padded_batches(rng):
+    data, _ = one_long_track(rng)
+    index = torch.tensor([[0, 1, 99, 5], [2, 3, 7, 5]])
+    x, mask = data.get_batch("train", data.layer_of(2), index)
+    padded, where = (torch.zeros(2, 4, 3000, 48, dtype=torch.float64), torch.zeros(2, 4, 3000) > 0)
+    for m in range(2):
+        padded[m, :, : x[m].shape[1]], where[m, :, : x[m].shape[1]] = x[m], mask[m]
+    outputs = []
+    for given in ((x, mask), (padded, where)):
+        pooling = [
+            GatedAttention(48, torch.float64, generator=torch.Generator().manual_seed(m))
+            for m in range(2)
+        ]
+        bank = ProbeBank([1, 2], 48, 2, poolings=pooling)
+        out = bank(given[0], mask=given[1])
+        out.square().sum().backward()
+        outputs.append([out, *(p.grad for p in bank.parameters())])
+    for a, b in zip(*outputs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_standardising_in_place_gives_the_same_in_the_features_own_memory(rng):
+    data, task, features = make_data(rng)
+    values = {split: f.values.clone() for split, f in features.items()}
+    own = {s: dataclasses.replace(f, values=values[s]) for s, f in features.items()}
+    there = ProbeData(task, own, CPU, in_place=True)
+    for split, inputs in data.inputs.items():
+        assert torch.equal(there.inputs[split], inputs)
+        assert there.inputs[split].data_ptr() == values[split].data_ptr()

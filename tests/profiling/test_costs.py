@@ -255,7 +255,7 @@ def test_a_transformer_of_the_recipe_joins_and_its_weights_count():
     plain = measuring.measure_here(measuring.ProfileConfig("1", "mean", 2.5, encoder="muq-nano"), 1)
     config = measuring.ProfileConfig("1", "transformer", 2.5, encoder="muq-nano")
     found = measuring.measure_here(config, 1)
-    assert found["embedding_dim"] == 192  # the tokens' means and [CLS], mixed
+    assert found["embedding_dim"] == 10 * 192  # every view that a gate may let through
     assert found["encoder_passes"] == plain["encoder_passes"] == 2
     more = found["weights_bytes"] - plain["weights_bytes"]
     assert more >= 4 * found["aggregator_parameters"] > 1e6
@@ -424,6 +424,7 @@ def settings(**changes):
         "agg": "mean",
         "duration_s": 45.0,
         "layer": "last",
+        "fusion": "early",
         "encoder": "muq",
         "precision": "fp16",
         "batch_seconds": 60.0,

@@ -196,6 +196,29 @@ def test_killed_at_random_moments(arena, music, clean, tmp_path):
     assert (kills >= 12, stores >= 1) == (True, True)
 
 
+def test_killed_while_tracks_share_batches(arena, music, clean, tmp_path):
+    """As on a GPU: rows equal those of single tracks but for rounding, none reported is lost."""
+    rng, root = random.Random(3), tmp_path / "store"
+    how, runs = {"share_batches": True, "batch_seconds": 3.0}, []
+    for k in (9, 17, 26):
+        runs.append(arena.start(root, music, die_at=k, **how))
+        assert runs[-1].wait() == KILLED
+    runs.append(arena.start(root, music, **how))
+    wait_a_while(runs[-1], rng)
+    runs[-1].kill()
+    runs.append(arena.start(root, music, **how))
+    assert runs[-1].report()["damaged"] == []
+    there = contents(root)
+    assert set(there) == set(clean[1])
+    for run in runs:
+        assert all(clean[2][path] in there for path in run.done())
+    for place, (shape, tokens, *rest) in there.items():
+        expected_shape, expected, *expected_rest = clean[1][place]
+        assert (shape, rest) == (expected_shape, expected_rest)
+        ours, theirs = (np.frombuffer(x, np.float32) for x in (tokens, expected))
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("n_writers", [1, 2, 4])
 def test_killed_at_random_moments_often(arena, music, clean, tmp_path, n_writers):

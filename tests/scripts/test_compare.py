@@ -12,6 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from compare_runs import guesses, write_grid, write_run
 from conftest import ROOT, run
@@ -23,6 +25,7 @@ from tune.comparison.configurations import Configuration, merge
 from tune.comparison.jackknife import paired_difference
 from tune.comparison.main_effects import balanced, main_effects
 from tune.comparison.measured_costs import apply_costs
+from tune.comparison.paired import compare
 from tune.comparison.per_class import break_down
 from tune.comparison.published_results import study_table
 from tune.comparison.recommend import Limits, advise, relative_costs, validation_score
@@ -31,6 +34,7 @@ from tune.comparison.tables import _md, _tex, frame, print_views, verdict_notes,
 from tune.comparison.verdicts import MARGIN
 from tune.comparison.wandb_runs import read_project
 from tune.runs.load import read_folders
+from tune.runs.predictions import read_predictions
 from tune.sweep.summary import print_comparison
 from tune.tasks.label_kinds import class_accuracy
 
@@ -46,6 +50,36 @@ def configurations_below(root):
     assert not left
     configurations, left = merge(runs)
     return {configuration.label: configuration for configuration in configurations}
+
+
+def test_a_gate_that_let_in_nothing_is_the_mean_and_no_other_strategy_is(tmp_path, rng, labels):
+    mean, other = guesses(rng, labels, 0.6), guesses(rng, labels, 0.6)
+    shut, open_ = [1.0, 0.0, 0.0], [1.0, 0.4, 0.0]
+    for name, agg, predictions, weights in (
+        ("gated", "gated", mean, [shut] * 3),
+        ("opened", "gated", mean, [shut, open_, shut]),
+        ("other", "gated", other, [shut] * 3),
+        ("mixed", "whitened", mean, [shut] * 3),
+    ):
+        about = {"view_weights": dict(zip("012", weights, strict=True)), "readout": None}
+        fields = {"agg": agg, "aggregator": about}
+        (tmp_path / name).mkdir()
+        write_run(tmp_path / name, "mean", labels, mean)
+        write_run(tmp_path / name, name, labels, predictions, **fields)
+        found = configurations_below(tmp_path / name)
+        same = found[f"10 s {agg}"].duplicate_of is found["10 s mean"]
+        assert same == (name == "gated"), name
+
+
+def test_a_folder_of_links_to_runs_is_read(tmp_path, rng, labels):
+    write_run(tmp_path / "runs", "one", labels, guesses(rng, labels, 0.6))
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "run").symlink_to(tmp_path / "runs" / "one")
+    (links / "again").symlink_to(links)  # a circle
+    assert list(configurations_below(links)) == ["10 s mean"]
+    runs, left = read_folders([links, tmp_path / "runs"])
+    assert (len(runs), left) == (1, [])
 
 
 def test_other_seeds_join_and_the_newest_of_the_same_seed_counts(tmp_path, rng, labels):
@@ -720,3 +754,27 @@ def test_common_ids_are_sorted(tmp_path, rng, labels):
     write_run(tmp_path, "a", labels, guesses(rng, labels, 0.5))
     configurations = list(configurations_below(tmp_path).values())
     assert common_ids(configurations) == sorted(configurations[0].ids)
+
+
+def test_older_runs_take_the_groups_of_the_newest(tmp_path, rng, labels):
+    """Differences are paired group by group, also with a run that was made before groups were."""
+    ids = [f"track{i:02d}" for i in range(len(labels))]
+    songs = {name: f"song{i // 4}" for i, name in enumerate(ids)}
+    for agg, age in (("mean", 0), ("max", 50)):
+        p = guesses(rng, labels, 0.6)
+        folder = write_run(tmp_path, agg, labels, p, ids=ids, agg=agg, seg="full", age=age)
+        if agg == "mean":
+            table = pq.read_table(folder / "predictions.parquet")
+            groups = pa.array([songs[name] for name in table["id"].to_pylist()])
+            pq.write_table(table.append_column("group", groups), folder / "predictions.parquet")
+    configurations, _ = merge(read_folders([tmp_path])[0])
+    assert all(c.groups == [songs[name] for name in c.ids] for c in configurations)
+    (view,) = analyse(configurations)
+    (verdict,) = [row.difference for row in view.rows if row.difference is not None]
+    n = len(labels)
+    assert (verdict.difference.n_tracks, verdict.difference.n_groups) == (n, -(-n // 4))
+    if verdict.word == "can't tell":
+        assert f"{n} tracks in {-(-n // 4)} groups" in str(verdict)
+    old, new = (read_predictions(tmp_path / name) for name in ("max", "mean"))
+    assert compare(old, new)["accuracy"].n_groups == compare(new, old)["accuracy"].n_groups
+    assert compare(old, new)["accuracy"].n_groups == -(-n // 4)

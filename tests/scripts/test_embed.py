@@ -29,7 +29,7 @@ from tune.aggregators.transformer.pretraining_state import save_model
 from tune.aggregators.transformer.recipes import RECIPES, make_config, make_model, standardisation
 from tune.audio.decode import read_audio
 from tune.audio.hashing import content_hash
-from tune.embeddings import agreement, similar
+from tune.embeddings import agreement, similar, space
 from tune.embeddings import file_formats as files
 from tune.encoders.registry import load_encoder
 from tune.store.store import Store
@@ -151,7 +151,8 @@ def test_a_folder_becomes_a_table_with_bad_files_as_rows(embedded):
     for name, reason in BAD.items():
         assert reason in table.reason[name]
         assert table.embedding[name] is None
-        assert f"{table.path[name]}: {table.reason[name]}" in done.stdout
+        assert f"{table.path[name]}: {table.reason[name]}" in done.stderr
+        assert (done.stdout + done.stderr).count(table.path[name]) == 1
     good = table[table.reason.isna()]
     assert len(good) == N
     for i, name in enumerate(GOOD):
@@ -210,7 +211,7 @@ def test_the_metadata_says_how_it_was_made_and_not_by_whom(embedded):
         "revision": None,
     }
     assert meta["command"] == (
-        "embed.py ~/music --encoder muq-nano --seg 2 --min_tail 0.4 --agg mean"
+        "embed.py MUSIC --encoder muq-nano --seg 2 --min_tail 0.4 --agg mean"
     )
     assert meta["tune"] == tune.__version__
     assert (home / "store" / meta["collection"] / "collection.json").exists()
@@ -250,7 +251,7 @@ def test_all_formats_hold_the_same(embedded, music, scripts, capsys):
     data = load_from_disk("folder")
     assert data.column_names == list(files.TRACKS)
     assert data.features["embedding"].length == 192
-    assert "embed.py music" in data.info.description
+    assert "embed.py MUSIC" in data.info.description
     tables = [files.read(f).table.to_pydict() for f in ("x.npy", "folder", "x.parquet")]
     for table in tables:
         table.pop("embedding")
@@ -293,6 +294,13 @@ def test_the_library_gives_the_rows_of_the_script(embedded, music, scripts):
         called = tune.embed(table.path.tolist(), agg=agg, **settings)
         assert called.shape == (N, size)
         np.testing.assert_array_equal(called, made[~np.isnan(made).any(1)])
+    samples = soundfile.read(table.path.iloc[0], dtype="float32")
+    soundfile.write("samples.wav", *samples, subtype="FLOAT")
+    both = tune.embed([samples, "samples.wav"], **settings)
+    np.testing.assert_array_equal(both[0], both[1])
+    np.testing.assert_array_equal(tune.embed(samples, **settings), both[0])
+    with pytest.raises(ValueError, match=r"samples 0: .* got int64 of shape \(3,\)"):
+        tune.embed((np.arange(3), 24_000), **settings)
     with pytest.raises(ValueError, match=r"empty\.wav: empty file"):
         tune.embed([*table.path, "music/empty.wav"], **settings)
     with pytest.raises(ValueError, match="give several, or from_run"):
@@ -326,10 +334,10 @@ def test_similar_tracks_are_found_without_torch(music, scripts):
 
 def test_distances_by_hand(rng):
     matrix = np.array([[1.0, 0], [3, 0], [2, 1], [2, -1]])  # the mean is (2, 0)
-    away = similar.distances(matrix, np.array([4.0, 0]))
+    away = space.distances(matrix, np.array([4.0, 0]))
     np.testing.assert_allclose(away, [2, 0, 1, 1], atol=1e-12)
     stretched = rng.normal(size=(200, 3)) * [3, 1, 1] + 5
-    plain, white = (similar.distances(stretched, stretched[0], whiten=w) for w in (False, True))
+    plain, white = (space.distances(stretched, stretched[0], whiten=w) for w in (False, True))
     assert plain[0] == pytest.approx(0, abs=1e-12)
     assert white[0] == pytest.approx(0, abs=1e-12)
     assert np.abs(plain - 1)[1:].mean() > np.abs(white - 1)[1:].mean() + 0.2  # one axis ruled
@@ -350,6 +358,7 @@ def test_similar_finds_tracks_and_songs_from_outside(music, scripts, capsys):
     shown = capsys.readouterr().out
     made = files.read("e.parquet")
     found = similar.nearest(made, "sub/1.ogg", 3)
+    assert found == tune.search("e.parquet", "sub/1.ogg", 3)
     assert len(found) == 3
     assert [item["distance"] for item in found] == sorted(item["distance"] for item in found)
     assert "music/sub/1.ogg" not in {item["path"] for item in found}
@@ -387,6 +396,8 @@ def test_what_a_run_learned_embeds_as_its_probe_saw_it(tmp_path, monkeypatch, sc
     for name, *flags in (
         ("attention", "--seg=1", "--agg=attention", "--encoder=mel"),
         ("whitened", "--seg=1", "--agg=whitened", "--encoder=mel"),
+        ("gated", "--seg=1", "--agg=gated", "--encoder=mel"),
+        ("prototypes", "--seg=1", "--agg=prototypes", "--encoder=mel"),
         ("hierarchical", "--seg", "1", "full", "--agg=hierarchical", "--encoder=mel"),
         ("mix", "--seg=1", "--agg=attention", "--layer=mix", "--encoder=muq-nano"),
     ):
@@ -437,7 +448,7 @@ def test_a_pretrained_transformer_embeds_as_the_model_does(music, scripts):
         min_tail=0.4,
         precision="no",
     )
-    model = make_model(config, 3, standardisation(iter(tokens), "within")).eval()
+    model = make_model(config, 3, standardisation(iter(tokens), config.standardise)).eval()
     save_model(model, music / "aggregator")
     scripts("embed", "music", *COMMON, "--agg=transformer:aggregator", "--out=e.parquet")
     made = files.read("e.parquet")
@@ -457,7 +468,10 @@ def test_a_pretrained_transformer_embeds_as_the_model_does(music, scripts):
         agg="transformer:aggregator",
     )
     np.testing.assert_array_equal(called, by_content[content_hash("music/0.ogg")])
-    save_model(make_model(config, 4, standardisation(iter(tokens), "within")), music / "aggregator")
+    save_model(
+        make_model(config, 4, standardisation(iter(tokens), config.standardise)),
+        music / "aggregator",
+    )
     soundfile.write("new.wav", tone(2, 300), 24_000)
     with pytest.raises(ValueError, match="the aggregator has other weights"):
         similar.embed_alike(made, "new.wav", store="store")
@@ -617,3 +631,67 @@ def test_neighbours_are_scored_against_labels_by_hand(tmp_path, monkeypatch, cap
     assert "0.800" in capsys.readouterr().out
     with pytest.raises(ValueError, match="0 tracks have an embedding and a label"):
         agreement.score(made, labels, root=tmp_path / "elsewhere")
+
+
+def test_the_same_command_again_opens_only_what_is_new(music, scripts, capsys, monkeypatch):
+    flags = ("music", *COMMON, "--out=e.parquet", "--space=ready")
+    scripts("embed", *flags)
+    first = (music / "e.parquet").read_bytes()
+    opened = []
+    real = tune.embeddings.embedder.Embedder.rows
+    monkeypatch.setattr(
+        tune.embeddings.embedder.Embedder,
+        "rows",
+        lambda self, path, found: opened.append(path) or real(self, path, found),
+    )
+    scripts("embed", *flags)
+    assert (music / "e.parquet").read_bytes() == first
+    assert opened == []
+    assert "6 of them as they were" in capsys.readouterr().out
+    (music / "music" / "0.ogg").unlink()
+    shutil.copy("music/2.ogg", "music/00.ogg")
+    shutil.copy("music/sub/1.ogg", "music/4.ogg")  # other music under the same name
+    scripts("embed", *flags)
+    assert set(opened) == {"music/00.ogg", "music/4.ogg"}
+    assert "4 of them as they were, 1 that are gone left out" in capsys.readouterr().out
+    again = (music / "e.parquet").read_bytes()
+    scripts("embed", *flags, "--overwrite")
+    assert (music / "e.parquet").read_bytes() == again
+    opened.clear()
+    scripts("embed", *flags, "--agg=max")  # another strategy: nothing is kept
+    assert len(set(opened)) == 6
+    opened.clear()
+    scripts("embed", *flags, "--agg=whitened")  # fitted on all tracks
+    scripts("embed", *flags, "--agg=whitened")
+    assert len(opened) > 12
+
+
+def test_vectors_for_databases_and_failures_beside(music, scripts, capsys):
+    scripts("embed", "music", *COMMON, "--out=e.parquet", "--space=whitened:8", "--good_only")
+    table = pq.read_table("e.parquet")
+    assert len(table) == 6
+    assert table["embedding_unit"].type.list_size == 8
+    assert not table["embedding_unit"].null_count
+    failed = pd.read_csv("e.failed.csv")
+    assert sorted(f"music/{name}" for name in BAD) == failed.path.tolist()
+    assert "e.failed.csv" in capsys.readouterr().out
+    for i in range(2):
+        scripts("embed", "music", *COMMON, "--out=x.parquet", f"--shard={i}/2")
+    flags = ("--space=whitened:8", "--good_only")
+    scripts("embed", "--merge", "x.shard-*.parquet", "--out=x.parquet", *flags)
+    assert (music / "x.parquet").read_bytes() == (music / "e.parquet").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--space=white", "--out=e.parquet"], "--space is ready, pca:D"),
+        (["--space=ready", "--out=e.npy"], "choose .parquet or a folder"),
+        (["--space=ready", "--out=e.parquet", "--shard=0/2"], "--space goes with --merge"),
+        (["--good_only", "--out=e.parquet", "--shard=0/2"], "--good_only goes with --merge"),
+    ],
+)
+def test_flags_of_the_table_that_do_not_fit(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        script("embed").parse_args(["music", *flags])
+    assert message in capsys.readouterr().err

@@ -110,8 +110,10 @@ def test_a_run_prints_what_to_beat_and_a_falling_loss(calm):
     out, done = calm
     assert "16 train tracks (112 tokens), 6 val tracks (42)" in done.stdout
     to_beat = next(line for line in done.stdout.splitlines() if "to beat" in line)
-    assert "predicting the mean 1.0" in to_beat
-    assert "copying the nearest visible token 0.0" in to_beat
+    baselines = json.loads((out / "pretrain.json").read_text())["baselines"]
+    assert {"predicting the mean", "copying the nearest visible token"} <= set(baselines)
+    assert baselines["copying the nearest visible token"] < baselines["predicting the mean"]
+    assert all(f"{name} {value:.4f}" in to_beat for name, value in baselines.items())
     lines = [line for line in done.stdout.splitlines() if line.startswith("epoch ")]
     assert len(lines) == 16
     assert len({line.index("val loss") for line in lines}) == 1  # aligned
@@ -128,6 +130,7 @@ def test_a_run_leaves_an_aggregator_and_what_it_is(calm):
     assert {p.name for p in out.iterdir()} == {
         "config.json",
         "model.safetensors",
+        "trained_on.safetensors",
         "README.md",
         "history.csv",
         "pretrain.json",
@@ -165,8 +168,10 @@ def test_the_offline_wandb_run_holds_the_curve_and_the_model(calm, folder):
     assert {"pretraining", "mel", "tune"} <= set(record["run"].tags)
     facts = json.loads((out / "pretrain.json").read_text())
     assert record["summary"]["best_epoch"] == facts["best_epoch"]
-    last = {k: v for row in record["history"] for k, v in row.items()}
-    assert last["baseline/predicting_the_mean"] == facts["baselines"]["predicting the mean"]
+    assert (
+        record["summary"]["baseline/predicting_the_mean"]
+        == facts["baselines"]["predicting the mean"]
+    )
     assert record["config"]["recipe"]["objective"] == "mse"
     assert record["exit_code"] == 0
     artifacts = [r for r in artifact_records(run_folder) if r.type == "model"]
@@ -442,13 +447,31 @@ def test_train_probe_uses_it(calm, folder, tmp_path, monkeypatch):
     flags = ["--encoder=mel", "--aggregator_checkpoint", calm[0]]
     result = probe(folder, monkeypatch, tmp_path / "runs", *flags)
     assert result["agg"] == "transformer"
-    assert result["cost"]["embedding_dim"] == 256 + 32  # the recipe's readout: residual
+    assert result["aggregator"]["readout"] == "gated"  # the recipe's: views of 256 values
+    assert result["aggregator"]["view_weights"]["1234"][0] == 1
+    assert result["cost"]["embedding_dim"] % 256 == 0
     assert result["aggregator"]["checkpoint"] == str(calm[0])
     assert result["metrics"]["accuracy"]["mean"] == 1.0
     # The training and validation tracks' tokens are those of the pretraining.
     assert result["cost"]["encoded_tracks"] in (0, 4)
-    smaller = probe(folder, monkeypatch, tmp_path / "cls", *flags, "--readout=cls")
-    assert smaller["cost"]["embedding_dim"] == 32
+    for readout, size in (("cls", 32), ("residual", 256 + 32), ("order", 8 * 32)):
+        other = probe(folder, monkeypatch, tmp_path / readout, *flags, f"--readout={readout}")
+        assert other["cost"]["embedding_dim"] == size
+
+
+def test_train_probe_refuses_what_the_aggregator_has_seen(calm, folder, tmp_path, monkeypatch):
+    """A task whose test tracks are the aggregator's training tracks."""
+    source = folder / "tones"
+    leaky = tmp_path / "leaky"
+    shutil.copytree(source, leaky)
+    (train,), (test,) = (list(leaky.glob(f"*.{split}.jsonl")) for split in ("train", "test"))
+    test.write_text("".join(train.read_text().splitlines(keepends=True)[:4]))
+    flags = ["--encoder=mel", "--aggregator_checkpoint", calm[0], "--task", leaky]
+    with pytest.raises(ValueError, match="was trained on 4 of 4 test tracks"):
+        probe(folder, monkeypatch, tmp_path / "runs", *flags)
+    assert not (tmp_path / "runs").exists()
+    result = probe(folder, monkeypatch, tmp_path / "runs", *flags, "--allow_seen")
+    assert len(result["seen_by_aggregator"]["tracks"]) == 4
 
 
 def test_train_probe_refuses_what_does_not_fit(calm, folder, tmp_path, monkeypatch):

@@ -50,6 +50,19 @@ def test_cprofile_runs_as_a_module_from_the_repository_root(tmp_path):
     assert "function calls" in done.stdout
 
 
+def test_late_fusion_keeps_every_segment_and_joins_none(tmp_path):
+    grid = ["--encoder", "mel", "--seg", "1", "--agg", "mean", "max", "--fusion", "early", "late"]
+    rest = ["--duration", "3", "--repeats", "1", "--out", "costs.json"]
+    done = run(ROOT / "profile.py", *grid, *rest, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "costs.json").read_text())["rows"]
+    sizes = {(row["agg"], row["fusion"]): row["embedding_dim"] for row in rows}
+    assert sizes == {("mean", "early"): 256, ("mean", "late"): 768, ("max", "early"): 256}
+    done = run(ROOT / "profile.py", *grid[:4], "--agg", "max", "--fusion", "late", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--fusion late joins no embeddings: it goes with --agg mean" in done.stderr
+
+
 def test_the_script_shows_its_help():
     done = run("profile.py", "--help", cwd=ROOT)
     assert done.returncode == 0, done.stderr

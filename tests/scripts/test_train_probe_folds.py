@@ -12,6 +12,8 @@ from conftest import tone
 from in_process import call
 from sklearn.metrics import accuracy_score
 
+from tune.embeddings.strategy import from_run
+
 SETTINGS = ["--encoder", "mel", "--seg", "1", "--agg", "whitened", "--epochs", "4"]
 SETTINGS += ["--seeds", "1", "2", "--report_to", "none", "--store", "store"]
 
@@ -103,7 +105,7 @@ def test_a_fold_is_the_run_on_its_split(folder, fold):
     assert found.returncode == 0, found.stderr
     assert "0 passes" in found.stdout  # everything was encoded once
     alone = pd.read_parquet(folder.root / "runs" / name / "predictions.parquet")
-    mine = folder.predictions[folder.predictions.fold == fold].drop(columns=["fold", "group"])
+    mine = folder.predictions[folder.predictions.fold == fold].drop(columns="fold")
     order = ["seed", "id"]
     pd.testing.assert_frame_equal(
         *(t.sort_values(order).reset_index(drop=True) for t in (mine, alone)), check_exact=True
@@ -119,3 +121,45 @@ def test_compare_says_what_folds_share_and_compares_them_with_folds_only(folder)
     assert "3 folds by artist" in out
     assert "folds share training tracks, so the interval is slightly too narrow" in out
     assert "trained on other tracks: 3 folds by artist and a single split" in out
+
+
+def test_a_single_split_resamples_groups_as_well(folder):
+    """The same bootstrap as of folds, from the parquet; the default seeds are five."""
+    splits = ["train"] * 10 + ["val"] * 5 + ["test"] * 15
+    rows = [{**row, "split": split} for row, split in zip(folder.rows, splits, strict=True)]
+    write_table(folder.root / "split.csv", rows)
+    at = SETTINGS.index("--seeds")
+    settings = [*SETTINGS[:at], *SETTINGS[at + 3 :], "--name", "split"]
+    found = call("train_probe.py", "--task", "split.csv", *settings, cwd=folder.root)
+    assert found.returncode == 0, found.stderr
+    assert "10 in the test split, by artist: the interval resamples groups" in found.stdout
+    run = folder.root / "runs" / "split"
+    result = json.loads((run / "result.json").read_text())
+    assert result["seeds"] == [1234, 1235, 1236, 1237, 1238]
+    assert result["groups"] == {"column": "artist", "n_test": 10}
+    table = pd.read_parquet(run / "predictions.parquet")
+    artist = {row["path"]: row["artist"] for row in rows}
+    assert list(table.group) == [artist[i] for i in table.id]
+    table["right"] = (table.prediction == table.label).astype(float)
+    each = table.groupby("group").right.agg(["sum", "count"]).to_numpy(float)  # (10, 2)
+    drawn = np.random.default_rng(0).multinomial(10, np.full(10, 0.1), size=2000) @ each
+    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
+    metric = result["metrics"]["accuracy"]
+    assert (metric["ci_low"], metric["ci_high"]) == pytest.approx((low, high), abs=1e-9)
+
+
+def test_embeddings_of_folds_are_made_where_the_folds_agree(folder):
+    """Each fold has a whitening of its own; a mean is the same for all."""
+    found = call("embed.py", "0.wav", "--from_run", "runs/a", "--out", "a.npy", cwd=folder.root)
+    assert found.returncode != 0
+    assert "in 3 folds, each of which learned its own whitened" in found.stderr
+    settings = [*SETTINGS, "--agg", "mean", "--folds", "3", "--task", "music.csv", "--name", "m"]
+    assert call("train_probe.py", *settings, cwd=folder.root).returncode == 0
+    given = ["--from_run", "runs/m", "--out", "m.npy", "--store", "store"]
+    found = call("embed.py", "0.wav", *given, cwd=folder.root)
+    assert found.returncode == 0, found.stderr
+    result = json.loads((folder.root / "runs" / "m" / "result.json").read_text())
+    result["folds"]["each"][1]["layer"] = 7
+    (folder.root / "runs" / "m" / "result.json").write_text(json.dumps(result))
+    with pytest.raises(ValueError, match=r"which chose different layers \(0, 7\)"):
+        from_run(folder.root / "runs" / "m")

@@ -1,5 +1,6 @@
 """tune.store.encode: rows of the store from files, whatever the order, the batch or the trouble."""
 
+import os
 import threading
 import time
 import weakref
@@ -291,3 +292,18 @@ def test_the_window_bounds_the_decoded_tracks_in_memory(tmp_path, monkeypatch, d
     assert ahead[0] == threads + 2
     # The window, and the track just encoded until the next one takes its place.
     assert decodings["most"] <= threads + 3
+
+
+def test_a_second_run_hashes_nothing_though_threads_hashed(files, nano, tmp_path, monkeypatch):
+    """The cache of hashes is used by the threads that look tracks up, and by the main one."""
+    for path in files:
+        os.utime(path, (1e9, 1e9))  # hashes of young files aren't remembered
+    store = Store(tmp_path / "s")
+    expected = [store.content(path) for path in files[:1]]  # opened by this thread
+    collection = store.collection(nano, [0, 2, 4], None)
+    encode_tracks(files, nano, RULE, store, collection)
+    hashed = []
+    monkeypatch.setattr("tune.audio.hashing.content_hash", lambda path: hashed.append(path))
+    report = encode_tracks(files, nano, RULE, store, collection)
+    assert (report.encoder_passes, hashed) == (0, [])
+    assert [report.rows[path][0] for path in files[:1]] == expected

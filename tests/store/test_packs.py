@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 from conftest import ROOT
 from test_store import CONTENT, SPANS, encoder, row_of, same
 
+from tune.segments.pick import PickedSpans, pick_row
 from tune.store import store as tune_store
 from tune.store.command import main
 from tune.store.packs import Packs, try_again
@@ -72,7 +74,6 @@ def test_packed_rows_are_the_same_for_readers_from_before_and_after(filled, rows
     before = collection_in(filled.root)
     assert before.read("00" * 32, SPANS) is None  # it has looked for packs
     size = filled.bytes_of(next(iter(rows)), SPANS)
-    assert filled.pack(N + 1) == 0
     assert filled.pack() == N
     assert row_files(filled) == []
     for collection in (filled, before, collection_in(filled.root)):
@@ -81,6 +82,29 @@ def test_packed_rows_are_the_same_for_readers_from_before_and_after(filled, rows
         assert collection.read("00" * 32, SPANS) is None
         assert collection.read(next(iter(rows)), SPANS[:1]) is None
     assert filled.pack() == 0
+
+
+@pytest.mark.parametrize("layers", [(3,), range(4)])
+def test_picked_segments_are_found_in_a_packed_whole_row(tmp_path, rng, layers):
+    stored, row = collection_in(tmp_path, layers), row_of(rng, n_layers=len(layers))
+    stored.write(CONTENT, 250, row)
+    picked = PickedSpans([SPANS[0], SPANS[2]], SPANS)
+    reader, size = collection_in(tmp_path), stored.bytes_of(CONTENT, picked)
+    before = reader.read(CONTENT, picked)
+    assert stored.pack() == 1
+    for collection in (stored, reader, collection_in(tmp_path)):
+        found = collection.read(CONTENT, picked)
+        tokens = row.tokens if collection is stored else row.tokens[:, -1:]
+        np.testing.assert_array_equal(found.tokens, tokens[[0, 2]], strict=True)
+        assert found.spans == [[0, 100], [200, 250]]
+        assert collection.bytes_of(CONTENT, picked) == size > 0
+    assert same(reader.read(CONTENT, picked), before)
+    assert same(stored.read(CONTENT, picked), pick_row(row, picked))
+    own = row_of(rng, spans=list(picked), n_layers=len(layers))
+    stored.write(CONTENT, 250, own)
+    stored.pack()
+    assert same(stored.read(CONTENT, picked), own)  # a row of its own comes first
+    assert same(stored.read(CONTENT, SPANS), row)
 
 
 def test_tokens_of_a_packed_row_may_be_written_to(filled, rows):
@@ -221,6 +245,38 @@ def test_killed_before_every_change_of_a_file_no_row_is_lost(tmp_path, rows):
             assert row_files(before) == []
     assert killed >= 15
     assert row_files(before) == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9")
+def test_the_command_killed_at_random_moments_loses_no_row(tmp_path, rng):
+    rows, ends, longest = {rng.bytes(32).hex(): row_of(rng) for _ in range(60)}, [], 0.0
+    clean = collection_in(tmp_path / "clean")
+    for content, row in rows.items():
+        clean.write(content, 250, row)
+    for k in range(11):
+        root = tmp_path / f"round-{k}"
+        shutil.copytree(clean.root, root)
+        command = [sys.executable, "-m", "tune.store", "pack", "--store", str(root)]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as packer:
+            while packer.poll() is None and not list(root.glob("locks/pack-*.lock")):
+                time.sleep(0.001)
+            started = time.perf_counter()
+            if k:
+                time.sleep(rng.uniform(0, 1.5 * longest))
+                packer.kill()
+            else:  # the first isn't killed, to know how long packing takes
+                while packer.poll() is None and list(root.glob("*/*/??/*.safetensors")):
+                    time.sleep(0.001)
+                longest = time.perf_counter() - started
+            ends.append(packer.wait())
+        check(collection_in(root), rows)
+        collection_in(root).pack()
+        check(collection_in(root), rows)
+        assert row_files(collection_in(root)) == []
+        shutil.rmtree(root)
+    assert ends[0] == 0
+    assert set(ends[1:]) <= {0, -signal.SIGKILL}
+    assert -signal.SIGKILL in ends
 
 
 def test_packing_beside_writers_and_readers_loses_nothing(filled, rows, rng):

@@ -12,7 +12,16 @@ from tune.sweep import config as sweep_files
 from tune.sweep.config import make_run, propose, read_sweep, swept, to_stop
 
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
-SIZES = {"demo": 9, "paper": 32, "full": 84, "hierarchical": 6, "layers": 60}
+SIZES = {
+    "composed": 189,
+    "protocols": 72,
+    "demo": 9,
+    "paper": 32,
+    "full": 84,
+    "hierarchical": 6,
+    "layers": 60,
+    "fewest_seconds": 336,
+}
 
 
 def parse_args_of(config):

@@ -88,6 +88,7 @@ def test_a_data_set_runs_as_a_task(parquet, tmp_path, monkeypatch):
         "--store",
         tmp_path / "store",
         "--name=a",
+        "--seeds=1234",
     ]
     train_probe.main(train_probe.parse_args([str(word) for word in given]))
     result = json.loads((tmp_path / "a" / "result.json").read_text())

@@ -18,6 +18,7 @@ from conftest import ROOT
 from task_trees import TREES, gtzan, mtg, vocalset_archive
 
 from tune.aggregators.transformer.corpus import local_tasks
+from tune.encoders.muq import HUB_ID, NANO_FOLDER
 from tune.tasks import download
 from tune.tasks.hub_download import RECORD, Record, named_files
 from tune.tasks.load import SPLITS, TaskError, check_whole, load_task
@@ -56,9 +57,9 @@ def train_probe():
     return train_probe
 
 
-def probe(train_probe, tmp_path, task: str, name: str) -> dict:
-    """Run a task with the mel baseline in this process, with a store of its own: its result."""
-    given = f"--task {task} --encoder=mel --layer=last --seg=full --epochs=2 --report_to=none"
+def probe(train_probe, tmp_path, task: str, name: str, encoder: str = "mel") -> dict:
+    """Run a task in this process, with a store of its own: its result."""
+    given = f"--task {task} --encoder={encoder} --layer=last --seg=full --epochs=2 --report_to=none"
     folders = {"data_dir": "data", "output_dir": "runs", "store": f"store-{name}", "name": name}
     given = given.split() + [f"--{k}={tmp_path / v}" for k, v in folders.items() if k != "name"]
     train_probe.main(train_probe.parse_args([*given, f"--name={name}"]))
@@ -80,6 +81,24 @@ def test_first_second_and_offline_run_are_equal(hub, tmp_path, train_probe, task
     offline = probe(train_probe, tmp_path, task, "offline")
     for key in EQUAL:
         assert first[key] == second[key] == offline[key]
+
+
+def test_gtzan_with_muq_first_second_and_offline_run_are_equal(hub, tmp_path, train_probe):
+    """Data set and weights both come from the hub, into an empty cache."""
+    commits = {
+        "data_revision": serve(hub, tmp_path, "gtzan"),
+        "encoder_revision": hub.add(HUB_ID, "model", NANO_FOLDER, license="cc-by-nc-4.0"),
+    }
+    results = [probe(train_probe, tmp_path, "gtzan", "first", "muq")]
+    asked = len(hub.asked)
+    results.append(probe(train_probe, tmp_path, "gtzan", "second", "muq"))
+    assert len(hub.asked) == asked
+    hub.stop()
+    results.append(probe(train_probe, tmp_path, "gtzan", "offline", "muq"))
+    for result in results:
+        assert {key: result[key] for key in commits} == commits
+        for key in EQUAL:
+            assert result[key] == results[0][key]
 
 
 @pytest.mark.parametrize("task", ["nsynth-pitch", "vocalset-singer"])

@@ -3,8 +3,10 @@
 registry            the table of aggregators, and those without parameters
 track_aggregator    an aggregator applied to tracks, fitted or loaded
 track_features      a task's tracks as inputs of the probe
-whitening           covariance within tracks
+whitening           covariance within tracks, or of all tokens
 trainable           aggregators that learn with the probe
+poolings            those that are plain modules over tokens
+view_selection      which views a gate lets through
 flag_rules          which flags belong together
 degenerate          settings that equal the full track
 transformer/        the pretrained Transformer

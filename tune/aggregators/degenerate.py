@@ -52,8 +52,21 @@ def degenerate_reason(
     return {"degenerate": why, "same_as": f"full {plain}"}
 
 
+def repeated_pick(use_seconds: float | str | None, pick: str | None) -> dict[str, str] | None:
+    """Say why a run with all of each track repeats another one of a grid, or None.
+
+    Examples
+    --------
+    >>> repeated_pick("all", "spread"), repeated_pick("all", "first"), repeated_pick(30, "spread")
+    ({'degenerate': 'all of each track is used: --pick first does the same'}, None, None)
+    """
+    if use_seconds == "all" and pick not in (None, "first"):
+        return {"degenerate": "all of each track is used: --pick first does the same"}
+    return None
+
+
 # Flags that mean nothing to a full track.
-CUTTING = ("hop", "min_seg", "max_seg", "min_tail", "pad_tail")
+CUTTING = ("hop", "min_seg", "max_seg", "min_tail", "pad_tail", "use_seconds", "pick")
 
 
 def full_track(values: Mapping, tokens: str = "segment") -> dict:

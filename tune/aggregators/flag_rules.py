@@ -63,5 +63,7 @@ def check_flags(
         check_one_layer(layer)
     if layer == "reduce" and row.pooling:
         raise ValueError(f"--layer reduce joins no tokens: --agg {agg} goes with --layer mix")
+    if layer == "reduce" and row.gated:
+        raise ValueError(f"--layer reduce chooses no views: --agg {agg} goes with --layer mix")
     if aggregator_lr and not (row.learns or layer in ("mix", "reduce")):
         raise ValueError(f"--aggregator_lr: nothing learns in front of the probe with --agg {agg}")

@@ -21,6 +21,10 @@ from tune.system.plugins import Own
 if TYPE_CHECKING:  # the scripts read --agg by this table before they import torch
     import torch
 
+# Cosines of dct and of the Transformer's states: they tell apart eighths of a track, which in a
+# song of three or four minutes are about as long as its sections.
+COSINES = 8
+
 
 def everywhere(values: torch.Tensor) -> torch.Tensor:
     """A mask of values that are all real."""
@@ -78,6 +82,48 @@ def concat(tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torc
     return out, torch.cat([real, torch.ones_like(mask)], -1)
 
 
+def dct(
+    tokens: torch.Tensor, mask: torch.Tensor, n: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """First n cosines over relative time: (B, N, D) -> (B, n D), whatever N is.
+
+    The discrete cosine transform (DCT-II; Ahmed, Natarajan and Rao 1974) of each dimension, divided
+    by N: the first cosine is the mean, the others are the track's slow changes in their order. A
+    track of N tokens has N cosines; those beyond are holes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> tokens = torch.tensor([[[1.0], [3.0]]])
+    >>> dct(tokens, torch.ones(1, 2, dtype=torch.bool), 2)[0].round(decimals=3)
+    tensor([[ 2., -1.]])
+    """
+    import torch
+
+    real = mask.to(tokens.dtype)
+    length = real.sum(1, keepdim=True)  # (B, 1)
+    k = torch.arange(n or COSINES, dtype=tokens.dtype, device=tokens.device)
+    at = (real.cumsum(1) - 0.5) / length  # (B, N), the middle of each token
+    basis = torch.cos(torch.pi * k[:, None] * at[:, None])  # (B, n, N)
+    basis = basis * real[:, None] * torch.where(k > 0, 2**0.5, 1.0)[:, None].to(real)
+    valid = (k < length)[..., None].expand(-1, -1, tokens.shape[2])  # (B, n, D)
+    out = (basis @ tokens / length[..., None]).masked_fill(~valid, 0)
+    return out.flatten(1), valid.flatten(1)
+
+
+def changes(tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean, deviation and the cosines after the first, side by side: (B, N, D) -> (B, 9 D)."""
+    import torch
+
+    parts, size = (stats(tokens, mask), dct(tokens, mask)), tokens.shape[2]
+    starts = (0, size)  # the first cosine is the mean once more
+    values, valid = (
+        torch.cat([part[i][:, start:] for part, start in zip(parts, starts, strict=True)], -1)
+        for i in (0, 1)
+    )
+    return values, valid
+
+
 @dataclass(frozen=True)
 class AggregatorRow:
     """A row of the table of aggregators; nothing outside this package asks for a name.
@@ -92,7 +138,10 @@ class AggregatorRow:
     whitening : called with D, returns an object whose `add(tokens)` accumulates a track's tokens
         and whose `fit()` returns a mean (D,) and a matrix (D, D): the probe mixes the embedding x
         and (x - mean) @ matrix
-    views : names of what the probe mixes, where it isn't layers or segment rules
+    views : names of what the probe mixes, where it isn't layers or segment rules: the parts of size
+        D that the function gives, then the whitened mean; views whose names begin with the same
+        word are of one kind
+    gated : whether views are chosen by the labels (`tune.aggregators.view_selection`), not mixed
     pooling : gives the class that pools tokens and learns with the probe (as
         `tune.aggregators.trainable.GatedAttention`)
     pretrained : whether it is a Transformer, from a checkpoint or trained with the probe
@@ -110,6 +159,7 @@ class AggregatorRow:
     needs_seconds: bool = False
     whitening: Callable | None = None
     views: tuple[str, ...] = ()
+    gated: bool = False
     pooling: Callable[[], type] | None = None
     pretrained: bool = False
     several_segs: bool = False
@@ -120,23 +170,38 @@ class AggregatorRow:
     own: Own | None = None
 
     @property
+    def n_parts(self) -> int:
+        """How many views the function gives, side by side."""
+        return max(len(self.views) - (self.whitening is not None), 1)
+
+    @property
     def record(self) -> dict:
         """What results say of an aggregator of one's own: its name and its source's digest."""
         return {"plugin": self.own.as_json()} if self.own else {}
 
 
-def within_track(size: int):
-    """The within-track covariance of tokens, to be accumulated."""
-    from tune.aggregators.whitening import WithinTrack
+def whitening_by(name: str) -> Callable:
+    """A class of `tune.aggregators.whitening`, imported when it is called with D."""
 
-    return WithinTrack(size)
+    def make(size: int):
+        from tune.aggregators import whitening
+
+        return getattr(whitening, name)(size)
+
+    return make
 
 
-def gated_attention() -> type:
-    """The class of attention pooling."""
-    from tune.aggregators.trainable import GatedAttention
+def pooling_of(name: str) -> Callable[[], type]:
+    """A function that gives a class of `tune.aggregators.trainable`, or `.poolings` as one."""
 
-    return GatedAttention
+    def get() -> type:
+        from tune.aggregators import poolings, trainable
+
+        if hasattr(trainable, name):
+            return getattr(trainable, name)
+        return trainable.own_pooling(getattr(poolings, name), f"--agg {name}")
+
+    return get
 
 
 AGGREGATORS = {
@@ -155,15 +220,63 @@ AGGREGATORS = {
     "whitened": AggregatorRow(
         mean,
         "the mean, and the mean whitened by what varies within tracks, mixed by the probe",
-        whitening=within_track,
+        whitening=whitening_by("WithinTrack"),
         views=("mean", "whitened"),
         learns=True,
         needs_several=True,
     ),
+    "pca_whitened": AggregatorRow(
+        mean,
+        "the mean, and the mean whitened by the covariance of all tokens, mixed by the probe",
+        whitening=whitening_by("AllTokens"),
+        views=("mean", "whitened"),
+        learns=True,
+    ),
+    "pca_cut": AggregatorRow(
+        mean,
+        "pca_whitened without the directions of the last 5 % of the variance",
+        whitening=whitening_by("MainDirections"),
+        views=("mean", "whitened"),
+        learns=True,
+    ),
+    "dct": AggregatorRow(
+        dct, f"first {COSINES} cosines over relative time: order, for any number of tokens"
+    ),
+    "gated": AggregatorRow(
+        changes,
+        "the mean, and beside it those of deviation, cosines and whitened mean that are better on "
+        "tracks left out of training and validation",
+        whitening=whitening_by("AllTokens"),
+        views=("mean", "deviation", *(f"cosine {k}" for k in range(1, COSINES)), "whitened"),
+        gated=True,
+        learns=True,
+        needs_run=True,
+    ),
     "attention": AggregatorRow(
         mean,
         "gated attention over the tokens, learned with the probe",
-        pooling=gated_attention,
+        pooling=pooling_of("GatedAttention"),
+        learns=True,
+        needs_run=True,
+    ),
+    "attentive_stats": AggregatorRow(
+        mean,
+        "mean and deviation weighted by attention, learned with the probe",
+        pooling=pooling_of("AttentiveStatistics"),
+        learns=True,
+        needs_run=True,
+    ),
+    "correlation": AggregatorRow(
+        mean,
+        "the mean, and how 32 learned directions go together over the track",
+        pooling=pooling_of("Correlations"),
+        learns=True,
+        needs_run=True,
+    ),
+    "prototypes": AggregatorRow(
+        mean,
+        "largest similarity of a token to each of 64 prototypes, learned with the probe",
+        pooling=pooling_of("Prototypes"),
         learns=True,
         needs_run=True,
     ),

@@ -110,7 +110,10 @@ class TrackAggregator:
             made.constants["whitening.matrix"] = torch.eye(size, dtype=torch.float64)
         if made.row.pretrained:
             n_views = len(made.scales)
-            made.pooling = trainable.Mix(n_views, size, made.dtype) if n_views > 1 else None
+            if made.gated:
+                made.pooling = trainable.Gate(torch.ones(n_views), size, made.dtype)
+            elif n_views > 1:
+                made.pooling = trainable.Mix(n_views, size, made.dtype)
             return made
         # The probe's type: train_probe.py's aggregators compute in it, but for the Transformer.
         made.device, made.dtype = device, torch.float32 if device.type == "mps" else torch.float64
@@ -119,6 +122,9 @@ class TrackAggregator:
             made.pooling = made.row.pooling()(
                 size, made.dtype, n_views=n_layers, generator=torch.Generator().manual_seed(seed)
             ).to(device)
+        elif made.gated:  # as costly as it gets
+            made.pooling = trainable.Gate(torch.ones(len(made.scales)), size, made.dtype, n_layers)
+            made.pooling = made.pooling.to(device)
         elif n_layers is not None or n_views > 1:
             made.pooling = trainable.Mix(n_views, size, made.dtype).to(device)
         return made
@@ -140,6 +146,13 @@ class TrackAggregator:
         from tune.aggregators.transformer.recipes import TUNE
 
         return self.readout or (self.model.config.readout if self.model else TUNE.readout)
+
+    @property
+    def gated(self) -> bool:
+        """Whether views are chosen by the labels, instead of mixed."""
+        if self.row.pretrained:
+            return not self.tune and self.readout_used == "gated"
+        return self.row.gated
 
     @property
     def settings(self) -> dict:
@@ -192,6 +205,8 @@ class TrackAggregator:
         if self.tune:
             start = transformer.make_initial_model(self.model, data.tokens["train"])
             return trainable.make_transformers(data, seeds, start, self.readout, device)
+        if self.gated:
+            return trainable.make_gates(data, seeds, self.scales, self.mix, device)
         return trainable.make_mixes(data, seeds, device, reduce=self.reduce)
 
     def fit(self, tracks: Iterable[Sequence[Row]]) -> None:
@@ -241,7 +256,8 @@ class TrackAggregator:
             seconds = token_seconds(row, self.sample_rate, self.window_s)
             found = track_views(row, seconds, self.row, self.agg, self.n_tokens, embed)
             truncated |= found[0][2]
-            scales.append(torch.stack([values for values, _, _ in found]))  # (L, D')
+            values = torch.stack([values for values, _, _ in found])  # (L, D')
+            scales += values.unflatten(-1, (self.row.n_parts, -1)).unbind(1)
         if self.row.whitening:
             mean, matrix = (self.constants[f"whitening.{k}"].double() for k in ("mean", "matrix"))
             scales.append((scales[0] - mean) @ matrix)
@@ -280,7 +296,10 @@ class TrackAggregator:
         if self.row.pooling:
             pooling = self.row.pooling().from_state(size, state)
         else:
-            if "weight" in state:
+            if "weights" in state:
+                n_layers = len(state["mix.scores"]) if "mix.scores" in state else None
+                pooling = trainable.Gate(state["weights"], size, torch.float64, n_layers)
+            elif "weight" in state:
                 pooling = trainable.Reduce(len(state["weight"]) // size, size, torch.float64)
             else:
                 pooling = trainable.Mix(len(state["scores"]), size, torch.float64)

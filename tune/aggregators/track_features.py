@@ -16,6 +16,7 @@ from tune.aggregators.registry import AggregatorRow, find_row, pool_track
 from tune.aggregators.whitening import accumulate
 from tune.store.encode import read_row
 from tune.store.store import Collection, Row
+from tune.system.memory import check_room
 
 log = logging.getLogger(__name__)
 
@@ -40,18 +41,36 @@ class Features:
 
 @dataclass
 class Tokens:
-    """Tokens of a split, padded to its longest track.
+    """Tokens of a split, one track after the other, each with its own number of them.
 
     Attributes
     ----------
-    values : (V, n, N, D) float32; V counts layers
-    mask : (n, N) bool, True at real tokens
+    flat : (S, V, D) float32, of all tracks; V counts layers
+    counts : (n,) int64, tokens of each track
     times : per track, (N, 2): where each of its tokens begins and ends, in seconds
     """
 
-    values: torch.Tensor
-    mask: torch.Tensor
+    flat: torch.Tensor
+    counts: torch.Tensor
     times: list[np.ndarray]
+
+    @classmethod
+    def from_padded(cls, values: torch.Tensor, mask: torch.Tensor, times: list) -> "Tokens":
+        """Of padded values (V, n, N, D) and a mask (n, N)."""
+        return cls(values[:, mask].transpose(0, 1).contiguous(), mask.sum(1), times)
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """(n, N) bool, True at real tokens, when all are padded to the longest track."""
+        return torch.arange(int(self.counts.max())) < self.counts[:, None]
+
+    @property
+    def values(self) -> torch.Tensor:
+        """All tracks padded with zeros to the longest one, (V, n, N, D)."""
+        mask = self.mask
+        out = self.flat.new_zeros(self.flat.shape[1], *mask.shape, self.flat.shape[2])
+        out[:, mask] = self.flat.transpose(0, 1)
+        return out
 
 
 def load_task_features(
@@ -82,7 +101,7 @@ def load_task_features(
             n_tokens = max(count_tokens(collection, splits["train"]["path"], rows))
         for name, split in splits.items():
             found = load_features(collection, split["path"], rows, agg, n_tokens, embed)
-            parts[name].append(found)
+            parts[name].append(found if row.n_parts == 1 else split_parts(found, row.n_parts))
         truncated = sum(found[-1].truncated for found in parts.values())
         if truncated:
             log.warning(
@@ -91,17 +110,22 @@ def load_task_features(
         if row.whitening:
             fitted = fit_whitening(row.whitening, collection, splits["train"]["path"], rows)
             for found in parts.values():
-                found.append(whitened(found[-1], fitted))
+                found.append(whitened(found[-1], fitted))  # of the means, which come first
     features = {
         name: Features(
-            torch.cat([p.values for p in found]),
-            torch.cat([p.valid for p in found]),
+            _cat([p.values for p in found]),
+            _cat([p.valid for p in found]),
             sum(p.truncated for p in found),
             found[-1].whitening,
         )
         for name, found in parts.items()
     }
     return features, sum(f.truncated for f in features.values())
+
+
+def _cat(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One tensor of several; a single one isn't copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def load_segments(
@@ -138,10 +162,19 @@ def fit_whitening(
 
 
 def whitened(features: Features, fitted: Sequence[tuple]) -> Features:
-    """Means of whitened tokens from means of tokens (L, n, D): whitening is linear."""
-    layers = zip(features.values, fitted, strict=True)
+    """Means of whitened tokens from means of tokens, the first L of (V, n, D): it is linear."""
+    layers = zip(features.values[: len(fitted)], fitted, strict=True)
     values = torch.stack([(means - mean) @ matrix for means, (mean, matrix) in layers])
     return Features(values, torch.ones_like(values, dtype=torch.bool), 0, list(fitted))
+
+
+def split_parts(features: Features, n: int) -> Features:
+    """Embeddings of n parts of one size, (L, n tracks, n D), as views (n L, n tracks, D)."""
+    values, valid = (
+        x.unflatten(-1, (n, -1)).movedim(-2, 0).flatten(0, 1)
+        for x in (features.values, features.valid)
+    )
+    return Features(values, valid, features.truncated)
 
 
 def count_tokens(collection: Collection, paths: Sequence[str], rows: Mapping) -> list[int]:
@@ -182,15 +215,30 @@ def load_features(
     aggregator = find_row(agg)
     if aggregator.function is None and embed is None:
         raise ValueError(f"{agg} needs a model")
-    values, valids, truncated = [], [], 0
-    for path in paths:
+    values, holes, truncated = None, {}, 0
+    for i, path in enumerate(paths):
         row = read_row(collection, path, *rows[path])
         seconds = token_seconds(row, collection.key["sample_rate"], collection.window_s)
         layers = track_views(row, seconds, aggregator, agg, n_tokens, embed)
-        values.append(torch.stack([embedding for embedding, _, _ in layers]))
-        valids.append(torch.stack([valid for _, valid, _ in layers]))
+        here = torch.stack([embedding for embedding, _, _ in layers])  # (V, D')
+        if values is None:
+            check_room(
+                here.nbytes * len(paths),
+                f"the embeddings of {len(paths)} tracks ({len(here)} x {here.shape[1]} each)",
+                "take one --layer, or an --agg with fewer values",
+            )
+            values = here.new_empty(len(here), len(paths), here.shape[1])
+        values[:, i] = here
+        valid = torch.stack([valid for _, valid, _ in layers])
+        if not valid.all():
+            holes[i] = valid
         truncated += layers[0][2]
-    return Features(torch.stack(values, 1), torch.stack(valids, 1), truncated)
+    valid = torch.ones((), dtype=torch.bool).expand(values.shape)
+    if holes:
+        valid = valid.clone(memory_format=torch.contiguous_format)
+        for i, here in holes.items():
+            valid[:, i] = here
+    return Features(values, valid, truncated)
 
 
 def token_seconds(row: Row, sample_rate: int, window_s: float | None) -> torch.Tensor:
@@ -226,18 +274,25 @@ def track_views(
 
 
 def load_tokens(splits: DatasetDict, collection: Collection, rows: Mapping) -> dict[str, Tokens]:
-    """Read the tokens of every split, padded with zeros to the longest track of the split."""
-    out = {}
+    """Read the tokens of every split.
+
+    Raises
+    ------
+    ValueError
+        When they don't fit into the memory that is free.
+    """
+    out, room = {}, None
     for name, split in splits.items():
-        found = [read_row(collection, path, *rows[path]) for path in split["path"]]
-        longest = max(len(row.tokens) for row in found)
-        n_layers, size = found[0].tokens.shape[1:]
-        values = torch.zeros(n_layers, len(found), longest, size)
-        mask = torch.zeros(len(found), longest, dtype=torch.bool)
-        for i, row in enumerate(found):
-            values[:, i, : len(row.tokens)] = torch.from_numpy(row.tokens).transpose(0, 1)
-            mask[i, : len(row.tokens)] = True
+        found = []
+        for path in split["path"]:
+            found.append(read_row(collection, path, *rows[path]))
+            if room is None:
+                each = found[0].tokens.nbytes / len(found[0].spans)
+                room = sum(len(rows[p][1]) for s in splits.values() for p in s["path"]) * each
+                check_room(room, "the tracks' tokens", "take one --layer, or a longer --seg")
         rate = collection.key["sample_rate"]
         times = [token_times(row, rate, collection.window_s) for row in found]
-        out[name] = Tokens(values, mask, times)
+        counts = torch.tensor([len(row.tokens) for row in found])
+        flat = torch.from_numpy(np.concatenate([row.tokens for row in found]))  # (S, L, D)
+        out[name] = Tokens(flat, counts, times)
     return out

@@ -8,13 +8,18 @@ probe's own seed, by a generator of their own: the probe begins as it does witho
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
+
+from tune.aggregators.view_selection import weigh
 
 HEADS = 4
 HIDDEN = 32
 SEED_SHIFT = 2**32  # so that a pooling's draws are not the probe's
 STATISTICS_BATCH = 64  # tracks
+CHOOSING = ("train", "val")  # the splits whose labels choose views
 UNUSED = ("predict.", "summarise.", "hole")  # only pretraining uses these
 
 
@@ -38,6 +43,8 @@ class Mix(nn.Module):
     def weights(self) -> torch.Tensor:
         """The views' weights (K,); they add up to 1."""
         return self.scores.softmax(0)
+
+    view_weights = weights
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Average the views: (..., K, D) -> (..., D)."""
@@ -80,6 +87,43 @@ class Reduce(nn.Module):
         return (flat.reshape(-1, flat.shape[-1]) @ self.weight + self.bias).view(
             *flat.shape[:-1], self.n_out
         )
+
+
+class Gate(nn.Module):
+    """The chosen views side by side; without any but the first, that view as it is.
+
+    Parameters
+    ----------
+    weights : (S,), 0 for views that aren't chosen (`tune.aggregators.view_selection`)
+    size : D
+    n_layers : layers whose views are mixed first, or None
+    """
+
+    def __init__(
+        self, weights: torch.Tensor, size: int, dtype: torch.dtype, n_layers: int | None = None
+    ):
+        super().__init__()
+        self.register_buffer("weights", weights.to(dtype, copy=True))  # saved one a seed
+        self.mix = None if n_layers is None else Mix(n_layers, size, dtype)
+        self.n_views = len(weights) * (n_layers or 1)
+        self.chosen = weights.nonzero()[:, 0].tolist()
+        self.n_out = len(self.chosen) * size
+
+    def default_lr(self, lr: float) -> float:
+        """A mix's."""
+        return 10 * lr
+
+    def view_weights(self) -> torch.Tensor:
+        """Of all views (K,), layer by layer where layers are mixed."""
+        if self.mix is None:
+            return self.weights
+        return (self.mix.weights()[:, None] * self.weights).flatten()
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Views (..., K, D) to (..., n_out)."""
+        if self.mix is not None:
+            x = self.mix(x.unflatten(-2, (self.mix.n_views, -1)).transpose(-3, -2))
+        return (x[..., self.chosen, :] * self.weights[self.chosen, None]).flatten(-2)
 
 
 class GatedAttention(nn.Module):
@@ -289,32 +333,46 @@ class TunedTransformer(nn.Module):
     Parameters
     ----------
     model : tune.aggregators.transformer.model.AggregatorModel; it is changed
-    readout : see `AggregatorModel.embed`; None is the model's own
-    tokens, mask : (n, N, D) and (n, N), of the training tracks
-    dtype : the probe's
+    readout : see `AggregatorModel.embed`; None is the model's own. With "gated" the views are
+        chosen by what they are at the start; without any but the tokens' mean nothing is trained
+    data : tune.probing.bank.ProbeData with tokens
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        readout: str | None,
-        tokens: torch.Tensor,
-        mask: torch.Tensor,
-        dtype: torch.dtype,
-    ):
+    def __init__(self, model: nn.Module, readout: str | None, data):
         super().__init__()
-        self.model, self.readout = model.requires_grad_(True), readout
+        self.model, self.readout = model.requires_grad_(True), readout or model.config.readout
         for name, parameter in model.named_parameters():
             if name.startswith(UNUSED) or parameter is model.core.get_input_embeddings().weight:
                 parameter.requires_grad = False
-        self.register_buffer("centre", torch.zeros((), dtype=dtype))
-        self.register_buffer("scale", torch.ones((), dtype=dtype))
-        with torch.no_grad():
-            parts = zip(tokens.split(STATISTICS_BATCH), mask.split(STATISTICS_BATCH), strict=True)
-            start = torch.cat([self.eval()(x, m) for x, m in parts])  # (n, D')
+        self.register_buffer("centre", torch.zeros((), dtype=data.dtype))
+        self.register_buffer("scale", torch.ones((), dtype=data.dtype))
+        self.gate = None
+        start = self._embed_split(data, "train")
         std, self.centre = start.std(0, correction=0), start.mean(0)
         self.scale = torch.where(std > 1e-6 * (1 + self.centre.abs()), 1 / std, 0.0)
         self.n_out = len(self.scale)
+        if self.readout == "gated":
+            self._close_gate(data)
+
+    def _close_gate(self, data) -> None:
+        """Choose views by what the training and validation tracks' are now."""
+        tokens, mask = data.tokens["train"]
+        with torch.no_grad():
+            names = list(self.model.views(tokens[0, :1].float(), mask[:1], self.readout))
+        inputs = torch.cat([self._embed_split(data, split) for split in CHOOSING])
+        inputs = inputs.unflatten(-1, (len(names), -1))
+        self.gate = Gate(choose(data, inputs, names), inputs.shape[-1], data.dtype)
+        self.n_out = self.gate.n_out
+        if self.gate.chosen == [0]:  # DDP waits for a gradient of everything that has one
+            self.model.requires_grad_(False)
+
+    @torch.no_grad()
+    def _embed_split(self, data, split: str) -> torch.Tensor:
+        """Embeddings of a split's tracks, (n, D')."""
+        tokens, mask = data.tokens[split]
+        self.eval()
+        parts = zip(tokens[0].split(STATISTICS_BATCH), mask.split(STATISTICS_BATCH), strict=True)
+        return torch.cat([self(x, m) for x, m in parts])
 
     def default_lr(self, lr: float) -> float:
         """Lower than the probe's, whatever that is."""
@@ -328,8 +386,12 @@ class TunedTransformer(nn.Module):
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Embed tokens (B, N, D) float32 and standardise: (B, D') in the probe's type."""
-        out = self.model.embed(x.float(), mask, self.readout)
-        return (out.to(self.centre.dtype) - self.centre) * self.scale
+        if self.readout == "gated":
+            out = torch.cat(list(self.model.views(x.float(), mask, self.readout).values()), -1)
+        else:
+            out = self.model.embed(x.float(), mask, self.readout)
+        out = (out.to(self.centre.dtype) - self.centre) * self.scale
+        return out if self.gate is None else self.gate(out.unflatten(-1, (self.gate.n_views, -1)))
 
 
 def make_poolings(
@@ -365,10 +427,48 @@ def make_transformers(
     ----------
     start : seed -> the model to begin with (a fresh copy each time)
     """
-    tokens, mask = data.tokens["train"]
+    return [TunedTransformer(start(seed).to(device), readout, data) for seed in seeds]
+
+
+def choose(data, inputs: torch.Tensor, views: Sequence[str]) -> torch.Tensor:
+    """Weights (S,) of views by the labels of a task (`tune.aggregators.view_selection.weigh`).
+
+    Parameters
+    ----------
+    data : tune.probing.bank.ProbeData
+    inputs : (n, S, D), of the training tracks, then those of validation
+    views : names of the S views
+    """
+    labels = torch.cat([data.labels[split] for split in CHOOSING])
+    if not labels.is_floating_point():
+        labels = F.one_hot(labels, data.n_out)
+    groups = None
+    if data.groups is not None:
+        names = np.concatenate([data.groups[split] for split in CHOOSING])
+        groups = np.unique(names, return_inverse=True)[1]
+    return weigh(inputs, labels, views, groups)
+
+
+def make_gates(
+    data, seeds: Sequence[int], views: Sequence[str], mix: bool, device: torch.device
+) -> list[Gate]:
+    """A gate per probe; those of a layer are the same for all seeds: choosing draws nothing.
+
+    Parameters
+    ----------
+    views : names of the S views
+    mix : whether layers are mixed; their plain average then decides
+    """
+    n_layers = data.n_views // len(views) if mix else 1
+    weights = []
+    for layer in range(data.n_layers):
+        inputs = torch.cat([data.inputs[split][layer] for split in CHOOSING])  # (n, K, D)
+        inputs = inputs.unflatten(-2, (n_layers, len(views))).mean(-3)  # (n, S, D)
+        weights.append(choose(data, inputs, views))
     return [
-        TunedTransformer(start(seed).to(device), readout, tokens[0], mask, data.dtype)
-        for seed in seeds
+        Gate(found, data.n_in, data.dtype, n_layers if mix else None).to(device)
+        for found in weights
+        for _ in range(len(seeds) // data.n_layers)
     ]
 
 
@@ -405,7 +505,7 @@ def describe(
     learnt = 0
     if poolings[0] is not None:
         learnt = sum(p.numel() for p in poolings[0].parameters() if p.requires_grad)
-    mixes = [p if isinstance(p, Mix) else getattr(p, "mix", None) for p in poolings]
+    mixes = [p if hasattr(p, "view_weights") else getattr(p, "mix", None) for p in poolings]
     return {
         "parameters_learned_with_probe": learnt,
         "checkpoint": checkpoint,
@@ -413,7 +513,7 @@ def describe(
         "readout": readout,
         "views": list(views),
         "view_weights": {
-            str(seed): mix.weights().tolist()
+            str(seed): mix.view_weights().tolist()
             for seed, mix in zip(seeds, mixes, strict=True)
             if mix is not None
         },
@@ -436,14 +536,14 @@ def attention_columns(probes, seeds: Sequence[int], data, layer: int, split) -> 
     """
     if not isinstance(getattr(probes[0], "joiner", None), GatedAttention):
         return None
-    values, mask = data.tokens["test"]
+    row = torch.tensor([[layer]])
     out: dict[str, list] = {k: [] for k in ("seed", "id", "token", "start_s", "end_s", "weight")}
     heads: dict[str, list] = {f"head_{h}": [] for h in range(probes[0].joiner.heads)}
     for seed, probe in zip(seeds, probes, strict=True):
         for i, name in enumerate(split["id"]):
-            real = mask[i : i + 1]
-            weights = probe.joiner.token_weights(values[layer, i : i + 1], real)[0]  # (N, heads)
-            weights = weights[real[0]].cpu()
+            values, real = data.get_batch("test", row, torch.tensor([i]))  # (1, 1, N, [K,] D)
+            weights = probe.joiner.token_weights(values[0], real[0])[0]  # (N, heads)
+            weights = weights[real[0][0]].cpu()
             times = data.times["test"][i]
             n = len(times)
             out["seed"] += [seed] * n

@@ -92,6 +92,49 @@ class WithinTrack:
                 "tokens (a shorter --seg, or --tokens frame)"
             )
         covariance = self.scatter / freedom / variance
-        values, vectors = torch.linalg.eigh(covariance)
-        scaled = vectors * (values.clamp(min=0) + shrinkage).rsqrt()
-        return self.mean, scaled @ vectors.T
+        return self.mean, inverse_root(covariance, shrinkage)
+
+
+class AllTokens(WithinTrack):
+    """PCA (ZCA) whitening by the covariance of all tokens, within and between tracks.
+
+    As Jégou and Chum (2012) do it to image descriptors. It is defined for tracks of one token too.
+    """
+
+    keep = 1.0  # share of the variance whose directions are kept
+
+    def fit(self, shrinkage: float = SHRINKAGE) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and whitening matrix, as of `WithinTrack`.
+
+        Raises
+        ------
+        ValueError
+            When all tokens are the same.
+        """
+        covariance = self.covariance()
+        variance = covariance.diagonal().mean()
+        if not variance > 0:
+            raise ValueError("all tokens of the training tracks are the same: nothing to whiten")
+        return self.mean, inverse_root(covariance / variance, shrinkage, self.keep)
+
+
+class MainDirections(AllTokens):
+    """`AllTokens` cut to the directions of the most variance (Jégou and Chum 2012, section 3)."""
+
+    keep = 0.95
+
+
+def inverse_root(covariance: torch.Tensor, shrinkage: float, keep: float = 1.0) -> torch.Tensor:
+    """Inverse square root of a covariance (D, D) whose mean variance is 1.
+
+    Parameters
+    ----------
+    shrinkage : what is added to the variance of every direction
+    keep : share of the variance; directions beyond it are projected out
+    """
+    values, vectors = torch.linalg.eigh(covariance)  # ascending
+    values = values.clamp(min=0)
+    scaled = vectors * (values + shrinkage).rsqrt()
+    if keep < 1:
+        scaled = scaled * (values.cumsum(0) > (1 - keep) * values.sum())
+    return scaled @ vectors.T

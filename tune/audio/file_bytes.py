@@ -28,6 +28,11 @@ class FileBytes:
             self._start, self._block, at = start, block, 0
         return self._block[at : at + n]
 
+    def block_at(self, start: int) -> tuple[bytes, int]:
+        """The block that holds a position, and where it begins: for many reads in a row."""
+        self.read(start, 1)
+        return self._block, self._start
+
     def find(self, pattern: bytes, start: int, end: int | None = None) -> int:
         """Position of a pattern's first occurrence that begins in [start, end), or -1."""
         end = self.size if end is None else min(end, self.size)

@@ -6,7 +6,6 @@ many there should be (Xing, Info, VBRI), and how many samples the encoder has ad
 A file can hold several such streams one after the other: each is a `Part`.
 """
 
-import re
 from array import array
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,8 +14,7 @@ from typing import NamedTuple
 from tune.audio.file_bytes import FileBytes
 from tune.audio.file_types import is_tag_or_padding, tag_size
 
-HEADER_TAGS = re.compile(rb"Xing|Info|VBRI")
-HEAD_BYTES = 40  # of a frame: such a tag ends here at the latest
+HEAD_BYTES = 40  # of a frame: the tag of a header ends here at the latest
 CHAIN = 3  # frames that must follow each other to be believed
 DECODER_DELAY = 529  # samples by which a layer III decoder lags behind
 BITRATES = {  # kbit/s by (MPEG 1, layer)
@@ -135,7 +133,7 @@ def read_frames(data: FileBytes, start: int) -> FrameStream:
     part = None
     read = data.read
     while at < data.size:
-        head = read(at, HEAD_BYTES)
+        head = read(at, 7)
         frame = mpeg_frame(head[:4]) or aac_frame(head)
         if frame and (part is None or (frame.codec, frame.rate) == (part.codec, part.rate)):
             if at + frame.size > data.size:
@@ -153,9 +151,7 @@ def read_frames(data: FileBytes, start: int) -> FrameStream:
                     found.damage.append((at, stop - at, seconds))
             at = stop
             continue
-        header = None
-        if frame.codec == "mp3float" and HEADER_TAGS.search(head):
-            header = _header(data, at, frame)
+        header = _header(data, at, frame) if frame.codec == "mp3float" else None
         if (
             header is not None
             or part is None
@@ -171,19 +167,56 @@ def read_frames(data: FileBytes, start: int) -> FrameStream:
         part.sizes.append(frame.size)
         at += frame.size
         seconds += frame.samples / frame.rate
+        if part.codec != "aac":
+            at, seconds = _read_run(data, part, at, seconds)
     return found
+
+
+def _read_run(data: FileBytes, part: Part, at: int, seconds: float) -> tuple[int, float]:
+    """Add the plain frames that follow in the file's block: nearly all are, and this is faster.
+
+    A frame that may be a header or isn't whole is left to the caller, like all that is no frame.
+    """
+    block, start = data.block_at(at)
+    first, end = at - start, len(block) - HEAD_BYTES
+    offsets, sizes, known = part.offsets, part.sizes, {}
+    frame_s = part.frame_samples / part.rate
+    while first < end:
+        head = block[first : first + 4]
+        if head not in known:
+            frame = mpeg_frame(head)
+            if frame is None or (frame.codec, frame.rate) != (part.codec, part.rate):
+                break
+            known[head] = frame.size, _tag_place(frame)
+        size, place = known[head]
+        if (
+            start + first + size > data.size
+            or block[first + place : first + place + 4] in (b"Xing", b"Info")
+            or block[first + 36 : first + 40] == b"VBRI"
+        ):
+            break
+        offsets.append(start + first)
+        sizes.append(size)
+        first += size
+        seconds += frame_s
+    return start + first, seconds
+
+
+def _tag_place(frame: Frame) -> int:
+    """Where "Xing" or "Info" stands in a frame: behind its side information."""
+    one = frame.samples == 1152
+    return 4 + ((17 if frame.channels == 1 else 32) if one else (9 if frame.channels == 1 else 17))
 
 
 def _header(data: FileBytes, at: int, frame: Frame) -> tuple[int | None, int, int] | None:
     """Frames, delay and padding that a Xing, Info or VBRI frame announces; None for others."""
     head = data.read(at, min(frame.size, 256))
-    one = frame.samples == 1152
-    side = (17 if frame.channels == 1 else 32) if one else (9 if frame.channels == 1 else 17)
+    place = _tag_place(frame)
     if head[36:40] == b"VBRI":
         return int.from_bytes(head[50:54], "big") or None, 0, 0
-    if head[4 + side : 8 + side] not in (b"Xing", b"Info"):
+    if head[place : place + 4] not in (b"Xing", b"Info"):
         return None
-    flags, place = int.from_bytes(head[8 + side : 12 + side], "big"), 12 + side
+    flags, place = int.from_bytes(head[place + 4 : place + 8], "big"), place + 8
     n_frames = int.from_bytes(head[place : place + 4], "big") if flags & 1 else None
     place += 4 * (flags & 1) + 4 * (flags >> 1 & 1) + 100 * (flags >> 2 & 1) + 4 * (flags >> 3 & 1)
     if head[place : place + 4] not in (b"LAME", b"Lavf", b"Lavc"):

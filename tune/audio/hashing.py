@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import stat
+import threading
 import time
 from pathlib import Path
 
@@ -54,12 +55,13 @@ class HashCache:
 
     The file has a line for each known state of a file: a digest of path, size and times, the hash,
     and a digest of both. Lines are only appended, so that several processes and machines may do so
-    at once; one that is torn or damaged isn't used.
+    at once; one that is torn or damaged isn't used. Threads may share a cache.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self._known: dict[bytes, bytes] | None = None
+        self._lock = threading.Lock()  # of what is known, and of appending
         self._folders: dict[str, str] = {}
 
     def get(self, path: Path) -> str:
@@ -73,14 +75,17 @@ class HashCache:
             return content_hash(path)  # raises with the reason
         times = f"{before.st_size} {before.st_mtime_ns} {before.st_ctime_ns} "
         stamp = _hex_digest(times.encode() + os.fsencode(real), 16)
-        if self._known is None:
-            self._known = self._load()
-        if (known := self._known.get(stamp)) and known[65:] == _hex_digest(stamp + known[:64], 8):
+        with self._lock:
+            if self._known is None:
+                self._known = self._load()
+            known = self._known.get(stamp)
+        if known and known[65:] == _hex_digest(stamp + known[:64], 8):
             return known[:64].decode()
         digest = content_hash(path)
         # A file written within the clock's grain could change again without a new time stamp.
         if time.time_ns() - before.st_mtime_ns > 2_000_000_000:
-            self._remember(stamp, digest.encode())
+            with self._lock:
+                self._remember(stamp, digest.encode())
         return digest
 
     def _real(self, path: Path) -> str:

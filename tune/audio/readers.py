@@ -55,8 +55,9 @@ class SndfileReader(Reader):
         left = left if frames is None else min(left, frames)
         size = max(1, 2 * BLOCK_FRAMES // max(2, self.file.channels))  # a file has up to 1024
         room = np.empty((size, self.file.channels), np.float32)
-        # NumPy turns 16 bit samples into the same floats as libsndfile, three times as fast.
-        shorts = self.file.subtype == "PCM_16" and self.file.format != "FLAC"
+        # NumPy turns 16 bit samples into the same floats as libsndfile, three times as fast; not
+        # those of a FLAC, which come as integers of 32 bits, nor of an SDS, which hold 21 bits.
+        shorts = self.file.subtype == "PCM_16" and self.file.format not in ("FLAC", "SDS")
         raw = np.empty(room.shape, np.int16) if shorts else room
         while left > 0:
             try:

@@ -21,6 +21,8 @@ COMMANDS = {
     "tune.tasks list | show | check": "list and describe tasks; check a data set",
     "tune.runs card | wandb_report": "results for a model card; a W&B report",
     "tune.embeddings similar | agreement": "most similar tracks; k-NN label agreement",
+    "tune.embeddings groups | map": "clusters with a medoid each; an HTML map with players",
+    "tune.embeddings hubness": "tracks that are near to everything",
     "tune.embeddings duplicates": "the same samples, lossy copies and excerpts in a folder",
     "tune.comparison paired | attention": "paired differences of runs; attention weights",
     "tune.sweep": "run a W&B sweep file without an account",

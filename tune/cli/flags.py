@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tune.cli.parser import (
     Flattened,
+    Joined,
     positive_float,
     positive_int,
     share,
@@ -51,6 +52,11 @@ def to_size(text: str) -> str:
 
 
 # A switch: --flag, --flag=true, --flag=false.
+def seconds_or_all(text: str) -> float | str:
+    """Read a number of seconds, or "all"."""
+    return text if text == "all" else positive_float(text)
+
+
 BOOL = dict(nargs="?", const=True, default=False, type=to_bool, metavar="BOOL")
 # Values between spaces or commas, each once.
 SEVERAL = dict(nargs="+", action=Flattened)
@@ -83,8 +89,9 @@ FLAGS = {
     ),
     "group_column": dict(
         metavar="NAME",
-        help="column of which no value is on both sides of a fold (default: the first there is of "
-        "group, artist, album, song and track; none: no column)",
+        help="column whose values group tracks: no group is on both sides of a fold, and intervals "
+        "resample whole groups (default: the first there is of group, artist, album, song and "
+        "track; none: no column)",
     ),
     "tasks": dict(
         **SEVERAL,
@@ -106,6 +113,11 @@ FLAGS = {
         default=Path("data"),
         metavar="DIR",
         help="folder that holds (or gets) the data sets, such as EMO/ and GTZAN/",
+    ),
+    "allow_seen": dict(
+        **BOOL,
+        help="go on though the aggregator was trained on some of the test tracks, and mark the "
+        "result",
     ),
     "allow_outside": dict(
         **BOOL,
@@ -159,6 +171,17 @@ FLAGS = {
         metavar="SECONDS",
         help="a last piece shorter than this is dropped unless it's the only one",
     ),
+    "use_seconds": dict(
+        type=seconds_or_all,
+        metavar="SECONDS|all",
+        help="use no more of each track than this, in whole segments, at least one (default: all)",
+    ),
+    "pick": dict(
+        choices=["first", "middle", "spread", "central"],
+        help="which segments --use_seconds takes: the first, those in the middle, spread over the "
+        "track, or central: nearest to its mean embedding, for which all are encoded (default: "
+        "first)",
+    ),
     "pad_tail": dict(
         **BOOL, help="lengthen the last segment to a whole one with zeros, as MARBLE does"
     ),
@@ -201,9 +224,11 @@ FLAGS = {
         help="the Transformer: what pretrain_aggregator.py wrote to --out, or a hub id; frozen",
     ),
     "readout": dict(
-        choices=["cls", "mean", "residual"],
-        help="the Transformer's embedding: its [CLS] state, the mean of the token states, or the "
-        "tokens' own mean with [CLS] beside it (default: as the checkpoint says)",
+        choices=["cls", "mean", "residual", "order", "gated"],
+        help="the Transformer's embedding: its [CLS] state, the mean of the token states, the "
+        "tokens' own mean with [CLS] beside it, the first cosines of the token states (order), or "
+        "gated: the tokens' own mean, with those of the others that are better on tracks left out "
+        "of training and validation (default: as the checkpoint says)",
     ),
     "tune_aggregator": dict(
         **BOOL,
@@ -265,9 +290,9 @@ FLAGS = {
     "seeds": dict(
         **SEVERAL,
         type=to_ints,
-        default=[1234],
         metavar="SEED",
-        help="one probe a seed, trained side by side (default: 1234)",
+        help="one probe a seed, trained side by side; verdicts want 20, such as $(seq 1234 1253) "
+        "(default: 1234 to 1238; 1234 for ridge and knn, which don't depend on it)",
     ),
     "epochs": dict(type=positive_int, help="passes over the tracks"),
     "patience": dict(
@@ -349,14 +374,14 @@ FLAGS = {
     "mixed_precision": dict(
         choices=["auto", "no", "fp16", "bf16"],
         default="auto",
-        help="the encoder's precision; auto: fp16 on a GPU below compute capability 8.0, bf16 from "
-        "there, float32 on a CPU",
+        help="the encoder's precision; auto: that of accelerate launch or accelerate config, else "
+        "fp16 on a GPU below compute capability 8.0, bf16 from there, float32 on a CPU",
     ),
     "batch_seconds": dict(
         type=positive_float,
-        default=60.0,
         metavar="SECONDS",
-        help="audio seconds per encoder batch; halves itself on out-of-memory",
+        help="audio seconds per encoder batch; halves itself on out-of-memory (default: 60; on a "
+        "GPU as many as its memory holds)",
     ),
     "memory_budget": dict(
         default="2GB",
@@ -382,13 +407,18 @@ FLAGS = {
     ),
     "report_to": dict(
         default="wandb",
+        nargs="+",
+        action=Joined,
         metavar="TRACKER",
-        help="wandb (offline without a login), none, tensorboard, trackio, ...",
+        help="one or more of wandb (offline without a login), tensorboard, trackio, ...; all that "
+        "are installed; or none",
     ),
-    "project": dict(default="tune", help="the tracker's project"),
-    "group": dict(help="W&B group"),
+    "project": dict(help="the tracker's project (default: W&B's own setting, else tune)"),
+    "entity": dict(help="W&B user or team"),
+    "group": dict(help="W&B group (default: an agent's sweep)"),
     "name": dict(help="the run's name (default: made of the strategy)"),
     "tags": dict(nargs="*", default=[], metavar="TAG", help="W&B tags"),
+    "notes": dict(help="W&B notes"),
     "overwrite": dict(**BOOL, help="replace what is there"),
     # embed.py: output, and what is like a song
     "out": dict(
@@ -418,7 +448,17 @@ FLAGS = {
     "whiten": dict(
         **BOOL, help="even out the directions in which the collection varies before comparing"
     ),
+    "mutual_proximity": dict(**BOOL, help="rank tracks that are near to everything lower"),
     "m3u": dict(type=Path, metavar="FILE", help="write them as a playlist"),
+    "space": dict(
+        metavar="ready|pca:D|whitened|whitened:D",
+        help="add the column embedding_unit: float32, of unit length, centred (ready), cut to D "
+        "directions, or whitened, so that cosines in any database rank as --like does",
+    ),
+    "good_only": dict(
+        **BOOL,
+        help="leave out the rows of files that can't be used; they go to FILE.failed.csv beside",
+    ),
     # profile.py: how it is measured
     "duration": dict(
         type=positive_float,
@@ -446,6 +486,12 @@ FLAGS = {
         default=[],
         metavar="FILE",
         help="take peak memory from files that profile.py wrote to --out",
+    ),
+    "stability": dict(
+        type=positive_int,
+        metavar="N",
+        help="change N test tracks (lead-in, gain, mp3, noise), embed them again, and say how far "
+        "each strategy's embedding moves and how often its decision flips",
     ),
     "baseline": dict(
         metavar="SEG[:AGG]|NAME",

@@ -113,6 +113,14 @@ class Flattened(argparse.Action):
         setattr(namespace, self.dest, list(dict.fromkeys(v for part in values for v in part)))
 
 
+class Joined(argparse.Action):
+    """Words as one text, joined by commas: what `--flag a b` and `--flag=a,b` give."""
+
+    def __call__(self, parser, namespace, values, option=None):
+        """Keep the text."""
+        setattr(namespace, self.dest, ",".join(values))
+
+
 class _Debug(argparse.Action):
     """Set TUNE_DEBUG, also for what is started from here; no part of what a run is made of."""
 

@@ -7,6 +7,8 @@ verdicts            better, equivalent, as good, worse or can't tell, by a margi
 selection           choosing apart from scoring
 main_effects        of segments, aggregators and encoders
 recommend           advice, also within a budget
+fewest_seconds      quality against the seconds of each track that are used
+stability           of embeddings and decisions under changes of the audio
 per_class           by class, by track, attention
 published_results   figures of the study and of papers beside ours
 measured_costs      peak memory measured by profile.py

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tune.comparison.configurations import Configuration, layer_of, task_key
+from tune.comparison.fewest_seconds import SecondsCurve, seconds_curves
 from tune.comparison.main_effects import Effect, EncoderPair, encoder_pairs, main_effects
 from tune.comparison.per_class import Breakdown, break_down
 from tune.comparison.published_results import Published, StudyLine, published_table, study_table
 from tune.comparison.recommend import Advice, Limits, advise
 from tune.comparison.significance import Scores, compare_to_baseline
+from tune.comparison.stability import Stability
 from tune.comparison.verdicts import MARGIN, Verdict, retained_margin
 from tune.probing.intervals import FOLDS_NOTE
 
@@ -37,6 +39,7 @@ class TableRow:
     metrics : name -> (mean, low, high), over seeds and resampled tracks; the first is the main one
     std : the main metric's sample deviation over seeds, None for one seed
     difference : to the encoder's baseline, a reason (str) why there is none, or None: no baseline
+    stability : how it takes changed tracks, where that was looked at
     fronts : axis -> whether it lies on the front, None where the cost isn't known
     """
 
@@ -46,6 +49,7 @@ class TableRow:
     is_baseline: bool = False
     difference: Verdict | str | None = None
     fronts: dict[str, bool | None] = field(default_factory=dict)
+    stability: Stability | None = None
 
     @property
     def mean(self) -> float:
@@ -106,6 +110,7 @@ class TaskView:
     study: list[StudyLine]
     encoder_pairs: list[EncoderPair]
     published: Published | None
+    seconds: list[SecondsCurve] = field(default_factory=list)
 
     @property
     def notes(self) -> list[str]:
@@ -260,6 +265,12 @@ def _view(configurations, baseline, correction, margin, retain, limits) -> TaskV
             {view.name: view.margin for view in encoders if view.margin is not None},
         ),
         published_table(result["task"], ours, scores),
+        [
+            curve
+            for view in encoders
+            if view.margin is not None
+            for curve in seconds_curves(by_encoder[view.name], scores, correction, view.margin)
+        ],
     )
 
 

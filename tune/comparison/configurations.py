@@ -43,7 +43,7 @@ class Configuration:
     ids : (n,) test tracks, sorted
     labels : (n,) class numbers or (n, C) values
     predictions : (S, n) or (S, n, C), all seeds
-    groups : (n,) of a cross-validation whose folds a column groups, else None
+    groups : (n,) of a task whose tracks a column groups, else None
     label : its name, unique for a task and encoder
     memory_bytes, memory_kind, memory_source : peak while encoding, allocated on a GPU or resident,
         and where it was measured; None if no run encoded anything, so that the peak is unknown
@@ -118,10 +118,28 @@ def merge(runs: Sequence[Run]) -> tuple[list[Configuration], list[SkippedRun]]:
         first = kept[0].predictions
         merged = np.concatenate([run.predictions.predictions for run in kept])
         configurations.append(Configuration(kept, first.ids, first.labels, merged, first.groups))
+    _share_groups(configurations)
     _name(configurations)
     _find_memory(configurations, runs)
     _find_duplicates(configurations)
     return sorted(configurations, key=_order), left
+
+
+def _share_groups(configurations: Sequence[Configuration]) -> None:
+    """Give configurations of a task the groups of its newest run that has any.
+
+    Differences are paired group by group; older runs of the same tracks don't have their groups. A
+    track that the newest run doesn't have is a group of its own.
+    """
+    newest: dict[tuple, dict[str, str]] = {}
+    for configuration in sorted(configurations, key=lambda c: -c.runs[0].made):
+        if configuration.groups is not None:
+            found = dict(zip(configuration.ids, configuration.groups, strict=True))
+            newest.setdefault((task_key(configuration), folds_text(configuration.result)), found)
+    for configuration in configurations:
+        known = newest.get((task_key(configuration), folds_text(configuration.result)))
+        if known is not None:
+            configuration.groups = [known.get(name, name) for name in configuration.ids]
 
 
 def task_key(run: Run | Configuration) -> tuple:
@@ -134,6 +152,12 @@ def layer_of(result: Mapping) -> str:
     """The layer as a strategy: a number, or how it was found."""
     asked = result.get("layer_asked")
     return asked if asked in ("all", "mix", "reduce") else str(result["layer"])
+
+
+def pick_text(result: Mapping) -> str:
+    """How many seconds of each track are used, and which: 30 s spread; "" for all."""
+    seconds = result.get("use_seconds")
+    return f"{seconds:g} s {result['pick']}" if seconds else ""
 
 
 def details(run: Run, whole_path: bool = False) -> list[str]:
@@ -150,6 +174,7 @@ def details(run: Run, whole_path: bool = False) -> list[str]:
         out.append(f"hop {r['hop']:g} s")
     if r.get("min_tail") is not None and differs("min_tail", r["min_tail"], MIN_TAIL_S):
         out.append(f"tail from {r['min_tail']:g} s")
+    out += [pick_text(r)] if pick_text(r) else []
     limits = (r.get("min_seg"), r.get("max_seg"))
     if None not in limits and limits != (MIN_S, MAX_S):
         out.append(f"segments of {limits[0]:g} to {limits[1]:g} s")
@@ -174,6 +199,8 @@ def details(run: Run, whole_path: bool = False) -> list[str]:
         out.append(f"channels {r['channels']}")
     if differs("pad_tail", r.get("pad_tail", False), False):
         out.append("padded" if r["pad_tail"] else "not padded")
+    if (r.get("seen_by_aggregator") or {}).get("tracks"):
+        out.append(f"has seen {len(r['seen_by_aggregator']['tracks'])} test tracks")
     if r.get("probe", "mlp") != "mlp":
         out.append(f"{r['probe']} probe")
     for name, usual in {**TRAINING, **PROTOCOL}.items():
@@ -255,6 +282,8 @@ def _find_memory(configurations: Sequence[Configuration], runs: Sequence[Run]) -
             r["tokens"],
             r.get("precision"),
             r.get("device"),
+            r.get("use_seconds"),
+            r.get("pick"),
         )
 
     peaks: dict[tuple, list[tuple[int, Run]]] = {}
@@ -279,10 +308,10 @@ def _find_memory(configurations: Sequence[Configuration], runs: Sequence[Run]) -
 
 
 def _find_duplicates(configurations: Sequence[Configuration]) -> None:
-    """Link configurations that equal the full track to the one that they duplicate, if any.
+    """Link configurations that equal another one to that, if any: the full track, or the mean.
 
     Over one piece a maximum and a mean by duration are the mean: such a configuration repeats the
-    mean's, unless its predictions say otherwise.
+    mean's, unless its predictions say otherwise. So does a gate that let in nothing else.
     """
     full: dict[tuple, Configuration] = {}
     usual = {name: row.of_one_piece for name, row in AGGREGATORS.items() if row.of_one_piece}
@@ -307,6 +336,25 @@ def _find_duplicates(configurations: Sequence[Configuration]) -> None:
             configuration.duplicate_of = (
                 None if configuration.duplicate_of is configuration else configuration.duplicate_of
             )
+    means = {_tokens_of(c): c for c in configurations if c.result["agg"] == "mean"}
+    for configuration in configurations:
+        mean = means.get(_tokens_of(configuration))
+        if mean is not None and _kept_mean(configuration.result) and _same(mean, configuration):
+            configuration.duplicate_of = mean.duplicate_of or mean
+
+
+def _tokens_of(configuration: Configuration) -> tuple:
+    """What is joined: the task, the encoder and the segments."""
+    r = configuration.result
+    return (*task_key(configuration), r["encoder"], layer_of(r), r["tokens"], r["seg"])
+
+
+def _kept_mean(result: Mapping) -> bool:
+    """Whether a gate let in nothing beside the mean, which is its first view."""
+    about = result.get("aggregator") or {}
+    weights = about.get("view_weights") or {}
+    gated = result["agg"] == "gated" or about.get("readout") == "gated"
+    return gated and bool(weights) and all(w[0] == 1 and not any(w[1:]) for w in weights.values())
 
 
 def _same(one: Configuration, other: Configuration) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tune.comparison.analysis import AXES, EncoderView, TableRow, TaskView, cost_of
+from tune.comparison.fewest_seconds import SecondsCurve
 from tune.comparison.verdicts import Verdict
 from tune.system.files import slug
 
@@ -148,6 +149,45 @@ def forest_figure(view: TaskView, encoder: EncoderView):
     return figure, {}
 
 
+def seconds_figure(view: TaskView, curve: SecondsCurve):
+    """Draw quality against the seconds used, a line a pick; filled points are shown as good.
+
+    Returns
+    -------
+    (Figure, tips: gid -> text)
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.axhspan(curve.low, curve.high, color="#66717b", alpha=0.12, linewidth=0)
+    axes.axhline(curve.mean, color="#66717b", linewidth=0.9, label="all of each track")
+    tips = {}
+    for (pick, points), colour in zip(curve.picks.items(), COLOURS, strict=False):
+        axes.plot([p.seconds for p in points], [p.mean for p in points], color=colour, label=pick)
+        for point in points:
+            gid = f"seconds-{pick}-{point.seconds:g}"
+            axes.plot(
+                [point.seconds],
+                [point.mean],
+                "o",
+                color=colour,
+                markerfacecolor=colour if point.as_good else "white",
+                markersize=6,
+                gid=gid,
+                zorder=3,
+            )
+            tips[gid] = (
+                f"{point.seconds:g} s {pick}: {view.metric} {point.mean:.3f}, {point.verdict}"
+            )
+    if len(curve.seconds) > 1 and curve.seconds[-1] / curve.seconds[0] > 8:
+        _plain_decades(axes)
+    axes.set(xlabel="seconds of each track", ylabel=_plain(view.metric))
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.legend(fontsize=7.5, frameon=False)
+    return figure, tips
+
+
 def inline_svg(figure, tips: Mapping[str, str], prefix: str, title: str) -> str:
     """Turn a figure into an <svg> for an HTML page.
 
@@ -196,6 +236,15 @@ def draw_all(views: Sequence[TaskView]):
                 made = front_figure(view, axis)
             if made:
                 yield f"{view.task}-{axis}", f"{view.metric} against {LABELS[axis]}", *made
+        for i, curve in enumerate(view.seconds):
+            with mpl.rc_context(STYLE):
+                made = seconds_figure(view, curve)
+            title = (
+                f"{curve.encoder} {curve.whole.label}: {view.metric} by the seconds of each track"
+            )
+            title += " that are used; filled: shown to be as good as all, whose interval is grey"
+            number = f"-{i + 1}" if i else ""
+            yield f"{view.task}-{curve.encoder}-fewest-seconds{number}", title, *made
         for encoder in view.encoders:
             with mpl.rc_context(STYLE):
                 made = forest_figure(view, encoder)

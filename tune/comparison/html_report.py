@@ -107,6 +107,7 @@ def _task(i: int, view: TaskView, drawn: list[dict], correction: str) -> dict:
         "rows": [_row(row, scale) for row in sorted(view.rows, key=_by_quality)],
         "zero": _percent(0.0, scale),
         "missing": missing,
+        "stable": tables.stability_note(view),
         "verdict_notes": [
             (encoder.name, tables.verdict_notes(view, encoder, correction))
             for encoder in view.encoders

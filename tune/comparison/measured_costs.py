@@ -34,6 +34,7 @@ def apply_costs(configurations: Sequence[Configuration], path: Path) -> int:
                 row["agg"],
                 row["precision"],
                 row.get("frame_rate"),
+                row.get("fusion", "early"),
             ): row
             for row in rows
         }
@@ -48,7 +49,15 @@ def apply_costs(configurations: Sequence[Configuration], path: Path) -> int:
             rate = float(r["tokens"].split()[-2])
         asked = [str(x) for x in (r.get("layer_asked"), r["layer"]) if x is not None]
         keys = [
-            _key(r["encoder"], layer, r["seg"], r["agg"], r.get("precision"), rate)
+            _key(
+                r["encoder"],
+                layer,
+                r["seg"],
+                r["agg"],
+                r.get("precision"),
+                rate,
+                r.get("fusion", "early"),
+            )
             for layer in asked
         ]
         row = next((peaks[key] for key in keys if key in peaks), None)
@@ -63,6 +72,6 @@ def apply_costs(configurations: Sequence[Configuration], path: Path) -> int:
     return n
 
 
-def _key(encoder, layer, seg, agg, precision, frame_rate) -> tuple:
+def _key(encoder, layer, *rest) -> tuple:
     """The settings that a cost depends on."""
-    return (Path(str(encoder)).name, str(layer), seg, agg, precision, frame_rate)
+    return (Path(str(encoder)).name, str(layer), *rest)

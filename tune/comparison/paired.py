@@ -37,13 +37,18 @@ def compare(baseline: Predictions, other: Predictions) -> dict[str, Estimate]:
     ]
     if not np.array_equal(a.labels[at[0]], b.labels[at[1]]):
         raise ValueError("the runs have different labels for the same tracks")
+    # A run of an older version may not have its tracks' groups.
+    groups = next(
+        ([r.groups[i] for i in where] for r, where in zip((a, b), at, strict=True) if r.groups),
+        None,
+    )
     return paired_difference(
         a.result["kind"],
         a.labels[at[0]],
         a.predictions[:, at[0]],
         b.predictions[:, at[1]],
         a.result["targets"],
-        groups=None if a.groups is None else [a.groups[i] for i in at[0]],
+        groups=groups,
     )
 
 

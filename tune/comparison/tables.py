@@ -10,8 +10,10 @@ from rich.text import Text
 
 from tune.comparison.analysis import EncoderView, TableRow, TaskView
 from tune.comparison.configurations import layer_of
+from tune.comparison.fewest_seconds import SecondsCurve
 from tune.comparison.main_effects import EncoderPair
 from tune.comparison.published_results import Published, metric_name, same_encoder
+from tune.comparison.stability import CHANGES, NOTE
 from tune.comparison.verdicts import (
     AS_GOOD,
     BETTER,
@@ -78,6 +80,8 @@ def frame(views: Sequence[TaskView]) -> pd.DataFrame:
                 "seg": r["seg"],
                 "agg": r["agg"],
                 "tokens": r["tokens"],
+                "use_seconds": r.get("use_seconds"),
+                "pick": r.get("pick"),
                 "strategy": configuration.label,
                 "seeds": " ".join(map(str, configuration.seeds)),
                 "n_seeds": len(configuration.seeds),
@@ -112,6 +116,10 @@ def frame(views: Sequence[TaskView]) -> pd.DataFrame:
                 "runs": " ".join(run.name for run in configuration.runs),
             }
             out |= {f"front_{axis}": value for axis, value in row.fronts.items()}
+            if row.stability:
+                for name in CHANGES:
+                    out[f"moved, {name}"] = row.stability.moved[name]
+                    out[f"flips, {name}"] = row.stability.flips[name]
             rows.append(out)
     return pd.DataFrame(rows)
 
@@ -220,8 +228,9 @@ def verdict_notes(view: TaskView, encoder: EncoderView, correction: str) -> list
         for row in view.rows
         if row.encoder == encoder.name and isinstance(row.difference, Verdict)
     ]
+    note = [stability_note(view)] if stability_note(view) else []
     if not found:
-        return []
+        return note
     n, lines = len(found), [family_text(encoder.margin, len(found), correction)]
     single = sum(verdict.difference.n_seeds == 1 for _, verdict in found)
     if single:
@@ -230,10 +239,16 @@ def verdict_notes(view: TaskView, encoder: EncoderView, correction: str) -> list
             "that verdicts err more often; give train_probe.py several --seeds"
         )
     open_ones = [f"{label}: {verdict}" for label, verdict in found if verdict.word == CANT_TELL]
+    lines += note
     lines += open_ones[:MOST_NOTES]
     if len(open_ones) > MOST_NOTES:
         lines.append(f"and {len(open_ones) - MOST_NOTES} more that can't be told")
     return lines
+
+
+def seconds_title(curve: SecondsCurve) -> str:
+    """The strategy of a curve of seconds."""
+    return f"{curve.encoder} {curve.whole.label}"
 
 
 def p_text(p: float) -> str:
@@ -284,6 +299,16 @@ def print_views(
                 f"{d.difference.value:+.3f} ({span(d.low, d.high, signed)}), {d.word}; "
                 f"mean over {strategies_text(pair)}"
             )
+        for curve in view.seconds:
+            say(f"\n{view.task}, {seconds_title(curve)}: {view.metric} by seconds used", "bold")
+            table = Table()
+            for i, head in enumerate(("seconds of a track", *curve.picks)):
+                table.add_column(head, justify="right" if i else "left")
+            for texts in curve.texts():
+                table.add_row(*texts)
+            console.print(table)
+            for text in curve.answers():
+                say(f"  {text}")
         for line in view.study:
             figures = ", ".join(f"{n} {v}" for n, v in line.study.items())
             ours = "; ".join(
@@ -313,6 +338,7 @@ def write_markdown(views: Sequence[TaskView], correction: str, path: Path) -> No
     for view in views:
         for encoder in view.encoders:
             heads = (*HEADS[:1], view.metric, *HEADS[2:6], _p_head(correction), *HEADS[7:])
+            heads += _stability_head(view)
             title = f"## {_md(view.task)}, {_md(encoder.name)}" + " (untrained)" * encoder.untrained
             lines += [
                 title,
@@ -328,7 +354,7 @@ def write_markdown(views: Sequence[TaskView], correction: str, path: Path) -> No
             lines += [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
             for row in view.rows:
                 if row.encoder == encoder.name:
-                    texts = [_md(text) for text in row_texts(row)]
+                    texts = [_md(text) for text in (*row_texts(row), *_stability_text(row, view))]
                     texts[7] = f"**{texts[7]}**" if texts[7] in P_WORDS else texts[7]
                     lines.append(f"| {' | '.join(texts)} |")
             lines += ["", *(_md(text) + "  " for text in verdict_notes(view, encoder, correction))]
@@ -363,6 +389,12 @@ def write_markdown(views: Sequence[TaskView], correction: str, path: Path) -> No
             ]
             lines.append(f"| {' | '.join(map(_md, texts))} |")
         lines += [""] * bool(view.encoder_pairs)
+        for curve in view.seconds:
+            heads = ("seconds of a track", *curve.picks)
+            lines += [f"## {_md(view.task)}, {_md(seconds_title(curve))}: seconds used", ""]
+            lines += [f"| {' | '.join(heads)} |", "|---|" + "---:|" * len(curve.picks)]
+            lines += [f"| {' | '.join(map(_md, texts))} |" for texts in curve.texts()]
+            lines += ["", *(f"- {_md(text)}" for text in curve.answers()), ""]
         if view.published:
             heads, rows, spread = published_texts(view.published)
             lines += [f"## {_md(view.task)}, published", ""]
@@ -418,15 +450,33 @@ def _table(rows: Sequence[TableRow], view: TaskView, correction: str) -> Table:
     """A task's table for one encoder; dominated configurations are dim."""
     table = Table()
     heads = (HEADS[0], view.metric, *HEADS[2:6], _p_head(correction), *HEADS[7:])
+    heads += _stability_head(view)
     for i, head in enumerate(heads):
         table.add_column(head, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
     for row in rows:
-        texts = [Text(text) for text in row_texts(row)]
+        texts = [Text(text) for text in (*row_texts(row), *_stability_text(row, view))]
         texts[7].stylize(STYLES.get(row.verdict, ""))
         table.add_row(
             *texts, style="dim" if row.dominated or row.configuration.duplicate_of else None
         )
     return table
+
+
+def stability_note(view: TaskView) -> str:
+    """A line on the column of stability; "" without it."""
+    found = [row.stability for row in view.rows if row.stability]
+    return f"{NOTE}; {found[0].n_tracks} tracks" if found else ""
+
+
+def _stability_head(view: TaskView) -> tuple[str, ...]:
+    """The heading of the column of stability, if there is one."""
+    return ("moved, flips",) if stability_note(view) else ()
+
+
+def _stability_text(row: TableRow, view: TaskView) -> tuple[str, ...]:
+    """A row of that column."""
+    shown = row.stability.text if row.stability else "-"
+    return (shown,) if stability_note(view) else ()
 
 
 def _p_head(correction: str) -> str:

@@ -73,8 +73,9 @@ class Verdict:
             text += f", alone it would be {self.alone}"
         if self.word == CANT_TELL and self.needed is not None:
             seeds = f" and {self.needed.seeds} seeds" if self.needed.seeds > d.n_seeds else ""
+            groups = f" in {d.n_groups:,} groups" if d.n_groups < d.n_tracks else ""
             text += (
-                f": {d.n_tracks:,} tracks show differences from {self.detectable:.3f} on; "
+                f": {d.n_tracks:,} tracks{groups} show differences from {self.detectable:.3f} on; "
                 f"a margin of {self.margin:.3g} needs about {self.needed.tracks:,} tracks{seeds}"
             )
         return text + ("; one seed: probe noise is not in it" if d.n_seeds == 1 else "")

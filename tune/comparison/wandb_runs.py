@@ -10,6 +10,9 @@ import pyarrow.parquet as pq
 
 from tune.runs.load import Run, SkippedRun, read_run
 
+# Types of runs without a test split; any other may be a probe's, whatever WANDB_JOB_TYPE calls it.
+NO_TEST_SPLIT = {"profile", "pretraining", "comparison", "sweep-controller"}
+
 
 def read_project(path: str, api=None) -> tuple[list[Run], list[SkippedRun]]:
     """Read every probe's run of a W&B project.
@@ -30,18 +33,20 @@ def read_project(path: str, api=None) -> tuple[list[Run], list[SkippedRun]]:
     """
     import wandb
 
+    from tune.runs.tracking import wandb_failures
+
     if path.count("/") != 1 or not all(path.split("/")):
         raise ValueError(f"--wandb takes ENTITY/PROJECT, got {path!r}")
     runs, left = [], []
     try:
         api = api or wandb.Api()
         found = list(api.runs(path))
-    except (wandb.errors.Error, ValueError) as error:
+    except (*wandb_failures(), ValueError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"--wandb {path}: {text}") from error
     for run in found:
-        if getattr(run, "job_type", "probe") not in (None, "probe"):
-            continue  # profiles, pretraining and sweeps' controllers have no test split
+        if getattr(run, "job_type", "probe") in NO_TEST_SPLIT:
+            continue
         where = f"{path}/{run.id} ({run.name})"
         facts = getattr(run, "summary", None) or {}
         if run.state == "finished" and facts.get("same_as", facts.get("degenerate")):
@@ -73,19 +78,16 @@ def log_report(path: str, page: str, configurations) -> list[str]:
     """
     import wandb
 
-    from tune.runs.tracking import begin_wandb_run, finish_run, wandb_mode
+    from tune.runs.tracking import begin_wandb_run, finish_run, wandb_identity, wandb_mode
     from tune.system.files import hide_home
 
     mode = wandb_mode()
     entity, _, project = path.rpartition("/")
-    about = {
-        "entity": entity or None,
-        "project": project,
-        "job_type": "comparison",
-        "name": "compare",
-    }
+    given = {"entity": entity, "project": project}
+    project, about = wandb_identity(given, {"job_type": "comparison", "name": "compare"}, [])
     run, mode, why = begin_wandb_run(
-        lambda mode, settings: wandb.init(mode=mode, settings=settings, **about), mode
+        lambda mode, settings: wandb.init(project=project, mode=mode, settings=settings, **about),
+        mode,
     )
     page = hide_home(page)
     run.log(
@@ -117,8 +119,13 @@ def _read(run, where: str) -> Run:
         rows = table.get("predictions")
         columns = dict(zip(rows.columns, map(list, zip(*rows.data, strict=True)), strict=True))
         pq.write_table(pa.table(columns), folder / "predictions.parquet")
-        config = json.dumps(dict(run.config), default=str)
-        (folder / "config.json").write_text(config, encoding="utf-8")
+        try:  # as the run's folder has it; W&B's own has names with units, and values resolved
+            fetched = Path(probe.get_entry("config.json").download(root=scratch))
+            if fetched != folder / "config.json":
+                fetched.rename(folder / "config.json")
+        except (KeyError, FileNotFoundError):  # a run of an earlier version
+            config = json.dumps(dict(run.config), default=str)
+            (folder / "config.json").write_text(config, encoding="utf-8")
         read = read_run(folder)
     expected = len(read.result["seeds"]) * read.result["n_tracks"]["test"]
     if len(rows.data) != expected:

@@ -1,4 +1,4 @@
-"""python -m tune.embeddings similar | agreement | duplicates."""
+"""python -m tune.embeddings similar | agreement | duplicates | groups | map | hubness."""
 
 from tune.cli.commands import run_verb
 
@@ -9,5 +9,8 @@ if __name__ == "__main__":
             "similar": "tune.embeddings.similar",
             "agreement": "tune.embeddings.agreement",
             "duplicates": "tune.embeddings.duplicates",
+            "groups": "tune.embeddings.groups",
+            "map": "tune.embeddings.map",
+            "hubness": "tune.embeddings.hubness",
         },
     )

@@ -5,13 +5,11 @@ A column is added by one row here; every format writes and reads it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
-
-from tune.audio.decode import read_header
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +37,7 @@ class EmbeddedTrack:
     duration_s : float
     n_segments : of all segment rules together
     embedding : (D,) float32
+    tags : as `tune.embeddings.tags.read_tags` gives them
     """
 
     path: str
@@ -48,6 +47,7 @@ class EmbeddedTrack:
     duration_s: float | None = None
     n_segments: int | None = None
     embedding: np.ndarray | None = None
+    tags: Mapping = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ def _native_rate(track: EmbeddedTrack) -> int | None:
     """A usable file's own sample rate in Hz."""
     if track.content is None:
         return None
+    from tune.audio.decode import read_header  # a search reads no audio
+
     return read_header(track.path).sample_rate
 
 
@@ -85,6 +87,11 @@ TRACKS = {
     "duration_s": Column(pa.float64(), lambda t: t.duration_s),
     "sample_rate": Column(pa.int32(), _native_rate),
     "n_segments": Column(pa.int32(), lambda t: t.n_segments),
+    "artist": Column(pa.string(), lambda t: t.tags.get("artist")),
+    "title": Column(pa.string(), lambda t: t.tags.get("title")),
+    "album": Column(pa.string(), lambda t: t.tags.get("album")),
+    "year": Column(pa.int32(), lambda t: t.tags.get("year")),
+    "genre": Column(pa.string(), lambda t: t.tags.get("genre")),
     "embedding": Column(None, lambda t: t.embedding),
     "reason": Column(pa.string(), lambda t: t.reason),
 }

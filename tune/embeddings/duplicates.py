@@ -117,7 +117,10 @@ def parse_args(argv: Sequence[str] | None = None):
         prog="python -m tune.embeddings duplicates", description=f"{__doc__}\n{THRESHOLDS}."
     )
     parser.add_argument(
-        "music", nargs="+", metavar="MUSIC", help="folders, files, globs, or lists (.txt, .m3u)"
+        "music",
+        nargs="+",
+        metavar="MUSIC",
+        help="folders, files, globs, lists (.txt, .m3u), or what embed.py wrote (.parquet)",
     )
     parser.add_argument("--out", type=Path, metavar="FILE.csv", help="write them all as a table")
     parser.add_argument(
@@ -141,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    paths = find_music(args.music)
+    paths = find_music(_sources(args.music))
     files = inspect_files(paths, workers=args.workers, title="listen", unthinned=FILES_UNTHINNED)
     unusable = [f for f in files.values() if f.reason]
     if len(unusable) == len(files):
@@ -178,6 +181,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out:
         _write_csv(duplicates, args.out)
         print(f"written to {args.out}")
+
+
+def _sources(music: Sequence[str]) -> list[str]:
+    """MUSIC, with the tracks that it names for each file of embeddings."""
+    sources = []
+    for source in music:
+        if Path(source).suffix == ".parquet":
+            from tune.embeddings.file_formats import read
+
+            sources += map(os.path.expanduser, read(source, ("path",)).table["path"].to_pylist())
+        else:
+            sources.append(source)
+    return sources
 
 
 def _write_csv(duplicates: Sequence[Duplicate], path: Path) -> None:

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -62,7 +63,7 @@ class Embedder:
         trust_remote_code: bool = False,
         memory_budget: str = "2GB",
         compile: bool = False,
-        batch_seconds: float = 60.0,
+        batch_seconds: float | None = None,
     ):
         strategy = strategy.identified()
         strategy.check(learned)
@@ -231,7 +232,7 @@ def fingerprint(model) -> str:
 
 
 def embed(
-    music: str | Path | Sequence[str | Path],
+    music: str | Path | tuple | Sequence[str | Path | tuple],
     *,
     seg: float | str | Sequence[float | str] = 10,
     agg: str = "mean",
@@ -254,11 +255,12 @@ def embed(
     device: str | None = None,
     store: str | Path | None = None,
 ) -> np.ndarray:
-    """Embed one music file, or several.
+    """Embed one piece of music, or several.
 
     Parameters
     ----------
-    music : a path, or a sequence of paths
+    music : a path, samples as a tuple (array, rate), or a list of either; an array is (n,) or
+        (n, channels), of floats in [-1, 1]
     seg : segment length in seconds, "full" or "structure"
     agg : "mean", "max", "stats", ...: see docs/aggregators.md; "whitened" is fitted
         on the tracks given, "transformer:DIR" names its checkpoint, "FILE.py:NAME" is your own
@@ -280,16 +282,23 @@ def embed(
 
     Returns
     -------
-    ndarray of float32, (D,) for a path or (n, D) for a sequence, in its order
+    ndarray of float32, (D,) for one piece or (n, D) for a list, in its order
 
     Raises
     ------
     ValueError
         When a file can't be used, with its path and the reason, or settings don't fit.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> noise = np.random.default_rng(0).normal(0, 0.1, 48_000)
+    >>> embed((noise, 24_000), seg=1, encoder="mel", store=tempfile.mkdtemp()).shape
+    (256,)
     """
-    single = isinstance(music, str | Path)
-    paths = [str(path) for path in ([music] if single else music)]
-    if not paths:
+    single = isinstance(music, str | Path) or _is_samples(music)
+    sources = [music] if single else list(music)
+    if not sources:
         raise ValueError("embed() needs a path or a sequence of paths, got an empty sequence")
     agg, checkpoint = split_name(agg, aggregator_checkpoint and str(aggregator_checkpoint))
     if frame_rate is None and checkpoint:
@@ -315,12 +324,36 @@ def embed(
     ).identified()
     run = None if from_run is None else str(from_run)
     settings = (trust_remote_code, device, str(store or default_root()))
-    loaded = _load_kept(strategy, run, run_seed, encoder, settings, len(set(paths)))
-    tracks, _, _ = loaded.encode(paths, strict=True)
-    aggregator = loaded.aggregator(tracks)
-    vectors = {path: aggregator(loaded.rows(path, found))[0] for path, found in tracks.items()}
+    with tempfile.TemporaryDirectory(prefix="tune-") as folder:
+        paths = [_as_path(source, folder, i) for i, source in enumerate(sources)]
+        loaded = _load_kept(strategy, run, run_seed, encoder, settings, len(set(paths)))
+        tracks, _, _ = loaded.encode(paths, strict=True)
+        aggregator = loaded.aggregator(tracks)
+        vectors = {path: aggregator(loaded.rows(path, found))[0] for path, found in tracks.items()}
     out = np.stack([vectors[path] for path in paths])  # (n, D)
     return out[0] if single else out
+
+
+def _is_samples(source) -> bool:
+    """Whether a source is (array, rate) instead of paths."""
+    return isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], np.ndarray)
+
+
+def _as_path(source, folder: str, i: int) -> str:
+    """A source as a path; samples are written to a float wav, the same bytes each time."""
+    if not _is_samples(source):
+        return str(source)
+    from scipy.io import wavfile  # slow to import, and seldom needed
+
+    samples, rate = np.asarray(source[0]), source[1]
+    if samples.ndim not in (1, 2) or samples.dtype.kind != "f":
+        raise ValueError(
+            f"samples {i}: an array of floats in [-1, 1] of shape (n,) or (n, channels) is "
+            f"expected, got {samples.dtype} of shape {samples.shape}"
+        )
+    path = f"{folder}/samples {i}.wav"
+    wavfile.write(path, int(rate), np.ascontiguousarray(samples, np.float32))
+    return path
 
 
 def _load_kept(strategy, run, run_seed, encoder, settings, n_tracks) -> Embedder:

@@ -18,20 +18,23 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 from safetensors.numpy import load, save
 
 from tune.embeddings.columns import SEGMENTS, TRACKS
+from tune.embeddings.space import Space, fit_space
 from tune.system.files import atomic_write, atomic_write_text
 
 log = logging.getLogger(__name__)
 
+UNIT = "embedding_unit"  # the column of vectors in the stored space
 MAY_DIFFER = ("versions", "git_sha", "device")  # among the machines that made the parts
 
 
@@ -44,20 +47,47 @@ class Embeddings:
     table : columns as `TRACKS` or `SEGMENTS`, sorted by path
     meta : JSON values; see `Embedder.describe`
     constants : arrays (or tensors) by name; see `tune.aggregators.TrackAggregator`
+    space : that tracks are compared in, fitted on them; None where none is stored
     """
 
     table: pa.Table
     meta: dict
     constants: dict[str, np.ndarray]
+    space: Space | None = None
 
     @property
     def usable(self) -> np.ndarray:
         """Mask of the rows that have an embedding, (n,) bool."""
-        return np.array(self.table["embedding"].is_valid())
+        return _is_valid(self.table["embedding"])
 
     def matrix(self) -> np.ndarray:
         """The embeddings, (n, D) float32; NaN where there is none."""
         return _matrix(self.table)
+
+    def split(self) -> tuple[Embeddings, pa.Table]:
+        """The rows with an embedding, and a table of the others' paths and reasons."""
+        usable = self.table["embedding"].is_valid()
+        failed = self.table.filter(pc.invert(usable)).select(["path", "reason"])
+        return replace(self, table=self.table.filter(usable)), failed
+
+    def in_space(self, name: str | None) -> Embeddings:
+        """The same with a space fitted on them, and with the column embedding_unit if it is named.
+
+        Parameters
+        ----------
+        name : of `tune.embeddings.space.fit_space`; None: "ready", without the column
+        """
+        usable, matrix = self.usable, self.matrix()
+        if usable.sum() < 2:
+            if name:
+                raise ValueError(f"--space {name} is fitted on two tracks or more")
+            return self
+        space = fit_space(matrix[usable], name or "ready")
+        made = replace(self, space=space)
+        if name is None:
+            return made
+        unit = space.as_unit(np.where(usable[:, None], matrix, 0))
+        return replace(made, table=self.table.append_column(UNIT, _vectors(unit, ~usable)))
 
 
 def make_table(columns: Mapping[str, Sequence], kinds: Mapping, size: int) -> pa.Table:
@@ -78,10 +108,14 @@ def make_table(columns: Mapping[str, Sequence], kinds: Mapping, size: int) -> pa
     arrays = {
         name: pa.array(columns.get(name, none), c.kind) for name, c in kinds.items() if c.kind
     }
-    arrays["embedding"] = pa.FixedSizeListArray.from_arrays(
-        pa.array(flat.reshape(-1)), size, mask=pa.array(missing)
-    )
+    arrays["embedding"] = _vectors(flat, missing)
     return pa.table({name: arrays[name] for name in kinds})
+
+
+def _vectors(matrix: np.ndarray, missing: np.ndarray) -> pa.FixedSizeListArray:
+    """A column of vectors (n, D), null where missing (n,)."""
+    flat = pa.array(matrix.reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1], mask=pa.array(missing))
 
 
 def check_out(out: str | Path, overwrite: bool, flag: str = "--out") -> Path:
@@ -115,18 +149,22 @@ def write(out: Path, made: Embeddings) -> None:
     """Write embeddings in the format given by the ending, replacing an existing file."""
     text = json.dumps(made.meta, ensure_ascii=False, sort_keys=True)
     raw = save({k: np.asarray(v) for k, v in made.constants.items()}) if made.constants else b""
+    space = _save_space(made.space)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".parquet":
-        meta = {"tune": text} | ({"tune_constants": raw} if raw else {})
+        raws = {"tune_constants": raw, "tune_space": space}
+        # As text: Parquet's metadata is UTF-8, and Polars refuses anything else.
+        meta = {"tune": text} | {k: base64.b64encode(v) for k, v in raws.items() if v}
         table = made.table.replace_schema_metadata(meta)
         atomic_write(out, lambda aside: pq.write_table(table, aside, compression="zstd"))
         return
-    kept = made.meta | ({"constants": base64.b64encode(raw).decode()} if raw else {})
+    raws = {"constants": raw, "space": space}
+    kept = made.meta | {k: base64.b64encode(v).decode() for k, v in raws.items() if v}
     text = json.dumps(kept, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
     if out.suffix == ".npy":
         _, index, info = _parts(out)
         out.unlink(missing_ok=True)  # written last: with it the three are complete
-        rest = made.table.drop_columns("embedding")
+        rest = made.table.drop_columns([n for n in made.table.schema.names if "embedding" in n])
         atomic_write_text(info, text)
         atomic_write(index, lambda aside: pyarrow.csv.write_csv(rest, aside))
         atomic_write(out, lambda aside: _save_npy(aside, made.matrix()))
@@ -134,8 +172,12 @@ def write(out: Path, made: Embeddings) -> None:
         _write_folder(out, made, text)
 
 
-def read(path: str | Path) -> Embeddings:
+def read(path: str | Path, columns: Sequence[str] | None = None) -> Embeddings:
     """Read a file of embeddings, of any of the three formats.
+
+    Parameters
+    ----------
+    columns : the only ones needed, as far as there are such; None is all
 
     Raises
     ------
@@ -152,18 +194,27 @@ def read(path: str | Path) -> Embeddings:
         elif path.suffix == ".npy":
             table, meta = _read_npy(path)
         else:
-            table = pq.read_table(path)
-            found = table.schema.metadata or {}
+            with pq.ParquetFile(path, memory_map=True) as file:
+                schema = file.schema_arrow
+                names = [n for n in schema.names if columns is None or n in columns]
+                table = file.read(names, use_threads=False)  # threads cost more than they save
+            found = schema.metadata or {}
             meta = json.loads(found[b"tune"])
-            return Embeddings(table, meta, _load(found.get(b"tune_constants", b"")))
+            raws = (_as_bytes(found.get(key, b"")) for key in (b"tune_constants", b"tune_space"))
+            return Embeddings(table, meta, _load(next(raws)), _load_space(next(raws)))
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file of embeddings ({error.filename or path})") from None
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise ValueError(
             f"{path} is no file of embeddings that embed.py made ({type(error).__name__}: {error})"
         ) from error
-    raw = base64.b64decode(meta.pop("constants", ""))
-    return Embeddings(table, meta, _load(raw))
+    raw, space = (base64.b64decode(meta.pop(key, "")) for key in ("constants", "space"))
+    return Embeddings(table, meta, _load(raw), _load_space(space))
+
+
+def write_failed(path: Path, failed: pa.Table) -> None:
+    """Write the files that can't be used, with the reasons, as CSV."""
+    atomic_write(path, lambda aside: pyarrow.csv.write_csv(failed, aside))
 
 
 def shard_name(out: Path, shard: tuple[int, int]) -> Path:
@@ -227,14 +278,35 @@ def merge(paths: Sequence[str]) -> Embeddings:
 
 def _matrix(table: pa.Table) -> np.ndarray:
     """Embeddings of a table, (n, D) float32; NaN where there is none."""
-    column = table["embedding"].combine_chunks()
-    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    size = column.type.list_size
+    column = _one_array(table["embedding"])
+    size, missing = column.type.list_size, ~_is_valid(column)
     start = column.offset * size
-    out = np.array(column.values[start : start + len(column) * size]).reshape(len(column), size)
-    out = np.array(out, np.float32)
-    out[~np.array(column.is_valid())] = np.nan
+    flat = _as_numpy(column.values[start : start + len(column) * size], np.float32)
+    out = flat.reshape(len(column), size)
+    if missing.any():
+        out = out.copy()
+        out[missing] = np.nan
     return out
+
+
+def _one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """A column as one array."""
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+
+
+def _as_numpy(array: pa.Array, dtype) -> np.ndarray:
+    """Numbers without nulls, not copied; Arrow's own `to_numpy` imports pandas, which takes 1 s."""
+    array = array.cast(pa.from_numpy_dtype(dtype))
+    buffer = array.buffers()[1]
+    if buffer is None or not len(array):
+        return np.zeros(0, dtype)
+    return np.frombuffer(buffer, dtype)[array.offset : array.offset + len(array)]
+
+
+def _is_valid(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Mask of the values that aren't null, (n,) bool."""
+    return _as_numpy(_one_array(column.is_valid()), np.uint8).astype(bool)
 
 
 def _parts(out: Path) -> list[Path]:
@@ -319,3 +391,27 @@ def _write_folder(out: Path, made: Embeddings, text: str) -> None:
 def _load(raw: bytes) -> dict[str, np.ndarray]:
     """Tensors as `write` kept them."""
     return load(raw) if raw else {}
+
+
+def _as_bytes(text: bytes) -> bytes:
+    """Bytes that were written as base64, or, by older versions, as they are."""
+    return text if b"\0" in text else base64.b64decode(text)
+
+
+def _save_space(space: Space | None) -> bytes:
+    """A space as bytes, float64."""
+    if space is None:
+        return b""
+    arrays = {"centre": space.centre} | ({} if space.axes is None else {"axes": space.axes})
+    arrays = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+    return save(arrays, metadata={"name": space.name})
+
+
+def _load_space(raw: bytes) -> Space | None:
+    """The space that `_save_space` kept."""
+    if not raw:
+        return None
+    length = int.from_bytes(raw[:8], "little")  # of the header of safetensors
+    name = json.loads(raw[8 : 8 + length])["__metadata__"]["name"]
+    arrays = load(raw)
+    return Space(name, arrays["centre"], arrays.get("axes"))

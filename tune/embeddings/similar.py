@@ -5,9 +5,10 @@
 
 SONG is a track of the file (its path, or the end of it if that is unique), or any other audio file,
 which is embedded in the same way. The distance is 1 minus the cosine similarity of the embeddings
-after subtracting the collection's mean (0 the same, 1 unrelated, 2 opposite): without that, all
-tracks look alike. `--whiten` also equalises the variance of all directions. A playlist begins with
-the song itself.
+in the space that is stored with them (`embed.py --space`), or after subtracting the collection's
+mean (0 the same, 1 unrelated, 2 opposite): without that, all tracks look alike. `--whiten` also
+equalises the variance of all directions. `--mutual_proximity` ranks hubs, which are near to
+everything, lower. The search is exact. A playlist begins with the song itself.
 """
 
 import logging
@@ -18,68 +19,69 @@ from pathlib import Path
 import numpy as np
 
 from tune.audio.find_files import shown
-from tune.audio.hashing import content_hash
 from tune.cli.parser import Parser, positive_int, set_up_logging, to_bool
 from tune.embeddings.file_formats import Embeddings, read
+from tune.embeddings.space import REFERENCE, MutualProximity, Space, fit_space, together
 
 log = logging.getLogger(__name__)
 
-SHRINKAGE = 0.1  # of the covariance that --whiten divides by, towards a multiple of the identity
-
-
-def distances(matrix: np.ndarray, query: np.ndarray, *, whiten: bool = False) -> np.ndarray:
-    """Centred cosine distance of every row to a query.
-
-    Parameters
-    ----------
-    matrix : (n, D), the collection; its mean is the centre
-    query : (D,)
-    whiten : divide by the collection's covariance, shrunk by `SHRINKAGE`
-
-    Returns
-    -------
-    (n,) float64 in [0, 2]
-
-    Examples
-    --------
-    >>> collection = np.array([[3.0, 1.0], [1.0, 3.0]])
-    >>> distances(collection, collection[0]).round(6)
-    array([0., 2.])
-    """
-    matrix, query = matrix.astype(np.float64), query.astype(np.float64)
-    centre = matrix.mean(0)
-    matrix, query = matrix - centre, query - centre
-    if whiten:
-        covariance = matrix.T @ matrix / len(matrix)
-        values, vectors = np.linalg.eigh(covariance / max(covariance.diagonal().mean(), 1e-300))
-        scaled = vectors / np.sqrt(np.maximum(values, 0) + SHRINKAGE)
-        matrix, query = matrix @ scaled, query @ scaled  # a rotation on top changes no cosine
-    norms = np.linalg.norm(matrix, axis=1) * np.linalg.norm(query)
-    return np.clip(1 - matrix @ query / np.maximum(norms, 1e-300), 0, 2)
+NEAR_NAMES = 3  # that are offered where a song isn't found
+SHOWN = ("path", "duration_s", "content_hash", "artist", "title")
+COLUMNS = (*SHOWN, "embedding", "reason")  # that a search needs
 
 
 def find_song(made: Embeddings, song: str) -> int | None:
-    """The row of a track that is in the collection, by path, ending of a path, or content."""
+    """The row of a track that is in the collection, by path, ending of a path, or content.
+
+    Raises
+    ------
+    ValueError
+        When it is neither a track nor a file, with the nearest names, or one of several tracks.
+    """
     names = made.table["path"].to_pylist()
     wanted = shown(os.path.normpath(song))
     if wanted in names:
         return names.index(wanted)
     if os.path.isfile(song):
-        contents = made.table["content_hash"].to_pylist()
-        content = content_hash(song)
+        from tune.audio.hashing import content_hash
+
+        contents, content = made.table["content_hash"].to_pylist(), content_hash(song)
         return contents.index(content) if content in contents else None
-    ends = [i for i, name in enumerate(names) if f"/{name}".endswith(f"/{wanted}")]
+    ends = [i for i, name in enumerate(names) if name.endswith(f"/{wanted}")]
     if len(ends) > 1:
         raise ValueError(
             f"{song} may be {names[ends[0]]} or {names[ends[1]]}: give more of the path"
         )
     if not ends:
-        raise ValueError(f"{song} is neither a track of these embeddings nor a file")
+        near = near_names(names, wanted)
+        meant = f"; did you mean {', or '.join(near)}?" if near else ""
+        raise ValueError(f"{song} is neither a track of these embeddings nor a file{meant}")
     return ends[0]
 
 
+def near_names(names: Sequence[str], wanted: str) -> list[str]:
+    """Up to `NEAR_NAMES` paths whose file names hold the wanted name, or are spelt like it."""
+    from difflib import get_close_matches
+
+    stems: dict[str, str] = {}
+    for name in names:
+        stems.setdefault(Path(name).stem.casefold(), name)
+    stem = Path(wanted).stem.casefold()
+    near = [s for s in stems if stem in s][:NEAR_NAMES] or get_close_matches(
+        stem, stems, NEAR_NAMES, 0.7
+    )
+    return [stems[s] for s in near]
+
+
 def nearest(
-    made: Embeddings, song: str, k: int, *, whiten: bool = False, embedder=None, **settings
+    made: Embeddings,
+    song: str,
+    k: int,
+    *,
+    whiten: bool | None = None,
+    mutual_proximity: bool = False,
+    embedder=None,
+    **settings,
 ) -> list[dict]:
     """The k tracks most similar to a song.
 
@@ -87,6 +89,8 @@ def nearest(
     ----------
     made : tune.embeddings.file_formats.Embeddings of tracks
     song : a path, the end of one, or a file
+    whiten : None is the space that is stored with the embeddings
+    mutual_proximity : rank by `tune.embeddings.space.MutualProximity`
     embedder : the `tune.embeddings.embedder.Embedder` that made them, for a song that isn't among
         them; None loads it
     settings : device, store: see `Embedder`
@@ -94,7 +98,8 @@ def nearest(
     Returns
     -------
     list of dict
-        distance, path, duration_s, same_audio; the nearest first, the song itself left out
+        distance (with mutual proximity 1 minus it), path, duration_s, artist, title, same_audio;
+        the nearest first, the song itself left out
     """
     if "reason" not in made.table.schema.names:
         raise ValueError("these are embeddings of segments: give the file of the tracks")
@@ -102,26 +107,111 @@ def nearest(
     row = find_song(made, song)
     if row is not None and row not in usable:
         raise ValueError(f"{song} has no embedding: {made.table['reason'][row]}")
-    others = usable if row is None else usable[usable != row]
-    if len(usable) < 2 or not len(others):
+    if len(usable) < 2:
         raise ValueError("nothing to compare: at least two tracks with embeddings are needed")
     matrix = made.matrix()
     if row is not None:
         query, content = matrix[row], made.table["content_hash"][row].as_py()
     else:
         query, content = embed_alike(made, song, embedder, **settings), None
-    found = distances(matrix[usable], query, whiten=whiten)[np.isin(usable, others)]
-    order = np.argsort(found, kind="stable")[:k]
-    columns = {k: made.table[k].to_pylist() for k in ("path", "duration_s", "content_hash")}
+    if len(usable) < len(matrix):
+        matrix = matrix[usable]
+    space = space_of(made, matrix, whiten)
+    cosines = space.cosines(matrix, query)
+    if row is not None:
+        cosines[np.searchsorted(usable, row)] = -np.inf  # itself
+    k = min(k, len(usable) - (row is not None))
+    if mutual_proximity:
+        order, found = _mutually_nearest(space, matrix, query, cosines, k)
+    else:
+        order = top(cosines, k)
+        found = np.clip(1 - cosines[order], 0, 2)
+    rows = usable[order]
+    items = [described(made, i) for i in rows.tolist()]
     return [
         {
-            "distance": float(found[i]),
-            "path": columns["path"][others[i]],
-            "duration_s": columns["duration_s"][others[i]],
-            "same_audio": columns["content_hash"][others[i]] == content,
+            "distance": float(distance),
+            **{name: value for name, value in item.items() if name != "content_hash"},
+            "same_audio": item["content_hash"] == content,
         }
-        for i in order
+        for distance, item in zip(found, items, strict=True)
     ]
+
+
+def search(table: str | Path | Embeddings, song: str | Path, k: int = 10, **settings) -> list[dict]:
+    """The k tracks of a file of embeddings most similar to a song: `tune.search`.
+
+    Parameters
+    ----------
+    table : what embed.py wrote, or it already read by `tune.embeddings.file_formats.read`
+    song : one of its tracks (the end of its path is enough), or any audio file
+    settings : whiten, mutual_proximity, store, ...: see `nearest`
+
+    Returns
+    -------
+    list of dict
+        distance, path, duration_s, artist, title, same_audio; the nearest first
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from tune.embeddings.columns import TRACKS
+    >>> from tune.embeddings.file_formats import make_table, write
+    >>> vectors = [np.array(v, np.float32) for v in ([1, 0], [0.9, 0.3], [-1, 0])]
+    >>> columns = {"path": ["a.ogg", "b.ogg", "c.ogg"], "embedding": vectors}
+    >>> out = Path(tempfile.mkdtemp()) / "e.parquet"
+    >>> write(out, Embeddings(make_table(columns, TRACKS, 2), {}, {}))
+    >>> [(item["path"], round(item["distance"], 2)) for item in search(out, "a.ogg", 2)]
+    [('b.ogg', 0.11), ('c.ogg', 1.98)]
+    """
+    made = table if isinstance(table, Embeddings) else read(table, COLUMNS)
+    return nearest(made, str(song), k, **settings)
+
+
+def described(made: Embeddings, row: int) -> dict:
+    """The columns `SHOWN` of a row; None where the file has no such column."""
+    names = made.table.schema.names
+    return {n: made.table[n][row].as_py() if n in names else None for n in SHOWN}
+
+
+def space_of(made: Embeddings, matrix: np.ndarray, whiten: bool | None = None) -> Space:
+    """The space that is stored with embeddings, or one that is fitted on them.
+
+    Parameters
+    ----------
+    matrix : (n, D), the usable embeddings
+    whiten : whether it is to be whitened; None: as the stored one
+    """
+    stored = made.space
+    if stored is not None and whiten in (None, stored.name.startswith("whitened")):
+        return stored
+    return fit_space(matrix, "whitened" if whiten else "ready")
+
+
+def top(values: np.ndarray, k: int) -> np.ndarray:
+    """Positions of the k greatest values, the greatest first, ties in their order."""
+    least = np.partition(values, -k)[-k]
+    candidates = np.flatnonzero(values >= least)
+    return candidates[np.argsort(-values[candidates], kind="stable")][:k]
+
+
+def _mutually_nearest(space, matrix, query, cosines, k) -> tuple[np.ndarray, np.ndarray]:
+    """The k rows of greatest mutual proximity with a query: positions, and 1 minus it.
+
+    Exact: mutual proximity is at most the query's own factor, which falls with the cosine, so the
+    rows that come later by cosine are looked at only as long as one of them can be among the k.
+    """
+    proximity = MutualProximity.fit(space.as_unit(matrix[:: -(-len(matrix) // REFERENCE)]))
+    own = [s[0] for s in proximity.of(space(query[None]))]
+    n = min(len(cosines), max(1000, 2 * k))
+    while True:
+        order = top(cosines, n)
+        near = cosines[order]
+        values = together(near, own, proximity.of(space(matrix[order])))
+        best = top(values, k)
+        if n == len(cosines) or together(near[-1:], own, (-np.inf, 1.0))[0] < values[best[-1]]:
+            return order[best], 1 - values[best]
+        n = min(len(cosines), 4 * n)
 
 
 def embed_alike(made: Embeddings, song: str, embedder=None, **settings) -> np.ndarray:
@@ -163,11 +253,12 @@ def print_nearest(song: str, found: Sequence[dict]) -> None:
     console.print(table)
 
 
-def write_playlist(path: Path, song: str, found: Sequence[dict], folders: Sequence[Path]) -> None:
+def write_playlist(path: Path, song: dict, found: Sequence[dict], folders: Sequence[Path]) -> None:
     """Write the song and its neighbours as an M3U, relative to the playlist's own folder.
 
     Parameters
     ----------
+    song, found : path, duration_s, artist and title of each, the last two may be None
     folders : that the tracks' paths may be relative to; the first with such a file is used
 
     Raises
@@ -176,14 +267,29 @@ def write_playlist(path: Path, song: str, found: Sequence[dict], folders: Sequen
         When a track isn't found: the paths are relative to the folder where embed.py ran.
     """
     lines = ["#EXTM3U"]
-    for name, seconds in [(song, None), *((item["path"], item["duration_s"]) for item in found)]:
+    for item in (song, *found):
+        name, seconds = item["path"], item["duration_s"]
         place = next((folder / name for folder in folders if (folder / name).is_file()), None)
         if place is None:
             raise ValueError(f"{name} not found: give the folder where embed.py ran by --root")
         relative = os.path.relpath(place.resolve(), path.resolve().parent)
-        lines += [f"#EXTINF:{-1 if seconds is None else round(seconds)},{place.stem}", relative]
+        named = " - ".join(filter(None, (item["artist"], item["title"]))) or place.stem
+        named = " ".join(named.split())  # a line break in a tag would end the line
+        lines += [f"#EXTINF:{round(seconds)},{named}", relative]
     text = "".join(f"{line}\n" for line in lines)
     path.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def song_item(made: Embeddings, song: str) -> dict:
+    """Path, length, artist and title of the song, as they are in the table, or in the file."""
+    row = find_song(made, song)
+    if row is not None:
+        return described(made, row) | ({"path": song} if os.path.isfile(song) else {})
+    from tune.audio.decode import read_header
+    from tune.embeddings.tags import read_tags
+
+    empty = dict.fromkeys(("artist", "title"))
+    return empty | read_tags(song) | {"path": song, "duration_s": read_header(song).seconds}
 
 
 def show(
@@ -191,18 +297,17 @@ def show(
     song: str,
     k: int,
     *,
-    whiten: bool,
+    whiten: bool | None,
+    mutual_proximity: bool = False,
     m3u: Path | None,
     folders: Sequence[Path],
     **settings,
 ) -> None:
     """Find, print, and write the playlist."""
-    found = nearest(made, song, k, whiten=whiten, **settings)
+    found = nearest(made, song, k, whiten=whiten, mutual_proximity=mutual_proximity, **settings)
     print_nearest(song, found)
     if m3u is not None:
-        row = find_song(made, song)
-        name = song if row is None or os.path.isfile(song) else made.table["path"][row].as_py()
-        write_playlist(m3u, name, found, folders)
+        write_playlist(m3u, song_item(made, song), found, folders)
         print(f"  playlist   {m3u}")
 
 
@@ -244,10 +349,20 @@ def add_flags(parser) -> None:
         "--whiten",
         nargs="?",
         const=True,
+        default=None,
+        type=to_bool,
+        metavar="BOOL",
+        help="equalise the variance of all directions before comparing (default: as the space that "
+        "is stored with the embeddings)",
+    )
+    parser.add_argument(
+        "--mutual_proximity",
+        nargs="?",
+        const=True,
         default=False,
         type=to_bool,
         metavar="BOOL",
-        help="equalise the variance of all directions before comparing",
+        help="rank tracks that are near to everything lower",
     )
     parser.add_argument(
         "--m3u", type=Path, metavar="FILE", help="write the song and the tracks found as a playlist"
@@ -260,10 +375,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_up_logging(True)
     folders = [args.root] if args.root else [Path(), args.embeddings.parent]
     show(
-        read(args.embeddings),
+        read(args.embeddings, COLUMNS),
         args.song,
         args.k,
         whiten=args.whiten,
+        mutual_proximity=args.mutual_proximity,
         m3u=args.m3u,
         folders=folders,
         store=args.store,

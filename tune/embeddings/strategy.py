@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 
 from tune.aggregators.flag_rules import check_flags
 from tune.aggregators.registry import find_row
+from tune.segments.pick import read_pick
 from tune.segments.rules import MIN_TAIL_S, Rule, parse_rules
 from tune.system.files import hide_home
 
 # Written only if they differ from this, so that the metadata of other files doesn't change.
-OPTIONAL = {"agg_sha256": None, "channels": "mix"}
+OPTIONAL = {"agg_sha256": None, "channels": "mix", "use_seconds": None, "pick": None}
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Strategy:
     revision : branch, tag or commit of an encoder from the hub
     channels : what becomes of a file's channels: see `tune.audio.read_audio`
     agg_sha256 : of the source file of an aggregator of one's own
+    use_seconds, pick : how many seconds of each track, and which (`tune.segments.pick`)
     """
 
     encoder: str = "muq"
@@ -58,6 +60,8 @@ class Strategy:
     revision: str | None = None
     channels: str = "mix"
     agg_sha256: str | None = None
+    use_seconds: float | None = None
+    pick: str | None = None
 
     def identified(self) -> "Strategy":
         """The same, with the full path and the source's digest of an aggregator of one's own.
@@ -79,7 +83,9 @@ class Strategy:
 
     def rules(self) -> list[Rule]:
         """The segment rules; among several, each takes the settings that it knows."""
-        return parse_rules(self.seg, self.hop, self.min_tail, self.min_seg, self.max_seg)
+        limits = (self.min_seg, self.max_seg)
+        pick = read_pick(self.use_seconds, self.pick)
+        return parse_rules(self.seg, self.hop, self.min_tail, *limits, pick=pick)
 
     def check(self, learned: Mapping | None = None) -> None:
         """Raise ValueError when the settings don't belong together.
@@ -176,7 +182,7 @@ def from_run(
     Raises
     ------
     ValueError
-        When it is no run, or lacks its learned tensors.
+        When it is no run, lacks its learned tensors, or its folds joined tracks differently.
     """
     run = Path(run)
     try:
@@ -213,13 +219,35 @@ def from_run(
     strategy = strategy.identified()
     constants = _constants_of(saved, f"seed{seed}.")
     if find_row(strategy.agg).whitening and "whitening.matrix" not in constants:
+        instead = f"give --agg {strategy.agg} without --from_run, which fits it on the tracks given"
+        if find_row(strategy.agg).needs_run:
+            instead = "train it with --layer last or K"
         raise ValueError(
             f"{run} doesn't hold its whitening (older runs and those of --layer mix don't): "
-            f"give --agg {strategy.agg} without --from_run, which fits it on the tracks given"
+            f"{instead}"
         )
+    if result.get("folds"):
+        _check_folds_alike(run, result, learned=bool(constants))
     n_in = saved["standardise.mean"].shape[-1]
+    folds = result.get("folds")
+    fold = f", fold 1 of {folds['n']}" if folds else ""
     return strategy, Learned(
-        constants, fingerprint, f"{run.name}, seed {seed}", n_in, result["precision"]
+        constants, fingerprint, f"{run.name}{fold}, seed {seed}", n_in, result["precision"]
+    )
+
+
+def _check_folds_alike(run: Path, result: Mapping, learned: bool) -> None:
+    """Raise ValueError when the folds of a cross-validation joined tracks in different ways."""
+    layers = list(dict.fromkeys(fold["layer"] for fold in result["folds"]["each"]))
+    if learned:
+        why = f"each of which learned its own {result['agg']}"
+    elif len(layers) > 1:
+        why = f"which chose different layers ({', '.join(map(str, layers))})"
+    else:
+        return
+    raise ValueError(
+        f"{run} was cross-validated in {result['folds']['n']} folds, {why}: there is no one "
+        f"embedding to make; train on a single split (train_probe.py --folds 1) and give that run"
     )
 
 
@@ -237,6 +265,8 @@ def _strategy_of(result: Mapping, config: Mapping) -> Strategy:
         aggregator_checkpoint=_opened(config["aggregator_checkpoint"]),
         readout=result["aggregator"]["readout"],
         agg_sha256=result["aggregator"].get("plugin", {}).get("sha256"),
+        use_seconds=result.get("use_seconds"),
+        pick=result.get("pick"),
     )
 
 

@@ -6,6 +6,7 @@
     musicnn, tensor_bundle                          musicnn from its TensorFlow checkpoint
     remote_code   models with Python code of their own
     hub           downloads                         cpu_linear    matrix products on CPUs
+    cuda_graphs   passes on a GPU as recorded graphs
     convert, unpickle                               pickles to safetensors
     check         python -m tune.encoders list | check NAME | convert NAME
 

@@ -7,11 +7,15 @@ pooled states. The mel front end always runs in float32; half precision begins a
 """
 
 import copy
+import os
+import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import nn
+
+from tune.encoders.cuda_graphs import CudaGraphs
 
 SAMPLE_RATE = 24_000
 MIN_SECONDS = 0.1  # the mel window reflects 43 ms at each edge; below this there's no signal left
@@ -61,6 +65,27 @@ def precision_on(device: torch.device | str, requested: str) -> str:
     return resolve_precision(requested, device.type, capability)
 
 
+def launched_precision(requested: str) -> str:
+    """--mixed_precision, where it is auto that of `accelerate launch --mixed_precision`.
+
+    "no" is also what Accelerate's launcher says when nobody asked, so it leaves auto as it is.
+
+    Raises
+    ------
+    ValueError
+        When Accelerate was asked for a precision that the encoders don't have.
+    """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if requested != "auto" or launched == "no":
+        return requested
+    if launched not in ("fp16", "bf16"):
+        raise ValueError(
+            f"accelerate launch asks for mixed precision {launched}, which encoders don't have: "
+            "pass --mixed_precision no, fp16 or bf16 to this script"
+        )
+    return launched
+
+
 class Encoder:
     """What all encoders share: pooling, precision and the float32 second try.
 
@@ -106,6 +131,7 @@ class Encoder:
     licence: str | None = None
     own_code = False
     first_layer = 0
+    graphs: CudaGraphs | None = None  # of batches whose shape comes again, on a GPU
 
     def __init__(
         self,
@@ -209,29 +235,48 @@ class Encoder:
             When states are not finite in float32 either. In half precision a batch with
             non-finite states is computed again in float32 and counted in `redone`.
         """
-        if audio.ndim != 2 or audio.shape[1] < self.min_seconds * self.sample_rate:
+        return self.begin(audio, layers, frame_rate).result()
+
+    @torch.inference_mode()
+    def begin(
+        self, audio: Sequence[np.ndarray], layers: Sequence[int], frame_rate: float | None = None
+    ) -> "PendingBatch":
+        """Begin to encode a batch, as `embed` does; on a GPU without waiting for the result.
+
+        Parameters
+        ----------
+        audio : (B, n_samples), or a list of B arrays (n_samples,)
+        """
+        shape = (len(audio), *np.shape(audio[0])) if len(audio) else (0,)
+        if len(shape) != 2 or shape[1] < self.min_seconds * self.sample_rate:
             raise ValueError(
                 f"expected (B, samples) with at least {self.min_seconds} s at "
-                f"{self.sample_rate} Hz, got shape {audio.shape}"
+                f"{self.sample_rate} Hz, got shape {shape}"
             )
-        if self.is_too_long(audio.shape[1]):
+        if self.is_too_long(shape[1]):
             raise ValueError(
                 f"{self.name} takes at most {self.max_seconds:.4g} s, "
-                f"got a segment of {audio.shape[1] / self.sample_rate:.4g} s"
+                f"got a segment of {shape[1] / self.sample_rate:.4g} s"
             )
         self.check_layers(layers)
-        batch = torch.from_numpy(np.ascontiguousarray(audio, np.float32))
         if self.device.type == "cuda":
-            batch = batch.pin_memory()
-        batch = batch.to(self.device, non_blocking=True)
-        out = self._pooled(batch, layers, frame_rate, DTYPES[self.precision])
-        if not torch.isfinite(out).all() and self.precision != "no":
-            self.redone += 1
-            out = self._pooled(batch, layers, frame_rate, torch.float32)
-        if not torch.isfinite(out).all():
-            raise NonFiniteError(f"{self.name} gives NaN or infinite hidden states in float32")
-        self.passes += len(audio)
-        return out.cpu().numpy()
+            batch = torch.empty(shape, pin_memory=True)
+            np.stack(audio, out=batch.numpy())
+        else:
+            batch = torch.from_numpy(np.ascontiguousarray(audio, np.float32))
+        return PendingBatch(self, batch.to(self.device, non_blocking=True), layers, frame_rate)
+
+    def run(self, batch: torch.Tensor, layers, frame_rate) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pooled states of a batch on the device, (B, P, L, E), and where they are finite, (B,)."""
+
+        def compute(batch):
+            out = self._pooled(batch, layers, frame_rate, DTYPES[self.precision])
+            return out, torch.isfinite(out).flatten(1).all(1)
+
+        if self.graphs is None:
+            return compute(batch)
+        chunk_s = getattr(self, "chunk_s", None)
+        return self.graphs(compute, batch, (tuple(batch.shape), tuple(layers), frame_rate, chunk_s))
 
     def is_too_long(self, n_samples: int) -> bool:
         """Say whether a segment is longer than the encoder takes."""
@@ -249,6 +294,70 @@ class Encoder:
                 width = self.pool_width(frame_rate)
                 out.append(torch.stack([self.pool(w) for w in states.split(width, 1)], 1))
         return torch.stack(out, 2)
+
+
+class PendingBatch:
+    """A batch whose pooled states the device may still be computing.
+
+    Attributes
+    ----------
+    seconds : float
+        Time that the device took for it; known when `result` has returned.
+    """
+
+    def __init__(self, encoder: Encoder, batch: torch.Tensor, layers, frame_rate):
+        self.encoder, self.batch, self.what = encoder, batch, (layers, frame_rate)
+        self.seconds, self._events = 0.0, None
+        if batch.device.type == "cuda":
+            stream = torch.cuda.current_stream(batch.device)
+            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            self._events[0].record(stream)
+        started = time.perf_counter()
+        # Copied as soon as they are there: the one wait for the device is in `result`.
+        self.states, self.finite = map(_to_host, encoder.run(batch, layers, frame_rate))
+        if self._events:
+            self._events[1].record(stream)
+        else:
+            self.seconds = time.perf_counter() - started
+
+    @torch.inference_mode()
+    def result(self, *, each: bool = False) -> np.ndarray:
+        """Wait for the states (B, P, L, E), float32.
+
+        Parameters
+        ----------
+        each : compute again in float32 only the segments whose states aren't finite in half
+            precision, not the whole batch; those that aren't finite in float32 either stay so
+
+        Raises
+        ------
+        NonFiniteError
+            When states are not finite in float32 either.
+        """
+        if self._events:
+            self._events[1].synchronize()
+            self.seconds = self._events[0].elapsed_time(self._events[1]) / 1000
+        encoder, states, bad = self.encoder, self.states, ~self.finite
+        if bad.any() and encoder.precision != "no":
+            encoder.redone += 1
+            bad = bad if each else torch.ones_like(bad)
+            again = encoder._pooled(
+                self.batch[bad.to(self.batch.device)], *self.what, torch.float32
+            )
+            states[bad] = again.cpu()
+        self.batch = None
+        if not each and not torch.isfinite(states).all():
+            raise NonFiniteError(f"{encoder.name} gives NaN or infinite hidden states in float32")
+        encoder.passes += len(states)
+        return states.numpy()
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor to pinned memory of the host, behind what the device has to do before."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
 
 
 def cast_copy(

@@ -58,8 +58,24 @@ class ConformerConvolution(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, T, D) to (B, T, D)."""
         x = F.glu(self.expand(self.layer_norm(hidden_states)), -1)
-        x = self.depthwise(x.transpose(1, 2))  # (B, D, T)
-        return self.project(self.activation(x).transpose(1, 2))
+        x = depthwise(x, self.depthwise)
+        return self.project(self.activation(x))
+
+
+def depthwise(x: torch.Tensor, conv: nn.Conv1d) -> torch.Tensor:
+    """A depthwise convolution over time, (B, T, D) to (B, T, D).
+
+    On a CPU as a two-dimensional one of height 1, whose channels lie side by side in memory as they
+    do in `x`: oneDNN then runs a vectorised kernel, up to a hundred times faster than the one it
+    has for three dimensions, which multiplies matrices channel by channel. The products are added
+    up in the same order, so the numbers are the same to the last bit.
+    """
+    if not ONEDNN or x.device.type != "cpu" or x.dtype != torch.float32:
+        return conv(x.transpose(1, 2)).transpose(1, 2)
+    padding, weight = (0, *conv.padding), conv.weight[:, :, None]  # (D, 1, 1, K)
+    y = x.transpose(1, 2)[:, :, None].contiguous(memory_format=torch.channels_last)  # (B, D, 1, T)
+    y = F.conv2d(y, weight, conv.bias, 1, padding, groups=conv.groups)
+    return y[:, :, 0].transpose(1, 2)
 
 
 def _as_linear(conv: nn.Conv1d) -> Linear:

@@ -12,6 +12,7 @@ import json
 import logging
 import random
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from torch import nn
 from tune.encoders import hub
 from tune.encoders.base import DTYPES, Encoder, EncoderError, cast_copy
 from tune.encoders.cpu_linear import ConformerConvolution, use_fast_linear
+from tune.encoders.cuda_graphs import CudaGraphs
 from tune.encoders.muq_frontend import FrontEnd
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 FORWARD_VERSION = 2  # raised when a change here or in the front end changes MuQ's numbers
 MEMORY_BUDGET = 2_000_000_000  # bytes
 MIN_CHUNK_S = 1.0
+ROTARY_KEPT = 16  # lengths
 RANDOM_SEED = 1234
 POSITIONS = "model.conformer.pos_conv_embed."  # convolutional positions; not used with rotary ones
 HUB_ID = "OpenMuQ/MuQ-large-msd-iter"
@@ -91,6 +94,9 @@ class MuQEncoder(Encoder):
         free = max(memory_budget - held, memory_budget // 8)
         per_second = self.model.frontend.bytes_per_second(DTYPES[precision])
         self.chunk_s = max(MIN_CHUNK_S, free / 2 / per_second)
+        self._rotary: OrderedDict[tuple, torch.Tensor] = OrderedDict()
+        if self.device.type == "cuda" and not compile:
+            self.graphs = CudaGraphs()
         if compile:
             self.model.frontend.compile()
             for layer in self.model.conformer.layers:
@@ -111,6 +117,8 @@ class MuQEncoder(Encoder):
         if self.chunk_s <= MIN_CHUNK_S:
             return False
         self.chunk_s = max(MIN_CHUNK_S, self.chunk_s / 2)
+        if self.graphs:
+            self.graphs.clear()  # they were recorded with the longer chunk
         log.warning("out of memory: the front end goes on in chunks of %.1f s", self.chunk_s)
         return True
 
@@ -133,12 +141,38 @@ class MuQEncoder(Encoder):
             x = torch.cat([model.frontend(part, dtype, chunk) for part in audio.split(group)])
         if 0 in wanted:
             yield x  # (B, T, D)
-        positions = conformer.embed_positions(x)
+        positions = self._positions(conformer, x)
         for k, layer in enumerate(conformer.layers[: max(wanted)], start=1):
             x = layer(x, relative_position_embeddings=positions)
             x = x[0] if isinstance(x, tuple) else x  # a tuple before transformers 5
             if k in wanted:
                 yield conformer.layer_norm(x) if k == self.muq_layers else x
+
+    def _positions(self, conformer, x) -> torch.Tensor:
+        """Rotary positions for states (B, T, D), kept for the lengths that came last.
+
+        A CUDA graph computes its own: kept ones could be gone when it is replayed.
+        """
+        frequencies = getattr(conformer.embed_positions, "inv_freq", None)
+        if frequencies is None:
+            return conformer.embed_positions(x)
+        if x.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return rotary(x.shape[1], frequencies, x.dtype)
+        key = (x.shape[1], x.dtype)
+        if key not in self._rotary:
+            self._rotary[key] = rotary(x.shape[1], frequencies, x.dtype)
+            while len(self._rotary) > ROTARY_KEPT:
+                self._rotary.popitem(last=False)
+        self._rotary.move_to_end(key)
+        return self._rotary[key]
+
+
+def rotary(n_frames: int, frequencies: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Cosines and sines of rotary positions, as transformers computes them: (2, T, 1, 1, D)."""
+    times = torch.arange(n_frames, dtype=frequencies.dtype, device=frequencies.device)
+    angles = times[:, None] * frequencies
+    angles = torch.cat((angles, angles), -1)[:, None, None]  # (T, 1, 1, D)
+    return torch.stack([angles.cos(), angles.sin()]).to(dtype)
 
 
 class _Parts(nn.Module):

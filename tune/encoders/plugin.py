@@ -28,7 +28,7 @@ PROBE_S = 4.0  # length of noise that the frame rate is found with, beside a qua
 MAX_FRAMES_OFF = (3, 0.05)  # frames, and share of the frames expected: windows at the edges
 INTERNAL = frozenset(vars(nn.Module()))  # what every torch module keeps
 # Attributes of an Encoder that don't belong to its numbers.
-PER_RUN = ("name", "precision", "device", "passes", "redone", "compared")
+PER_RUN = ("name", "precision", "device", "passes", "redone", "compared", "graphs", "_rotary")
 
 
 class PluginEncoder(Encoder):

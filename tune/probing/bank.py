@@ -18,10 +18,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import Dataset
 
 from tune.probing.intervals import main_score
+from tune.probing.token_batches import TokenBatches
 from tune.tasks.label_kinds import label_kind
 
 HIDDEN = 512
 DROPOUT = 0.2
+ROUNDING = 1e-7  # of float32, relative
 NAMED = 3  # tracks of a batch, in a message
 
 
@@ -36,19 +38,37 @@ class Standardiser:
     """
 
     def __init__(self, values: torch.Tensor, valid: torch.Tensor, *, unchanged: bool = False):
-        weight = valid.to(values.dtype)
-        count = weight.sum(-2, keepdim=True).clamp(min=1)
-        self.mean = (values * weight).sum(-2, keepdim=True) / count
-        variance = (((values - self.mean) * weight) ** 2).sum(-2, keepdim=True) / count
-        std = variance.sqrt()
-        # A dimension that never varies in training (but for rounding) says nothing: it becomes 0.
-        self.scale = torch.where(std > 1e-12 * (1 + self.mean.abs()), 1 / std, 0.0)
+        shape, size = values.shape[:-2], values.shape[-1]
+        flat = (x.reshape(-1, *x.shape[-2:]) for x in (values, valid))  # (V, n, D) each
+        # One view at a time: all together may be large.
+        found = [self._statistics(*view) for view in zip(*flat, strict=True)]
+        self.mean, std = (torch.stack(x).view(*shape, 1, size) for x in zip(*found, strict=True))
+        # A dimension that never varies in training (but for the rounding of float32, in which
+        # embeddings are kept) says nothing: it becomes 0. What is computed of an embedding, such as
+        # a deviation, has the rounding of its largest values.
+        largest = torch.maximum(self.mean.abs(), std).amax(-1, keepdim=True)
+        varies = std > 1e-12 + ROUNDING * largest
+        self.scale = torch.where(varies, 1 / std, 0.0)
         if unchanged:
             self.mean, self.scale = torch.zeros_like(self.mean), torch.ones_like(self.scale)
 
-    def __call__(self, values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    @staticmethod
+    def _statistics(values: torch.Tensor, valid: torch.Tensor) -> tuple:
+        """Mean and standard deviation (1, D) of (n, D)."""
+        weight = valid.to(values.dtype)
+        count = weight.sum(-2, keepdim=True).clamp(min=1)
+        mean = (values * weight).sum(-2, keepdim=True) / count
+        variance = (((values - mean) * weight) ** 2).sum(-2, keepdim=True) / count
+        return mean, variance.sqrt()
+
+    def __call__(
+        self, values: torch.Tensor, valid: torch.Tensor, *, in_place: bool = False
+    ) -> torch.Tensor:
         """Standardise (..., n, D); holes become 0."""
-        return (values - self.mean) * self.scale * valid
+        out = (values if in_place else values.clone()).sub_(self.mean).mul_(self.scale)
+        for view, where in zip(*(x.view(-1, *x.shape[-2:]) for x in (out, valid)), strict=True):
+            view.mul_(where)  # PyTorch makes numbers of the mask first: of one view at a time
+        return out
 
 
 class ProbeData:
@@ -68,18 +88,20 @@ class ProbeData:
     owners : {split: (n,) numbers of tracks}, where the features are of segments (late fusion): a
         segment has its track's label
     scale_inputs, scale_targets : whether inputs, and labels that are numbers, are standardised
+    in_place : whether the features' own tensors are standardised, which saves their size
 
     Attributes
     ----------
     inputs : {split: (L, n, D), or (L, n, K, D) with K views to mix} standardised by training
         statistics; L is 1 when layers are mixed
-    tokens : {split: ((L, n, N, [K,] D), mask (n, N))} or None
+    tokens : {split: TokenBatches} or None
     n_views : K, or None when there is nothing to mix
     kind : the task's `LabelKind`
     n_train : training samples, which are tracks or segments
     labels : {split: of each sample what the kind's loss takes: (n,) class numbers, (n, C) values,
         standardised by training statistics, or, for tags, (n, C) of 0 and 1}
     truth : {split: ndarray of the tracks' labels as they came}
+    groups : {split: of each track what it shares with others}, where a column says it, or None
     """
 
     def __init__(
@@ -95,6 +117,7 @@ class ProbeData:
         owners=None,
         scale_inputs: bool = True,
         scale_targets: bool = True,
+        in_place: bool = False,
     ):
         self.kind = label_kind(task.kind)
         self.dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
@@ -102,14 +125,23 @@ class ProbeData:
         train = features["train"]
         self.whitening = train.whitening
         self.standardise = Standardiser(train.values, train.valid, unchanged=not scale_inputs)
-        views = {s: self.standardise(f.values, f.valid) for s, f in features.items()}
+        views = {
+            s: self.standardise(f.values, f.valid, in_place=in_place) for s, f in features.items()
+        }
         self.inputs = {s: self._arrange(v, 1).to(device, self.dtype) for s, v in views.items()}
         self.tokens = None
         if tokens is not None:
+            mean, scale = (
+                x.flatten(0, -2) for x in (self.standardise.mean, self.standardise.scale)
+            )
             self.tokens = {
-                s: (
-                    self._tokens(t, raw).to(device, torch.float32 if raw else self.dtype),
-                    t.mask.to(device),
+                s: TokenBatches(
+                    t,
+                    *((None, None) if raw else (mean, scale)),
+                    n_scales=n_scales,
+                    mix=mix,
+                    dtype=torch.float32 if raw else self.dtype,
+                    device=device,
                 )
                 for s, t in tokens.items()
             }
@@ -118,6 +150,7 @@ class ProbeData:
         self.n_train, self.n_in = shape[1], shape[-1]
         self.n_views = shape[2] if len(shape) == 4 else None
         self.truth = {s: np.asarray(task.splits[s]["label"]) for s in features}
+        self.groups = groups_of({s: task.splits[s] for s in features})
         self.n_out = len(getattr(task, self.kind.parts))
         self.centre = self.scale = None
         learned = self.truth
@@ -145,14 +178,6 @@ class ProbeData:
             return views.movedim(0, -3).flatten(-3, -2).unsqueeze(0)  # (1, n, ..., L S, D)
         return views.squeeze(-2) if self.n_scales == 1 else views
 
-    def _tokens(self, tokens, raw: bool) -> torch.Tensor:
-        """Tokens (V, n, N, D), standardised as the pooled embeddings are, and arranged."""
-        values = tokens.values
-        if not raw:
-            mean, scale = self.standardise.mean[:, None], self.standardise.scale[:, None]
-            values = (values.double() - mean) * scale * tokens.mask[..., None]
-        return self._arrange(values, 2)
-
     def get_batch(self, split: str, rows: torch.Tensor, index: torch.Tensor) -> tuple:
         """What M probes see of a batch of tracks.
 
@@ -163,15 +188,15 @@ class ProbeData:
 
         Returns
         -------
-        inputs (M, B, [K,] D) and None; or tokens (M, B, N, [K,] D) and their mask (M, B, N)
+        inputs (M, B, [K,] D) and None; or tokens (M, B, N, [K,] D) and their mask (M, B, N), or
+        lists of M (`TokenBatches.batch`)
         """
-        values, mask = (self.inputs[split], None) if self.tokens is None else self.tokens[split]
-        m = len(rows)
+        if self.tokens is not None:
+            return self.tokens[split].batch(rows, index)
+        values, m = self.inputs[split], len(rows)
         if len(values) == 1 and index.ndim == 1:  # the same for all: nothing is copied
-            batch = values[0, index].expand(m, *[-1] * (values.ndim - 1))
-        else:
-            batch = values[rows, index]
-        return batch, None if mask is None else mask[index].expand(m, -1, -1)
+            return values[0, index].expand(m, *[-1] * (values.ndim - 1)), None
+        return values[rows, index], None
 
     @property
     def n_layers(self) -> int:
@@ -324,7 +349,8 @@ class ProbeBank(nn.Module):
     Parameters
     ----------
     seeds : one a probe
-    n_in, n_out, hidden : sizes; without hidden units a probe is linear
+    n_in, n_out, hidden : sizes; without hidden units a probe is linear. With poolings the input of
+        each probe has its pooling's size
     dropout : probability of zeroing a hidden unit in training
     poolings : one module a probe that turns its batch and mask into (B, D), learned with it
         (`tune.aggregators.trainable`); None when the batch is that already
@@ -344,8 +370,10 @@ class ProbeBank(nn.Module):
         super().__init__()
         self.n_in, self.hidden, self.dropout = n_in, hidden, dropout
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        sizes = [n_in] * len(seeds) if poolings is None else [p.n_out for p in poolings]
         self.probes = nn.ModuleList(
-            Probe(n_in, n_out, hidden, generator=g).to(dtype) for g in self.generators
+            Probe(size, n_out, hidden, generator=g).to(dtype)
+            for size, g in zip(sizes, self.generators, strict=True)
         )
         self.pooled = poolings is not None
         for probe, pooling in zip(self.probes, poolings or [], strict=self.pooled):
@@ -556,6 +584,14 @@ def choose_rates(
             getattr(selection, name)[i] = getattr(selections[j], name)[i]
     selection.chosen["lr"] = np.array(rates)[best]
     return bank, selection
+
+
+def groups_of(splits: Mapping) -> dict | None:
+    """Each track's group: of the folds' column, or the track of which files are clips."""
+    for column in ("group", "track"):
+        if all(column in getattr(split, "column_names", split) for split in splits.values()):
+            return {name: split[column][:] for name, split in splits.items()}
+    return None
 
 
 def join_clips(outputs: torch.Tensor, truth: np.ndarray, split) -> tuple:

@@ -67,10 +67,12 @@ def bootstrap(
 
     Returns
     -------
-    dict : metric name -> (low, high); NaN where a metric is undefined
+    dict : metric name -> (low, high); NaN where a metric is undefined, or all tracks are one group
     """
     weights = _weights(len(labels), groups, n_resamples, seed)
     curves = label_kind(kind).metrics().weighted(labels, predictions, weights, targets)
+    if _is_single_group(groups):
+        return dict.fromkeys(curves, (float("nan"), float("nan")))
     return {name: interval(values.mean(1)) for name, values in curves.items()}
 
 
@@ -104,7 +106,16 @@ def bootstrap_curves(
     ones = np.ones((1, len(labels)))
     weights = np.concatenate([ones, _weights(len(labels), groups, n_resamples, seed)])
     curves = label_kind(kind).metrics().weighted(labels, predictions, weights, targets)
-    return {name: _over_seeds(values, predictions) for name, values in curves.items()}
+    curves = {name: _over_seeds(values, predictions) for name, values in curves.items()}
+    if _is_single_group(groups):
+        for values in curves.values():
+            values[1:] = np.nan
+    return curves
+
+
+def _is_single_group(groups: Sequence[str] | None) -> bool:
+    """Whether all tracks belong together, so that nothing is known of other ones."""
+    return groups is not None and len(set(groups)) == 1
 
 
 def _over_seeds(values: np.ndarray, predictions: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from tune.segments.rules import fixed_length
 from tune.tasks.label_kinds import Recipe
 from tune.tasks.registry import TASKS, default_layer
 
+CLOSED_FORM = ("ridge", "knn")  # probes that no seed changes
 MIN_CLIP_RATIO = 0.8  # of MARBLE's configurations: a shorter last clip is dropped
 CUT = ("seg", "min_tail", "pad_tail", "channels", "layer", "fusion", "mixed_precision")
 
@@ -266,6 +267,11 @@ def describe(protocol: str, task: str, kind: str, settings: Mapping, recipe: Rec
     }
 
 
+def default_seeds(probe: str) -> list[int]:
+    """The seeds where none are given: five, or one for a probe that no seed changes."""
+    return [1234] if probe in CLOSED_FORM else [1234, 1235, 1236, 1237, 1238]
+
+
 def check_fusion(fusion: str, agg: str, segs: Sequence[str], given: Mapping) -> None:
     """Raise ValueError when late fusion is to join embeddings, or a flag of it comes without it.
 
@@ -287,7 +293,7 @@ def check_fusion(fusion: str, agg: str, segs: Sequence[str], given: Mapping) -> 
 
 def check_probe(probe: str, learns: bool, layer: str, lrs: Sequence[float] | None) -> None:
     """Raise ValueError when a probe without gradients is asked to train something."""
-    if probe not in ("ridge", "knn"):
+    if probe not in CLOSED_FORM:
         return
     if learns or layer in ("mix", "reduce"):
         raise ValueError(

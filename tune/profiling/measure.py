@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tune.aggregators.registry import find_row
+from tune.segments.pick import PickedSpans, pick_row, pick_spans, read_pick
 from tune.segments.rules import Rule, is_degenerate, parse_rule
 from tune.system.memory import peak_memory
 from tune.system.signals import block_signals
@@ -56,6 +57,9 @@ class ProfileConfig:
     frame_rate : pooled frames a second to be joined; None joins one vector a segment
     aggregator_checkpoint : the Transformer to join with; None is one of the recipe `tune` with
         random weights
+    use_seconds, pick : how many seconds of a track, and which (`tune.segments.pick`)
+    fusion : "early", or "late": the segments' embeddings aren't joined; all are kept, since the
+        probe's outputs are averaged
     """
 
     seg: str
@@ -74,11 +78,15 @@ class ProfileConfig:
     aggregator_checkpoint: str | None = None
     trust_remote_code: bool = False
     revision: str | None = None
+    use_seconds: float | None = None
+    pick: str | None = None
+    fusion: str = "early"
 
     @property
     def rules(self) -> list[Rule]:
         """The segment rules: one, or one a scale."""
-        return [parse_rule(seg) for seg in self.segs]
+        pick = read_pick(self.use_seconds, self.pick)
+        return [parse_rule(seg, pick=pick) for seg in self.segs]
 
     @property
     def segs(self) -> list[str]:
@@ -321,7 +329,8 @@ def _run(sources, encoder, layers, rules, aggregator, config) -> dict:
 
         samples = _read(source, encoder.sample_rate)
         done("decode")
-        cuts = [tuple(rule.cut(samples, encoder.sample_rate)) for rule in rules]
+        rate = encoder.sample_rate
+        cuts = [tuple(pick_spans(rule, rule.cut(samples, rate), rate)) for rule in rules]
         done("cut")
         rows = {}
         for spans in dict.fromkeys(cuts):  # scales that cut alike share a row, as in the store
@@ -330,18 +339,30 @@ def _run(sources, encoder, layers, rules, aggregator, config) -> dict:
             )
             rows[spans] = Row(tokens, list(spans), counts, False, 0.0)
         done("encode")
-        joined = join(aggregator, [rows[spans] for spans in cuts])
+        used = [_used(rule, rows[spans], rate) for rule, spans in zip(rules, cuts, strict=True)]
+        if config.fusion == "late":
+            embedding_dim = used[0].tokens[:, 0].size
+        else:
+            embedding_dim = len(join(aggregator, used)[0])
         done("join")
         tracks.append(
             {
                 "n_samples": len(samples),
-                "counts": [len(spans) for spans in cuts],
+                "counts": [len(row.spans) for row in used],
                 "spans": [span for spans in rows for span in spans],
-                "embedding_dim": len(joined[0]),
+                "embedding_dim": embedding_dim,
                 "store_bytes": sum(_store_bytes(row, len(samples)) for row in rows.values()),
             }
         )
     return {**seconds, "tracks": tracks}
+
+
+def _used(rule, row, sample_rate: int):
+    """A row's central segments where these are asked for; all are encoded to find them."""
+    if rule.pick is None or rule.pick.how != "central":
+        return row
+    spans = rule.pick.choose_central(row, sample_rate, even=not rule.needs_audio)
+    return pick_row(row, spans) if isinstance(spans, PickedSpans) else row
 
 
 def _read(source, sample_rate):

@@ -18,6 +18,7 @@ SETTINGS = {
     "encoder": "encoder",
     "precision": "precision",
     "layer": "layer",
+    "fusion": "fusion",
     "batch_seconds": "batch s",
 }
 
@@ -34,7 +35,10 @@ def complete_row(settings: Mapping, found: Mapping, matrix_rate: float) -> dict:
         return row | {"study": None}
     rate = found["flops_per_second"]
     row["share_of_matrix_rate"] = None if rate is None else rate / matrix_rate
-    row["study"] = study_cost(found["duration_s"], settings["seg"], settings["agg"])
+    early = settings["fusion"] == "early"  # the study's only kind
+    row["study"] = (
+        study_cost(found["duration_s"], settings["seg"], settings["agg"]) if early else None
+    )
     if row["study"]:
         ratio = found["peak_memory_bytes"] / row["study"]["peak_memory_bytes"]
         row["study"]["peak_ratio"] = ratio if found["muq_large"] else None
@@ -65,7 +69,7 @@ def print_costs(rows: Sequence[Mapping], device: str, console: Console) -> None:
     for head in heads + ["study GB", "study s", "ours / study GB"] * study:
         table.add_column(head, justify="right", no_wrap=head == "min to max")
     for row in rows:
-        shown = [str(row[key]) for key in varied] + [row["seg"], row["agg"]]
+        shown = [str(row[key]) for key in varied] + [seg_of(row), row["agg"]]
         table.add_row(*shown, *_numbers(row), *(_study_numbers(row) if study else []))
     console.print(
         f"\n{_title(rows[0], varied)}, on {device}",
@@ -86,9 +90,11 @@ def _title(row, varied) -> str:
         "encoder": name,
         "precision": _precision(row["precision"]),
         "layer": f"layer {row['layer']}",
+        "fusion": f"{row['fusion']} fusion" * (row["fusion"] != "early"),
         "batch_seconds": f"{row['batch_seconds']:g} s a batch",
     }
-    return ", ".join(text for key, text in parts.items() if key not in varied) or "costs"
+    shown = [text for key, text in parts.items() if text and key not in varied]
+    return ", ".join(shown) or "costs"
 
 
 def _precision(name) -> str:
@@ -247,9 +253,16 @@ def describe_config(row: Mapping) -> str:
     """A configuration in a few words, for progress and messages."""
     track = "files" if row["duration_s"] is None else f"{row['duration_s']:g} s"
     return (
-        f"{row['encoder']} seg {row['seg']} {row['agg']}, track {track}, layer {row['layer']}, "
+        f"{row['encoder']} seg {seg_of(row)} {row['agg']}"
+        f"{', late fusion' * (row['fusion'] == 'late')}, track {track}, layer {row['layer']}, "
         f"{_precision(row['precision'])}, {row['batch_seconds']:g} s a batch"
     )
+
+
+def seg_of(row: Mapping) -> str:
+    """A configuration's segments, with how many seconds of them are used."""
+    used = f" ({row['use_seconds']:g} s {row['pick']})" if row.get("use_seconds") else ""
+    return row["seg"] + used
 
 
 def curves(rows: Sequence[Mapping]) -> dict[str, list[Mapping]]:
@@ -258,7 +271,7 @@ def curves(rows: Sequence[Mapping]) -> dict[str, list[Mapping]]:
     out: dict[str, list] = {}
     for row in rows:
         if "failed" not in row:
-            name = " ".join([f"{row['seg']} {row['agg']}", *(str(row[key]) for key in varied)])
+            name = " ".join([f"{seg_of(row)} {row['agg']}", *(str(row[key]) for key in varied)])
             out.setdefault(name, []).append(row)
     return {name: sorted(part, key=lambda row: row["duration_s"]) for name, part in out.items()}
 

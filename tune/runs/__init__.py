@@ -5,6 +5,7 @@ outcome         the test scored; folds put together
 predictions     predictions.parquet
 load            runs read from folders
 tracking        W&B and other trackers
+lineage         configuration, data, encoder and checkpoint as W&B shows them
 model_card      python -m tune.runs card
 wandb_report    python -m tune.runs wandb_report
 """

@@ -5,6 +5,7 @@ its reason; none is skipped silently.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,10 +80,7 @@ def read_folders(roots: Sequence[Path]) -> tuple[list[Run], list[SkippedRun]]:
     for root in roots:
         if not root.is_dir():
             raise ValueError(f"{root}: no such folder; train_probe.py writes runs to runs/")
-        files = {
-            p.parent for name in ("result.json", "predictions.parquet") for p in root.rglob(name)
-        }
-        for folder in sorted(files):
+        for folder in sorted(_run_folders(root)):
             # A folder with a dot is one that is being written.
             hidden = any(part.startswith(".") for part in folder.relative_to(root).parts)
             if hidden or folder.resolve() in seen:
@@ -93,6 +91,18 @@ def read_folders(roots: Sequence[Path]) -> tuple[list[Run], list[SkippedRun]]:
             except ValueError as error:
                 left.append(SkippedRun(str(folder), str(error)))
     return runs, left
+
+
+def _run_folders(root: Path) -> set[Path]:
+    """Folders with a run's files below a folder, links to folders followed, each folder once."""
+    found, seen = set(), set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            folders.clear()
+        elif {"result.json", "predictions.parquet"} & set(files):
+            found.add(Path(folder))
+        seen.add(real)
+    return found
 
 
 def read_run(folder: Path) -> Run:

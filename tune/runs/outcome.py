@@ -47,10 +47,14 @@ def score_test(
     predictions = data.predict(out)  # (S, n) or (S, n, C)
     each = [score(task.kind, truth, prediction, task.targets) for prediction in predictions]
     per_seed = {name: [scores[name] for scores in each] for name in each[0]}
+    groups = _groups(task.splits["test"], ids) if task.group_column else None
     chance = data.chance_prediction("test")[: len(truth)]
     return {
         "scored": (truth, predictions, ids),
-        "metrics": summarise(per_seed, bootstrap(task.kind, truth, predictions, task.targets)),
+        "groups": groups,
+        "metrics": summarise(
+            per_seed, bootstrap(task.kind, truth, predictions, task.targets, groups=groups)
+        ),
         "chance": score(task.kind, truth, chance, task.targets),
         "n_test_scored": len(ids),
         "tags_left_out": data.kind.unscored(truth, getattr(task, data.kind.parts)),
@@ -60,7 +64,7 @@ def score_test(
         "best_epochs": selection.best_epoch[mine].tolist(),
         "tested_epochs": selection.epoch[mine].tolist(),
         "chosen": {name: values[mine].tolist() for name, values in selection.chosen.items()},
-        "embedding_dim": bank.n_in,
+        "embedding_dim": getattr(getattr(bank.probes[mine][0], "joiner", None), "n_out", bank.n_in),
         "predictions": prediction_columns(
             task.kind,
             ids,
@@ -70,7 +74,8 @@ def score_test(
             out.softmax(-1).cpu().numpy(),
             task.classes,
             task.targets,
-        ),
+        )
+        | ({"group": groups * len(seeds)} if groups else {}),
     } | _learned(bank.probes[mine], data, chosen, aggregator, seeds, layers, task.splits["test"])
 
 
@@ -98,13 +103,8 @@ def join_folds(outcomes: Sequence[dict], task: Task) -> dict:
     scores = [score(task.kind, truth, each, task.targets) for each in predictions]
     per_seed = {name: [each[name] for each in scores] for name in scores[0]}
     extra = {"fold": [k for k, n in enumerate(sizes, 1) for _ in range(n)]}
-    if task.group_column:
-        extra["group"] = [
-            group
-            for fold, each in zip(task.folds, outcomes, strict=True)
-            for group in _groups(fold.splits["test"], each["scored"][2])
-        ]
-    intervals = bootstrap(task.kind, truth, predictions, task.targets, groups=extra.get("group"))
+    groups = [group for each in outcomes for group in each["groups"]] if task.group_column else None
+    intervals = bootstrap(task.kind, truth, predictions, task.targets, groups=groups)
     columns = _concatenated([each["predictions"] for each in outcomes])
     # A fold's rows are its tracks under each seed.
     extra = {
@@ -119,6 +119,7 @@ def join_folds(outcomes: Sequence[dict], task: Task) -> dict:
     kind = label_kind(task.kind)
     return outcomes[0] | {
         "metrics": summarise(per_seed, intervals),
+        "groups": groups,
         "chance": {
             name: float(np.average([each["chance"][name] for each in outcomes], weights=sizes))
             for name in outcomes[0]["chance"]

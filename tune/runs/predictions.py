@@ -21,7 +21,7 @@ class Predictions:
     ids : (n,) track ids, sorted
     labels : (n,) class numbers, (n, C) values, or (n, C) truth values of tags
     predictions : (n_seeds, n) or (n_seeds, n, C)
-    groups : (n,) each track's group, where a column grouped the folds of a cross-validation
+    groups : (n,) each track's group, where a column of the task groups tracks
     """
 
     result: dict
@@ -69,7 +69,5 @@ def read_predictions(run: Path) -> Predictions:
         raise ValueError(f"{run}: the seeds have different tracks")
     kind = label_kind(result["kind"])
     labels, predictions = kind.from_columns(column, result[kind.parts])
-    groups = (
-        column("group")[0].tolist() if (result.get("folds") or {}).get("group_column") else None
-    )
+    groups = column("group")[0].tolist() if "group" in table else None
     return Predictions(result, ids, labels[0], predictions, groups)

@@ -28,7 +28,9 @@ from safetensors.torch import save_file
 from tune import __version__
 from tune.aggregators.registry import readable_name
 from tune.probing.intervals import FOLDS_NOTE
+from tune.probing.protocols import CLOSED_FORM
 from tune.segments.rules import Rule, describe_counts, is_degenerate, seg_text
+from tune.segments.structure import MAX_S, MIN_S
 from tune.store.encode import EncodeReport
 from tune.store.extractor import Extractor
 from tune.system.files import apply_umask, hide_home, save_tensors, slug, write_csv
@@ -117,8 +119,9 @@ def default_name(
     """
     parts = [task, Path(encoder).name, f"layer-{layer}", f"seg-{joined_name(rules)}"]
     parts += [f"hop-{_first(rules, 'hop_s'):g}"] if _first(rules, "hop_s") else []
-    if any(rule.needs_audio and rule != type(rule)() for rule in rules):
+    if any(rule.needs_audio and (rule.min_s, rule.max_s) != (MIN_S, MAX_S) for rule in rules):
         parts += [f"{_first(rules, 'min_s'):g}-to-{_first(rules, 'max_s'):g}"]
+    parts += [slug(f"use-{rules[0].pick.name}")] if rules[0].pick else []
     parts += [agg] + ([f"frame-{frame_rate:g}hz"] if frame_rate else [])
     parts += [channels] if channels != "mix" else []
     return slug("-".join(parts), also="+")
@@ -199,6 +202,8 @@ def assemble(
         "tokens": extractor.collection.key["tokens"],
         "channels": extractor.channels,
         "pad_tail": bool(_first(rules, "pad")),
+        "use_seconds": rules[0].pick and rules[0].pick.seconds,
+        "pick": rules[0].pick and rules[0].pick.how,
         "fusion": config.get("fusion", "early"),
         "probe": config.get("probe", "mlp"),
         "protocol": config.get("protocol_settings"),
@@ -212,6 +217,9 @@ def assemble(
         if task.folds
         else {split: len(paths[split]) for split in paths},
         "folds": outcome.get("folds"),
+        "groups": {"column": task.group_column, "n_test": len(set(outcome["groups"]))}
+        if outcome.get("groups")
+        else None,
         "classes": task.classes,
         "targets": task.targets,
         **{k: outcome[k] for k in ("n_test_scored", "tags_left_out", "unknown_tags")},
@@ -219,6 +227,7 @@ def assemble(
         "silent": sorted({path for path in report.silent if path in reports[0].rows}),
         "warned": [i for k, i in enumerate(report.warned) if i not in report.warned[:k]],
         "truncated_tracks": truncated,
+        "seen_by_aggregator": config.get("seen_by_aggregator"),
         "same_audio_in_test_and_training": _count_leaked(splits, reports[0].rows),
         **{k: outcome[k] for k in ("best_epochs", "tested_epochs", "chosen", "metrics", "chance")},
         "cost": _costs(extractor, reports, report, every)
@@ -388,6 +397,8 @@ def print_result(result: Mapping, folder: Path, console: Console | None = None) 
     seeds = len(result["seeds"])
     layer = LAYERS.get(result["layer"], f"layer {result['layer']}")
     pieces = "full track" if result["seg"] == "full" else f"segments {seg_text(result['seg'])}"
+    if result["use_seconds"]:
+        pieces += f" ({result['use_seconds']:g} s {result['pick']})"
     title = f"{result['task']}: {encoder}, {layer}, {pieces}, {result['agg']}"
     title += ", late fusion" * (result["fusion"] == "late")
     table = Table()
@@ -486,8 +497,17 @@ def describe_folds(result: Mapping) -> list[tuple[str, str]]:
 
 
 def describe_scoring(result: Mapping) -> list[tuple[str, str]]:
-    """Lines on what the metric is over, where that isn't every file and every tag."""
+    """Lines on what the metric is over, and what its interval leaves out or resamples."""
     lines = []
+    if len(result["seeds"]) == 1 and result["probe"] not in CLOSED_FORM:
+        lines.append(("seeds", "one: the probe's noise is in no interval; give several --seeds"))
+    if result["groups"] and not result["folds"]:
+        column, n = result["groups"]["column"], result["groups"]["n_test"]
+        text = f"{n} in the test split, by {column}: the interval resamples groups"
+        lines.append(("groups", text))
+    if (result["seen_by_aggregator"] or {}).get("tracks"):
+        n = len(result["seen_by_aggregator"]["tracks"])
+        lines.append(("seen", f"the aggregator was trained on {n} test tracks: no fair score"))
     if result["n_test_scored"] != result["n_tracks"]["test"]:
         n, files = result["n_test_scored"], result["n_tracks"]["test"]
         lines.append(("scored", f"{n} test tracks, of which the {files} files are clips"))

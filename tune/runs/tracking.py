@@ -1,9 +1,9 @@
-"""Experiment tracking through Accelerate's trackers: W&B by default, any other, or none.
+"""Experiment tracking through Accelerate's trackers: W&B by default, any others, or none.
 
-Without a login, W&B runs offline: the run is complete on disk, can be viewed with `wandb leet` and
-uploaded with `wandb sync`. A sweep agent's run id, project and sweep come from W&B's environment
-variables. Metric names: `train/loss`, `val/<metric>`,
-`test/<metric>`, `cost/<what>_<unit>`.
+Mode, server and login are W&B's own settings (`wandb_settings`). Without a login, W&B runs
+offline: the run is complete on disk, can be viewed with `wandb leet` and uploaded with `wandb
+sync`. Project, entity, group, name, notes, tags and job type: a flag, else W&B's settings, else our
+default. Metric names: `train/loss`, `val/<metric>`, `test/<metric>`, `cost/<what>_<unit>`.
 
 The experiment never depends on W&B. If the server is down, slow or refuses the key, the run goes
 offline, with a message and `wandb_fallback` in its configuration; the message names the command
@@ -23,12 +23,20 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from tune.system.files import hide_home, slug
-from tune.tasks.label_kinds import KINDS
+from tune.runs.lineage import (
+    LOCAL,
+    add_text,
+    aggregator_artifact,
+    artifact_name,
+    digest,
+    link_inputs,
+    tracked_config,
+    used_artifacts,
+)
+from tune.system.files import hide_home
 
 log = logging.getLogger(__name__)
 
-DEFAULT_URL = "https://api.wandb.ai"
 # Module that each of Accelerate's trackers needs.
 TRACKERS = {
     "wandb": "wandb",
@@ -41,6 +49,9 @@ TRACKERS = {
     "dvclive": "dvclive",
     "swanlab": "swanlab",
 }
+# Curves over epochs and their value in a run's summary (None: the last). The best score is
+# val/best_score, a number that only rises: a sweep's metric has to be a plain one.
+CURVES = {"train/loss": "min", "val/loss": "min", "val/*": None, "lr": None}
 TAG_LENGTH = 64  # W&B refuses a run with a longer tag, such as a long path
 REASON_LENGTH = 500
 INIT_S, FINISH_S = 15, 120  # timeouts of W&B's server
@@ -48,30 +59,83 @@ SPARE_BYTES = 1 << 16  # with less than this the disk is full
 TABLE_ROWS = 10_000  # a larger predictions table is cut in W&B; predictions.parquet has all
 
 
-def check_tracker(report_to: str) -> None:
-    """Raise ValueError when a tracker is unknown or its package isn't installed."""
+def check_tracker(report_to: str) -> list[str]:
+    """The trackers of --report_to: names separated by commas, "all" that are installed, or "none".
+
+    Returns
+    -------
+    list of str
+        Names in `TRACKERS`, wandb last, so that its failures keep nothing from the others.
+
+    Raises
+    ------
+    ValueError
+        When a tracker is unknown, its package isn't installed, or W&B refuses its settings.
+    """
     if report_to == "none":
-        return
-    if report_to not in TRACKERS:
+        return []
+    installed = [name for name, package in TRACKERS.items() if importlib.util.find_spec(package)]
+    names = installed if report_to == "all" else report_to.split(",")
+    for name in names:
+        if name not in TRACKERS:
+            raise ValueError(
+                f"--report_to must be none, all or some of {', '.join(TRACKERS)}, got {name!r}"
+            )
+        if name not in installed:
+            raise ValueError(f"--report_to {name} needs its package: pip install {TRACKERS[name]}")
+    if "wandb" in names:
+        wandb_settings()  # a setting that W&B refuses is an error now, not after the encoding
+    return sorted(set(names), key=lambda name: (name == "wandb", name))
+
+
+def wandb_settings():
+    """W&B's settings as `wandb.init` will read them; starts nothing, calls no server.
+
+    Raises
+    ------
+    ValueError
+        When an environment variable or a settings file holds a value that W&B refuses.
+    """
+    import pydantic
+    from wandb.sdk.wandb_setup import singleton
+
+    try:
+        return singleton().settings
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        name = "_".join(map(str, first["loc"])) or "settings"
         raise ValueError(
-            f"--report_to must be none or one of {', '.join(TRACKERS)}, got {report_to!r}"
+            f"W&B refuses {name} {first['input']!r} ({first['msg']}): correct "
+            f"WANDB_{name.upper()} or W&B's settings file, or pass --report_to none"
+        ) from error
+
+
+def wandb_mode(default: str = "online") -> str:
+    """W&B's mode by its own settings; offline where nobody is logged in to its server.
+
+    Parameters
+    ----------
+    default : where neither WANDB_MODE nor a settings file names one
+
+    Returns
+    -------
+    str
+        "online", "shared", "offline" or "disabled".
+    """
+    settings = wandb_settings()
+    mode = settings.mode if "mode" in settings.model_fields_set else default
+    mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)  # W&B's older names
+    if mode in ("offline", "disabled"):
+        return mode
+    from wandb.sdk.lib.wbauth import authenticate_session
+
+    try:
+        login = authenticate_session(
+            host=settings.base_url, source="TUNE", prompt=False, update_session=False
         )
-    if importlib.util.find_spec(TRACKERS[report_to]) is None:
-        raise ValueError(
-            f"--report_to {report_to} needs its package: pip install {TRACKERS[report_to]}"
-        )
-
-
-def wandb_mode() -> str:
-    """Choose W&B's mode: WANDB_MODE when set, else online with a login and offline without."""
-    if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"]
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return "online"
-    from requests.utils import get_netrc_auth
-
-    url = os.environ.get("WANDB_BASE_URL", DEFAULT_URL)
-    return "online" if get_netrc_auth(url) else "offline"
+    except wandb_failures():  # a key of the wrong form: W&B says so when the run begins
+        login = True
+    return mode if login else "offline"
 
 
 class Tracker:
@@ -80,85 +144,123 @@ class Tracker:
     Parameters
     ----------
     accelerator : built with `log_with=report_to` (None for "none")
-    report_to : a name of `TRACKERS`, or "none"
+    report_to : as `check_tracker` takes it
+
+    Attributes
+    ----------
+    default_mode : W&B's mode where its environment and settings files name none
     """
 
+    default_mode = "online"
+
     def __init__(self, accelerator: Accelerator, report_to: str):
-        self.accelerator, self.report_to = accelerator, report_to
-        self.mode = wandb_mode() if report_to == "wandb" else None
-        self.why_offline: str | None = None  # where that was not asked for
+        self.accelerator, self.names = accelerator, check_tracker(report_to)
+        self.wandb = "wandb" in self.names
+        self.mode = wandb_mode(self.default_mode) if self.wandb else None
+        self.why_offline: str | None = None  # where W&B's settings don't ask for it
         self.lost: str | None = None  # why nothing more can be logged
 
     def start(
         self,
-        project: str,
         config: MutableMapping,
         *,
-        name: str,
-        group: str | None,
+        given: Mapping[str, str | None],
+        default: Mapping[str, str],
         tags: Sequence[str],
-        job_type: str = "probe",
+        resolved: Mapping | None = None,
     ) -> None:
         """Start a run with its configuration; `wandb_fallback` is added if it has to be offline.
 
         A server that doesn't answer within `INIT_S`, or refuses the key, makes the run offline.
+
+        Parameters
+        ----------
+        given : the user's flags, of project, entity, name, group, notes and job_type; None if not
+            given
+        default : values for those that neither a flag nor W&B's settings name
+        tags : added to those of W&B's settings
+        resolved : as `tune.runs.lineage.tracked_config` takes it
         """
-        if self.report_to == "none":
-            return
-        about = {
-            "name": name,
-            "group": group,
-            "job_type": job_type,
-            # An agent names the run's id, project and sweep itself, by environment variables.
-            "tags": [hide_home(tag)[:TAG_LENGTH] for tag in tags],
-        }
-        if self.report_to == "wandb":
-            project = os.environ.get("WANDB_PROJECT", project)
+        self.resolved = resolved or {}
+        for name in self.names:
+            if name != "wandb":
+                self._init(name, given.get("project") or default["project"], config, {})
+        if self.wandb:
+            project, about = wandb_identity(given, default, tags)
+            config |= {"project": project, "group": about["group"]}
             self._begin_wandb(project, config, about)
-        else:
-            self._init(project, config, {})
 
     def _begin_wandb(self, project: str, config: MutableMapping, about: Mapping) -> None:
         """Begin W&B's run, offline where it can't be online, which the configuration says."""
 
         def start(mode, settings):
-            self.accelerator.trackers = []
-            if mode != self.mode:
+            if mode == "offline" and self.mode != "offline":
                 config["wandb_fallback"] = "offline"
-            self._init(project, config, {"wandb": {**about, "mode": mode, "settings": settings}})
+            init = {**about, "mode": mode, "settings": settings}
+            self._init("wandb", project, config, init)
 
         _, self.mode, self.why_offline = begin_wandb_run(start, self.mode)
 
-    def _init(self, project: str, config: Mapping, init: Mapping) -> None:
-        """Begin the run."""
-        config = hide_home(dict(config))
-        if self.report_to == "tensorboard":  # its hyperparameters are scalars
+    def _init(self, name: str, project: str, config: Mapping, init: Mapping) -> None:
+        """Begin one tracker's run, beside those of the others."""
+        accelerator, config = self.accelerator, tracked_config(config, self.resolved)
+        if name == "tensorboard":  # its hyperparameters are scalars
             config = {
                 k: v if isinstance(v, bool | int | float | str) else str(v)
                 for k, v in config.items()
             }
-        self.accelerator.init_trackers(project, config=config, init_kwargs=init)
-        if self.report_to == "wandb" and self.accelerator.is_main_process:
+        begun, every = accelerator.trackers, accelerator.log_with
+        accelerator.trackers, accelerator.log_with = [], [name]
+        try:
+            accelerator.init_trackers(project, config=config, init_kwargs={name: init})
+            begun = [*begun, *accelerator.trackers]
+        finally:
+            accelerator.trackers, accelerator.log_with = begun, every
+        if name == "wandb" and accelerator.is_main_process:
             run = self.accelerator.get_tracker("wandb", unwrap=True)
             run.define_metric("epoch", hidden=True)
-            for name, best in best_values().items():
-                run.define_metric(name, step_metric="epoch", summary=best)
+            for name, summary in CURVES.items():
+                run.define_metric(name, step_metric="epoch", summary=summary)
 
     def log(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Log numbers; those that are undefined (NaN) are left out."""
-        if self.report_to != "none" and not self.lost:
-            numbers = {k: v for k, v in values.items() if not math.isnan(v)}
-            with self._surviving():
-                self.accelerator.log(numbers, step=step)
+        numbers = {k: v for k, v in values.items() if not math.isnan(v)}
+        with self._surviving():
+            self.accelerator.log(numbers, step=step)
 
-    def finish(self, result: Mapping, predictions: Mapping[str, list], folder: Path) -> list[str]:
+    def update_config(self, values: Mapping) -> None:
+        """Add values that are known only later to the configuration."""
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "wandb" and self.accelerator.is_main_process:
+                with self._surviving():
+                    tracker.tracker.config.update(dict(values), allow_val_change=True)
+
+    def _log_final(self, values: Mapping[str, float]) -> None:
+        """Log a run's final numbers: W&B's summary, without a curve of one point."""
+        numbers = {k: v for k, v in values.items() if not math.isnan(v)}
+        with self._surviving():
+            for tracker in self.accelerator.trackers:
+                if tracker.name == "wandb":
+                    tracker.tracker.summary.update(numbers)
+                else:
+                    tracker.log(numbers)
+
+    def finish(
+        self,
+        result: Mapping,
+        predictions: Mapping[str, list],
+        folder: Path,
+        manifest: Sequence[Mapping] = (),
+    ) -> list[str]:
         """Log the final results: `test/` and `cost/` numbers, predictions, the probe.
 
         Parameters
         ----------
         result : as in result.json
         predictions : columns of the predictions table
-        folder : the run's; its result and probe go into one artifact of type "probe"
+        folder : the run's; its result, configuration and probe go into one artifact of type
+            "probe"
+        manifest : as `tune.runs.lineage.data_manifest` returns it
 
         Returns
         -------
@@ -174,14 +276,15 @@ class Tracker:
         numbers |= {f"cost/{k}": v for k, v in result["cost"].items() if isinstance(v, int | float)}
         n = sum(result["n_tracks"].values())
         numbers["cost/encode_seconds_per_track"] = result["cost"]["encode_seconds_stored"] / n
-        self.log(numbers)
-        if self.report_to != "wandb":
+        self._log_final(numbers)
+        if not self.wandb:
             return []
         with self._surviving():
-            self._log_result(result, predictions, folder)
+            if not self.lost:
+                self._log_result(result, predictions, folder, manifest)
         return self._finish_wandb()
 
-    def _log_result(self, result, predictions, folder) -> None:
+    def _log_result(self, result, predictions, folder, manifest) -> None:
         """Log a probe's table, charts and artifact."""
         import wandb
 
@@ -191,10 +294,23 @@ class Tracker:
         rows = zip(*(column[:TABLE_ROWS] for column in predictions.values()), strict=True)
         table = wandb.Table(columns=list(predictions), data=[hide_home(list(row)) for row in rows])
         run.log({"predictions": table} | _charts(result))
-        artifact = wandb.Artifact(_artifact_name(folder.name), type="probe")
-        _add_text(artifact, folder / "result.json")
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = {"layer": result["layer"], "task_hash": digest(manifest)}
+        run.config.update(found, allow_val_change=True)
+        main = next(iter(result["metrics"]))
+        facts = {k: result[k] for k in ("task", "encoder", "seg", "agg", "layer")}
+        facts |= {main: result["metrics"][main]["mean"], "task_hash": found["task_hash"]}
+        name = artifact_name(folder.name, "probe")
+        artifact = wandb.Artifact(name, type="probe", metadata=facts)
+        add_text(artifact, folder / "result.json")
+        shown = hide_home({k: v for k, v in config.items() if k not in LOCAL})
+        with artifact.new_file("config.json", encoding="utf-8") as file:
+            json.dump(shown, file, indent=2)
         artifact.add_file(str(folder / "probe.safetensors"))
-        run.log_artifact(artifact)
+        aliases = [alias_of(result["task"]), alias_of(result["encoder"])]
+        run.log_artifact(artifact, aliases=["latest", *aliases])
+        if not run.offline:  # W&B records what a run used on its server only
+            link_inputs(run, used_artifacts(result["task"], manifest, config))
 
     def finish_aggregator(self, progress: Mapping, folder: Path) -> list[str]:
         """Log a pretrained aggregator's best epoch and baselines, and itself as an artifact.
@@ -209,19 +325,17 @@ class Tracker:
         As `finish`
         """
         numbers = {f"baseline/{k.replace(' ', '_')}": v for k, v in progress["baselines"].items()}
-        self.log(numbers | {"val/best_loss": progress["best_loss"]})
-        if self.report_to != "wandb":
+        self._log_final(numbers | {"val/best_loss": progress["best_loss"]})
+        if not self.wandb:
             return []
+        if self.lost:
+            return self._finish_wandb()
         with self._surviving():
-            import wandb
-
             run = self.accelerator.get_tracker("wandb", unwrap=True)
             run.summary.update({"best_epoch": progress["best_epoch"]})
-            artifact = wandb.Artifact(_artifact_name(folder.name, "aggregator"), type="model")
-            for name in ("config.json", "README.md", "history.csv"):
-                _add_text(artifact, folder / name)
-            artifact.add_file(str(folder / "model.safetensors"))
-            run.log_artifact(artifact)
+            artifact = aggregator_artifact(folder)
+            artifact.metadata = {"best_loss": progress["best_loss"]}
+            run.log_artifact(artifact, aliases=["latest", "best"])
         return self._finish_wandb()
 
     def skip(self, why: Mapping[str, str]) -> list[str]:
@@ -235,15 +349,16 @@ class Tracker:
         -------
         As `finish`
         """
-        if self.report_to != "wandb" or not self.accelerator.is_main_process:
+        if not (self.wandb and self.accelerator.is_main_process):
             return []
         with self._surviving():
-            self.accelerator.get_tracker("wandb", unwrap=True).summary.update(dict(why))
+            if not self.lost:
+                self.accelerator.get_tracker("wandb", unwrap=True).summary.update(dict(why))
         return self._finish_wandb()
 
     def fail(self, error: BaseException) -> None:
         """Close the run as failed, with the reason in its summary."""
-        if self.report_to == "wandb" and self.accelerator.is_main_process:
+        if self.wandb and self.accelerator.is_main_process:
             import wandb
 
             if wandb.run is not None:
@@ -252,54 +367,79 @@ class Tracker:
                 stopped = isinstance(error, KeyboardInterrupt | SystemExit)
                 with self._surviving():
                     wandb.run.summary["failed"] = "stopped" if stopped else text or kind
+                    if wandb_settings().sweep_id and not stopped:  # nobody watches an agent
+                        wandb.run.alert(f"{wandb.run.name} failed", text or kind)
                     wandb.run.finish(exit_code=1)
 
     @contextlib.contextmanager
     def _surviving(self) -> Iterator[None]:
-        """Survive failures of W&B: warn once, and log no more."""
-        if self.report_to != "wandb":
-            yield
-            return
+        """Survive failures of W&B: warn once, and log no more to it."""
         try:
             yield
-        except _failures() as error:
+        except wandb_failures() as error:
             self.lost = self.lost or _clause(error)
             log.warning(
                 "W&B can't be logged to any more (%s): the run goes on without it and is "
                 "complete in its own folder",
                 self.lost,
             )
-            self.accelerator.trackers = []  # nothing more is tried
+            self.accelerator.trackers = self._others()  # nothing more is tried
+
+    def _others(self) -> list:
+        """The trackers that have begun, without W&B's."""
+        return [tracker for tracker in self.accelerator.trackers if tracker.name != "wandb"]
 
     def _finish_wandb(self) -> list[str]:
         """Finish the run; return lines on where it is and how to upload it."""
         import wandb
 
-        run, self.accelerator.trackers = wandb.run, []
+        run, self.accelerator.trackers = wandb.run, self._others()
         return [] if run is None else finish_run(run, self.mode, self.why_offline, self.lost)
 
 
-def best_values() -> dict[str, str]:
-    """The summary of each curve: its minimum or maximum.
+def alias_of(name: str) -> str:
+    """A name as an artifact's alias, which may hold neither / nor :, nor look like a version."""
+    return name.replace("/", "-").replace(":", "-")
 
-    `val/best_...` only ever rises: its last value is its best, and a plain number, which is what
-    the metric of a sweep must be.
+
+def wandb_identity(
+    given: Mapping[str, str | None], default: Mapping[str, str], tags: Sequence[str]
+) -> tuple[str, dict]:
+    """A W&B run's project, and the rest of its identity: flag, then W&B's settings, then default.
+
+    The group of an agent's run is its sweep. W&B itself keeps an agent's run id, sweep and project.
+
+    Returns
+    -------
+    project, and the arguments of `wandb.init`: entity, name, group, notes, job_type and tags
     """
-    main = sorted({kind.recipe.main_metric for kind in KINDS.values()})
-    return {"train/loss": "min", "val/loss": "min"} | {f"val/{name}": "max" for name in main}
+    settings = wandb_settings()
+    theirs = {
+        "project": settings.project,
+        "entity": settings.entity,
+        "name": settings.run_name,
+        "group": settings.run_group or settings.sweep_id,
+        "notes": settings.run_notes,
+        "job_type": settings.run_job_type,
+    }
+    about = {key: given.get(key) or theirs[key] or default.get(key) for key in theirs}
+    tags = [*(settings.run_tags or ()), *tags]
+    about["tags"] = list(dict.fromkeys(hide_home(tag)[:TAG_LENGTH] for tag in tags))
+    return about.pop("project"), about
 
 
 def begin_wandb_run(start, mode: str) -> tuple:
-    """Start a W&B run; offline if the server doesn't answer or refuses the key.
+    """Start a W&B run; offline if nobody is logged in or the server can't be used.
 
     Parameters
     ----------
-    start : (mode, settings) to a run, such as `wandb.init`
+    start : (mode, settings) to a run, such as `wandb.init`; its mode is None where W&B's own
+        settings are to choose it
     mode : as `wandb_mode` says
 
     Returns
     -------
-    run, mode, and why it is offline, unless that was asked for
+    run, mode, and why it is offline, unless W&B's settings ask for it
 
     Raises
     ------
@@ -308,10 +448,13 @@ def begin_wandb_run(start, mode: str) -> tuple:
     """
     why = None
     try:
+        asked = wandb_settings()._offline
+        if mode == "offline" and not asked:
+            why = "not logged in" if wandb_mode() == mode else "the default of python -m tune.sweep"
         try:
-            return start(mode, _settings(mode)), mode, why
-        except _failures() as error:
-            if mode != "online":
+            return start("offline" if why else None, _settings(mode)), mode, why
+        except wandb_failures() as error:
+            if mode in ("offline", "disabled"):
                 raise
             mode, why = "offline", _clause(error)
             log.warning(
@@ -320,7 +463,7 @@ def begin_wandb_run(start, mode: str) -> tuple:
                 why,
             )
         return start(mode, _settings(mode)), mode, why
-    except _failures() as error:
+    except wandb_failures() as error:
         raise ValueError(
             f"W&B can't start its log ({_clause(error)}): free disk space, set another folder "
             f"with WANDB_DIR, or pass --report_to none"
@@ -332,15 +475,18 @@ def finish_run(run, mode: str, why: str | None = None, lost: str | None = None) 
 
     Parameters
     ----------
-    why : why it is offline, unless that was asked for
+    why : why it is offline, unless W&B's settings ask for it
     lost : why nothing more could be logged
     """
     folder, late = Path(run.dir).parent, None
+    if mode == "disabled":
+        run.finish()
+        return []
     try:
         run.finish()
-    except _failures() as error:
+    except wandb_failures() as error:
         late = _clause(error)
-    path = _short(folder)
+    path = short_path(folder)
     if incomplete := _disk_error(folder) or lost:
         return [
             f"  wandb      the log in {path} is incomplete ({incomplete}); the run's own "
@@ -348,7 +494,7 @@ def finish_run(run, mode: str, why: str | None = None, lost: str | None = None) 
             f"             upload what there is:  wandb sync {path}",
         ]
     if mode == "offline":
-        why = why or ("WANDB_MODE" if os.environ.get("WANDB_MODE") else "not logged in")
+        why = why or ("WANDB_MODE" if os.environ.get("WANDB_MODE") else "W&B's settings file")
         return [
             f"  wandb      offline ({why}); view:    wandb leet {path}",
             f"             upload:  wandb login && wandb sync {path}",
@@ -380,14 +526,21 @@ def _settings(mode: str):
     return wandb.Settings(**wanted, **({"silent": True} if mode == "offline" else {}))
 
 
-def _failures() -> tuple[type[BaseException], ...]:
+def wandb_failures() -> tuple[type[BaseException], ...]:
     """The exceptions of W&B when its server, its process or its disk fails."""
     try:
         import wandb
+        from wandb.sdk.lib.service.service_connection import WandbApiFailedError
         from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
     except ImportError:  # another tracker
         return ()
-    return wandb.errors.Error, OSError, HandleAbandonedError, MailboxClosedError
+    return (
+        wandb.errors.Error,
+        OSError,
+        HandleAbandonedError,
+        MailboxClosedError,
+        WandbApiFailedError,
+    )
 
 
 def _clause(error: BaseException) -> str:
@@ -407,22 +560,6 @@ def _disk_error(folder: Path) -> str | None:
     except OSError as error:
         return error.strerror or str(error)
     return None
-
-
-def _add_text(artifact, path: Path) -> None:
-    """Add a text file to an artifact, without the paths of the user's home."""
-    text = path.read_text(encoding="utf-8")
-    # In JSON a path may be escaped, so that it doesn't look like one.
-    shown = (
-        json.dumps(hide_home(json.loads(text)), indent=2, ensure_ascii=False)
-        if path.suffix == ".json"
-        else hide_home(text)
-    )
-    if shown.strip() == text.strip():
-        artifact.add_file(str(path))
-        return
-    with artifact.new_file(path.name, encoding="utf-8") as file:
-        file.write(shown)
 
 
 def _charts(result: Mapping) -> dict:
@@ -460,12 +597,7 @@ def _charts(result: Mapping) -> dict:
     return out
 
 
-def _artifact_name(name: str, kind: str = "probe") -> str:
-    """A run's name with only the characters that W&B takes."""
-    return f"{kind}-" + slug(name)[:120]
-
-
-def _short(path: Path) -> Path:
+def short_path(path: Path) -> Path:
     """A path relative to the working folder when it lies below it."""
     path = path.resolve()
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -2,6 +2,7 @@
 
 rules       fixed lengths, the full track, and reading --seg
 structure   boundaries where the music changes (--seg structure)
+pick        some of a track's segments (--use_seconds, --pick)
 plot        python -m tune.segments plot song.mp3
 """
 

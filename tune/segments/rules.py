@@ -14,11 +14,12 @@ or dropped when it is shorter than `min_tail_s`. A track shorter than one segmen
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
+from tune.segments.pick import Pick
 from tune.segments.structure import StructureRule
 
 MIN_TAIL_S = 1.0
@@ -39,12 +40,15 @@ class SegmentRule:
         A last piece shorter than this is dropped, unless it is the only one.
     pad : bool
         Lengthen the last piece to a whole segment with zeros, as MARBLE does.
+    pick : Pick, optional
+        Which of the segments are encoded (`tune.segments.pick`); `spans` and `cut` give all.
     """
 
     length_s: float | None
     hop_s: float | None = None
     min_tail_s: float = MIN_TAIL_S
     pad: bool = False
+    pick: Pick | None = field(default=None, repr=False)
 
     needs_audio: ClassVar[bool] = False
 
@@ -56,6 +60,8 @@ class SegmentRule:
             raise ValueError("a hop needs a segment length: the full track is one segment")
         if self.length_s is None and self.pad:
             raise ValueError("padding needs a segment length: the full track is one segment")
+        if self.length_s is None and self.pick is not None:
+            raise ValueError("--use_seconds picks segments: the full track is one, give --seg")
         if not (math.isfinite(self.min_tail_s) and self.min_tail_s >= 0):
             raise ValueError(f"the shortest tail must be 0 s or more, got {self.min_tail_s:g}")
 
@@ -116,6 +122,7 @@ def parse_rule(
     min_seg_s: float | None = None,
     max_seg_s: float | None = None,
     pad: bool = False,
+    pick: Pick | None = None,
 ) -> Rule:
     """Read a rule from the command line.
 
@@ -128,6 +135,7 @@ def parse_rule(
     min_seg_s, max_seg_s : float, optional
         Shortest and longest piece of "structure"; an error with any other.
     pad : pad the last piece with zeros; with a number of seconds only
+    pick : which segments are used; not with "full"
 
     Raises
     ------
@@ -145,20 +153,20 @@ def parse_rule(
         if pad:
             raise ValueError("padding needs a segment length: 'structure' leaves no tail")
         given = {"min_s": min_seg_s, "max_s": max_seg_s}
-        return StructureRule(**{k: v for k, v in given.items() if v is not None})
+        return StructureRule(**{k: v for k, v in given.items() if v is not None}, pick=pick)
     if min_seg_s is not None or max_seg_s is not None:
         raise ValueError(
             f"a shortest or longest segment belongs to 'structure', but the segments are {seg!r}"
         )
     if seg == "full":
-        return SegmentRule(None, hop_s, min_tail_s, pad)
+        return SegmentRule(None, hop_s, min_tail_s, pad, pick)
     try:
         length_s = float(seg)
     except ValueError:
         raise ValueError(
             f"a segment is a number of seconds, 'full' or 'structure', got {seg!r}"
         ) from None
-    return SegmentRule(length_s, hop_s, min_tail_s, pad)
+    return SegmentRule(length_s, hop_s, min_tail_s, pad, pick)
 
 
 def fixed_length(seg: str) -> float | None:
@@ -190,6 +198,7 @@ def parse_rules(
     min_seg_s: float | None = None,
     max_seg_s: float | None = None,
     pad: bool = False,
+    pick: Pick | None = None,
 ) -> list[Rule]:
     """Read the rules asked for; among several, each takes the settings that it knows.
 
@@ -206,7 +215,7 @@ def parse_rules(
     for seg in segs:
         hop = None if several and seg in ("full", "structure") else hop_s
         limits = (None, None) if several and seg != "structure" else (min_seg_s, max_seg_s)
-        rules.append(parse_rule(seg, hop, min_tail_s, *limits, pad))
+        rules.append(parse_rule(seg, hop, min_tail_s, *limits, pad, pick))
     return rules
 
 
@@ -224,10 +233,10 @@ def describe_counts(counts: Sequence[int]) -> dict:
 def is_degenerate(rule: Rule, counts: Sequence[int]) -> bool:
     """Whether every track is one segment although the rule isn't "full".
 
-    A hop beyond the length samples the track instead, so one segment isn't all of it, and a
-    padded one holds more.
+    A hop beyond the length, or a pick, samples the track instead, so one segment isn't all of it,
+    and a padded one holds more.
     """
-    if getattr(rule, "pad", False):
+    if getattr(rule, "pad", False) or rule.pick is not None:
         return False
     if rule.name == "full" or (rule.hop_s or 0) > (rule.length_s or math.inf):
         return False

@@ -10,11 +10,13 @@ librosa is imported inside the functions: it takes seconds, and other rules don'
 
 import importlib.metadata
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
+
+from tune.segments.pick import Pick
 
 VERSION = 1  # raise it when a change of this module moves a boundary: stored ones are keyed by it
 MIN_S, MAX_S = 5.0, 30.0
@@ -39,6 +41,8 @@ class StructureRule:
 
     Parameters
     ----------
+    pick : Pick, optional
+        Which of the pieces are encoded (`tune.segments.pick`); `cut` gives all.
     min_s, max_s : float
         Shortest and longest piece in seconds. The number of sections looked for is the track's
         length over max_s / 2 (15 s by default).
@@ -51,6 +55,7 @@ class StructureRule:
 
     min_s: float = MIN_S
     max_s: float = MAX_S
+    pick: Pick | None = field(default=None, repr=False)
 
     name: ClassVar[str] = "structure"
     needs_audio: ClassVar[bool] = True

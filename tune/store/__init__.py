@@ -1,7 +1,9 @@
 """The embedding store: each segment is encoded once, for every aggregator, probe, seed and agent.
 
 store         rows on disk and the key they are found by: Store, Collection, Row
-encode        files to rows: decode, cut, encode, write
+encode        files to rows: hash, decode, cut, encode, write
+look_ahead    tracks that are hashed, looked up, claimed and decoded ahead
+batches       segments in batches, of one track or of several
 extractor     encoder, layers and collection for a script
 spot_check    a stored row of a plug-in encoder is encoded again and compared
 packs         many rows in one file, and the index that finds them
@@ -18,7 +20,7 @@ PUBLIC = {
     "Extractor": "extractor",
     "Row": "store",
     "Store": "store",
-    "encode_segments": "encode",
+    "encode_segments": "batches",
     "encode_tracks": "encode",
     "open": "store",
 }

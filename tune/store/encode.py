@@ -1,9 +1,9 @@
-"""From files to rows of the store: decode, cut, encode, write, one track at a time.
+"""From files to rows of the store: hash, decode, cut, encode, write.
 
-A batch never holds segments of two tracks or of two lengths, so a track's row does not depend, by
-a single bit, on which other tracks are encoded, in which order, or by how many processes. While
-one track is encoded the next ones are decoded in threads; memory holds a few tracks, whatever
-the size of the data set.
+While some tracks are encoded the next ones are hashed and decoded in threads and the last ones
+written in another; memory holds a few tracks, whatever the size of the data set. On a CPU a batch
+never holds segments of two tracks, on a GPU it does (`tune.store.batches`); segments of two lengths
+never meet, and nothing is padded.
 """
 
 import logging
@@ -12,8 +12,9 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -26,18 +27,18 @@ from tqdm import tqdm
 from tune.audio import decode as audio
 from tune.audio.decode import AudioError, is_silent, read_header
 from tune.encoders.base import Encoder, NonFiniteError
+from tune.segments.pick import pick_spans
 from tune.segments.rules import Rule
 from tune.store import spot_check
+from tune.store.batches import BATCH_SECONDS, SharedBatches, encode_segments
+from tune.store.look_ahead import SPARE, Claimed, Lookup, claimed, look_up
 from tune.store.store import Collection, Row, Store
-from tune.system.memory import is_out_of_memory, peak_memory_bytes, warn_if_low
+from tune.system.memory import peak_memory_bytes, warn_if_low
 
 log = logging.getLogger(__name__)
 
-# Decoding and resampling release the interpreter's lock; the other half of the cores is left to
-# the encoder.
-DECODE_THREADS = min(8, max(1, (os.cpu_count() or 1) // 2))
-SPARE = 2  # tracks decoded ahead, besides one in each thread
-WAIT_S = 0.5  # between two looks at a track that another process is encoding
+DECODE_THREADS = min(8, max(1, (os.cpu_count() or 1) // 2))  # the encoder has the other half
+UNWRITTEN = 8  # rows that wait to be written
 
 
 @dataclass
@@ -96,9 +97,10 @@ def encode_tracks(
     collection: Collection,
     *,
     frame_rate: float | None = None,
-    batch_seconds: float = 60.0,
+    batch_seconds: float | None = None,
     strict: bool = False,
     on_track: Callable[[str], None] = lambda path: None,
+    share_batches: bool | None = None,
 ) -> EncodeReport:
     """Make sure that every usable track has its row in the store.
 
@@ -108,11 +110,14 @@ def encode_tracks(
     rule : how tracks are cut
     frame_rate : float, optional
         Store this many pooled frames a second instead of one vector a segment.
-    batch_seconds : float
+    batch_seconds : float, optional
         Audio seconds of one encoder batch (at least one segment); halves itself on out-of-memory.
+        None is 60, and in shared batches on a GPU as many as its memory holds.
     strict : bool
         Raise at the first unusable file instead of reporting and skipping it.
     on_track : called with each path that is done, for progress
+    share_batches : bool, optional
+        Whether segments of several tracks share batches; None: on a GPU (for tests).
 
     Raises
     ------
@@ -122,58 +127,185 @@ def encode_tracks(
         encoder with code of its own no longer reproduces its stored rows.
     """
     check_lengths(rule, encoder, paths)
-    passes, redone = encoder.passes, encoder.redone
-    done = _Done(strict, on_track)
-    pending: deque[tuple[str, str]] = deque()
-    for path in dict.fromkeys(paths):
+    paths = list(dict.fromkeys(paths))
+    for path in paths if strict else ():
         try:
-            content = store.content(path)
+            audio.check_file(path)
         except AudioError as error:
-            done.skip(path, str(error))
-            continue
-        if collection.older and audio.is_decoded_as_before(path):
-            _adopt(store, collection, encoder, rule, content)
-        stored = _stored(store, collection, encoder, rule, content)
-        if stored is None:
-            pending.append((path, content))
-        else:
-            done.finish(path, content, *stored)
-            if not stored[1].silent and spot_check.is_due(encoder, collection):
-                spot_check.compare_row(
-                    path, stored[1], encoder, collection, encode_segments, frame_rate
-                )
-    if pending:
-        warn_if_low(encoder.device, encoder.expected_bytes(batch_seconds))
-
-    def decode(path, content):
-        return _decode(path, content, encoder, rule, store, collection)
-
-    for path, content, decoded, lock in _claimed(pending, store, decode):
-        try:
-            stored = _stored(store, collection, encoder, rule, content)
-            if stored is not None:  # another process was quicker, or the same audio came twice
-                done.finish(path, content, *stored)
-                continue
-            sound, spans = decoded.result()
-            row = collection.read(content, spans)
-            if row is None:  # else it's cut by its sound, and another rule had cut it alike
-                row = done.encode(
-                    sound, spans, encoder, collection.layers, frame_rate, batch_seconds
-                )
-                collection.write(content, len(sound.samples), row)
-            done.finish(path, content, spans, row)
-        except AudioError as error:
-            done.skip(path, str(error))
-        except NonFiniteError as error:
             raise ValueError(f"{path}: {error}") from error
-        finally:
-            lock.release()
-    if done.report.encoded_tracks:
-        collection.pack_when_many()
+    passes, redone = encoder.passes, encoder.redone
+    lookup, done = Lookup(store, collection, encoder, rule), _Done(strict, on_track)
+    n_threads = decode_threads(encoder.device)
+    with (
+        ThreadPoolExecutor(n_threads, thread_name_prefix="decode") as pool,
+        _Writer(lookup, done) as writer,
+    ):
+
+        def not_stored():
+            """Paths and contents of the tracks without a row."""
+            warned = False
+            for path, content, stored, reason in look_up(paths, lookup, pool):
+                if reason is not None:
+                    done.skip(path, reason)
+                elif stored is not None:
+                    done.finish(path, content, *stored)
+                    if not stored[1].silent and spot_check.is_due(encoder, collection):
+                        row = read_row(collection, path, content, stored[0])
+                        spot_check.compare_row(
+                            path, row, encoder, collection, encode_segments, frame_rate
+                        )
+                else:
+                    if not warned:
+                        needed = encoder.expected_bytes(batch_seconds or BATCH_SECONDS)
+                        warn_if_low(encoder.device, needed)
+                    warned = True
+                    yield path, content
+
+        todo = not_stored()
+        if encoder.own_code:  # its stored rows are compared before anything is encoded
+            todo = iter(list(todo))
+
+        def decode(path, content):
+            return _decode(path, content, encoder, lookup)
+
+        settings = (collection.layers, frame_rate, batch_seconds)
+        shared = shares_batches(encoder) if share_batches is None else share_batches
+        with closing(claimed(todo, store, decode, pool, n_threads + SPARE)) as tracks:
+            encode = _encode_shared if shared else _encode_one_by_one
+            encode(tracks, encoder, settings, writer, done)
     done.report.encoder_passes = encoder.passes - passes
     done.report.redone = encoder.redone - redone
     done.report.damaged = list(collection.damaged)
     return done.report
+
+
+def decode_threads(device: torch.device) -> int:
+    """Threads that decode: half of the cores beside an encoder on the CPU, all beside a GPU.
+
+    Decoding and resampling release the interpreter's lock. Processes of one machine share it.
+    """
+    if device.type != "cuda":
+        return DECODE_THREADS
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def shares_batches(encoder: Encoder) -> bool:
+    """Whether segments of several tracks share batches: on a GPU."""
+    return encoder.device.type == "cuda" and type(encoder).embed is Encoder.embed
+
+
+def _encode_one_by_one(tracks, encoder, settings, writer, done) -> None:
+    """Encode tracks, each on its own."""
+    for track in tracks:
+        writer.settle(None if track else 0)
+        if track is None:
+            continue
+        sound = writer.take(track)
+        if sound is None:
+            continue
+        samples, sound.samples = sound.samples, None  # not to be held until it's written
+        try:
+            started = time.perf_counter()
+            tokens, counts = encode_segments(samples, sound.spans, encoder, *settings)
+            took = time.perf_counter() - started
+        except NonFiniteError as error:
+            raise ValueError(f"{track.path}: {error}") from error
+        writer.add(track, sound, done.encoded(sound, tokens, counts, took, encoder))
+
+
+def _encode_shared(tracks, encoder, settings, writer, done) -> None:
+    """Encode tracks in shared batches; one that can't be encoded costs no other its row."""
+    failed = []
+
+    def on_done(segments):
+        track, sound = segments.track
+        if segments.error:
+            failed.append((track, segments.error))
+            writer.release(track)
+            return
+        row = done.encoded(sound, segments.tokens, segments.counts, segments.seconds, encoder)
+        writer.add(track, sound, row)
+
+    layers, frame_rate, batch_seconds = settings
+    batches = SharedBatches(encoder, layers, frame_rate, batch_seconds, on_done)
+    for track in tracks:
+        if track is None:
+            batches.flush()
+        writer.settle(None if track else 0)
+        try:
+            sound = track and writer.take(track)
+        except ValueError:  # an unusable file, when strict
+            batches.flush()
+            raise
+        if sound is not None:
+            samples, sound.samples = sound.samples, None  # held by the batches alone
+            batches.add((track, sound), samples, sound.spans)
+        if failed:
+            break
+    batches.flush()
+    if failed:
+        track, error = failed[0]
+        raise ValueError(f"{track.path}: {error}") from error
+
+
+class _Writer:
+    """Stores rows in a thread of its own, and releases their tracks.
+
+    Its context releases every track that it was given, however it ends.
+    """
+
+    def __init__(self, lookup: Lookup, done: "_Done"):
+        self.lookup, self.done = lookup, done
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self.held: set[Claimed] = set()
+        self.writing: deque = deque()
+
+    def take(self, track: Claimed) -> "_Decoded | None":
+        """Wait for a decoded track; None when it has a row by now, or can't be used."""
+        self.held.add(track)
+        try:
+            decoded = track.decoded.result()
+        except AudioError as error:
+            self.release(track)
+            self.done.skip(track.path, str(error))
+            return None
+        if decoded.row is None:
+            return decoded
+        self.release(track)
+        self.done.finish(track.path, track.content, decoded.spans, decoded.row)
+        return None
+
+    def add(self, track: Claimed, sound: "_Decoded", row: Row) -> None:
+        """Store a track's row; waits when there are many to be stored."""
+        writing = self.pool.submit(self.lookup.write, track.content, sound.n_samples, row)
+        self.writing.append((track, sound.spans, row, writing))
+        self.settle(UNWRITTEN)
+
+    def settle(self, at_most: int | None = None) -> None:
+        """Report what is stored by now; wait until at most so many rows aren't."""
+        most = len(self.writing) if at_most is None else at_most
+        while self.writing and (len(self.writing) > most or self.writing[0][-1].done()):
+            track, spans, row, writing = self.writing.popleft()
+            writing.result()
+            self.release(track)
+            self.done.finish(track.path, track.content, spans, row)
+
+    def release(self, track: Claimed) -> None:
+        """Let other processes have a track."""
+        self.held.discard(track)
+        track.lock.release()
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        try:
+            if error is None:
+                self.settle(0)
+        finally:
+            self.pool.shutdown()  # what was encoded is stored, whatever happened
+            for track in list(self.held):
+                self.release(track)
 
 
 class _Done:
@@ -203,22 +335,41 @@ class _Done:
         self.report.skipped.append({"path": path, "reason": reason})
         self.on_track(path)
 
-    def encode(self, sound: audio.Sound, spans, encoder: Encoder, *settings) -> Row:
-        """Encode a track, and note what that took; `settings` are `encode_segments`'s."""
-        started = time.perf_counter()
-        tokens, counts = encode_segments(sound.samples, spans, encoder, *settings)
-        seconds = round(time.perf_counter() - started, 6)  # as the row keeps it
+    def encoded(self, sound: "_Decoded", tokens, counts, seconds: float, encoder) -> Row:
+        """A track's row, made now; notes what that took."""
+        seconds = round(seconds, 6)  # as the row keeps it
         self.report.encode_seconds += seconds
-        self.report.audio_seconds += sum(end - start for start, end in spans) / encoder.sample_rate
+        self.report.audio_seconds += (
+            sum(end - start for start, end in sound.spans) / encoder.sample_rate
+        )
         self.report.encoded_tracks += 1
         peak = peak_memory_bytes(encoder.device)
-        silent = is_silent(sound.samples)
-        return Row(tokens, spans, counts, silent, seconds, peak, sound.notes)
+        return Row(tokens, sound.spans, counts, sound.silent, seconds, peak, sound.notes)
 
 
-def _decode(path, content, encoder, rule, store, collection) -> tuple[audio.Sound, list]:
-    """A track and its spans; raises AudioError when its length doesn't suit the encoder."""
-    sound = audio.decode(path, encoder.sample_rate, channels=collection.key["channels"])
+@dataclass
+class _Decoded:
+    """A decoded track, or the row that it has by now."""
+
+    samples: np.ndarray | None
+    spans: list
+    n_samples: int = 0
+    silent: bool = False
+    notes: tuple[str, ...] = ()
+    row: Row | None = None
+
+
+def _decode(path, content, encoder, lookup) -> _Decoded:
+    """Decode and cut a track; raises AudioError when its length doesn't suit the encoder.
+
+    Another process may have stored it since it was looked up, the same audio may have come twice,
+    or, where the sound decides, another rule may have cut it alike: then there is a row.
+    """
+    stored = lookup.find(content)
+    if stored is not None:
+        return _Decoded(None, stored[0], row=stored[1])
+    channels = lookup.collection.key["channels"]
+    sound = audio.decode(path, encoder.sample_rate, channels=channels)
     samples = sound.samples
     seconds = len(samples) / encoder.sample_rate
     if seconds < encoder.min_seconds:
@@ -226,11 +377,15 @@ def _decode(path, content, encoder, rule, store, collection) -> tuple[audio.Soun
             f"too short: {len(samples)} samples ({seconds:.4f} s); "
             f"the encoder needs {encoder.min_seconds:g} s"
         )
-    if rule.name == "full" and encoder.is_too_long(len(samples)):  # its header said otherwise
+    if lookup.rule.name == "full" and encoder.is_too_long(
+        len(samples)
+    ):  # its header said otherwise
         raise AudioError(
             f"too long: {seconds:.4g} s; {encoder.name} takes at most {encoder.max_seconds:.4g}"
         )
-    return sound, _cut(store, collection, rule, content, samples, encoder.sample_rate)
+    spans = pick_spans(lookup.rule, lookup.cut(content, samples), encoder.sample_rate)
+    row = lookup.read(content, spans)
+    return _Decoded(samples, spans, len(samples), is_silent(samples), sound.notes, row)
 
 
 def check_lengths(rule: Rule, encoder: Encoder, paths: Sequence[str] = ()) -> None:
@@ -317,63 +472,6 @@ def check_rules_fit(
         encoder.pool_width(frame_rate)
 
 
-def encode_segments(
-    samples: np.ndarray,
-    spans: Sequence[tuple[int, int]],
-    encoder: Encoder,
-    layers: Sequence[int],
-    frame_rate: float | None = None,
-    batch_seconds: float = 60.0,
-) -> tuple[np.ndarray, list[int]]:
-    """Encode one track's segments, each at its own length.
-
-    Parameters
-    ----------
-    samples : ndarray of float32, shape (n_samples,)
-    spans : the segments' bounds in samples; what lies beyond the track is zeros
-
-    Returns
-    -------
-    tokens : ndarray of float32, shape (N, L, D)
-        In the order of the spans; with `frame_rate`, several tokens a segment.
-    counts : list of int
-        Tokens of each segment.
-    """
-    beyond = max(end for _, end in spans) - len(samples)
-    if beyond > 0:
-        samples = np.pad(samples, (0, beyond))
-    per_segment: list[np.ndarray | None] = [None] * len(spans)
-    lengths: dict[int, list[int]] = {}
-    for i, (start, end) in enumerate(spans):
-        lengths.setdefault(end - start, []).append(i)
-    for length, members in lengths.items():
-        size = max(1, int(batch_seconds * encoder.sample_rate / length))
-        at = 0
-        while at < len(members):
-            batch = members[at : at + size]
-            try:
-                audio = np.stack([samples[slice(*spans[i])] for i in batch])
-                pooled = encoder.embed(audio, layers, frame_rate)  # (B, P, L, D)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if size == 1 and not encoder.shrink():
-                    raise ValueError(
-                        f"a segment of {length / encoder.sample_rate:.1f} s does not fit into the "
-                        f"device's memory: use a shorter --seg or --mixed_precision fp16"
-                    ) from error
-                if size > 1:
-                    size = max(1, min(size, len(batch)) // 2)
-                    log.warning("out of memory: going on with %d segments a batch", size)
-                if encoder.device.type == "cuda":
-                    torch.cuda.empty_cache()
-                continue
-            for i, tokens in zip(batch, pooled, strict=True):
-                per_segment[i] = tokens
-            at += len(batch)
-    return np.concatenate(per_segment), [len(tokens) for tokens in per_segment]
-
-
 def _header_seconds(path) -> float | None:
     """Length of a file by its header; None where that can't be read: decoding will say why."""
     try:
@@ -381,72 +479,6 @@ def _header_seconds(path) -> float | None:
     except AudioError:
         return None
     return None if math.isnan(seconds) else seconds
-
-
-def _stored(store, collection, encoder, rule, content) -> tuple[list, Row] | None:
-    """A track's spans and row when the store has them; nothing is decoded for it."""
-    if rule.needs_audio:
-        cut = {**rule.key(), **collection.decoding}
-        spans = store.read_boundaries(content, cut, encoder.sample_rate)
-    else:
-        n_samples = collection.length(content)
-        spans = None if n_samples is None else rule.spans(n_samples, encoder.sample_rate)
-    row = None if spans is None else collection.read(content, spans)
-    return None if row is None else (spans, row)
-
-
-def _adopt(store, collection, encoder, rule, content) -> None:
-    """Take over what an older decoder's samples gave, of a file that it decoded alike."""
-    collection.adopt(content)
-    if rule.needs_audio:
-        cut, rate = {**rule.key(), **collection.decoding}, encoder.sample_rate
-        spans = store.read_boundaries(content, rule.key(), rate)
-        if spans is not None and store.read_boundaries(content, cut, rate) is None:
-            store.write_boundaries(content, cut, rate, spans)
-
-
-def _cut(store, collection, rule, content, samples, sample_rate) -> list[tuple[int, int]]:
-    """Cut a decoded track; boundaries that follow from the sound are found once and kept."""
-    if not rule.needs_audio:
-        return rule.cut(samples, sample_rate)
-    key = {**rule.key(), **collection.decoding}
-    spans = store.read_boundaries(content, key, sample_rate)
-    if spans is None or spans[-1][1] != len(samples):  # another library, another length
-        spans = rule.cut(samples, sample_rate)
-        store.write_boundaries(content, key, sample_rate, spans)
-    return spans
-
-
-def _claimed(pending: deque, store: Store, decode) -> Iterator[tuple]:
-    """Yield (path, content, future of what `decode` makes, lock) for tracks nobody is encoding.
-
-    Tracks held by another process are put off and waited for at the end.
-    """
-    put_off: deque = deque()
-    window: deque = deque()
-    with ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode") as pool:
-        try:
-            while pending or window or put_off:
-                while pending and len(window) < DECODE_THREADS + SPARE:
-                    path, content = pending.popleft()
-                    lock = store.claim(content)
-                    if lock is None:
-                        put_off.append((path, content))
-                    else:
-                        window.append((path, content, pool.submit(decode, path, content), lock))
-                if window:
-                    yield window.popleft()
-                elif put_off:
-                    path, content = put_off.popleft()
-                    lock = store.claim(content, timeout_s=WAIT_S)
-                    if lock is None:
-                        put_off.append((path, content))
-                    else:
-                        yield path, content, pool.submit(decode, path, content), lock
-        finally:
-            for _, _, future, lock in window:
-                future.cancel()
-                lock.release()
 
 
 def read_row(collection: Collection, path: str | Path, content: str, spans: Sequence) -> Row:

@@ -28,7 +28,7 @@ class Extractor:
     precision : "auto", "no", "fp16" or "bf16"
     memory_budget : str or int, optional
         "2GB", a fraction of the device's memory, or bytes; None is the encoder's default.
-    batch_seconds : audio seconds of one encoder batch
+    batch_seconds : audio seconds of one encoder batch; None is 60, on a GPU what its memory holds
     channels : what becomes of a file's channels: see `tune.audio.read_audio`
     store : the store's folder; None is the default one. It is opened when it is first used.
     check : called with the encoder when it is loaded, to refuse it before anything else is asked
@@ -65,10 +65,11 @@ class Extractor:
         device: torch.device | str = "cpu",
         precision: str = "auto",
         memory_budget: str | int | None = None,
-        batch_seconds: float = 60.0,
+        batch_seconds: float | None = None,
         channels: str = "mix",
         store: str | Path | None = None,
         check: Callable[[Encoder], None] | None = None,
+        _share_batches: bool | None = None,
         **settings,
     ):
         device = torch.device(device)
@@ -85,6 +86,7 @@ class Extractor:
         self.encoder.keep_layers(max(self.layers))
         check_rules_fit(self.rules, frame_rate, self.encoder, self.layers)
         self._root, self.channels = store, channels
+        self._share_batches = _share_batches  # of several tracks; None: on a GPU
 
     def load(self, name: str, **settings) -> Encoder:
         """Load the encoder; a sweep keeps it for the next run."""
@@ -125,12 +127,27 @@ class Extractor:
                 strict=strict,
                 frame_rate=self.frame_rate,
                 batch_seconds=self.batch_seconds,
+                share_batches=self._share_batches,
                 **progress,
             )
 
         if accelerator is None:
-            return [encode(rule, paths) for rule in self.rules]
-        return [encode_shared(accelerator, paths, encode, rule) for rule in self.rules]
+            reports = [encode(rule, paths) for rule in self.rules]
+        else:
+            reports = [encode_shared(accelerator, paths, encode, rule) for rule in self.rules]
+        for rule, report in zip(self.rules, reports, strict=True):
+            if rule.pick is not None and rule.pick.how == "central":
+                self._pick_central(rule, report)
+        return reports
+
+    def _pick_central(self, rule: Rule, report: EncodeReport) -> None:
+        """Leave each track its central segments, now that all are stored."""
+        for path, found in report.rows.items():
+            row = read_row(self.collection, path, *found)
+            spans = rule.pick.choose_central(
+                row, self.encoder.sample_rate, even=not rule.needs_audio
+            )
+            report.rows[path] = (found[0], spans)
 
     def rows(self, path: str, found: Sequence[tuple]) -> list[Row]:
         """A track's rows, one a rule; `found` holds what each rule's report says of it."""

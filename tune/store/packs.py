@@ -111,6 +111,7 @@ class Packs:
 
     def __init__(self, folder: Path):
         self.folder = folder / "packs"
+        self._lock = threading.Lock()
         self._gone: set[str] = set()
         self._gone_here: set[str] = set()  # also where the store is read only
         self._listed: set[str] | None = None
@@ -121,21 +122,25 @@ class Packs:
     def __reduce__(self):
         return Packs, (self.folder.parent,)  # open files and the index stay in this process
 
-    def refresh(self) -> bool:
-        """Read what has been packed or deleted since; say whether anything has."""
+    def refresh(self) -> "Packs":
+        """Read what has been packed or deleted since, and return self."""
+        with self._lock:
+            self._refresh()
+        return self
+
+    def _refresh(self) -> None:
         try:
             listed = set(try_again(lambda: os.listdir(self.folder)))
         except (FileNotFoundError, NotADirectoryError):
             listed = set()
         if listed == self._listed:
-            return False
+            return
         self._gone = {n.removesuffix(".gone") for n in listed if n.endswith(".gone")}
         names = sorted(n.removesuffix(".index") for n in listed if n.endswith(".index"))
         names = [n for n in names if f"{n}.rows" in listed]
         if names != self._index.names or self._listed is None:
             self._load(names)
         self._listed = listed
-        return True
 
     def _load(self, names: list[str]) -> None:
         """Read the indexes and sort them into one."""

@@ -36,6 +36,7 @@ from safetensors import SafetensorError, safe_open
 
 from tune.audio.decode import DECODER, RESAMPLER
 from tune.audio.hashing import HashCache
+from tune.segments.pick import PickedSpans, pick_row
 from tune.store.packs import MAX_BYTES, MAX_ROWS, Packs, Place, cut_digest, parse, try_again
 from tune.store.stale_files import remove_stale_files_daily
 from tune.system.files import atomic_write, atomic_write_text, cache_folder, save_tensors, slug
@@ -359,9 +360,8 @@ class Collection:
                 return place.n_samples
             if (n_samples := _length_in(folder, content)) is not None:
                 return n_samples
-            if packs.refresh():  # packed since, by another process
-                for place in packs.find(content):
-                    return place.n_samples
+            for place in packs.refresh().find(content):  # packed since, by another process
+                return place.n_samples
         return None
 
     def has(self, content: str, spans: Sequence) -> bool:
@@ -370,7 +370,7 @@ class Collection:
         return any(
             packs.find(content, cut)
             or self._path(folder, content, spans).exists()
-            or (packs.refresh() and packs.find(content, cut))
+            or packs.refresh().find(content, cut)
             for folder, packs in self._places
         )
 
@@ -385,8 +385,8 @@ class Collection:
             row = row or self._read_file(
                 folder / content[:2] / f"{content}-{cut}.safetensors", content, spans
             )
-            if row is None and packs.refresh():  # packed since, by another process
-                row = self._read_packed(packs, content, cut, spans)
+            if row is None:  # packed since, by another process
+                row = self._read_packed(packs.refresh(), content, cut, spans)
             if row is None:
                 continue
             tokens, info = row
@@ -401,7 +401,8 @@ class Collection:
                 info.get("peak_bytes", 0),
                 tuple(info.get("notes", ())),
             )
-        return None
+        whole = self.read(content, spans.whole) if isinstance(spans, PickedSpans) else None
+        return None if whole is None else pick_row(whole, spans)
 
     def _read_packed(self, packs: Packs, content: str, cut: str, spans) -> tuple | None:
         """Tokens and description of a packed row; a damaged one is named and counts as deleted."""
@@ -469,15 +470,11 @@ class Collection:
         for place in self.packs.find(content, cut_digest(row.spans)):  # replaced by the new one
             self.packs.delete(place)
 
-    def pack(self, at_least: int = 1) -> int:
+    def pack(self) -> int:
         """Move the rows that have files of their own into packs.
 
         Another process that packs this collection at the moment is left alone. A row is deleted as
         a file only after it has been read back from its pack.
-
-        Parameters
-        ----------
-        at_least : do nothing when fewer rows have files of their own
 
         Returns
         -------
@@ -485,7 +482,7 @@ class Collection:
             Rows moved. Damaged rows, and those by versions without a checksum of the length, stay.
         """
         files = list(self.folder.glob("??/*.safetensors"))
-        if len(files) < at_least:
+        if not files:
             return 0
         lock = FileLock(
             self.root / "locks" / f"pack-{_digest(str(self.folder.relative_to(self.root)))}.lock"
@@ -555,13 +552,6 @@ class Collection:
                 os.utime(self.packs.rows_file(places[0].pack), (max(row[3] for row in rows),) * 2)
         return n_moved
 
-    def pack_when_many(self) -> None:
-        """Pack once a pack's worth of rows have files of their own; a failure only costs speed."""
-        try:
-            self.pack(MAX_ROWS)
-        except OSError as error:
-            log.warning("the rows in %s can't be packed now: %s", self.folder, error.strerror)
-
     def bytes_of(self, content: str, spans: Sequence) -> int:
         """Size of a track's row on disk (0 when it isn't stored)."""
         cut = cut_digest(spans)
@@ -570,9 +560,10 @@ class Collection:
                 return place.size
             with contextlib.suppress(FileNotFoundError):
                 return self._path(folder, content, spans).stat().st_size
-            if packs.refresh():
-                for place in packs.find(content, cut):
-                    return place.size
+            for place in packs.refresh().find(content, cut):
+                return place.size
+        if isinstance(spans, PickedSpans):
+            return round(self.bytes_of(content, spans.whole) * spans.share)
         return 0
 
     def rows(self) -> Iterator[tuple[str, str, Row]]:

@@ -14,7 +14,6 @@ At the end the runs are compared as compare.py does, by --margin or --retain, on
 OUTPUT_DIR/NAME.html.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -111,9 +110,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"  choose     python compare.py {args.output_dir} --budget 4GB")
     else:
         print_table(config, runs, folders)
-    live = os.environ.get("WANDB_MODE", "offline") != "offline"
-    if not live and not any(flag.startswith("--report_to=") for flag in extra):
-        print("  wandb      offline; upload:  wandb login && wandb sync wandb/offline-run-*")
+    if not any(flag.startswith("--report_to=") for flag in extra):
+        from tune.runs.tracking import short_path, wandb_mode, wandb_settings
+
+        if wandb_mode("offline") == "offline":
+            runs_of_wandb = short_path(Path(wandb_settings().wandb_dir)) / "offline-run-*"
+            print(f"  wandb      offline; upload:  wandb login && wandb sync {runs_of_wandb}")
     if failed:
         raise ValueError(
             f"{len(failed)} of {len(runs)} runs failed; the same command tries them "

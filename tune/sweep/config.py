@@ -24,7 +24,8 @@ from tune.tasks.own_task import identify, own_spec
 
 PROGRAMS = ("train_probe.py", "pretrain_aggregator.py")
 # Flags that say where files go: they don't change a run's result.
-PLACES = {"output_dir", "store", "cache_dir", "data_dir", "report_to", "project", "group", "tags"}
+PLACES = {"output_dir", "store", "cache_dir", "data_dir", "report_to"}
+PLACES |= {"project", "entity", "group", "tags", "notes"}
 TEXT_LENGTH = 40  # of a run's name, beside its digest
 
 

@@ -41,8 +41,6 @@ def work(connection: Connection, program: str, device: int | None) -> None:
     """
     if device is not None:  # before CUDA is touched
         os.environ["CUDA_VISIBLE_DEVICES"] = str(device)
-    # Runs are kept on disk, complete; `wandb sync` uploads them.
-    os.environ.setdefault("WANDB_MODE", "offline")
     # Nothing is open while libraries are imported, and they could take the exception for their own.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     unblock_signals(signal.SIG_DFL)
@@ -149,12 +147,13 @@ class Worker:
 
     def ask_if_uncut(self, rules, reports) -> None:
         """When no track was cut, ask whether the run duplicates another one."""
-        from tune.aggregators.degenerate import degenerate_reason
+        from tune.aggregators.degenerate import degenerate_reason, repeated_pick
 
         given = self.args
         pieces = [[len(spans) for _, spans in report.rows.values()] for report in reports]
         alone = isinstance(given.seg, list) and len(given.seg) == 1  # not a mix of lengths
         why = degenerate_reason(rules, pieces, given.agg, given.tokens) if alone else None
+        why = why or (repeated_pick(given.use_seconds, given.pick) if alone else None)
         if why:
             if "same_as" not in why:
                 self.tracker.end(why)
@@ -185,6 +184,8 @@ class Worker:
         class Reporting(Tracker):
             """A tracker that also tells the sweep, and ends the run when the sweep says so."""
 
+            default_mode = "offline"  # runs are kept on disk, complete; `wandb sync` uploads them
+
             def log(self, values, step=None):
                 super().log(values, step)
                 if step is None:
@@ -198,7 +199,7 @@ class Worker:
 
             def end(self, summary):
                 """Close a W&B run as finished, with why it isn't whole."""
-                if self.report_to == "wandb":
+                if self.wandb:
                     import wandb
 
                     wandb.run.summary.update(summary)

@@ -122,6 +122,10 @@ def explain(
         found = [e for e in chain if names & {c.__name__ for c in type(e).__mro__}]
         if found:
             return f"{failed}: {said} ({_line(found[-1])}): {fix}"
+    # The client's threads share a session: where one closes it after a failed connection, another
+    # may be given none.
+    if any(isinstance(e, AttributeError) and "'NoneType'" in str(e) for e in chain):
+        return f"{failed}: the hub can't be reached ({_line(error)}): with a network, run again"
     if "Consistency check failed" in str(error):
         return (
             f"the {what} {name} did not arrive whole ({_line(error)}): run again, and look for a "

@@ -31,6 +31,8 @@ UNITS = {
     "gi": 2**30,
     "ti": 2**40,
 }
+# An H100 gains little beyond 120 s (benchmarks/results): longer batches only wait for their tracks.
+MOST_BATCH_SECONDS = 480.0
 SAMPLE_EVERY_S = 0.005  # between two looks at the resident memory
 
 # Messages of PyTorch's CPU allocator, cuBLAS and cuDNN in a plain RuntimeError.
@@ -71,7 +73,8 @@ def free_memory_bytes(device: torch.device) -> int:
     import torch
 
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     import psutil
 
     free = psutil.virtual_memory().available
@@ -79,6 +82,24 @@ def free_memory_bytes(device: torch.device) -> int:
         with contextlib.suppress(OSError, ValueError):  # ValueError: "max" is no limit
             free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
     return max(0, free)
+
+
+def batch_seconds_that_fit(bytes_per_second: float, free_bytes: int, least: float) -> float:
+    """Audio seconds of a batch that takes half of the free memory, up to `MOST_BATCH_SECONDS`.
+
+    Parameters
+    ----------
+    bytes_per_second : taken by a batch, for each of its seconds
+    free_bytes : on the device, what an allocator keeps for later included
+    least : seconds that have been seen to fit
+
+    Examples
+    --------
+    >>> [batch_seconds_that_fit(33e6, gigabytes * 10**9, 60.0) for gigabytes in (3, 9, 75)]
+    [60.0, 136.36363636363637, 480.0]
+    """
+    fitting = free_bytes / 2 / max(bytes_per_second, 1.0)
+    return max(least, min(MOST_BATCH_SECONDS, fitting))
 
 
 def warn_if_low(device: torch.device, needed: int) -> bool:
@@ -102,6 +123,23 @@ def warn_if_low(device: torch.device, needed: int) -> bool:
         needed / 1e9,
     )
     return True
+
+
+def check_room(needed: float, what: str, instead: str) -> None:
+    """Raise ValueError when less of the machine's memory is free than something will take.
+
+    Parameters
+    ----------
+    needed : bytes
+    what, instead : what takes them, and what to do about it
+    """
+    import torch
+
+    free = free_memory_bytes(torch.device("cpu"))
+    if needed > free:
+        raise ValueError(
+            f"{what} take {needed / 1e9:.2g} GB of memory, {free / 1e9:.2g} GB are free: {instead}"
+        )
 
 
 def parse_budget(text: str, total_bytes: int) -> int:

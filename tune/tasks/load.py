@@ -38,6 +38,7 @@ from tune.tasks.splits import (
     FOLDS_FROM,
     check_split_names,
     complete_splits,
+    group_test_tracks,
     make_folds,
 )
 from tune.tasks.tables import is_table
@@ -97,8 +98,9 @@ class Task:
     expected : split -> rows that the benchmark has, of a task of the table
     partial : split -> {"found", "expected"}, of the splits that have fewer
     folds : the task with each fold's splits, where it is cross-validated; `splits` are then those
-        of the first, and all splits have a column group where a column groups the tracks
-    group_column, n_groups : the column, and how many groups the folds are made of
+        of the first
+    group_column, n_groups : the column that groups tracks, and how many groups there are; all
+        splits then have a column group. None and 0 where each track is alone
     recipe : MARBLE's training recipe for this task, or this kind
     """
 
@@ -364,14 +366,17 @@ def _finish(
         )
     if folds is None:
         folds = _default_folds(name, rows, given)
-    if folds == 1 and group_column not in (None, "none"):
+    if folds == 1 and None in given and group_column not in (None, "none"):
         raise TaskError(f"--group_column {group_column} groups the tracks of folds: give --folds")
     cut, made = None, None
+    column_of_groups, n_groups = None, 0
     if folds > 1:
         cut = make_folds(name, rows, kind, folds, group_column)
         made = [_splits_of(r, cut.column) for r in cut.rows]
         rows = [{**r, "split": "train"} for r in cut.rows]  # every class is known in every fold
+        column_of_groups, n_groups = cut.column, cut.n_groups
     else:
+        rows, column_of_groups, n_groups = group_test_tracks(name, rows, group_column)
         rows, made = complete_splits(rows, given, kind)
     if made and not cut:
         what = "no split: one was made" if None in given else "no val split: one was cut from train"
@@ -396,7 +401,7 @@ def _finish(
     if any(r["track"] for r in rows):
         features["track"] = Value("string")
         rows = [{**r, "track": r["track"] or r["id"]} for r in rows]
-    if cut and cut.column:
+    if column_of_groups:
         features["group"] = Value("string")
     features = Features(features)
     tasks = []
@@ -420,13 +425,15 @@ def _finish(
             made,
             column.unknown,
             row,
+            group_column=column_of_groups,
+            n_groups=n_groups,
         )
         if usable:
             check_usable(task)
         tasks.append(task)
     if not cut:
         return tasks[0]
-    return replace(tasks[0], folds=tasks, group_column=cut.column, n_groups=cut.n_groups)
+    return replace(tasks[0], folds=tasks)
 
 
 def _default_folds(name, rows, given: set) -> int:

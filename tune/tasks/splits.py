@@ -147,10 +147,10 @@ def make_folds(name, rows: list[dict], kind: LabelKind, n: int, group_column: st
     """
     rows = sorted(rows, key=lambda r: (r["id"], str(r["label"])))
     column, values = find_groups(name, rows, group_column)
+    if column:
+        _log_groups(name, column, values, "folds are grouped")
     blocks = _connected(rows, values)
-    first = {}
-    for row, value, block in zip(rows, values, blocks, strict=True):
-        first.setdefault(block, value or row["track"] or row["id"])
+    first = _group_names(rows, values, blocks)
     if len(first) < n:
         of = f"{column}: {len(first)} groups" if column else f"{len(first)} tracks"
         raise TaskError(
@@ -168,6 +168,39 @@ def make_folds(name, rows: list[dict], kind: LabelKind, n: int, group_column: st
         for row, each, block in zip(rows, splits, blocks, strict=True)
     ]
     return Folds(made, column, len(first))
+
+
+def group_test_tracks(name, rows, group_column: str | None) -> tuple[list[dict], str | None, int]:
+    """Rows of a single split with their `group`, the column of the groups, and how many there are.
+
+    Tracks of one song or artist are alike, so that intervals over test tracks resample whole
+    groups. Without a column, or where no two tracks share a group, each track is alone: column None
+    and no `group`. Nor is a column used, unless it is asked for, whose groups are the labels: those
+    are no sample of others.
+    """
+    column, values = find_groups(name, rows, group_column)
+    if column is None:
+        return rows, None, 0
+    blocks = _connected(rows, values)
+    n_groups = len(set(blocks))
+    labels = {str(row["label"]) for row in rows}
+    of_one_group = len({(str(row["label"]), b) for row, b in zip(rows, blocks, strict=True)})
+    if n_groups == len({row["track"] or row["id"] for row in rows}) or (
+        group_column is None and of_one_group == len(labels)
+    ):
+        return rows, None, 0
+    _log_groups(name, column, values, "intervals resample groups")
+    first = _group_names(rows, values, blocks)
+    rows = [{**row, "group": str(first[block])} for row, block in zip(rows, blocks, strict=True)]
+    return rows, column, n_groups
+
+
+def _group_names(rows, values, blocks) -> dict[int, str]:
+    """Each block's name: the first value of the column in it, else the track or the row's id."""
+    first: dict[int, str] = {}
+    for row, value, block in zip(rows, values, blocks, strict=True):
+        first.setdefault(block, value or row["track"] or row["id"])
+    return first
 
 
 def find_groups(name, rows, group_column: str | None) -> tuple[str | None, list[str | None]]:
@@ -190,17 +223,20 @@ def find_groups(name, rows, group_column: str | None) -> tuple[str | None, list[
         return None, [None] * len(rows)
     values = [each.get(plain_name(column)) for each in columns]
     values = [None if is_missing(value) else stripped(str(value)) for value in values]
-    if not any(values):
-        return None, values
+    return column if any(values) else None, values
+
+
+def _log_groups(name, column: str, values: list[str | None], use: str) -> None:
+    """Say which column groups the tracks, and what for."""
     alone = values.count(None)
     log.info(
-        "task %s: folds are grouped by the column %r (%s%s)",
+        "task %s: %s by the column %r (%s%s)",
         name,
+        use,
         column,
         number(len(set(values) - {None}), "group"),
         f"; {number(alone, 'row')} without a value: each is a group" if alone else "",
     )
-    return column, values
 
 
 def _connected(rows, values) -> np.ndarray:

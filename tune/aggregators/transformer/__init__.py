@@ -2,6 +2,7 @@
 
 model, recipes, checkpoint                       the model, its settings, loading it
 masking, batches, corpus, pretraining_state      masked-modelling pretraining
+trained_on                                       its tracks, and test tracks among them
 """
 
 from tune.system.lazy import lazy_names

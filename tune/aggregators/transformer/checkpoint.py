@@ -68,6 +68,11 @@ def embedder(model: AggregatorModel, readout: str | None) -> Callable:
 def view_names(config: AggregatorConfig, readout: str | None) -> list[str]:
     """Names of the views that `AggregatorModel.views` gives."""
     readout = readout or config.readout
+    if readout == "gated":
+        from tune.aggregators.registry import COSINES
+
+        cosines = (f"cosine {k}" for k in range(1, COSINES))
+        return ["tokens", *(["cls"] if config.cls_token else []), "states", *cosines]
     if readout != "residual" or config.hidden_size != config.input_size:
         return [readout]
     return ["tokens", *(["whitened"] if config.standardise == "within" else []), "cls"]

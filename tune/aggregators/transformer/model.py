@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import (
     ModernBertConfig,
     ModernBertModel,
@@ -19,7 +20,9 @@ from transformers import (
     RobertaPreLayerNormModel,
 )
 
-READOUTS = ("cls", "mean", "residual")
+from tune.aggregators.registry import COSINES, dct, mean
+
+READOUTS = ("cls", "mean", "residual", "order", "gated")
 STANDARDISE = ("none", "dimension", "within")
 POSITIONS = ("rotary", "learned")
 
@@ -45,8 +48,11 @@ class AggregatorConfig(PreTrainedConfig):
         (each to zero mean and unit variance) or "within" (whitened by what varies within tracks,
         `tune.aggregators.whitening`, and scaled to a mean variance of 1)
     readout : how a track's embedding is taken when nothing else is said: "cls" (the [CLS] state),
-        "mean" (mean of the token states) or "residual" (the [CLS] state beside the plain mean of
-        the tokens)
+        "mean" (mean of the token states), "residual" (the [CLS] state beside the plain mean of the
+        tokens), "order" (the first cosines of the token states over the track,
+        `tune.aggregators.registry.dct`) or "gated" (what of these a probe's labels ask for,
+        `tune.aggregators.view_selection`; without a probe it is "residual", or "mean" without a
+        [CLS])
     encoder, encoder_fingerprint, layer, tokens, seg, hop, min_tail, precision : what the tokens are
     recipe : how it was trained, for people
     """
@@ -241,42 +247,64 @@ class AggregatorModel(PreTrainedModel):
 
         Returns
         -------
-        (B, H), or (B, D + H) for "residual"
+        (B, H), or (B, D + H) for "residual", (B, K H) for "order"
         """
         readout = readout or self.config.readout
+        if readout == "gated":
+            readout = "mean" if self.cls is None else "residual"
         if readout not in READOUTS:
             raise AggregatorError(f"--readout must be one of {', '.join(READOUTS)}, got {readout}")
-        if readout != "mean" and self.cls is None:
+        if readout in ("cls", "residual") and self.cls is None:
             raise AggregatorError(
-                f"this aggregator has no [CLS] token: use --readout mean instead of {readout}"
+                f"this aggregator has no [CLS] token: use --readout mean or order instead of "
+                f"{readout}"
             )
         out = self(tokens, mask)
         if readout == "cls":
             return out.cls
-        weight = mask.unsqueeze(-1).to(out.states.dtype)
+        if readout == "order":
+            return dct(out.states, mask)[0]
         if readout == "mean":
-            return (out.states * weight).sum(1) / weight.sum(1)
-        return torch.cat([(out.tokens * weight).sum(1) / weight.sum(1), out.cls], -1)
+            return mean(out.states, mask)[0]
+        return torch.cat([mean(out.tokens, mask)[0], out.cls], -1)
 
     def views(
         self, tokens: torch.Tensor, mask: torch.Tensor, readout: str | None = None
     ) -> dict[str, torch.Tensor]:
-        """What a probe gets of a track: one view, or for "residual" several of one size to mix.
+        """What a probe gets of a track: one view, or several of one size to mix or choose from.
 
         Returns
         -------
-        {"cls" or "mean": (B, H)}; or for "residual", where H = D, {"tokens", "whitened", "cls"},
-        each (B, D): the tokens' plain mean, the mean of the whitened tokens (of an aggregator that
-        whitens) and the [CLS] state. Where H differs from D, one view as `embed` gives it.
+        {"cls", "mean" or "order": as `embed` gives it}; or for "residual", where H = D, {"tokens",
+        "whitened", "cls"}, each (B, D): the tokens' plain mean, the mean of the whitened tokens (of
+        an aggregator that whitens) and the [CLS] state. Where H differs from D, one view as `embed`
+        gives it. For "gated" {"tokens", "cls" (where there is one), "states", "cosine 1", ...}: the
+        plain mean, [CLS], and the mean and cosines of the states; the smaller are padded with zeros
+        where H differs from D.
         """
         readout = readout or self.config.readout
+        if readout == "gated":
+            return self._gated_views(tokens, mask)
         if readout != "residual" or self.config.hidden_size != self.config.input_size:
             return {readout: self.embed(tokens, mask, readout)}
         whitened, cls = self.embed(tokens, mask, readout).split(self.config.input_size, -1)
-        weight = mask.unsqueeze(-1).to(tokens.dtype)
-        plain = {"tokens": (tokens * weight).sum(1) / weight.sum(1)}
+        plain = {"tokens": mean(tokens, mask)[0]}
         within = self.config.standardise == "within"
         return plain | ({"whitened": whitened} if within else {}) | {"cls": cls}
+
+    def _gated_views(self, tokens, mask) -> dict[str, torch.Tensor]:
+        """The views of "gated", (B, max(D, H)) each; the tokens' mean is that of --agg mean."""
+        out = self(tokens, mask)
+        exact = torch.float32 if tokens.device.type == "mps" else torch.float64
+        cosines = dct(out.states, mask)[0].chunk(COSINES, -1)
+        found = {
+            "tokens": mean(tokens.to(exact), mask)[0],
+            **({} if out.cls is None else {"cls": out.cls}),
+            "states": cosines[0],
+            **{f"cosine {k}": cosines[k] for k in range(1, COSINES)},
+        }
+        width = max(self.config.input_size, self.config.hidden_size)
+        return {k: F.pad(view.to(exact), (0, width - view.shape[-1])) for k, view in found.items()}
 
 
 def _learned(config) -> nn.Module:

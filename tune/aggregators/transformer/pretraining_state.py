@@ -2,6 +2,7 @@
 
     OUT/config.json, model.safetensors     the best epoch's aggregator, in Hugging Face form
     OUT/README.md, history.csv, pretrain.json     when it is finished: model card, curve, facts
+    OUT/trained_on.safetensors             then as well (`trained_on`)
     OUT/state/                             after each epoch, until it is finished
 
 A state appears whole or not at all. It holds Accelerate's files and progress.json, with what the
@@ -30,6 +31,7 @@ OURS = {
     "README.md",
     "history.csv",
     "pretrain.json",
+    "trained_on.safetensors",
     STATE,
     f"{STATE}.before",
     f"{STATE}.tmp",
@@ -45,8 +47,10 @@ INDIFFERENT = {
     "overwrite",
     "report_to",
     "project",
+    "entity",
     "group",
     "tags",
+    "notes",
     "strict",
     "batch_seconds",
     "gradient_checkpointing",

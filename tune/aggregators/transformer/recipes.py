@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # transformers' models take seconds to import
     from tune.aggregators.transformer.model import AggregatorConfig, AggregatorModel
 
 
+ROUNDING = 1e-7  # of float32, relative: a dimension that varies by no more is constant
+
+
 @dataclass(frozen=True)
 class AggregatorRecipe:
     """Settings of one recipe.
@@ -47,8 +50,8 @@ class AggregatorRecipe:
     positions: str = "rotary"
     cls_token: bool = True
     mask_token: str = "learned"
-    standardise: str = "within"
-    readout: str = "residual"
+    standardise: str = "dimension"
+    readout: str = "gated"
     mask_prob: float = 0.3
     span: int = 1
     objective: str = "mse"
@@ -123,8 +126,9 @@ def standardisation(tracks: Iterable[torch.Tensor], how: str) -> tuple:
     """
     (within,) = accumulate((tokens[:, None] for tokens in tracks), WithinTrack)
     if how != "within":
-        deviation = within.covariance().diagonal().sqrt()
-        scale = torch.where(deviation > 1e-12 * (1 + within.mean.abs()), 1 / deviation, 0.0)
+        deviation = within.covariance().diagonal().clamp(min=0).sqrt()
+        varies = deviation > 1e-12 + ROUNDING * within.mean.abs()
+        scale = torch.where(varies, 1 / deviation, 0.0)
         return within.mean, scale
     mean, matrix = within.fit()
     variance = (matrix.T @ within.covariance() @ matrix).diagonal().mean()

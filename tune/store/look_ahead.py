@@ -1,0 +1,180 @@
+"""Tracks that are to be encoded: hashed, looked up, claimed and decoded ahead, in threads.
+
+A file is decoded soon after it was hashed, when the system still holds its bytes: it is read from
+its disk once. What is stored already is never decoded.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+
+from tune.audio import decode as audio
+from tune.audio.decode import AudioError
+from tune.encoders.base import Encoder
+from tune.segments.pick import pick_spans
+from tune.segments.rules import Rule
+from tune.store.store import Collection, Row, Store
+
+SPARE = 2  # tracks decoded ahead, besides one in each thread
+LOOKED_UP = 32  # tracks that a thread looks up at a time
+WAIT_S = 0.5  # between two looks at a track that another process is encoding
+
+
+class Lookup:
+    """A store's rows for one encoder and rule, to be used by several threads: one at a time.
+
+    Parameters
+    ----------
+    store, collection, encoder, rule : see `tune.store.encode.encode_tracks`
+    """
+
+    def __init__(self, store: Store, collection: Collection, encoder: Encoder, rule: Rule):
+        self.store, self.collection, self.rule = store, collection, rule
+        self.sample_rate = encoder.sample_rate
+        self._lock = threading.Lock()
+
+    def __call__(self, path: str) -> tuple:
+        """A file's path, content, (spans, row) or None if not stored, reason why it is unusable."""
+        try:
+            content = self.store.content(path)
+        except AudioError as error:
+            return path, None, None, str(error)
+        if self.collection.older and audio.is_decoded_as_before(path):
+            self._adopt(content)
+        return path, content, self.find(content), None
+
+    def find(self, content: str) -> tuple[list, Row] | None:
+        """A track's spans and row (without its tokens), or None; nothing is decoded for it."""
+        with self._lock:
+            if self.rule.needs_audio:
+                spans = self.store.read_boundaries(content, self._cut_key(), self.sample_rate)
+            else:
+                n_samples = self.collection.length(content)
+                spans = None if n_samples is None else self.rule.spans(n_samples, self.sample_rate)
+            if spans is not None:
+                spans = pick_spans(self.rule, spans, self.sample_rate)
+            row = None if spans is None else self.collection.read(content, spans)
+        return None if row is None else (spans, without_tokens(row))
+
+    def cut(self, content: str, samples: np.ndarray) -> list[tuple[int, int]]:
+        """Cut a decoded track; boundaries that follow from the sound are found once and kept."""
+        if not self.rule.needs_audio:
+            return self.rule.cut(samples, self.sample_rate)
+        key = self._cut_key()
+        with self._lock:
+            spans = self.store.read_boundaries(content, key, self.sample_rate)
+        if spans is None or spans[-1][1] != len(samples):  # another library, another length
+            spans = self.rule.cut(samples, self.sample_rate)
+            with self._lock:
+                self.store.write_boundaries(content, key, self.sample_rate, spans)
+        return spans
+
+    def read(self, content: str, spans) -> Row | None:
+        """A track's row for these segments, without its tokens, or None."""
+        with self._lock:
+            row = self.collection.read(content, spans)
+        return row and without_tokens(row)
+
+    def write(self, content: str, n_samples: int, row: Row) -> None:
+        """Store a track's row."""
+        with self._lock:
+            self.collection.write(content, n_samples, row)
+
+    def _adopt(self, content: str) -> None:
+        """Take over what an older decoder's samples gave, of a file that it decoded alike."""
+        with self._lock:
+            self.collection.adopt(content)
+            if self.rule.needs_audio:
+                rate, cut = self.sample_rate, self._cut_key()
+                spans = self.store.read_boundaries(content, self.rule.key(), rate)
+                if spans is not None and self.store.read_boundaries(content, cut, rate) is None:
+                    self.store.write_boundaries(content, cut, rate, spans)
+
+    def _cut_key(self) -> dict:
+        """What boundaries by the sound depend on."""
+        return {**self.rule.key(), **self.collection.decoding}
+
+
+def without_tokens(row: Row) -> Row:
+    """A row's facts."""
+    return replace(row, tokens=np.empty((0, 0, 0), np.float32))
+
+
+def look_up(paths: Iterable[str], lookup: Lookup, pool: Executor) -> Iterator[tuple]:
+    """Look files up, some ahead of the caller, and yield what `lookup` gives, in their order."""
+    left, running = iter(paths), deque()
+
+    def submit():
+        if some := list(islice(left, LOOKED_UP)):
+            running.append(pool.submit(lambda: [lookup(path) for path in some]))
+
+    submit()
+    submit()
+    while running:
+        found = running.popleft().result()
+        submit()
+        yield from found
+
+
+@dataclass(eq=False)
+class Claimed:
+    """A track that this process is to encode.
+
+    Attributes
+    ----------
+    decoded : a future of what `decode` makes of it
+    lock : to be released when its row is stored
+    """
+
+    path: str
+    content: str
+    decoded: Future
+    lock: object
+
+
+def claimed(
+    found: Iterator[tuple[str, str]], store: Store, decode: Callable, pool: Executor, ahead: int
+) -> Iterator[Claimed | None]:
+    """Claim and decode tracks, and yield those that nobody else is encoding.
+
+    Tracks that are held are put off and waited for at the end. None asks the caller to store and
+    release all that it was given: this process may be the one that holds them.
+
+    Parameters
+    ----------
+    found : (path, content) of each track
+    decode : of path and content; runs in the pool
+    ahead : tracks that are decoded, or being decoded
+    """
+    put_off: deque = deque()
+    window: deque[Claimed] = deque()
+
+    def claim(path, content, timeout_s=0.0):
+        lock = store.claim(content, timeout_s=timeout_s)
+        if lock is None:
+            put_off.append((path, content))
+        else:
+            window.append(Claimed(path, content, pool.submit(decode, path, content), lock))
+
+    try:
+        while True:
+            while len(window) < ahead and (item := next(found, None)):
+                claim(*item)
+            if window:
+                yield window.popleft()
+            elif put_off:
+                yield None
+                claim(*put_off.popleft(), timeout_s=WAIT_S)
+                if window:  # the others may be free as well
+                    found, put_off = iter(put_off), deque()
+            else:
+                return
+    finally:
+        for track in window:
+            track.decoded.cancel()
+            track.lock.release()
