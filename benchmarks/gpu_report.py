@@ -174,8 +174,16 @@ def _where(result):
 
 def _variants(result):
     return "\n".join(
-        f"{name}: " + ", ".join(f"{v} {r['median_s'] * 1e3:.3g} ms" for v, r in rows.items())
+        f"{name}: " + ", ".join(f"{v} {_flight(r)}" for v, r in rows.items())
         for name, rows in result["passes"].items()
+    )
+
+
+def _flight(row: dict) -> str:
+    """Milliseconds one by one and in flight, and the share of the card's matrix rate."""
+    return (
+        f"{row['median_s'] * 1e3:.3g} ms ({row['in_flight_s'] * 1e3:.3g} in flight, "
+        f"{row['in_flight_share_of_matmul']:.0%})"
     )
 
 
@@ -186,22 +194,12 @@ def _compiled(result):
     )
 
 
-def _graphed(result):
-    return "\n".join(
-        f"{name}: "
-        + ", ".join(
-            f"{v} {r['median_s'] * 1e3:.3g} ms ({r['in_flight_s'] * 1e3:.3g} two in flight)"
-            for v, r in rows.items()
-        )
-        for name, rows in result["passes"].items()
-    )
-
-
 def _pipeline(result):
     return "\n".join(
-        f"batches {name}: files to store {each['pipeline']['median_s']:.3g} s, encoder alone "
-        f"{each['encoder_alone']['median_s']:.3g} s, {each['ratio']:.2f}x"
-        for name, each in result["by_batches"].items()
+        f"{precision}, batches {name}: files to store {each['pipeline']['median_s']:.3g} s, "
+        f"encoder alone {each['encoder_alone']['median_s']:.3g} s, {each['ratio']:.2f}x"
+        for precision, report in result.items()
+        for name, each in report["by_batches"].items()
     )
 
 
@@ -236,7 +234,7 @@ SUMMARIES = {
     "small_card": _small,
     "where": _where,
     "variants": _variants,
-    "graphed": _graphed,
+    "graphed": _variants,
     "compiled": _compiled,
     "pipeline": _pipeline,
     "probe": _probe,

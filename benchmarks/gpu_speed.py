@@ -1,5 +1,6 @@
 """Speed on a GPU, and a profile of its time."""
 
+import contextlib
 import statistics
 from collections import deque
 
@@ -174,39 +175,75 @@ def profile(bench: Bench, run) -> dict:
 
 
 def variants(bench: Bench, record) -> None:
-    """The pass without graphs, with cuDNN trying its kernels, with the front end contiguous."""
+    """The pass with graphs, each time with one thing otherwise; waited for and in flight."""
     found = {}
     for p in bench.halves:
         encoder = bench.encoder(bench.large, p)
         rate = common.matmul_rate(bench.device, DTYPES[p])
-        for n in (1, 6):
-            audio = segments(n, bench.seconds(10, 1))
-            with graphs(encoder, None):
-                rows = {"without graphs": measure(bench, encoder, audio, rate)}
-                rows["cuDNN benchmark"] = with_benchmark(bench, encoder, audio, rate)
-                encoder.model.frontend.blocks.to(memory_format=torch.contiguous_format)
-                rows["front end not channels-last"] = measure(bench, encoder, audio, rate)
-                encoder.model.frontend.blocks.to(memory_format=torch.channels_last)
+        for n in (6, 24):
+            audio, rows = segments(n, bench.seconds(10, 1)), {}
+            for name, context in {
+                "as it is": contextlib.nullcontext(),
+                "convolutions not fused": unfused(encoder),
+                "cuDNN benchmark": trying_kernels(),
+                "front end not channels-last": contiguous(encoder),
+            }.items():
+                with context, graphs(encoder, new_graphs(bench)):
+                    rows[name] = measure(bench, encoder, audio, rate)
+                    add_in_flight(rows[name], bench, encoder, audio, rate)
             found[f"{p}, {n} x 10 s"] = rows
-            record(passes=found)
+            fused = all(block.fuses for block in encoder.model.frontend.blocks)
+            record(passes=found, convolutions_are_fused=fused)
+
+
+@contextlib.contextmanager
+def unfused(encoder):
+    """Context in which the front end adds biases and ReLU in passes of their own."""
+    blocks = encoder.model.frontend.blocks
+    kept = [block.fuses for block in blocks]
+    for block in blocks:
+        block.fuses = False
+    try:
+        yield
+    finally:
+        for block, fuses in zip(blocks, kept, strict=True):
+            block.fuses = fuses
+
+
+@contextlib.contextmanager
+def contiguous(encoder):
+    """Context in which the front end's weights aren't channels-last."""
+    blocks = encoder.model.frontend.blocks.to(memory_format=torch.contiguous_format)
+    try:
+        yield
+    finally:
+        blocks.to(memory_format=torch.channels_last)
+
+
+@contextlib.contextmanager
+def trying_kernels():
+    """Context of cuDNN's benchmark mode inside the front end, which sets flags of its own."""
+    flags = torch.backends.cudnn.flags
+    torch.backends.cudnn.flags = lambda **given: flags(**{**given, "benchmark": True})
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.flags = flags
 
 
 def graphed(bench: Bench, record) -> None:
-    """Batches with and without CUDA graphs, waited for one by one and two in flight.
-
-    In a rehearsal a graph is the pass itself: what records and replays is walked all the same.
-    """
+    """Batches with and without CUDA graphs, waited for one by one and two in flight."""
     checks, found = [], {}
     for p in bench.halves:
         encoder = bench.encoder(bench.large, p)
         rate, layers = common.matmul_rate(bench.device, DTYPES[p]), [encoder.n_layers]
         for n in (1, 3, 6, 12, 24)[:: 4 if bench.rehearse else 1]:
             audio, rows = segments(n, bench.seconds(10, 1)), {}
-            used = CudaGraphs((lambda function, batch: function) if bench.rehearse else None)
+            used = new_graphs(bench)
             for name, here in (("without graphs", None), ("CUDA graph", used)):
                 with graphs(encoder, here):
                     rows[name] = measure(bench, encoder, audio, rate)
-                    rows[name]["in_flight_s"] = in_flight(bench, encoder, audio)
+                    add_in_flight(rows[name], bench, encoder, audio, rate)
                     rows[name]["states"] = encoder.embed(audio, layers)
             plain, graph = (row.pop("states")[:, 0] for row in rows.values())
             what = f"{p}, {n} x 10 s"
@@ -216,6 +253,22 @@ def graphed(bench: Bench, record) -> None:
             checks.append(at_least(f"{what}: a graph was recorded", used.works, 1))
             found[what] = rows
             record(passes=found, checks=checks)
+
+
+def new_graphs(bench: Bench) -> CudaGraphs:
+    """CUDA graphs; in a rehearsal a graph is the pass itself."""
+    return CudaGraphs((lambda function, batch: function) if bench.rehearse else None)
+
+
+def add_in_flight(row: dict, bench: Bench, encoder, audio: np.ndarray, rate: float) -> None:
+    """Add to a row of `measure` what batches take when the next is begun before one is waited for.
+
+    So encoding runs: a batch is put together while the one before it is computed.
+    """
+    row["in_flight_s"] = in_flight(bench, encoder, audio)
+    row["in_flight_share_of_matmul"] = (
+        row["flop_per_s"] * row["median_s"] / row["in_flight_s"] / rate
+    )
 
 
 def in_flight(bench: Bench, encoder, audio: np.ndarray, n: int = 8) -> float:
@@ -230,20 +283,6 @@ def in_flight(bench: Bench, encoder, audio: np.ndarray, n: int = 8) -> float:
         pending.pop().result()
 
     return min(common.clock(bench.device, run)[1] for _ in range(3)) / n
-
-
-def with_benchmark(bench, encoder, audio, rate) -> dict:
-    """`measure` with cuDNN's benchmark mode inside the front end, which sets flags of its own."""
-    flags = torch.backends.cudnn.flags
-
-    def trying(**given):
-        return flags(**{**given, "benchmark": True})
-
-    torch.backends.cudnn.flags = trying
-    try:
-        return measure(bench, encoder, audio, rate)
-    finally:
-        torch.backends.cudnn.flags = flags
 
 
 def compiled(bench: Bench, record) -> None:

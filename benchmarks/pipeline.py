@@ -73,10 +73,12 @@ import common
 import numpy as np
 import soundfile
 
+from tune.audio import decode as audio_decode
 from tune.audio.decode import read_audio
+from tune.audio.processes import DecodeProcesses
 from tune.encoders.base import SAMPLE_RATE
 from tune.store.batches import SharedBatches, encode_segments
-from tune.store.encode import encode_tracks, shares_batches
+from tune.store.encode import decode_threads, encode_tracks, shares_batches
 from tune.store.store import Store
 
 
@@ -92,7 +94,8 @@ def main(args):
         paths = [str(folder / f"{i:04d}.ogg") for i in range(args.tracks)]
         write_files(paths, args.duration)
         file_bytes = sum(Path(path).stat().st_size for path in paths)
-        tracks = [read_audio(path, SAMPLE_RATE) for path in paths]
+        with ThreadPoolExecutor() as pool:
+            tracks = list(pool.map(lambda path: read_audio(path, SAMPLE_RATE), paths))
         spans = [rule.cut(samples, SAMPLE_RATE) for samples in tracks]
         encode_segments(tracks[0], spans[0], encoder, layers)  # warm
         kinds = {"track": [False], "shared": [True], "both": [False, True]}
@@ -101,6 +104,10 @@ def main(args):
         def decode():
             for path in paths:
                 read_audio(path, SAMPLE_RATE)
+
+        def decode_together(decoder):
+            with ThreadPoolExecutor(decode_threads(device)) as pool:
+                list(pool.map(lambda path: len(decoder.decode(path, SAMPLE_RATE).samples), paths))
 
         def encode(shared):
             if not shared:
@@ -117,9 +124,15 @@ def main(args):
             collection = store.collection(encoder, layers, None)
             return encode_tracks(paths, encoder, rule, store, collection, share_batches=shared)
 
-        seconds = {"decode": []}
+        seconds = {"decode": [], "decode in threads": [], "decode in processes": []}
         for i in range(args.rounds):
             seconds["decode"].append(common.clock(device, decode)[1])
+            took = common.clock(device, lambda: decode_together(audio_decode))[1]
+            seconds["decode in threads"].append(took)
+            with DecodeProcesses() as processes:
+                decode_together(processes)  # they are started
+                took = common.clock(device, lambda: decode_together(processes))[1]
+            seconds["decode in processes"].append(took)
             for shared in kinds:
                 name = NAMES[shared]
                 took = common.clock(device, lambda shared=shared: encode(shared))[1]
@@ -160,9 +173,15 @@ def main(args):
             **usual,
             "by_batches": found,
             "decode_and_resample_alone": times["decode"],
+            "decode_and_resample_in_threads": times["decode in threads"],
+            "decode_and_resample_in_processes": times["decode in processes"],
         },
     )
-    shown = {"decode": "decode and resample alone"}
+    shown = {
+        "decode": "decode and resample alone",
+        "decode in threads": "the same in threads",
+        "decode in processes": "the same in processes that run already",
+    }
     for shared in kinds:
         name = NAMES[shared]
         shown[f"encoder, {name}"] = f"encoder alone, segments in memory, batches {name}"

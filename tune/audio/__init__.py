@@ -6,6 +6,7 @@
                   Ogg pages (ogg_pages), the chunks of a wav (riff)
     base          the header, what counts as complete, AudioError
     ends, file_bytes                              where the audio ends; bytes with a memory
+    processes     the same in processes, for many files
     downmix       channels to mono
     hashing       hashes of a file's bytes and of its samples
     fingerprint   recordings that sound the same, by their landmarks

@@ -498,6 +498,12 @@ FLAGS = {
         help="full, 10:mean, or a run's name (default: the full track's mean, or that of 10 s "
         "where there is none)",
     ),
+    "root": dict(
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="folder that the tracks' paths are relative to (default: here)",
+    ),
     "margin": dict(
         type=positive_float,
         default=0.02,

@@ -251,15 +251,8 @@ def parse_args(argv: Sequence[str] | None = None):
         metavar="N",
         help="tracks that are looked up (default: 10000)",
     )
-    parser.add_argument(
-        "--root",
-        type=Path,
-        default=Path(),
-        metavar="DIR",
-        help="folder that the tracks' paths are relative to (default: here)",
-    )
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write all values")
-    add_groups(parser, {"comparison": "margin correction"}, {})
+    add_groups(parser, {"": "root", "comparison": "margin correction"})
     return parser.parse_args(argv)
 
 

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from tune.cli.flags import add
 from tune.cli.parser import Parser, positive_int, set_up_logging
 from tune.embeddings.file_formats import Embeddings, read
 from tune.embeddings.groups import find_groups
@@ -143,13 +144,7 @@ def parse_args(argv: Sequence[str] | None = None):
     parser.add_argument(
         "-n", "--number", type=positive_int, metavar="N", help="number of groups (default: by data)"
     )
-    parser.add_argument(
-        "--root",
-        type=Path,
-        default=Path(),
-        metavar="DIR",
-        help="folder that the tracks' paths are relative to (default: here)",
-    )
+    add(parser, "root")
     args = parser.parse_args(argv)
     if args.out.suffix.lower() not in (".html", ".htm"):
         parser.error(f"--out must end in .html, got {args.out}")

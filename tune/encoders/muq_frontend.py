@@ -10,11 +10,16 @@ for rounding.
 """
 
 import copy
+import logging
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from tune.system.memory import is_out_of_memory
+
+log = logging.getLogger(__name__)
 
 SAMPLE_RATE = 24_000
 SPECTRA = 64  # at once on a CPU: half a megabyte
@@ -112,15 +117,43 @@ class FrontEnd(nn.Module):
 
 
 class _Block(nn.Module):
-    """MuQ's Res2dModule with batch normalisation folded into its convolutions."""
+    """MuQ's Res2dModule with batch normalisation folded into its convolutions.
+
+    In half precision on a GPU, cuDNN adds biases, the side branch and ReLU inside its convolutions:
+    as passes of their own they take a sixth of a large GPU's time.
+    """
+
+    fuses = True  # on this machine
 
     def __init__(self, block: nn.Module):
         super().__init__()
         self.first = fuse_conv_bn_eval(block.conv1, block.bn1)
         self.side = fuse_conv_bn_eval(block.conv3, block.bn3)
         self.second = fuse_conv_bn_eval(block.conv2, block.bn2)
+        self.bias = nn.Buffer(self.side.bias + self.second.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, F, T) to (B, C', F / 2, T / stride)."""
+        if self.fuses and x.device.type == "cuda" and x.dtype != torch.float32:
+            try:
+                return self._fused(x)
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                self.fuses = False
+                log.info("cuDNN has no fused convolution here: %s", error)
         main = self.second(F.relu_(self.first(x)))
         return F.relu_(main.add_(self.side(x)))
+
+    def _fused(self, x: torch.Tensor) -> torch.Tensor:
+        """`forward` by cuDNN's convolutions that end in a ReLU."""
+
+        def shape(layer):
+            return layer.stride, layer.padding, layer.dilation, layer.groups
+
+        first, side, second = self.first, self.side, self.second
+        main = torch.cudnn_convolution_relu(x, first.weight, first.bias, *shape(first))
+        added = F.conv2d(x, side.weight, None, *shape(side))
+        return torch.cudnn_convolution_add_relu(
+            main, second.weight, added, 1.0, self.bias, *shape(second)
+        )

@@ -1,7 +1,8 @@
 """From files to rows of the store: hash, decode, cut, encode, write.
 
-While some tracks are encoded the next ones are hashed and decoded in threads and the last ones
-written in another; memory holds a few tracks, whatever the size of the data set. On a CPU a batch
+While some tracks are encoded the next ones are hashed and decoded in threads (of many files, each
+with a process that decodes) and the last ones written in another; memory holds a few tracks,
+whatever the size of the data set. On a CPU a batch
 never holds segments of two tracks, on a GPU it does (`tune.store.batches`); segments of two lengths
 never meet, and nothing is padded.
 """
@@ -14,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from tqdm import tqdm
 
 from tune.audio import decode as audio
 from tune.audio.decode import AudioError, is_silent, read_header
+from tune.audio.processes import DecodeProcesses
 from tune.encoders.base import Encoder, NonFiniteError
 from tune.segments.pick import pick_spans
 from tune.segments.rules import Rule
@@ -38,6 +40,7 @@ from tune.system.memory import peak_memory_bytes, warn_if_low
 log = logging.getLogger(__name__)
 
 DECODE_THREADS = min(8, max(1, (os.cpu_count() or 1) // 2))  # the encoder has the other half
+MANY_FILES = 4  # a thread: decoding them in processes is worth starting these
 UNWRITTEN = 8  # rows that wait to be written
 
 
@@ -101,6 +104,7 @@ def encode_tracks(
     strict: bool = False,
     on_track: Callable[[str], None] = lambda path: None,
     share_batches: bool | None = None,
+    decode_in_processes: bool | None = None,
 ) -> EncodeReport:
     """Make sure that every usable track has its row in the store.
 
@@ -118,6 +122,8 @@ def encode_tracks(
     on_track : called with each path that is done, for progress
     share_batches : bool, optional
         Whether segments of several tracks share batches; None: on a GPU (for tests).
+    decode_in_processes : bool, optional
+        Whether files are decoded in processes; None: when they are many and there are cores for it.
 
     Raises
     ------
@@ -136,7 +142,10 @@ def encode_tracks(
     passes, redone = encoder.passes, encoder.redone
     lookup, done = Lookup(store, collection, encoder, rule), _Done(strict, on_track)
     n_threads = decode_threads(encoder.device)
+    if decode_in_processes is None:
+        decode_in_processes = n_threads > 1 and MANY_FILES * n_threads <= len(paths)
     with (
+        DecodeProcesses() if decode_in_processes else nullcontext(audio) as decoder,
         ThreadPoolExecutor(n_threads, thread_name_prefix="decode") as pool,
         _Writer(lookup, done) as writer,
     ):
@@ -166,7 +175,7 @@ def encode_tracks(
             todo = iter(list(todo))
 
         def decode(path, content):
-            return _decode(path, content, encoder, lookup)
+            return _decode(path, content, encoder, lookup, decoder)
 
         settings = (collection.layers, frame_rate, batch_seconds)
         shared = shares_batches(encoder) if share_batches is None else share_batches
@@ -182,7 +191,7 @@ def encode_tracks(
 def decode_threads(device: torch.device) -> int:
     """Threads that decode: half of the cores beside an encoder on the CPU, all beside a GPU.
 
-    Decoding and resampling release the interpreter's lock. Processes of one machine share it.
+    Processes of one machine share them.
     """
     if device.type != "cuda":
         return DECODE_THREADS
@@ -359,7 +368,7 @@ class _Decoded:
     row: Row | None = None
 
 
-def _decode(path, content, encoder, lookup) -> _Decoded:
+def _decode(path, content, encoder, lookup, decoder) -> _Decoded:
     """Decode and cut a track; raises AudioError when its length doesn't suit the encoder.
 
     Another process may have stored it since it was looked up, the same audio may have come twice,
@@ -369,7 +378,7 @@ def _decode(path, content, encoder, lookup) -> _Decoded:
     if stored is not None:
         return _Decoded(None, stored[0], row=stored[1])
     channels = lookup.collection.key["channels"]
-    sound = audio.decode(path, encoder.sample_rate, channels=channels)
+    sound = decoder.decode(path, encoder.sample_rate, channels=channels)
     samples = sound.samples
     seconds = len(samples) / encoder.sample_rate
     if seconds < encoder.min_seconds:
