@@ -8,7 +8,8 @@ Layout::
 
 A pack never changes. Its rows are on disk before its index is, and its index before the rows' own
 files are deleted, so that a row is always in one place at least. Each row keeps its checksum, and
-the index has one of its own. A look-up is a binary search in memory, whatever the number of rows.
+the index has one of its own. A look-up is one step in a table in memory, whatever the number of
+rows.
 """
 
 import contextlib
@@ -22,8 +23,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,6 +43,7 @@ RECORD = np.dtype(
         ("used", "<f8"),
     ]
 )
+LOADED = np.dtype([*RECORD.descr, ("pack", "<u4")])
 MAGIC = b"TUNEIDX1"
 MAX_ROWS, MAX_BYTES = 4096, 256 << 20  # of one pack: prune deletes whole packs
 MAX_OPEN = 256
@@ -60,8 +62,7 @@ def try_again(read: Callable, times: int = 3, wait_s: float = 0.1):
     raise AssertionError("unreachable")
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where a packed row is.
 
     Attributes
@@ -87,18 +88,45 @@ class Place:
         return f"{self.content}-{self.cut}"
 
 
-@dataclass(frozen=True)
 class _Index:
-    """The records of all packs, sorted by the first 8 bytes of their content."""
+    """The records of all packs, sorted by content, and a table of where each content's begin.
 
-    names: list[str]
-    records: np.ndarray
-    of: np.ndarray  # each record's pack
-    first: np.ndarray
+    The table is split by the first bits of the content, so that about one record is in each part:
+    contents are digests, hence evenly spread.
 
-    def place(self, at: int) -> Place:
-        content, cut, *numbers = self.records[at].item()
-        return Place(self.names[self.of[at]], content.hex(), cut.hex(), *numbers)
+    Parameters
+    ----------
+    names : the packs
+    parts : the records of each
+    """
+
+    def __init__(self, names: list[str], parts: list[np.ndarray]):
+        self.names = names
+        records = np.empty(sum(map(len, parts)), LOADED)
+        raw = records.view(np.uint8).reshape(len(records), LOADED.itemsize)
+        if parts:
+            raw[:, : RECORD.itemsize] = np.concatenate([_bytes_of(part) for part in parts])
+        records["pack"] = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        first = np.ascontiguousarray(raw[:, :8]).view(">u8").ravel().astype(np.uint64)
+        order = np.argsort(first, kind="stable")
+        self.records = records[order]
+        bits = max(1, len(records).bit_length())
+        self.shift = 64 - bits
+        begins = (first[order] >> np.uint64(self.shift)).astype(np.int64)
+        self.starts = memoryview(np.searchsorted(begins, np.arange((1 << bits) + 1)))
+
+    def find(self, content: bytes) -> Iterator[Place]:
+        """The places of a track's rows."""
+        part = int.from_bytes(content[:8], "big") >> self.shift
+        for at in range(self.starts[part], self.starts[part + 1]):
+            record = self.records[at].item()
+            if record[0] == content:
+                yield self.place(record)
+
+    def place(self, record: tuple) -> Place:
+        """The place that a record says."""
+        content, cut, *numbers, pack = record
+        return Place(self.names[pack], content.hex(), cut.hex(), *numbers)
 
 
 class Packs:
@@ -116,7 +144,7 @@ class Packs:
         self._gone_here: set[str] = set()  # also where the store is read only
         self._listed: set[str] | None = None
         self._refused: set[str] = set()
-        self._index = _Index([], np.empty(0, RECORD), np.empty(0, np.int64), np.empty(0, np.uint64))
+        self._index = _Index([], [])
         self._files: dict[str, _Open] = {}
 
     def __reduce__(self):
@@ -148,12 +176,7 @@ class Packs:
         for name in names:
             records = self._read_index(self.folder / f"{name}.index")
             parts.append(np.empty(0, RECORD) if records is None else records)
-        records = np.concatenate([*parts, np.empty(0, RECORD)])
-        of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        raw = np.ascontiguousarray(records).view(np.uint8).reshape(len(records), RECORD.itemsize)
-        first = np.ascontiguousarray(raw[:, :8]).view(">u8").ravel().astype(np.uint64)
-        order = np.argsort(first, kind="stable")
-        self._index = _Index(names, records[order], of[order], first[order])
+        self._index = _Index(names, parts)
         for name in self._files.keys() - set(names):
             self._files.pop(name, None)
 
@@ -182,22 +205,18 @@ class Packs:
             return []
         if len(key) != 32:
             return []
-        value = np.uint64(int.from_bytes(key[:8], "big"))
-        index, found = self._index, []  # another thread may load a new one meanwhile
-        at = int(index.first.searchsorted(value))
-        while at < len(index.first) and index.first[at] == value:
-            place = index.place(at)
-            if place.content == content and cut in (None, place.cut) and not self._is_gone(place):
-                found.append(place)
-            at += 1
-        return found
+        return [
+            place
+            for place in self._index.find(key)
+            if cut in (None, place.cut) and not self._is_gone(place)
+        ]
 
     def places(self) -> Iterator[Place]:
         """All rows, sorted by content."""
         self.refresh()
-        index = self._index
-        for at in range(len(index.records)):
-            place = index.place(at)
+        index = self._index  # another thread may load a new one meanwhile
+        for record in index.records:
+            place = index.place(record.item())
             if not self._is_gone(place):
                 yield place
 
@@ -333,6 +352,11 @@ def parse(data: bytes) -> tuple[np.ndarray, dict]:
         raise ValueError("header and size differ")
     tokens = np.frombuffer(data, "<f4", offset=8 + n_header).reshape(tensor["shape"]).copy()
     return tokens, header["__metadata__"]
+
+
+def _bytes_of(records: np.ndarray) -> np.ndarray:
+    """Records as rows of bytes, (n, bytes of a record)."""
+    return np.ascontiguousarray(records).view(np.uint8).reshape(len(records), RECORD.itemsize)
 
 
 def _scan(path: Path) -> np.ndarray | None:
