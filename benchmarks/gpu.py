@@ -51,7 +51,7 @@ STEPS = [
     Step("shared", "gpu_correct", 40),
     Step("rates", "gpu_speed", 30),
     Step("graphed", "gpu_speed", 50),
-    Step("pipeline", "gpu_scripts", 100),
+    Step("pipeline", "gpu_scripts", 120),
     Step("sizes", "gpu_speed", 60),
     Step("study", "gpu_speed", 60),
     Step("small_card", "gpu_memory", 70, fresh=True),

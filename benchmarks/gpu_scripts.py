@@ -25,13 +25,17 @@ WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def pipeline(bench: Bench, record) -> None:
-    """100 files of 30 s from disk to rows, against the encoder alone on the same segments.
+    """Files of 30 s from disk to rows, against the encoder alone on the same segments.
 
     In half precision in batches within a track and in batches that tracks share, then in float32,
     which a large card computes about as fast as a small one computes half precision.
     """
-    n, duration = (4, 3) if bench.rehearse else (100, 30)
-    for name, precision, batches in (("half", bench.halves[-1], "both"), ("float32", "no", "auto")):
+    duration = bench.seconds(30, 3)
+    for name, precision, batches, n in (
+        ("half", bench.halves[-1], "both", 100),
+        ("float32", "no", "auto", 50),
+    ):
+        n = 4 if bench.rehearse else n
         given = ["--encoder", bench.large, "--device", bench.device.type, "--rounds", 2]
         given += ["--tracks", n, "--duration", duration, "--batches", batches]
         record(**{name: run_benchmark("pipeline", *given, "--precision", precision)})

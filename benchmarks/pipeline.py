@@ -73,7 +73,6 @@ import common
 import numpy as np
 import soundfile
 
-from tune.audio import decode as audio_decode
 from tune.audio.decode import read_audio
 from tune.audio.processes import DecodeProcesses
 from tune.encoders.base import SAMPLE_RATE
@@ -94,8 +93,8 @@ def main(args):
         paths = [str(folder / f"{i:04d}.ogg") for i in range(args.tracks)]
         write_files(paths, args.duration)
         file_bytes = sum(Path(path).stat().st_size for path in paths)
-        with ThreadPoolExecutor() as pool:
-            tracks = list(pool.map(lambda path: read_audio(path, SAMPLE_RATE), paths))
+        with DecodeProcesses() as processes:
+            tracks = decode_together(paths, processes, device)
         spans = [rule.cut(samples, SAMPLE_RATE) for samples in tracks]
         encode_segments(tracks[0], spans[0], encoder, layers)  # warm
         kinds = {"track": [False], "shared": [True], "both": [False, True]}
@@ -104,10 +103,6 @@ def main(args):
         def decode():
             for path in paths:
                 read_audio(path, SAMPLE_RATE)
-
-        def decode_together(decoder):
-            with ThreadPoolExecutor(decode_threads(device)) as pool:
-                list(pool.map(lambda path: len(decoder.decode(path, SAMPLE_RATE).samples), paths))
 
         def encode(shared):
             if not shared:
@@ -124,14 +119,12 @@ def main(args):
             collection = store.collection(encoder, layers, None)
             return encode_tracks(paths, encoder, rule, store, collection, share_batches=shared)
 
-        seconds = {"decode": [], "decode in threads": [], "decode in processes": []}
+        seconds = {"decode": [], "decode in processes": []}
         for i in range(args.rounds):
             seconds["decode"].append(common.clock(device, decode)[1])
-            took = common.clock(device, lambda: decode_together(audio_decode))[1]
-            seconds["decode in threads"].append(took)
             with DecodeProcesses() as processes:
-                decode_together(processes)  # they are started
-                took = common.clock(device, lambda: decode_together(processes))[1]
+                decode_together(paths, processes, device)  # they are started
+                took = common.clock(device, lambda: decode_together(paths, processes, device))[1]
             seconds["decode in processes"].append(took)
             for shared in kinds:
                 name = NAMES[shared]
@@ -173,13 +166,11 @@ def main(args):
             **usual,
             "by_batches": found,
             "decode_and_resample_alone": times["decode"],
-            "decode_and_resample_in_threads": times["decode in threads"],
             "decode_and_resample_in_processes": times["decode in processes"],
         },
     )
     shown = {
         "decode": "decode and resample alone",
-        "decode in threads": "the same in threads",
         "decode in processes": "the same in processes that run already",
     }
     for shared in kinds:
@@ -202,6 +193,12 @@ def main(args):
             str(path),
         ],
     )
+
+
+def decode_together(paths: list[str], processes: DecodeProcesses, device) -> list[np.ndarray]:
+    """Decode files as the pipeline does where they are many: each thread with its process."""
+    with ThreadPoolExecutor(decode_threads(device)) as pool:
+        return list(pool.map(lambda path: processes.decode(path, SAMPLE_RATE).samples, paths))
 
 
 def write_files(paths: list[str], duration_s: float) -> None:

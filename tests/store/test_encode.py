@@ -4,6 +4,7 @@ import os
 import threading
 import time
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -269,6 +270,36 @@ def test_several_decode_threads_give_the_same_rows_in_the_same_order(
         assert rows[path].tokens.tobytes() == expected[path].tokens.tobytes()
 
 
+def test_decoding_in_processes_changes_no_row_and_no_reason(files, nano, tmp_path, monkeypatch):
+    """The same rows, reports and reasons, where a file is damaged and one is missing."""
+    damaged, missing = tmp_path / "damaged.wav", str(tmp_path / "missing.wav")
+    damaged.write_bytes(Path(files[0]).read_bytes()[:2000])
+    paths = [*files, str(damaged), missing]
+    monkeypatch.setattr(encoding, "DECODE_THREADS", 2)
+    here, expected = encode(paths, nano, tmp_path / "a", decode_in_processes=False)
+    there, rows = encode(paths, nano, tmp_path / "b", decode_in_processes=True)
+    assert there.rows == here.rows
+    assert len(rows) == len(files)
+    assert there.skipped == here.skipped
+    assert len(here.skipped) == 2
+    for path in files:
+        assert rows[path].tokens.tobytes() == expected[path].tokens.tobytes()
+        assert rows[path].notes == expected[path].notes
+
+
+def test_many_files_are_decoded_in_processes_where_there_are_cores(
+    files, nano, tmp_path, monkeypatch
+):
+    def refuse(*args, **kwargs):
+        raise AssertionError("decoded in this process")
+
+    monkeypatch.setattr(encoding.audio, "decode", refuse)
+    monkeypatch.setattr(encoding, "DECODE_THREADS", 2)
+    monkeypatch.setattr(encoding, "MANY_FILES", 1)
+    report, _ = encode(files, nano, tmp_path / "s")
+    assert report.encoded_tracks == len(files)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_window_bounds_the_decoded_tracks_in_memory(tmp_path, monkeypatch, decodings, threads):
     paths = [str(tmp_path / f"{i:02d}.wav") for i in range(14)]
@@ -287,7 +318,7 @@ def test_the_window_bounds_the_decoded_tracks_in_memory(tmp_path, monkeypatch, d
 
     monkeypatch.setattr(mel, "embed", slow_embed)
     monkeypatch.setattr(encoding, "DECODE_THREADS", threads)
-    report, _ = encode(paths, mel, tmp_path / "s", layers=[0])
+    report, _ = encode(paths, mel, tmp_path / "s", layers=[0], decode_in_processes=False)
     assert report.encoded_tracks == len(paths)
     assert ahead[0] == threads + 2
     # The window, and the track just encoded until the next one takes its place.
