@@ -58,6 +58,7 @@ def test_every_flag_named_exists():
         "tasks",
         "runs card",
         "store",
+        "store encode",
         "demo",
         "comparison attention",
     )

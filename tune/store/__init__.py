@@ -10,7 +10,7 @@ packs         many rows in one file, and the index that finds them
 prune         list, pack and delete rows
 stale_files   removes temporary files of killed writers
 to_dataset    the rows as a datasets.Dataset
-command       python -m tune.store list | size | pack | prune
+command       python -m tune.store list | size | pack | prune (encode: tune.tasks.encode_shard)
 """
 
 from tune.system.lazy import lazy_names
