@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tune.audio.decode import AudioError, check_file
+from tune.system.files import add_group_permissions
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ class HashCache:
                 os.write(descriptor, b"\n" + stamp + b" " + rest + b"\n")
             finally:
                 os.close(descriptor)
+            add_group_permissions(self.path)
         except OSError as error:
             log.debug("hash cache %s: %s", self.path, error)
 

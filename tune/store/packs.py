@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tune.store.stale_files import STALE_S
-from tune.system.files import atomic_write
+from tune.system.files import add_group_permissions, atomic_write, make_group_folder
 
 log = logging.getLogger(__name__)
 
@@ -258,6 +258,7 @@ class Packs:
         self._gone_here.add(name)
         try:
             (self.folder / f"{name}.gone").touch()
+            add_group_permissions(self.folder / f"{name}.gone")
         except OSError as error:
             log.warning("%s in %s can't be deleted: %s", place.key, self.folder, error.strerror)
 
@@ -277,11 +278,19 @@ class Packs:
             offset += len(data)
         body = records.tobytes()
         index = MAGIC + body + hashlib.blake2b(body, digest_size=16).digest()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(self.rows_file(name), lambda aside: _write(aside, (row[-1] for row in rows)))
+        make_group_folder(self.folder)
+        atomic_write(
+            self.rows_file(name),
+            lambda aside: _write(aside, (row[-1] for row in rows)),
+            share_with_group=True,
+        )
         _flush_folder(self.folder)  # the rows are there before the index names them
         try:
-            atomic_write(self.folder / f"{name}.index", lambda aside: aside.write_bytes(index))
+            atomic_write(
+                self.folder / f"{name}.index",
+                lambda aside: aside.write_bytes(index),
+                share_with_group=True,
+            )
         except OSError:
             self.rows_file(name).unlink(missing_ok=True)
             raise

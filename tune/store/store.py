@@ -17,7 +17,8 @@ row is found by its spans without decoding.
 
 Files are written atomically and have a checksum. Readers need no lock. A lock only keeps two agents
 from encoding the same track twice; it ends with its process. Temporary files of killed writers are
-removed a day later. Nothing is ever unpickled.
+removed a day later. Nothing is ever unpickled. Files and folders have the group permissions of the
+store's own folder.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +41,14 @@ from tune.audio.hashing import HashCache
 from tune.segments.pick import PickedSpans, pick_row
 from tune.store.packs import MAX_BYTES, MAX_ROWS, Packs, Place, cut_digest, parse, try_again
 from tune.store.stale_files import remove_stale_files_daily
-from tune.system.files import atomic_write, atomic_write_text, cache_folder, save_tensors, slug
+from tune.system.files import (
+    atomic_write,
+    atomic_write_text,
+    cache_folder,
+    make_group_folder,
+    save_tensors,
+    slug,
+)
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +180,8 @@ class Store:
     def __init__(self, root: str | Path):
         self.root = Path(root)
         try:
-            (self.root / "locks").mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(parents=True, exist_ok=True)
+            make_group_folder(self.root / "locks")
         except OSError as error:
             raise ValueError(f"the store {self.root} can't be created: {error.strerror}") from error
         self._hashes = HashCache(self.root / "hashes.txt")
@@ -254,10 +264,10 @@ class Store:
     ) -> None:
         """Store a track's boundaries by structure, atomically."""
         path, key = self._boundaries(content, rule, sample_rate)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_group_folder(path.parent)
         spans = [list(map(int, span)) for span in spans]
         text = json.dumps({**key, "spans": spans, "checksum": _digest([content, key, spans])})
-        atomic_write_text(path, text)
+        atomic_write_text(path, text, share_with_group=True)
 
     def _boundaries(self, content, rule, sample_rate) -> tuple[Path, dict]:
         """The file of a track's boundaries, and their key."""
@@ -277,8 +287,8 @@ class Store:
             tracks each, one track in 500 is put off.
         """
         folder = self.root / "locks" / content[:2]
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f"{content[2:4]}.lock")
+        make_group_folder(folder)
+        lock = _lock(folder / f"{content[2:4]}.lock")
         try:
             lock.acquire(timeout=timeout_s)
         except Timeout:
@@ -323,7 +333,7 @@ class Collection:
             for path in (self.older / folder.name / content[:2]).glob(f"{content}-*.safetensors"):
                 mine = folder / content[:2] / path.name
                 if not mine.exists():
-                    mine.parent.mkdir(parents=True, exist_ok=True)
+                    make_group_folder(mine.parent)
                     layers = self.layers if folder == self.folder else None
                     self._describe(folder, layers, self.older / folder.name)
                     with contextlib.suppress(FileExistsError, FileNotFoundError):
@@ -333,10 +343,14 @@ class Collection:
                 mine = folder / content[:2] / f"{place.key}.safetensors"
                 if not mine.exists() and not self._of(folder).find(content, place.cut):
                     data = packs.read(place)
-                    mine.parent.mkdir(parents=True, exist_ok=True)
+                    make_group_folder(mine.parent)
                     layers = self.layers if folder == self.folder else None
                     self._describe(folder, layers, self.older / folder.name)
-                    atomic_write(mine, lambda aside, data=data: aside.write_bytes(data))
+                    atomic_write(
+                        mine,
+                        lambda aside, data=data: aside.write_bytes(data),
+                        share_with_group=True,
+                    )
 
     def _of(self, folder: Path) -> Packs:
         """The packs of this folder."""
@@ -351,7 +365,7 @@ class Collection:
             layers = json.loads((older / "collection.json").read_text(encoding="utf-8"))["layers"]
         window = {} if self.window_s is None else {"window_s": self.window_s}
         text = json.dumps({**self.key, "layers": layers, **window}, indent=2)
-        atomic_write_text(description, text)
+        atomic_write_text(description, text, share_with_group=True)
 
     def length(self, content: str) -> int | None:
         """Samples of a track that has any row here, at the encoder's rate; None if unknown."""
@@ -447,7 +461,7 @@ class Collection:
         if not np.isfinite(row.tokens).all():
             raise ValueError(f"non-finite embeddings for {content}")
         path = self._path(self.folder, content, row.spans)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_group_folder(path.parent)
         self._describe(self.folder, self.layers)
         tokens = np.ascontiguousarray(row.tokens, np.float32)
         info = {
@@ -466,7 +480,9 @@ class Collection:
             "info": text,
             "n_samples_checksum": _digest([content, int(n_samples)]),
         }
-        atomic_write(path, lambda aside: save_tensors({"tokens": tokens}, aside, meta))
+        atomic_write(
+            path, lambda aside: save_tensors({"tokens": tokens}, aside, meta), share_with_group=True
+        )
         for place in self.packs.find(content, cut_digest(row.spans)):  # replaced by the new one
             self.packs.delete(place)
 
@@ -484,9 +500,8 @@ class Collection:
         files = list(self.folder.glob("??/*.safetensors"))
         if not files:
             return 0
-        lock = FileLock(
-            self.root / "locks" / f"pack-{_digest(str(self.folder.relative_to(self.root)))}.lock"
-        )
+        name = f"pack-{_digest(str(self.folder.relative_to(self.root)))}.lock"
+        lock = _lock(self.root / "locks" / name)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -653,6 +668,12 @@ def _checked(
     return tokens, info
 
 
+def _lock(path: Path) -> FileLock:
+    """A lock, whose file the group may open where it may write to the folder."""
+    shared = path.parent.stat().st_mode & stat.S_IWGRP
+    return FileLock(path, mode=0o664) if shared else FileLock(path)
+
+
 def _link(path: Path, target: Path) -> None:
     """Give a file a second name; a copy where the file system has no such thing."""
     try:
@@ -660,7 +681,7 @@ def _link(path: Path, target: Path) -> None:
     except FileExistsError:
         raise
     except OSError:
-        atomic_write(target, lambda aside: shutil.copyfile(path, aside))
+        atomic_write(target, lambda aside: shutil.copyfile(path, aside), share_with_group=True)
 
 
 def _remove(path: Path) -> None:
