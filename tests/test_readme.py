@@ -50,6 +50,7 @@ def test_every_flag_named_exists():
         "compare.py",
         "benchmarks/study_loop.py",
         "tools/licences.py",
+        "examples/ray_encode.py",
     )
     commands = (
         "sweep",
@@ -68,6 +69,7 @@ def test_every_flag_named_exists():
     known = "".join(run(*call, "--help", cwd=ROOT).stdout for call in calls)
     others = {
         "--multi_gpu",
+        "--array",  # sbatch
         "--quiet",
         "--no",  # pip install --no-deps
         "--cpu",

@@ -147,7 +147,9 @@ def test_a_tasks_rows_are_those_that_train_probe_reads(tmp_path):
     store = tmp_path / "store"
     done = encode(folder, "--encoder", "mel", "--seg", "1", "--store", store, cwd=tmp_path)
     assert counts(done.stdout) == [(0, 4, 0)]
-    args = encode_shard.parse_args([str(folder), "--encoder", "mel", "--seg", "1"])
+    args = encode_shard.read(
+        encode_shard.make_parser(), [str(folder), "--encoder", "mel", "--seg", "1"]
+    )
     assert encode_shard.is_task(args.music)
     extractor = Extractor("mel", args.rules, store=store)
     paths = encode_shard.find_paths(args)

@@ -55,9 +55,9 @@ CHANGES = {
 }
 
 
-def parse_args(argv: Sequence[str] | None = None):
-    """Read the command line."""
-    parser = Parser(prog="python -m tune.store encode", description=__doc__)
+def make_parser(prog: str = "python -m tune.store encode", about: str = __doc__) -> Parser:
+    """A parser of the tracks and the strategy, for `read`."""
+    parser = Parser(prog=prog, description=about)
     parser.add_argument(
         "music",
         nargs="+",
@@ -68,6 +68,11 @@ def parse_args(argv: Sequence[str] | None = None):
     )
     add_groups(parser, GROUPS, CHANGES)
     parser.with_config()
+    return parser
+
+
+def read(parser: Parser, argv: Sequence[str] | None = None):
+    """Read the command line; `rules` are the segment rules."""
     args = parser.parse_args(argv)
     if not args.seg:
         parser.error("--seg needs a value: seconds, full or structure")
@@ -155,39 +160,46 @@ def summary(rule: str, shard, n_tracks: int, n_all: int, report) -> str:
     )
 
 
+def load_extractor(args, device):
+    """The encoder with its rules, layers and store."""
+    from tune.encoders.base import launched_precision
+    from tune.store.extractor import Extractor
+
+    task = args.music[0] if is_task(args.music) else ""
+    return Extractor(
+        args.encoder or default_encoder(task),
+        args.rules,
+        args.layer or default_layer(task),
+        frame_rate=args.frame_rate if args.tokens == "frame" else None,
+        device=device,
+        precision=launched_precision(args.mixed_precision),
+        memory_budget=args.memory_budget,
+        batch_seconds=args.batch_seconds,
+        channels=args.channels,
+        store=args.store,
+        compile=args.compile,
+        trust_remote_code=args.trust_remote_code,
+        revision=args.revision,
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    args = read_arguments(lambda: parse_args(argv))
+    args = read_arguments(lambda: read(make_parser(), argv))
     from datetime import timedelta
 
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
     from tune.audio.find_files import find_shard
-    from tune.encoders.base import launched_precision
-    from tune.store.extractor import Extractor
 
+    # A process that has done its share waits for the others, however long they take.
     patient = InitProcessGroupKwargs(timeout=timedelta(days=30))
     accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[patient])
     set_up_logging(accelerator.is_main_process)
-    name = args.music[0] if is_task(args.music) else ""
     with accelerator.main_process_first():  # only one process downloads or composes
         paths = find_paths(args)
-        extractor = Extractor(
-            args.encoder or default_encoder(name),
-            args.rules,
-            args.layer or default_layer(name),
-            frame_rate=args.frame_rate if args.tokens == "frame" else None,
-            device=accelerator.device,
-            precision=launched_precision(args.mixed_precision),
-            memory_budget=args.memory_budget,
-            batch_seconds=args.batch_seconds,
-            channels=args.channels,
-            store=args.store,
-            compile=args.compile,
-            trust_remote_code=args.trust_remote_code,
-            revision=args.revision,
-        )
+        extractor = load_extractor(args, accelerator.device)
     mine = find_shard(paths, args.shard)
     reports = extractor.encode(mine, accelerator, strict=args.strict)
     for rule, report in zip(args.rules, reports, strict=True):
