@@ -65,7 +65,7 @@ class HashCache:
         self._lock = threading.Lock()  # of what is known, and of appending
         self._folders: dict[str, str] = {}
 
-    def get(self, path: Path) -> str:
+    def get(self, path: str | Path) -> str:
         """Hash of a file, from the cache when the file hasn't changed since."""
         try:
             before = os.lstat(path)
@@ -89,9 +89,9 @@ class HashCache:
                 self._remember(stamp, digest.encode())
         return digest
 
-    def _real(self, path: Path) -> str:
+    def _real(self, path: str | Path) -> str:
         """The path without links, of a file that is none; each folder is resolved once."""
-        folder, name = os.path.split(os.path.abspath(path))
+        folder, name = os.path.split(path if os.path.isabs(path) else os.path.abspath(path))
         if (real := self._folders.get(folder)) is None:
             real = self._folders[folder] = os.path.realpath(folder)
         return os.path.join(real, name)

@@ -354,7 +354,7 @@ def parse(data: bytes) -> tuple[np.ndarray, dict]:
     n_header = int.from_bytes(data[:8], "little")
     if not 2 <= n_header <= len(data) - 8:
         raise ValueError("no header")
-    header = json.loads(data[8 : 8 + n_header])
+    header = json.loads(data[8 : 8 + n_header].decode())
     tensor = header["tokens"]
     start, end = tensor["data_offsets"]
     if tensor["dtype"] != "F32" or start != 0 or end != len(data) - 8 - n_header:

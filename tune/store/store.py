@@ -195,7 +195,7 @@ class Store:
         tune.audio.AudioError
             When the file is missing, empty, not a regular file or unreadable.
         """
-        return self._hashes.get(Path(path))
+        return self._hashes.get(path)
 
     def collection(
         self, encoder, layers: Sequence[int], frame_rate: float | None, channels: str = "mix"
