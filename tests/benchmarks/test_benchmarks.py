@@ -270,4 +270,4 @@ def test_store_finds_every_row_in_both_layouts(tmp_path):
         "20": {"packs", "files"},
     }
     assert set(report["growth"]) == {"length", "row"}
-    assert report["second_run"]["packs"]["median_us"] > 0
+    assert report["second_run"]["packs"]["processor"]["median_us"] > 0

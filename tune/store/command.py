@@ -59,7 +59,9 @@ def _print_collections(items: list[dict], title: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: list, size, pack and prune."""
     parser = Parser(
-        prog="python -m tune.store", description="List, size, pack and prune the embedding store."
+        prog="python -m tune.store",
+        description="List, size, pack and prune the embedding store. To fill it without training "
+        "anything: python -m tune.store encode --help",
     )
     parser.add_argument(
         "verb",
