@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line: list, size, pack and prune."""
     parser = Parser(
         prog="python -m tune.store",
-        description="List, size, pack and prune the embedding store. To fill it without training "
+        description="List, size, pack and prune the embedding store. To fill it without training\n"
         "anything: python -m tune.store encode --help",
     )
     parser.add_argument(
