@@ -50,7 +50,8 @@ GROUPS = {
     "probe": "protocol probe seeds epochs patience batch_size lr",
     "details of the protocol": "standardise target_scale plateau_patience plateau_factor "
     "accumulation val_unit tie_break test_weights averaged",
-    "machine": "mixed_precision batch_seconds memory_budget compile store cache_dir",
+    "machine": "mixed_precision probe_precision batch_seconds memory_budget compile store "
+    "cache_dir",
     "output": "output_dir report_to project entity group name tags notes overwrite",
 }
 MIXED = ", ".join(name for name, row in TASKS.items() if row.layer == "mix")
@@ -404,6 +405,7 @@ def probe(args, accelerator, tracker, extractor, task, aggregator, reports, hist
         scale_inputs=args.standardise != "none",
         scale_targets=args.target_scale == "standardised",
         in_place=True,
+        dtype=getattr(torch, args.probe_precision),
     )
     started = time.perf_counter()
     if args.probe in CLOSED_FORM:

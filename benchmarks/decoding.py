@@ -3,12 +3,12 @@
     python benchmarks/decoding.py
     python benchmarks/decoding.py --duration 10 --rounds 2
 
-Each kind (wav, flac, mp3, ogg, opus, m4a; 44.1 kHz stereo, opus 48 kHz) is read by `read_audio` at
-its own rate and at 24 kHz, and by libsndfile where it can: `soundfile.read` alone (both channels),
-and with NumPy's mean over them, which is what `read_audio` gives. The sides run in turn in every
-round, in one thread, timed by that thread's processor time, so that other programs hardly count.
-Speeds are seconds of audio a second; a ratio above 1 means that `read_audio` is faster. Writes best
-times and ratios as JSON.
+Each kind (wav of 16 bits, of 24 bits and of floats, flac, mp3, ogg, opus, m4a; 44.1 kHz stereo,
+opus 48 kHz) is read by `read_audio` at its own rate and at 24 kHz, and by libsndfile where it can:
+`soundfile.read` alone (both channels), and with NumPy's mean over them, which is what `read_audio`
+gives. The sides run in turn in every round, in one thread, timed by that thread's processor time,
+so that other programs hardly count. Speeds are seconds of audio a second; a ratio above 1 means
+that `read_audio` is faster. Writes best times and ratios as JSON.
 """
 
 # ruff: noqa: E402 - the arguments are read before the heavy imports, so that mistakes answer fast
@@ -19,13 +19,15 @@ from tune.cli.parser import Parser, positive_float, positive_int, read_arguments
 
 NAME = "decoding"
 RATE, OPUS_RATE = 44_100, 48_000  # Hz
-KINDS = {  # ending -> container, codec of FFmpeg or None: libsndfile writes it
-    "wav": ("WAV", None),
-    "flac": ("FLAC", None),
-    "mp3": ("mp3", "libmp3lame"),
-    "ogg": ("OGG", None),
-    "opus": ("ogg", "libopus"),
-    "m4a": ("ipod", "aac"),
+KINDS = {  # kind -> ending, container, encoding of libsndfile or codec of FFmpeg
+    "wav": ("wav", "WAV", "PCM_16"),
+    "wav, 24 bits": ("wav", "WAV", "PCM_24"),
+    "wav, floats": ("wav", "WAV", "FLOAT"),
+    "flac": ("flac", "FLAC", "PCM_16"),
+    "mp3": ("mp3", "mp3", "libmp3lame"),
+    "ogg": ("ogg", "OGG", "VORBIS"),
+    "opus": ("opus", "ogg", "libopus"),
+    "m4a": ("m4a", "ipod", "aac"),
 }
 
 
@@ -74,19 +76,19 @@ def main(args):
     device = common.choose_device(args)
     kinds = {}
     with tempfile.TemporaryDirectory() as name:
-        for ending, (container, codec) in KINDS.items():
+        for kind, (ending, container, codec) in KINDS.items():
             path = str(Path(name) / f"music.{ending}")
-            rate = OPUS_RATE if ending == "opus" else RATE
+            rate = OPUS_RATE if kind == "opus" else RATE
             write_file(path, container, codec, rate, args.duration)
-            kinds[ending] = measure(path, rate, args.rounds)
-            print(f"{ending} done", file=sys.stderr)
+            kinds[kind] = measure(path, rate, args.rounds)
+            print(f"{kind} done", file=sys.stderr)
     speeds = {
-        ending: {way: args.duration / seconds for way, seconds in times.items()}
-        for ending, times in kinds.items()
+        kind: {way: args.duration / seconds for way, seconds in times.items()}
+        for kind, times in kinds.items()
     }
     ratios = {
-        ending: {way: times[way] / times["own_rate"] for way in ("libsndfile", "libsndfile_mono")}
-        for ending, times in kinds.items()
+        kind: {way: times[way] / times["own_rate"] for way in ("libsndfile", "libsndfile_mono")}
+        for kind, times in kinds.items()
         if "libsndfile" in times
     }
     path = common.write_report(
@@ -115,20 +117,20 @@ def main(args):
         ),
         [
             (
-                ending,
+                kind,
                 f"{speed['own_rate']:,.0f} x",
                 f"{speed['target_rate']:,.0f} x",
                 *(
                     text
                     for way in ("libsndfile", "libsndfile_mono")
                     for text in (
-                        (f"{speed[way]:,.0f} x", f"{ratios[ending][way]:.2f}")
-                        if ending in ratios
+                        (f"{speed[way]:,.0f} x", f"{ratios[kind][way]:.2f}")
+                        if kind in ratios
                         else ("can't read it", "")
                     )
                 ),
             )
-            for ending, speed in speeds.items()
+            for kind, speed in speeds.items()
         ],
         [f"best of {args.rounds} rounds, processor time of one thread", f"written to {path}"],
     )
@@ -152,12 +154,12 @@ def measure(path: str, rate: int, rounds: int) -> dict[str, float]:
     return best
 
 
-def write_file(path: str, container: str, codec: str | None, rate: int, duration_s: float) -> None:
+def write_file(path: str, container: str, codec: str, rate: int, duration_s: float) -> None:
     """Write composed stereo music, a second at a time (libsndfile overflows on large blocks)."""
     music = common.compose(duration_s, rate, seed=0, channels=2).astype(np.float32)
     seconds = [music[start : start + rate] for start in range(0, len(music), rate)]
-    if codec is None:
-        with soundfile.SoundFile(path, "w", rate, 2, format=container) as file:
+    if codec in soundfile.available_subtypes():
+        with soundfile.SoundFile(path, "w", rate, 2, codec, format=container) as file:
             for part in seconds:
                 file.write(part)
         return

@@ -228,6 +228,14 @@ def test_part_of_a_compressed_file_equals_the_same_part_of_the_whole(tmp_path, k
         np.testing.assert_allclose(part, whole[round(start * RATE) : last], rtol=0, atol=1e-5)
 
 
+def test_part_of_a_file_that_libsndfile_cannot_seek_in(tmp_path):
+    path = tmp_path / "phone.wav"
+    soundfile.write(path, sine(4, 8000), 8000, subtype="GSM610")
+    whole = read_audio(path, RATE)
+    part = read_audio(path, RATE, 1.5, 2.5)
+    np.testing.assert_allclose(part, whole[round(1.5 * RATE) : round(2.5 * RATE)], atol=1e-6)
+
+
 def test_parts_side_by_side_are_the_whole(tmp_path, rng):
     path = write(tmp_path, rng.uniform(-1, 1, 44_100), 44_100)
     bounds = [0, 0.21, 0.5, 0.77, None]

@@ -38,13 +38,12 @@ SIZED_CHUNKS = {  # format -> chunk whose size libsndfile's log compares with th
 class SndfileReader(Reader):
     """A file that libsndfile reads."""
 
-    can_seek = True
-
     def __init__(self, file: soundfile.SoundFile):
         known = file.frames < UNKNOWN_FRAMES
         seconds = file.frames / file.samplerate if known else float("nan")
         super().__init__(Header(file.samplerate, file.channels, file.format, seconds))
         self.file = file
+        self.can_seek = file.seekable()  # not in GSM and G.72x
 
     def blocks(self, first: int = 0, frames: int | None = None) -> Iterator[Block]:
         """Samples from a frame on; a block's memory is used again for the next one."""

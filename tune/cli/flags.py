@@ -256,7 +256,11 @@ FLAGS = {
         type=positive_int, metavar="H", help="width (tune and study: the token's size)"
     ),
     "num_layers": dict(type=positive_int, metavar="N", help="Transformer layers"),
-    "num_heads": dict(type=positive_int, metavar="N", help="attention heads"),
+    "num_heads": dict(
+        type=positive_int,
+        metavar="N",
+        help="attention heads (tune and study: as many as the width allows, up to 8)",
+    ),
     "intermediate_size": dict(
         type=positive_int, metavar="F", help="width of the feed-forward blocks"
     ),
@@ -331,6 +335,12 @@ FLAGS = {
         default="mlp",
         help="MARBLE's, with one hidden layer; linear, trained alike; ridge regression in closed "
         "form or nearest neighbours, whose strength or number is chosen on validation",
+    ),
+    "probe_precision": dict(
+        choices=["float64", "float32"],
+        default="float64",
+        help="of the probes: float64 gives the same numbers on every machine, float32 takes half "
+        "the time and memory with many tracks and --layer all",
     ),
     "target_scale": dict(
         choices=["standardised", "raw"],

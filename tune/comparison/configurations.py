@@ -19,7 +19,15 @@ from tune.segments.rules import MIN_TAIL_S, fixed_length, seg_text
 from tune.segments.structure import MAX_S, MIN_S
 
 # What changes a probe's training; a value that isn't the default makes another configuration.
-TRAINING = {"lr": None, "aggregator_lr": None, "epochs": 50, "patience": 20, "batch_size": 64}
+TRAINING = {
+    "lr": None,
+    "aggregator_lr": None,
+    "epochs": 50,
+    "patience": 20,
+    "batch_size": 64,
+    "probe_precision": "float64",
+}
+APART = ("aggregator_lr", "probe_precision")  # no protocol sets these
 PROTOCOL = {
     "standardise": "dimension",
     "target_scale": "standardised",
@@ -205,7 +213,7 @@ def details(run: Run, whole_path: bool = False) -> list[str]:
         out.append(f"{r['probe']} probe")
     for name, usual in {**TRAINING, **PROTOCOL}.items():
         value = run.config.get(name, usual)
-        changed = value != usual if name == "aggregator_lr" else differs(name, value, usual)
+        changed = value != usual if name in APART else differs(name, value, usual)
         if changed:
             values = value if isinstance(value, list) else [value]
             shown = "/".join(v if isinstance(v, str) else f"{v:g}" for v in values)

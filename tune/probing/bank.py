@@ -4,7 +4,8 @@ A probe is one hidden layer of 512 with ReLU and dropout 0.2. A bank trains one 
 per layer, with `--layer all`) in one loop over epochs and batches. Each has its own initial
 weights, order of tracks and dropout, drawn from its own seed on the CPU: its result does not depend
 on which other probes share the bank, on the number of processes or on the device. That, and float64
-(the probes are tiny), is what makes a number reproducible.
+(the probes are tiny), is what makes a number reproducible; float32 halves time and memory where
+there are many tracks and layers, and may differ between machines in the last digits.
 """
 
 from collections.abc import Mapping, Sequence
@@ -89,6 +90,7 @@ class ProbeData:
         segment has its track's label
     scale_inputs, scale_targets : whether inputs, and labels that are numbers, are standardised
     in_place : whether the features' own tensors are standardised, which saves their size
+    dtype : of inputs and probes; float32 on MPS, which has no float64
 
     Attributes
     ----------
@@ -118,9 +120,10 @@ class ProbeData:
         scale_inputs: bool = True,
         scale_targets: bool = True,
         in_place: bool = False,
+        dtype: torch.dtype = torch.float64,
     ):
         self.kind = label_kind(task.kind)
-        self.dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        self.dtype = torch.float32 if device.type == "mps" else dtype
         self.n_scales, self.mix = n_scales, mix
         train = features["train"]
         self.whitening = train.whitening

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # transformers' models take seconds to import
     from tune.aggregators.transformer.model import AggregatorConfig, AggregatorModel
 
 
+MOST_HEADS = 8
 ROUNDING = 1e-7  # of float32, relative: a dimension that varies by no more is constant
 
 
@@ -29,7 +30,8 @@ class AggregatorRecipe:
     ----------
     tokens, frame_rate : what is joined, as train_probe.py's flags
     hidden_size : width; 0 is the encoder's
-    num_layers, num_heads, intermediate_size, dropout, positions, cls_token, mask_token,
+    num_heads : attention heads; 0 is as many as the width allows, up to `MOST_HEADS`
+    num_layers, intermediate_size, dropout, positions, cls_token, mask_token,
     standardise, readout : see `AggregatorConfig`
     mask_prob, span : see `tune.aggregators.transformer.masking.draw_masked`
     objective : a name of `tune.aggregators.transformer.masking.OBJECTIVES`
@@ -44,7 +46,7 @@ class AggregatorRecipe:
     frame_rate: float = 1.0
     hidden_size: int = 0
     num_layers: int = 4
-    num_heads: int = 8
+    num_heads: int = 0
     intermediate_size: int = 1024
     dropout: float = 0.1
     positions: str = "rotary"
@@ -96,11 +98,12 @@ def make_config(recipe: AggregatorRecipe, input_size: int, **trained_on) -> Aggr
     """
     from tune.aggregators.transformer.model import AggregatorConfig
 
+    width = recipe.hidden_size or input_size
     return AggregatorConfig(
         input_size=input_size,
-        hidden_size=recipe.hidden_size or input_size,
+        hidden_size=width,
         num_hidden_layers=recipe.num_layers,
-        num_attention_heads=recipe.num_heads,
+        num_attention_heads=recipe.num_heads or most_heads(width),
         intermediate_size=recipe.intermediate_size,
         dropout=recipe.dropout,
         positions=recipe.positions,
@@ -111,6 +114,15 @@ def make_config(recipe: AggregatorRecipe, input_size: int, **trained_on) -> Aggr
         recipe=asdict(recipe),
         **trained_on,
     )
+
+
+def most_heads(width: int) -> int:
+    """The most attention heads of an even size, up to `MOST_HEADS`, that a width divides into.
+
+    >>> most_heads(1024), most_heads(200)
+    (8, 5)
+    """
+    return max((n for n in range(1, MOST_HEADS + 1) if width % (2 * n) == 0), default=1)
 
 
 def standardisation(tracks: Iterable[torch.Tensor], how: str) -> tuple:
