@@ -30,6 +30,8 @@ def parse_args(argv=None):
     args = read(parser, argv)
     if len(args.rules) > 1:
         parser.error("one --seg a time: run the command for each")
+    if args.shard:
+        parser.error("--shard is for python -m tune.store encode: Ray deals out the tracks itself")
     args.store = Path(args.store or default_root()).resolve()
     return args
 
@@ -37,6 +39,7 @@ def parse_args(argv=None):
 args = read_arguments(parse_args) if __name__ == "__main__" else None
 
 import json
+import sys
 from collections import Counter
 from types import SimpleNamespace
 
@@ -133,8 +136,6 @@ def main(args):
     """Find the tracks, start the pipeline, report."""
     set_up_logging(True)
     paths = find_paths(args)
-    if args.shard:
-        raise ValueError("--shard is for python -m tune.store encode; Ray deals out the tracks")
     ray.init(log_to_driver=False)
     if args.gpus is None:
         args.gpus = float(ray.cluster_resources().get("GPU", 0) > 0)
@@ -159,9 +160,9 @@ def main(args):
         kind = track["result"].partition(":")[0]
         counts[kind] += 1
         if kind not in ("encoded", "stored before"):
-            print(one_line(f"skipped {track['path']}: {track['result']}"))
             if args.strict:
-                raise ValueError(f"{track['path']}: {track['result']}")
+                sys.exit(one_line(f"error: {track['path']}: {track['result']}"))
+            print(one_line(f"skipped {track['path']}: {track['result']}"))
     print(f"{len(paths)} tracks: " + ", ".join(f"{n} {kind}" for kind, n in counts.most_common()))
 
 
