@@ -47,6 +47,16 @@ def test_decoding_measures_each_kind(tmp_path):
     assert wavs | {"flac", "mp3", "ogg"} <= report["ratio_to_libsndfile"].keys()
 
 
+def test_probes_are_trained_in_both_precisions(tmp_path):
+    out = tmp_path / "probes.json"
+    given = "--tracks 64 --layers 2 --size 16 --seeds 2 --rounds 1".split()
+    done = run(BENCHMARKS / "probes.py", *given, "--out", out, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert set(report["epoch"]) == {"float64", "float32"} == set(report["magnatagatune_s"])
+    assert report["ratio"] > 0
+
+
 @pytest.mark.slow
 def test_study_loop_agrees_and_reports_both_sides(tmp_path):
     args = ("--duration", "3.5", "--rounds", "2", "--segs", "2", "full", "--layers", "4", "1")
