@@ -50,6 +50,7 @@ def test_every_flag_named_exists():
         "compare.py",
         "benchmarks/study_loop.py",
         "tools/licences.py",
+        "examples/ray_encode.py",
     )
     commands = (
         "sweep",
@@ -58,6 +59,7 @@ def test_every_flag_named_exists():
         "tasks",
         "runs card",
         "store",
+        "store encode",
         "demo",
         "comparison attention",
     )
@@ -67,6 +69,7 @@ def test_every_flag_named_exists():
     known = "".join(run(*call, "--help", cwd=ROOT).stdout for call in calls)
     others = {
         "--multi_gpu",
+        "--array",  # sbatch
         "--quiet",
         "--no",  # pip install --no-deps
         "--cpu",

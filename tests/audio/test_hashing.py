@@ -2,9 +2,9 @@
 
 import hashlib
 import os
-import sqlite3
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -20,7 +20,7 @@ ODD_NAME = os.fsdecode(b"caf\xe9") if sys.platform == "linux" else "caf\u00e9"
 @pytest.fixture
 def cache(tmp_path):
     """An empty cache."""
-    return HashCache(tmp_path / "hashes.sqlite")
+    return HashCache(tmp_path / "hashes.txt")
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_cache_reads_an_unchanged_file_once(tmp_path, cache, counted):
 def test_cache_outlives_its_object(tmp_path, cache, counted):
     path = write(tmp_path / "a", b"abc")
     first = cache.get(path)
-    assert HashCache(tmp_path / "hashes.sqlite").get(path) == first
+    assert HashCache(tmp_path / "hashes.txt").get(path) == first
     assert len(counted) == 1
 
 
@@ -149,29 +149,63 @@ def test_deleted_file_is_missing_although_its_hash_is_known(tmp_path, cache):
 
 
 def test_damaged_cache_costs_only_time(tmp_path, counted):
-    (tmp_path / "hashes.sqlite").write_bytes(
-        b"this is no database, but long enough to be read" * 99
-    )
-    cache, path = HashCache(tmp_path / "hashes.sqlite"), write(tmp_path / "a", b"abc")
+    (tmp_path / "hashes.txt").write_bytes(b"this is no cache, but long enough to be read" * 99)
+    cache, path = HashCache(tmp_path / "hashes.txt"), write(tmp_path / "a", b"abc")
     assert cache.get(path) == cache.get(path) == content_hash(path)
-    assert len(counted) == 2
+    assert len(counted) == 1  # a line that is appended to it is good
 
 
 def test_cache_in_a_missing_folder_costs_only_time(tmp_path):
     path = write(tmp_path / "a", b"abc")
-    assert HashCache(tmp_path / "nowhere" / "hashes.sqlite").get(path) == content_hash(path)
+    assert HashCache(tmp_path / "nowhere" / "hashes.txt").get(path) == content_hash(path)
 
 
-def test_cache_holds_one_row_a_path(tmp_path, cache):
-    path = write(tmp_path / "a", b"abc")
-    for age in range(3):
-        write(path, b"abc", age=LONG_AGO + age)
-        cache.get(path)
-    with sqlite3.connect(tmp_path / "hashes.sqlite") as db:
-        assert db.execute("SELECT count(*) FROM files").fetchone() == (1,)
+def test_no_flipped_bit_of_the_cache_gives_another_hash(tmp_path, cache, counted):
+    paths = [write(tmp_path / name, name.encode()) for name in "ab"]
+    hashes = [cache.get(path) for path in paths]
+    sound = cache.path.read_bytes()
+    for at in range(len(sound)):
+        for bit in (1, 16):
+            damaged = bytearray(sound)
+            damaged[at] ^= bit
+            cache.path.write_bytes(damaged)
+            assert [HashCache(cache.path).get(path) for path in paths] == hashes
+    assert len(counted) > 2 + len(sound)  # damaged lines weren't used
+
+
+def test_a_torn_line_costs_only_its_own_file(tmp_path, cache, counted):
+    paths = [write(tmp_path / name, name.encode()) for name in "ab"]
+    hashes = [cache.get(paths[0])]
+    cache.path.write_bytes(cache.path.read_bytes()[:-20])
+    hashes.append(HashCache(cache.path).get(paths[1]))
+    counted.clear()
+    assert [HashCache(cache.path).get(path) for path in paths] == hashes
+    assert counted == paths[:1]
+
+
+def test_a_link_and_its_file_share_an_entry_and_a_link_is_followed_anew(tmp_path, cache, counted):
+    a, b = (write(tmp_path / name, name.encode()) for name in "ab")
+    link = tmp_path / "link"
+    link.symlink_to(a)
+    assert cache.get(link) == cache.get(a) == content_hash(a)
+    assert len(counted) == 1
+    link.unlink()
+    link.symlink_to(b)
+    assert cache.get(link) == content_hash(b)
 
 
 def test_name_that_is_not_utf8_is_remembered_too(tmp_path, cache, counted):
     path = write(tmp_path / ODD_NAME, b"abc")
     assert cache.get(path) == cache.get(path) == content_hash(path)
     assert len(counted) == 1
+
+
+def test_threads_share_a_cache(cache, tmp_path):
+    paths = [write(tmp_path / f"{i}", bytes([i]) * 9) for i in range(40)]
+    hashes = [content_hash(path) for path in paths]
+    for _ in range(2):
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(cache.get, paths * 3)) == hashes * 3
+    lines = cache.path.read_bytes().split()
+    assert {line.decode() for line in lines[1::3]} == set(hashes)
+    assert len(lines) % 3 == 0

@@ -268,3 +268,17 @@ def test_a_layer_that_is_not_there_is_one_line(monkeypatch, capsys):
     assert end.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "error: --layers must lie in 0..4 for muq-nano"
+
+
+def test_store_finds_every_row_in_both_layouts(tmp_path):
+    out = tmp_path / "store.json"
+    sizes = ("--rows", "5", "--rows", "20", "--sample", "10", "--rounds", "1", "--width", "8")
+    done = run(BENCHMARKS / "store.py", *sizes, "--out", out, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert {n: set(sides) for n, sides in report["rows"].items()} == {
+        "5": {"packs", "files"},
+        "20": {"packs", "files"},
+    }
+    assert set(report["growth"]) == {"length", "row"}
+    assert report["second_run"]["packs"]["processor"]["median_us"] > 0

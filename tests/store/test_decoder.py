@@ -68,6 +68,18 @@ def test_only_files_that_are_decoded_otherwise_are_encoded_again(files, mel, tmp
     assert encode(files, mel, root)[0].encoded_tracks == 0
 
 
+def test_packed_rows_of_an_older_decoder_are_taken_over_too(files, mel, tmp_path):
+    root = tmp_path / "store"
+    first, before = encode(files, mel, root)
+    rows = {path: before.read(*row) for path, row in first.rows.items()}
+    assert before.pack() == 3
+    as_decoder_1_left_it(root)
+    again, collection = encode(files, mel, root)
+    assert again.encoded_tracks == 1  # the mp3
+    for path, row in again.rows.items():
+        np.testing.assert_array_equal(collection.read(*row).tokens, rows[path].tokens)
+
+
 def test_a_shortened_row_of_an_older_decoder_is_not_served(files, mel, tmp_path):
     root = tmp_path / "store"
     report, collection = encode(files[2:], mel, root)

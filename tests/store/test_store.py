@@ -60,7 +60,7 @@ def same(a: Row, b: Row) -> bool:
 def files(store: Store) -> list[str]:
     """Everything in the store but the locks and the hash cache."""
     found = (p.relative_to(store.root).as_posix() for p in store.root.rglob("*") if p.is_file())
-    return sorted(f for f in found if not f.startswith(("locks/", "hashes-")))
+    return sorted(f for f in found if not f.startswith(("locks/", "hashes.")))
 
 
 def rows_in(store: Store) -> list:
@@ -377,7 +377,7 @@ def test_a_damaged_cache_of_hashes_is_as_good_as_none(tmp_path):
     (tmp_path / "a.wav").write_bytes(b"one")
     os.utime(tmp_path / "a.wav", (1e9, 1e9))
     Store(tmp_path / "store").content(tmp_path / "a.wav")
-    (cache,) = (tmp_path / "store").glob("hashes-*.sqlite")
+    (cache,) = (tmp_path / "store").glob("hashes.txt")
     cache.write_bytes(b"no database" * 100)
     store = Store(tmp_path / "store")
     for _ in range(2):
@@ -441,6 +441,14 @@ def test_a_claim_keeps_other_processes_out_until_its_process_is_killed(store):
         refused.kill()
         refused.communicate()
     lock.release()
+
+
+def test_tracks_that_begin_alike_do_not_wait_for_each_other(store):
+    locks = [store.claim(f"ab{i:02x}" + "0" * 60) for i in range(256)]
+    assert None not in locks
+    assert store.claim("ab07" + "1" * 60) is None
+    for lock in locks:
+        lock.release()
 
 
 def test_a_claim_is_free_again_after_release(store):

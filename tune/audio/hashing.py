@@ -6,7 +6,7 @@ Beside it the hash of what is heard, which is the same in every lossless contain
 import hashlib
 import logging
 import os
-import sqlite3
+import stat
 import threading
 import time
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tune.audio.decode import AudioError, check_file
+from tune.system.files import add_group_permissions
 
 log = logging.getLogger(__name__)
 
@@ -51,48 +52,77 @@ class HashCache:
     """Remembers file hashes by path, size and times; losing it costs only time.
 
     The time of the last change of any kind (ctime) is the system's: copying a file's old
-    modification time onto other bytes (`cp -p`, `rsync -t`, a clock set back) changes it. Threads
-    may share it.
+    modification time onto other bytes (`cp -p`, `rsync -t`, a clock set back) changes it.
+
+    The file has a line for each known state of a file: a digest of path, size and times, the hash,
+    and a digest of both. Lines are only appended, so that several processes and machines may do so
+    at once; one that is torn or damaged isn't used. Threads may share a cache.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self._db: sqlite3.Connection | None = None
-        self._lock = threading.Lock()
+        self._known: dict[bytes, bytes] | None = None
+        self._lock = threading.Lock()  # of what is known, and of appending
+        self._folders: dict[str, str] = {}
 
-    def get(self, path: Path) -> str:
+    def get(self, path: str | Path) -> str:
         """Hash of a file, from the cache when the file hasn't changed since."""
         try:
-            before = path.stat()
+            before = os.lstat(path)
+            real = self._real(path) if stat.S_ISREG(before.st_mode) else os.path.realpath(path)
+            if not stat.S_ISREG(before.st_mode):
+                before = os.stat(path)
         except (OSError, ValueError):  # ValueError: a zero byte in the name
             return content_hash(path)  # raises with the reason
-        times = (before.st_mtime_ns, before.st_ctime_ns)
-        stamp = (os.fsencode(path.resolve()), before.st_size, *times)
-        known = self._run(
-            "SELECT hash FROM files WHERE path=? AND size=? AND mtime=? AND ctime=?", stamp
-        )
-        if known:
-            return known[0][0]
+        times = f"{before.st_size} {before.st_mtime_ns} {before.st_ctime_ns} "
+        stamp = _hex_digest(times.encode() + os.fsencode(real), 16)
+        with self._lock:
+            if self._known is None:
+                self._known = self._load()
+            known = self._known.get(stamp)
+        if known and known[65:] == _hex_digest(stamp + known[:64], 8):
+            return known[:64].decode()
         digest = content_hash(path)
         # A file written within the clock's grain could change again without a new time stamp.
         if time.time_ns() - before.st_mtime_ns > 2_000_000_000:
-            self._run("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (*stamp, digest))
+            with self._lock:
+                self._remember(stamp, digest.encode())
         return digest
 
-    def _run(self, query: str, values: tuple) -> list:
-        """Run one statement; a cache that is locked, read-only or damaged is as good as empty."""
+    def _real(self, path: str | Path) -> str:
+        """The path without links, of a file that is none; each folder is resolved once."""
+        folder, name = os.path.split(path if os.path.isabs(path) else os.path.abspath(path))
+        if (real := self._folders.get(folder)) is None:
+            real = self._folders[folder] = os.path.realpath(folder)
+        return os.path.join(real, name)
+
+    def _load(self) -> dict[bytes, bytes]:
+        """All lines: what they are found by, and the rest."""
         try:
-            with self._lock:
-                if self._db is None:
-                    self._db = sqlite3.connect(
-                        self.path, timeout=10, isolation_level=None, check_same_thread=False
-                    )
-                    self._db.execute("PRAGMA synchronous=OFF")  # losing it costs only time
-                    self._db.execute(
-                        "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size INTEGER, "
-                        "mtime INTEGER, ctime INTEGER, hash TEXT)"
-                    )
-                return self._db.execute(query, values).fetchall()
-        except (sqlite3.Error, OverflowError) as error:  # overflow: a time stamp beyond 2262
+            lines = self.path.read_bytes().split(b"\n")
+        except OSError as error:
             log.debug("hash cache %s: %s", self.path, error)
-            return []
+            return {}
+        return {line[:32]: line[33:] for line in lines if len(line) == LINE_BYTES}
+
+    def _remember(self, stamp: bytes, digest: bytes) -> None:
+        """Append a line; a cache that can't be written to is only kept in memory."""
+        rest = digest + b" " + _hex_digest(stamp + digest, 8)
+        self._known[stamp] = rest
+        try:
+            # A line break first: what a killed writer has torn ends there.
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            try:
+                os.write(descriptor, b"\n" + stamp + b" " + rest + b"\n")
+            finally:
+                os.close(descriptor)
+            add_group_permissions(self.path)
+        except OSError as error:
+            log.debug("hash cache %s: %s", self.path, error)
+
+
+LINE_BYTES = 32 + 1 + 64 + 1 + 16
+
+
+def _hex_digest(data: bytes, size: int) -> bytes:
+    return hashlib.blake2b(data, digest_size=size).hexdigest().encode()

@@ -17,6 +17,7 @@ COMMANDS = {
     "tune.segments plot": "plot where a file is cut by structure",
     "tune.encoders list | check | convert": "list encoders; check one; convert a pickle",
     "tune.store list | size | prune": "list the embedding store; delete rows",
+    "tune.store pack | encode": "pack rows; encode a share of the tracks, train nothing",
     "tune.demo list | export | play": "the synthetic music of the demo tasks",
     "tune.tasks list | show | check": "list and describe tasks; check a data set",
     "tune.runs card | wandb_report": "results for a model card; a W&B report",

@@ -6,10 +6,11 @@ look_ahead    tracks that are hashed, looked up, claimed and decoded ahead
 batches       segments in batches, of one track or of several
 extractor     encoder, layers and collection for a script
 spot_check    a stored row of a plug-in encoder is encoded again and compared
-prune         list and delete rows
+packs         many rows in one file, and the index that finds them
+prune         list, pack and delete rows
 stale_files   removes temporary files of killed writers
 to_dataset    the rows as a datasets.Dataset
-command       python -m tune.store list | size | prune
+command       python -m tune.store list | size | pack | prune (encode: tune.tasks.encode_shard)
 """
 
 from tune.system.lazy import lazy_names

@@ -1,4 +1,4 @@
-"""The embedding store from the command line: `python -m tune.store list | size | prune`."""
+"""The embedding store from the command line: `python -m tune.store list | size | pack | prune`."""
 
 import re
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tune.cli.parser import Parser
-from tune.store.prune import boundaries, describe, evict_least_recently_used, prune
+from tune.store.prune import boundaries, describe, evict_least_recently_used, pack, prune
 from tune.store.store import default_root
 from tune.system.memory import parse_budget
 
@@ -57,18 +57,21 @@ def _print_collections(items: list[dict], title: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: list, size and prune."""
+    """Command line: list, size, pack and prune."""
     parser = Parser(
-        prog="python -m tune.store", description="List, size and prune the embedding store."
+        prog="python -m tune.store",
+        description="List, size, pack and prune the embedding store. To fill it without training\n"
+        "anything: python -m tune.store encode --help",
     )
     parser.add_argument(
         "verb",
         nargs="?",
-        choices=["list", "size", "prune"],
+        choices=["list", "size", "pack", "prune"],
         default="list",
         help="list: collections with their tracks, rows and sizes; size: bytes of "
-        "the whole store, as one number; prune: delete the collections that meet "
-        "all given conditions, or with --max_size their least recently used "
+        "the whole store, as one number; pack: move rows that have files of their own into "
+        "packs, where finding one costs the same however many there are; prune: delete the "
+        "collections that meet all given conditions, or with --max_size their least recently used "
         "rows",
     )
     parser.add_argument("--store", type=Path, default=default_root(), help="the store's folder")
@@ -107,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.verb == "size":
         rows = sum(item["bytes"] for item in describe(args.store))
         print(rows + boundaries(args.store)["bytes"])
+    elif args.verb == "pack":
+        print(f"{pack(args.store):,} rows moved into packs")
     elif args.verb == "prune":
         which = {
             "encoder": args.encoder,

@@ -104,6 +104,7 @@ def encode_tracks(
     on_track: Callable[[str], None] = lambda path: None,
     share_batches: bool | None = None,
     decode_in_processes: bool | None = None,
+    decoder=None,
 ) -> EncodeReport:
     """Make sure that every usable track has its row in the store.
 
@@ -123,6 +124,9 @@ def encode_tracks(
         Whether segments of several tracks share batches; None: on a GPU (for tests).
     decode_in_processes : bool, optional
         Whether files are decoded in processes; None: when they are many and there are cores for it.
+    decoder : optional
+        Gives files' samples by its `decode(path, sample_rate, channels=)`, a
+        `tune.audio.decode.Sound`, where they were decoded elsewhere.
 
     Raises
     ------
@@ -142,9 +146,10 @@ def encode_tracks(
     lookup, done = Lookup(store, collection, encoder, rule), _Done(strict, on_track)
     n_threads = decode_threads(encoder.device)
     if decode_in_processes is None:
-        decode_in_processes = n_threads > 1 and MANY_FILES * n_threads <= len(paths)
+        many = n_threads > 1 and MANY_FILES * n_threads <= len(paths)
+        decode_in_processes = many and decoder is None
     with (
-        DecodeProcesses() if decode_in_processes else nullcontext(audio) as decoder,
+        DecodeProcesses() if decode_in_processes else nullcontext(decoder or audio) as decoder,
         ThreadPoolExecutor(n_threads, thread_name_prefix="decode") as pool,
         _Writer(lookup, done) as writer,
     ):

@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 SPARE = 2  # tracks decoded ahead, besides one in each thread
 LOOKED_UP = 32  # tracks that a thread looks up at a time
+NO_TOKENS = np.empty((0, 0, 0), np.float32)
 WAIT_S = 0.5  # between two looks at a track that another process is encoding
 
 
@@ -105,7 +106,7 @@ class Lookup:
 
 def without_tokens(row: Row) -> Row:
     """A row's facts."""
-    return replace(row, tokens=np.empty((0, 0, 0), np.float32))
+    return Row(NO_TOKENS, row.spans, row.counts, row.silent, row.seconds, row.peak_bytes, row.notes)
 
 
 def look_up(paths: Iterable[str], lookup: Lookup, pool: Executor) -> Iterator[tuple]:

@@ -10,8 +10,9 @@ import shutil
 import time
 from pathlib import Path
 
+from tune.store.packs import Packs
 from tune.store.stale_files import remove_stale_files
-from tune.store.store import Store, is_old
+from tune.store.store import Collection, Store, is_old
 
 log = logging.getLogger(__name__)
 
@@ -36,18 +37,23 @@ def describe(root: Path) -> list[dict]:
             log.warning("unreadable %s: %r", file, error)
             continue
         rows, stats = list(file.parent.glob("??/*.safetensors")), []
+        keys = {row.stem for row in rows}
         for row in rows:
             with contextlib.suppress(FileNotFoundError):  # replaced or deleted meanwhile
                 stats.append(row.stat())
+        packs = _packs_of(file.parent)
+        keys.update(*(names for *_, names in packs))
         found.append(
             {
                 "path": file.parent,
                 **shown,
                 "layers": file.parent.name.removeprefix("layers-"),
-                "tracks": len({row.name[:64] for row in rows}),
-                "rows": len(rows),
-                "bytes": sum(s.st_size for s in stats),
-                "used": max((max(s.st_atime, s.st_mtime) for s in stats), default=0.0),
+                "tracks": len({key[:64] for key in keys}),
+                "rows": len(keys),
+                "bytes": sum(s.st_size for s in stats) + sum(size for _, _, size, _ in packs),
+                "used": max(
+                    [0.0, *(max(s.st_atime, s.st_mtime) for s in stats), *(u for u, *_ in packs)]
+                ),
             }
         )
     return found
@@ -102,7 +108,8 @@ def evict_least_recently_used(
     """Delete the least recently used rows until the store has at most `max_bytes`.
 
     The time of last use is the later of the file's times of access (to a day if mounted `relatime`,
-    none with `noatime`) and of writing.
+    none with `noatime`) and of writing. A pack is deleted as a whole, by its own
+    times, so that up to one pack more than asked for goes.
 
     Parameters
     ----------
@@ -118,28 +125,66 @@ def evict_least_recently_used(
     """
     now, items = time.time(), describe(root)
     excess = sum(item["bytes"] for item in items) + boundaries(root)["bytes"] - max_bytes
-    found = []
+    found = []  # time of last use, collection, its file or pack, bytes, rows
     for i, item in enumerate(items):
         for path in item["path"].glob("??/*.safetensors"):
             with contextlib.suppress(FileNotFoundError):
                 stat = path.stat()
-                found.append((max(stat.st_atime, stat.st_mtime), i, path, stat.st_size))
+                found.append(
+                    (max(stat.st_atime, stat.st_mtime), i, path, stat.st_size, [path.stem])
+                )
+        found += [(used, i, *rest) for used, *rest in _packs_of(item["path"])]
     left: dict = {}
-    for _, i, path, _ in found:
-        left[i, path.name[:64]] = left.get((i, path.name[:64]), 0) + 1
+    for _, i, *_, keys in found:
+        for key in keys:
+            left[i, key[:64]] = left.get((i, key[:64]), 0) + 1
     gone: dict[int, dict] = {}
-    for used, i, path, size in sorted(found):
+    for used, i, path, size, keys in sorted(found):
         if excess <= 0 or (older_than_days is not None and now - used <= older_than_days * 86400):
             break
         if encoder is not None and items[i]["encoder"] != encoder:
             continue
-        if not dry_run:
+        if not dry_run and path.suffix == ".rows":
+            Packs(items[i]["path"]).remove(path.stem)
+        elif not dry_run:
             path.unlink(missing_ok=True)
         excess -= size
         part = gone.setdefault(i, items[i] | {"rows": 0, "bytes": 0, "tracks": 0})
-        left[i, path.name[:64]] -= 1
-        part["tracks"] += left[i, path.name[:64]] == 0
-        part |= {"rows": part["rows"] + 1, "bytes": part["bytes"] + size, "used": used}
+        for key in keys:
+            left[i, key[:64]] -= 1
+            part["tracks"] += left[i, key[:64]] == 0
+        part |= {"rows": part["rows"] + len(keys), "bytes": part["bytes"] + size, "used": used}
     if not dry_run:
         remove_stale_files(root, Store(root).claim)
     return list(gone.values())
+
+
+def _packs_of(folder: Path) -> list[tuple[float, Path, int, list[str]]]:
+    """Each pack of a collection: time of last use, its file, bytes with its index, rows' names."""
+    packs, keys = Packs(folder), {}
+    for place in packs.places():
+        keys.setdefault(place.pack, []).append(place.key)
+    found = []
+    for path in folder.glob("packs/*.rows"):
+        with contextlib.suppress(FileNotFoundError):
+            stat = path.stat()
+            size = stat.st_size + sum(
+                p.stat().st_size for p in path.parent.glob(f"{path.stem}.[ig]*")
+            )
+            found.append((max(stat.st_atime, stat.st_mtime), path, size, keys.get(path.stem, [])))
+    return found
+
+
+def pack(root: Path) -> int:
+    """Move the rows of all collections into packs (see `tune.store.packs`); return their number."""
+    n_moved = 0
+    for file in sorted(Path(root).glob("*/layers-*/collection.json")):
+        try:
+            key = json.loads(file.read_text(encoding="utf-8"))
+            layers, window_s = key.pop("layers"), key.pop("window_s", None)
+            collection = Collection(Path(root), file.parent, None, key, layers, window_s)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("unreadable %s: %r", file, error)
+            continue
+        n_moved += collection.pack()
+    return n_moved

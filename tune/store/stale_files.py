@@ -9,6 +9,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from tune.system.files import add_group_permissions
+
 STALE_S = 24 * 3600
 STAMP = "locks/swept"
 
@@ -28,6 +30,7 @@ def remove_stale_files(root: Path, claim: Callable) -> int:
     """
     stamp, n = Path(root) / STAMP, 0
     stamp.touch()
+    add_group_permissions(stamp)
     now = stamp.stat().st_mtime
     for folder, _, names in os.walk(root):
         for name in names:
@@ -63,7 +66,7 @@ def _clock(root: Path) -> float:
 
 def _remove(path: Path, claim: Callable) -> bool:
     """Remove a file unless its track's writer lives; say whether it's gone."""
-    lock = claim(path.name[1:3])  # of a row and of boundaries the content's hash
+    lock = claim(path.name[1:5])  # of a row and of boundaries the content's hash
     if lock is None:
         return False
     try:

@@ -1,9 +1,11 @@
 """Atomic writes with ordinary permissions; the cache folder; names and paths as shown."""
 
+import contextlib
 import csv
 import importlib.util
 import os
 import re
+import stat
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,21 +21,35 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tune"
 
 
-def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file aside, flush it to disk and rename it, so that no reader sees half of it."""
+def atomic_write(
+    path: Path, write: Callable[[Path], object], *, share_with_group: bool = False
+) -> None:
+    """Write a file aside, flush it to disk and rename it, so that no reader sees half of it.
+
+    Parameters
+    ----------
+    write : writes the file that it is given
+    share_with_group : whether the group may read and write it as it may the folder
+    """
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         write(aside)
         apply_umask(aside)
+        if share_with_group:
+            add_group_permissions(aside)
         flush(aside)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
 
 
-def atomic_write_text(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str, *, share_with_group: bool = False) -> None:
     """Write a text file in UTF-8, whole or not at all."""
-    atomic_write(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+    atomic_write(
+        path,
+        lambda aside: aside.write_text(text, encoding="utf-8"),
+        share_with_group=share_with_group,
+    )
 
 
 def flush(path: Path) -> None:
@@ -60,6 +76,27 @@ def apply_umask(path: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)
+
+
+def add_group_permissions(path: Path) -> None:
+    """Let the group do with a file or folder what it may do with the folder around it.
+
+    Nothing is taken away, and a file or folder of somebody else stays as it is.
+    """
+    around, mode = path.parent.stat().st_mode, path.stat().st_mode
+    wanted = around & (stat.S_ISGID | 0o070 if stat.S_ISDIR(mode) else 0o060)
+    if wanted & ~mode:
+        with contextlib.suppress(OSError):
+            path.chmod(stat.S_IMODE(mode) | wanted)
+
+
+def make_group_folder(folder: Path) -> None:
+    """Create a folder and those above it, each with the group permissions of the one around it."""
+    if not folder.is_dir():
+        if not folder.parent.is_dir():
+            make_group_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+    add_group_permissions(folder)  # also those of a folder whose maker was killed before this
 
 
 def write_csv(path: Path, rows: Sequence[Mapping]) -> None:

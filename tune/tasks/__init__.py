@@ -9,6 +9,7 @@ own_task            FILE.py:NAME
 splits, path_safety
 download, hub_download           data sets that are fetched
 inspect_files       what check finds in each file
+encode_shard        python -m tune.store encode: a share of the tracks
 report, check       python -m tune.tasks list | show NAME | check NAME
 """
 
