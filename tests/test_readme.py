@@ -56,6 +56,7 @@ def test_every_flag_named_exists():
         "sweep",
         "embeddings similar",
         "embeddings agreement",
+        "embeddings map",
         "tasks",
         "runs card",
         "store",

@@ -112,7 +112,7 @@ def test_two_agents_share_a_sweep_and_one_finishes_what_another_left(server, env
     other = start_agent(sweep, env, tmp_path, "other")
     wait_for(lambda: (name := run_below(victim)) and server.runs[name].starts, tmp_path)
     left, log = run_below(victim), tmp_path / "victim.log"
-    wait_for(lambda: "encode:" in log.read_text(), tmp_path)
+    wait_for(lambda: "Syncing run" in log.read_text(), tmp_path)
     victims = psutil.Process(victim.pid)
     killed = number == signal.SIGKILL
     # A machine is lost, or its scheduler ends the agent, the launcher and the script.

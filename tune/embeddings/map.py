@@ -34,6 +34,7 @@ header { display: flex; gap: 1em; align-items: center; padding: .6em 1em; flex-w
 input { font: inherit; padding: .2em .5em; } audio { height: 2em; flex: 1; min-width: 240px; }
 canvas { display: block; width: 100vw; height: calc(100vh - 7em); cursor: crosshair; }
 #name { padding: 0 1em; height: 1.4em; overflow: hidden; white-space: nowrap; }
+@media (max-width: 600px) { #name { height: 2.8em; white-space: normal; } }
 @media (prefers-color-scheme: dark) { body { background: #181818; color: #ddd; } }
 </style>
 <header><b>TITLE</b><input id="find" type="search" placeholder="find a track"

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import importlib.util
 import os
 import re
@@ -92,10 +93,13 @@ def add_group_permissions(path: Path) -> None:
 
 def make_group_folder(folder: Path) -> None:
     """Create a folder and those above it, each with the group permissions of the one around it."""
-    if not folder.is_dir():
-        if not folder.parent.is_dir():
-            make_group_folder(folder.parent)
+    try:
         folder.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        make_group_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+    except FileExistsError:  # as a file
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
     add_group_permissions(folder)  # also those of a folder whose maker was killed before this
 
 
