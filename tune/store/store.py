@@ -180,7 +180,8 @@ class Store:
     def __init__(self, root: str | Path):
         self.root = Path(root)
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            if not self.root.exists():  # as a file it is none, which its folder says below
+                self.root.mkdir(parents=True, exist_ok=True)
             make_group_folder(self.root / "locks")
         except OSError as error:
             raise ValueError(f"the store {self.root} can't be created: {error.strerror}") from error
