@@ -383,8 +383,8 @@ def run(args, accelerator, tracker, extractor, task, aggregator, config, run_nam
         )
         results.print_result(result, folder)
         manifest = data_manifest(task, reports[0].rows)
-        files = audio_of_test(task), args.log_audio
-        print(*tracker.finish(result, outcome["predictions"], folder, manifest, *files), sep="\n")
+        shown = audio_of_test(task), args.log_audio, outcome["curves"]
+        print(*tracker.finish(result, outcome["predictions"], folder, manifest, *shown), sep="\n")
 
 
 def probe(args, accelerator, tracker, extractor, task, aggregator, reports, history):

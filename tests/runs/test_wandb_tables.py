@@ -49,6 +49,19 @@ def test_classes_have_a_confusion_matrix_and_a_score_each():
     )
 
 
+def test_every_seed_has_its_curve():
+    labels = np.array([0, 0, 1])
+    result, test, columns = made("classes", labels, np.array([[0, 1, 1], [0, 1, 0]]), ["a", "b"])
+    result |= {"seeds": [7, 9], "metrics": {"accuracy": {"mean": 0.5}}}
+    found = result_tables(result, test, columns, curves=[[0.5, 0.75], [0.25]])
+    assert found["details/validation_by_seed"].table.data == [
+        [1, "seed 7", 0.5],
+        [2, "seed 7", 0.75],
+        [1, "seed 9", 0.25],
+    ]
+    assert "details/validation_by_seed" not in result_tables(result, test, columns, curves=[[], []])
+
+
 def test_the_most_disputed_track_is_wrong_most_often_and_then_least_probable():
     labels = np.array([0, 0, 0, 1])
     predictions = np.array([[0, 1, 0, 1], [0, 1, 1, 1]])

@@ -525,6 +525,7 @@ class EarlyStopping:
     Attributes
     ----------
     score, epoch : (M,), of the weights that `restore` puts back
+    curves : of each probe its validation score in every epoch until it stopped
     chosen : name of what else was chosen on validation -> (M,) values
     """
 
@@ -538,12 +539,14 @@ class EarlyStopping:
         self.best_epoch = np.zeros(m, int)
         self.stopped = np.zeros(m, bool)
         self.states: list[dict] = [{} for _ in range(m)]
+        self.curves: list[list[float]] = [[] for _ in range(m)]
         self.chosen: dict[str, np.ndarray] = {}
 
     def update(self, bank: ProbeBank, epoch: int, scores: np.ndarray, losses: np.ndarray) -> bool:
         """Note an epoch's validation scores and losses (M,); return whether all have stopped."""
         scores = self.comparable(scores, losses)
         for i in np.flatnonzero(~self.stopped):
+            self.curves[i].append(float(scores[i]))
             better = scores[i] > self.best_score[i]
             tie = scores[i] == self.best_score[i] and losses[i] < self.best_loss[i]
             best = better or (tie and self.ties) or not self.states[i]
@@ -585,6 +588,7 @@ def choose_rates(
         bank.probes[i] = banks[j].probes[i]
         for name in ("score", "epoch", "best_score", "best_epoch"):
             getattr(selection, name)[i] = getattr(selections[j], name)[i]
+        selection.curves[i] = selections[j].curves[i]
     selection.chosen["lr"] = np.array(rates)[best]
     return bank, selection
 

@@ -31,6 +31,7 @@ class ClosedForm:
     probes : M modules; ridge's hold w2 (D, C) and b2 (1, C), neighbours' hold nothing
     score, best_score : (M,) on validation
     epoch, best_epoch : (M,) zeros
+    curves : M empty ones
     chosen : name of what was chosen -> (M,) values
     """
 
@@ -51,6 +52,11 @@ class ClosedForm:
         return np.zeros(len(self.score), int)
 
     best_epoch = epoch
+
+    @property
+    def curves(self) -> list[list[float]]:
+        """There are none."""
+        return [[] for _ in self.score]
 
 
 def fit(probe: str, data: ProbeData, n_seeds: int, averaged: str = "outputs") -> ClosedForm:

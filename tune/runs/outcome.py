@@ -63,6 +63,7 @@ def score_test(
         "layer_scores": dict(zip(map(str, names), by_layer.tolist(), strict=True)),
         "best_epochs": selection.best_epoch[mine].tolist(),
         "tested_epochs": selection.epoch[mine].tolist(),
+        "curves": selection.curves[mine],
         "chosen": {name: values[mine].tolist() for name, values in selection.chosen.items()},
         "embedding_dim": getattr(getattr(bank.probes[mine][0], "joiner", None), "n_out", bank.n_in),
         "predictions": prediction_columns(

@@ -285,6 +285,7 @@ class Tracker:
         manifest: Sequence[Mapping] = (),
         files: Mapping[str, str] | None = None,
         n_players: int = 0,
+        curves: Sequence[Sequence[float]] = (),
     ) -> list[str]:
         """Log the final results: `test/` and `cost/` numbers, tables of the test, the probe.
 
@@ -295,7 +296,7 @@ class Tracker:
         folder : the run's; its result, configuration and probe go into one artifact of type
             "probe"
         manifest : as `tune.runs.lineage.data_manifest` returns it
-        files, n_players : as `tune.runs.wandb_tables.result_tables` takes them
+        files, n_players, curves : as `tune.runs.wandb_tables.result_tables` takes them
 
         Returns
         -------
@@ -317,7 +318,7 @@ class Tracker:
         with self._surviving():
             if not self.lost:
                 tables = result_tables(
-                    result, read_predictions(folder), predictions, files, n_players
+                    result, read_predictions(folder), predictions, files, n_players, curves
                 )
                 self._log_result(result, predictions, folder, manifest, tables)
         return self._finish_wandb()

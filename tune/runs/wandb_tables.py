@@ -1,11 +1,11 @@
-"""What one looks at in a W&B run: confusion or scatter, scores by class, the most disputed tracks.
+"""What one looks at in a W&B run: confusion or scatter, curves, scores by class, disputed tracks.
 
 All are of the test split, and light: a few tables of at most some thousand rows. Audio is uploaded
 only where it is asked for.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -27,6 +27,7 @@ def result_tables(
     probabilities: Mapping[str, list],
     files: Mapping[str, str] | None = None,
     n_players: int = 0,
+    curves: Sequence[Sequence[float]] = (),
 ) -> dict:
     """Tables and charts of a probe's test, by the names that W&B shows.
 
@@ -37,6 +38,7 @@ def result_tables(
     probabilities : columns of the predictions table, of which id and p_<class> are used
     files : track -> audio file, for the players
     n_players : as many of the most disputed tracks get an audio player of 10 s, mono
+    curves : of each seed its validation score by epoch; with folds those of the first
 
     Returns
     -------
@@ -53,6 +55,8 @@ def result_tables(
     if kind.by_part:
         out[f"details/by_{kind.noun}"] = _by_part(result, test, kind, parts)
     own = _own_probability(test, parts, probabilities)
+    if any(curves):
+        out["details/validation_by_seed"] = _curves(result, curves)
     out["details/disputed_tracks"] = _tracks(kind, test, parts, own, files or {}, n_players)
     return out
 
@@ -114,6 +118,19 @@ def _scatter(result, test, i: int, name: str):
     table = wandb.Table(columns=["track", "true", "predicted"], data=rows)
     title = f"{result['task']}: {name}, predicted against true"
     return wandb.plot.scatter(table, "true", "predicted", title=title)
+
+
+def _curves(result, curves):
+    """A line a seed."""
+    import wandb
+
+    return wandb.plot.line_series(
+        xs=[list(range(1, len(curve) + 1)) for curve in curves],
+        ys=[list(curve) for curve in curves],
+        keys=[f"seed {seed}" for seed in result["seeds"]],
+        title=f"{result['task']}: validation {next(iter(result['metrics']))} by seed",
+        xname="epoch",
+    )
 
 
 def _by_part(result, test, kind, parts):
