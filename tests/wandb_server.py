@@ -74,6 +74,7 @@ class WandbServer:
         self.sweeps: dict[str, dict] = {}
         self.runs: dict[str, Run] = {}
         self.agents: dict[str, Agent] = {}
+        self.to_stop: set[str] = set()  # runs that early termination ends
         self.unknown: list[str] = []
         self.reports: list[dict] = []
         self.alerts: list[dict] = []
@@ -185,7 +186,7 @@ class WandbServer:
         return {"createAgent": {"agent": {"id": name}}}
 
     def on_Heartbeat(self, v):  # noqa: N802
-        """An agent reports; give it a run, tell it to wait, or to leave."""
+        """An agent reports; give it a run, tell it to wait, to stop its run, or to leave."""
         agent = self.agents[v["id"]]
         commands = []
         if not json.loads(v["runState"] or "{}"):
@@ -200,6 +201,8 @@ class WandbServer:
                 ]
             elif not self.unfinished(agent.sweep):
                 commands = [{"type": "exit"}]
+        elif agent.run in self.to_stop:
+            commands = [{"type": "stop", "run_id": agent.run}]
         return {"agentHeartbeat": {"agent": {"id": agent.name}, "commands": json.dumps(commands)}}
 
     def lose(self, run: str) -> None:

@@ -218,3 +218,29 @@ def test_a_report_of_the_project_is_saved_where_wandb_shows_it(server, env, tmp_
     assert done.stderr.strip() == (
         "error: a W&B report lives on W&B's server: run `wandb login` first"
     )
+
+
+@pytest.mark.slow
+def test_early_termination_ends_a_run_for_good_and_the_agent_goes_on(server, env, tmp_path):
+    """The server says stop, the agent signals its run: it is stopped, not handed out again."""
+    task = make_task(tmp_path / "tones")
+    endless = {name: {"value": 100_000} for name in ("epochs", "patience")}
+    config = small(task, seg={"value": "1"}, agg={"values": ["mean", "max"]}, **endless)
+    sweep = create(config, env, tmp_path)
+    agent = start_agent(sweep, env, tmp_path, "agent")
+    for _ in range(2):
+        wait_for(
+            lambda: any(run.rows and run.exit_code is None for run in server.runs.values()),
+            tmp_path,
+        )
+        (name,) = (name for name, run in server.runs.items() if run.exit_code is None)
+        server.to_stop.add(name)
+        wait_for(lambda name=name: server.runs[name].exit_code is not None, tmp_path)
+    wait_for(lambda: agent.poll() is not None, tmp_path)
+    assert len(server.runs) == 2
+    for run in server.runs.values():
+        assert run.exit_code != 0
+        assert run.summary["failed"] == "stopped"
+        assert not run.preempted
+        assert len(run.agents) == 1
+    assert not list((tmp_path / "runs").glob("*/result.json"))
