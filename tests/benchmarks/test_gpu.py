@@ -41,7 +41,7 @@ def test_the_rehearsal_walks_every_step(tmp_path, monkeypatch):
     sizes = next(c for c in found["out_of_memory"]["checks"] if "sizes" in c)["sizes"]
     assert sizes == [48, 24, 12, 6, 3]  # halved until the made-up memory suffices
     assert all(check["ok"] for check in found["graphed"]["checks"])
-    assert len(found["pipeline"]["by_batches"]) == 2
+    assert len(found["pipeline"]["half"]["by_batches"]) == 2
     assert found["study"]["float32"]["agree"] is True
     assert found["probe"]["gpu"]["metrics"] == found["probe"]["cpu, same rows"]["metrics"]
     assert found["probe"]["cpu, same rows"]["cost"]["encoder_passes"] == 0
