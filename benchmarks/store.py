@@ -79,9 +79,10 @@ from safetensors.numpy import save
 
 from tune.encoders.registry import load_encoder
 from tune.segments.rules import parse_rule
+from tune.store.collection import Row, checksum_of, digest_of
 from tune.store.encode import encode_tracks
 from tune.store.packs import MAX_ROWS, cut_digest
-from tune.store.store import Row, Store, _checksum, _digest
+from tune.store.store import Store
 
 RATE, SPANS = 24_000, [[0, 240_000], [240_000, 480_000], [480_000, 720_000]]
 ENCODER = SimpleNamespace(
@@ -95,9 +96,9 @@ def row_bytes(content: str, tokens: np.ndarray) -> bytes:
     info = json.dumps(row | {"peak_bytes": 0})
     meta = {
         "n_samples": str(SPANS[-1][1]),
-        "checksum": _checksum(tokens, info),
+        "checksum": checksum_of(tokens, info),
         "info": info,
-        "n_samples_checksum": _digest([content, SPANS[-1][1]]),
+        "n_samples_checksum": digest_of([content, SPANS[-1][1]]),
     }
     return save({"tokens": tokens}, meta)
 

@@ -18,7 +18,8 @@ from tune.aggregators.transformer.batches import (
     plan_epoch,
 )
 from tune.aggregators.transformer.recipes import standardisation
-from tune.store.store import Row, Store
+from tune.store.collection import Row
+from tune.store.store import Store
 
 LENGTHS = [5, 1, 3, 8, 2, 30, 4]
 SIZE = 6

@@ -14,7 +14,8 @@ from tune.aggregators.track_features import (
     load_tokens,
     token_times,
 )
-from tune.store.store import Row, Store
+from tune.store.collection import Row
+from tune.store.store import Store
 from tune.system import memory
 
 RATE = 100

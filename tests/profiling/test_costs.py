@@ -23,7 +23,7 @@ from tune.encoders import cpu_linear, muq
 from tune.encoders.registry import load_encoder
 from tune.profiling import arithmetic, report
 from tune.profiling import measure as measuring
-from tune.store.store import Row
+from tune.store.collection import Row
 from tune.system import memory
 
 GB = 10**9

@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import ROOT, tone
+from safetensors import safe_open
 
 from tune.store import store as tune_store
+from tune.store.collection import Row
 from tune.store.command import main
 from tune.store.encode import encode_tracks, read_row
 from tune.store.prune import describe, evict_least_recently_used, prune
@@ -263,7 +265,7 @@ def test_a_row_that_is_half_written_when_its_writer_dies_is_no_row(arena, music,
     assert run.wait() == KILLED
     (torn,) = root.rglob("*.tmp")
     with pytest.raises(Exception, match=r"invalid|incomplete|header"):
-        tune_store.safe_open(torn, "numpy")
+        safe_open(torn, "numpy")
     assert check(root, clean, [run]) == 2
     finish(arena, root, music, clean, 2)
     assert torn.exists()  # younger than a day
@@ -392,7 +394,7 @@ def test_many_flipped_bits_are_named_and_encoded_again(music, clean, tmp_path):
 def test_a_length_that_another_row_would_fit_does_not_lead_to_it(tmp_path, rng):
     """A damaged length must not find the row that another rule has made of the same track."""
     collection = collection_in(tmp_path / "store")
-    short = tune_store.Row(np.ones((1, 2, 64), np.float32), [(0, 24_000)], [1], False, 0.1)
+    short = Row(np.ones((1, 2, 64), np.float32), [(0, 24_000)], [1], False, 0.1)
     collection.write("ab" * 32, 25_000, short)
     (file,) = collection.folder.rglob("*.safetensors")
     assert collection.length("ab" * 32) == 25_000
@@ -463,7 +465,7 @@ def test_a_store_of_another_format_is_neither_served_nor_changed(
         theirs = collection_in(root)
         for content, _ in clean[1]:
             spans = [(0, 12_000), (12_000, 24_000)]
-            wrong = tune_store.Row(np.ones((2, 2, 64), np.float32), spans, [1, 1], False, 0.1)
+            wrong = Row(np.ones((2, 2, 64), np.float32), spans, [1, 1], False, 0.1)
             theirs.write(content, 24_000, wrong)
     before = {p: p.read_bytes() for p in theirs.folder.rglob("*") if p.is_file()}
     with pytest.raises(ValueError, match=f"of another version of TUNE \\(format {other}"):

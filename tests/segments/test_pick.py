@@ -10,7 +10,7 @@ from soundfile import write
 from tune.segments.pick import Pick, PickedSpans, pick_row, read_pick
 from tune.segments.rules import parse_rule
 from tune.store import Extractor
-from tune.store.store import Row
+from tune.store.collection import Row
 
 SPANS = [(i * 10, i * 10 + 10) for i in range(6)] + [(60, 64)]  # six segments and a tail
 

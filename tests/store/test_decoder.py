@@ -14,8 +14,9 @@ from tune.encoders.registry import load_encoder
 from tune.segments.rules import SegmentRule
 from tune.segments.structure import StructureRule
 from tune.store import command, prune
+from tune.store.collection import digest_of
 from tune.store.encode import encode_tracks
-from tune.store.store import DECODER, Store, _digest, is_old
+from tune.store.store import DECODER, Store, is_old
 
 RULE = SegmentRule(1.0, min_tail_s=0.2)
 ADDED = ("decoder", "channels")  # to the key, by the second decoder
@@ -50,7 +51,7 @@ def as_decoder_1_left_it(root):
         key = {k: v for k, v in json.loads(file.read_text()).items() if k not in ADDED}
         file.write_text(json.dumps(key))
         named = {k: v for k, v in key.items() if k not in ("encoder", "layers", "window_s")}
-        file.parent.parent.rename(root / f"mel-{_digest(named)}")
+        file.parent.parent.rename(root / f"mel-{digest_of(named)}")
 
 
 def test_only_files_that_are_decoded_otherwise_are_encoded_again(files, mel, tmp_path):

@@ -14,7 +14,7 @@ from conftest import ROOT
 from test_store import CONTENT, SPANS, encoder, row_of, same
 
 from tune.segments.pick import PickedSpans, pick_row
-from tune.store import store as tune_store
+from tune.store import collection as module
 from tune.store.command import main
 from tune.store.packs import Packs, try_again
 from tune.store.prune import describe, evict_least_recently_used, prune
@@ -354,7 +354,7 @@ def test_a_full_disk_leaves_the_rows_where_they_are(filled, rows, monkeypatch):
 
 
 def test_packs_are_listed_and_pruned(filled, rows, capsys, monkeypatch):
-    monkeypatch.setattr(tune_store, "MAX_ROWS", 5)
+    monkeypatch.setattr(module, "MAX_ROWS", 5)
     for age, file in enumerate(row_files(filled)):
         os.utime(file, (1e9 - age,) * 2)
     assert main(["pack", "--store", str(filled.root)]) == 0

@@ -16,8 +16,9 @@ from conftest import ROOT, run
 
 from tune.audio.decode import AudioError
 from tune.segments.rules import parse_rule
+from tune.store.collection import Row
 from tune.store.prune import boundaries, describe, prune
-from tune.store.store import Row, Store, default_root
+from tune.store.store import Store, default_root
 from tune.system.files import cache_folder
 
 RATE = 24_000
@@ -464,7 +465,8 @@ WRITE = """
 import sys
 from types import SimpleNamespace
 import numpy as np
-from tune.store.store import Row, Store
+from tune.store.collection import Row
+from tune.store.store import Store
 root, content, seconds, n = sys.argv[1:]
 encoder = SimpleNamespace(name="muq", fingerprint="f" * 64, precision="no", sample_rate=24000,
                           n_layers=3)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import tune
-from tune.store.store import Row, Store
+from tune.store.collection import Row
+from tune.store.store import Store
 
 RATE = 24_000
 A, B = "ab" * 32, "cd" * 32

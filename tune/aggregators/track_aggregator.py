@@ -25,7 +25,7 @@ from tune.aggregators.track_features import (
 )
 from tune.aggregators.transformer import checkpoint as transformer
 from tune.aggregators.whitening import accumulate
-from tune.store.store import Collection, Row
+from tune.store.collection import Collection, Row
 
 if TYPE_CHECKING:
     from tune.aggregators.transformer.model import AggregatorModel

@@ -14,8 +14,8 @@ from datasets import DatasetDict
 
 from tune.aggregators.registry import AggregatorRow, find_row, pool_track
 from tune.aggregators.whitening import accumulate
+from tune.store.collection import Collection, Row
 from tune.store.encode import read_row
-from tune.store.store import Collection, Row
 from tune.system.memory import check_room
 
 log = logging.getLogger(__name__)

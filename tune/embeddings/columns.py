@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tune.segments.rules import Rule
-    from tune.store.store import Row
+    from tune.store.collection import Row
 
 
 class Column(NamedTuple):

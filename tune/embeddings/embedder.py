@@ -24,9 +24,10 @@ from tune.embeddings.strategy import Learned, Strategy, from_run
 from tune.encoders.base import Encoder
 from tune.segments.pick import read_pick
 from tune.segments.rules import MIN_TAIL_S
+from tune.store.collection import Row
 from tune.store.encode import EncodeReport
 from tune.store.extractor import Extractor
-from tune.store.store import Row, default_root
+from tune.store.store import default_root
 from tune.system.plugins import is_plugin, load_module, source_digest
 
 log = logging.getLogger(__name__)

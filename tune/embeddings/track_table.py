@@ -18,7 +18,7 @@ from tune.embeddings.embedder import Embedder
 from tune.embeddings.file_formats import make_table, read
 from tune.embeddings.tags import read_tags
 from tune.runs.result import versions
-from tune.store.store import Row
+from tune.store.collection import Row
 from tune.system.progress import progress_bar
 
 

@@ -316,8 +316,8 @@ def _transformer(config, encoder):
 
 def _run(sources, encoder, layers, rules, aggregator, config) -> dict:
     """Decode, cut, encode and join every track once; time it, the looks at the results apart."""
+    from tune.store.collection import Row
     from tune.store.encode import encode_segments
-    from tune.store.store import Row
 
     seconds = dict.fromkeys(STAGES, 0.0)
     tracks = []
@@ -404,7 +404,7 @@ def _noise(seconds: float, sample_rate: int):
 
 def _store_bytes(row, n_samples) -> int:
     """Size of the track's row, by writing it into a store that is thrown away."""
-    from tune.store.store import Collection
+    from tune.store.collection import Collection
 
     with tempfile.TemporaryDirectory() as folder:
         collection = Collection(Path(folder), Path(folder), None, {}, [])

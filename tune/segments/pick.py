@@ -106,7 +106,7 @@ class Pick:
         return PickedSpans([spans[i] for i in at], spans)
 
     def choose_central(self, row, sample_rate: int, even: bool = True) -> Sequence:
-        """The segments of a track's row (`tune.store.store.Row`) nearest to their mean.
+        """The segments of a track's row (`tune.store.collection.Row`) nearest to their mean.
 
         By the cosine to the mean of all segments, averaged over layers; of equal ones the earlier.
         """

@@ -1,6 +1,7 @@
 """The embedding store: each segment is encoded once, for every aggregator, probe, seed and agent.
 
-store         rows on disk and the key they are found by: Store, Collection, Row
+store         a folder of collections and the keys they are found by: Store
+collection    rows on disk: Collection, Row
 encode        files to rows: hash, decode, cut, encode, write
 look_ahead    tracks that are hashed, looked up, claimed and decoded ahead
 batches       segments in batches, of one track or of several
@@ -16,9 +17,9 @@ command       python -m tune.store list | size | pack | prune (encode: tune.task
 from tune.system.lazy import lazy_names
 
 PUBLIC = {
-    "Collection": "store",
+    "Collection": "collection",
     "Extractor": "extractor",
-    "Row": "store",
+    "Row": "collection",
     "Store": "store",
     "encode_segments": "batches",
     "encode_tracks": "encode",

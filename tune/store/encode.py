@@ -31,8 +31,9 @@ from tune.segments.pick import pick_spans
 from tune.segments.rules import Rule
 from tune.store import spot_check
 from tune.store.batches import BATCH_SECONDS, SharedBatches, encode_segments
+from tune.store.collection import Collection, Row
 from tune.store.look_ahead import SPARE, Claimed, Lookup, claimed, look_up
-from tune.store.store import Collection, Row, Store
+from tune.store.store import Store
 from tune.system.memory import peak_memory_bytes, warn_if_low
 from tune.system.progress import progress_bar
 

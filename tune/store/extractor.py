@@ -9,8 +9,9 @@ import torch
 from tune.encoders.base import Encoder, precision_on, resolve_layers
 from tune.encoders.registry import load_encoder
 from tune.segments.rules import Rule
+from tune.store.collection import Collection, Row
 from tune.store.encode import EncodeReport, check_rules_fit, encode_shared, encode_tracks, read_row
-from tune.store.store import Collection, Row, Store, default_root
+from tune.store.store import Store, default_root
 from tune.system.memory import device_memory, parse_budget
 
 

@@ -19,7 +19,8 @@ from tune.audio.decode import AudioError
 from tune.encoders.base import Encoder
 from tune.segments.pick import pick_spans
 from tune.segments.rules import Rule
-from tune.store.store import Collection, Row, Store
+from tune.store.collection import Collection, Row
+from tune.store.store import Store
 
 log = logging.getLogger(__name__)
 

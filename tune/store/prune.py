@@ -10,9 +10,10 @@ import shutil
 import time
 from pathlib import Path
 
+from tune.store.collection import Collection
 from tune.store.packs import Packs
 from tune.store.stale_files import remove_stale_files
-from tune.store.store import Collection, Store, is_old
+from tune.store.store import Store, is_old
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from tune.audio.decode import AudioError, read_audio
 from tune.encoders.base import Encoder, NonFiniteError
-from tune.store.store import Collection, Row
+from tune.store.collection import Collection, Row
 
 log = logging.getLogger(__name__)
 
