@@ -12,6 +12,7 @@ import soundfile
 import torch
 from conftest import tone
 
+from tune.audio.processes import DecodeProcesses
 from tune.encoders.registry import load_encoder
 from tune.segments.rules import SegmentRule
 from tune.store import encode as encoding
@@ -276,8 +277,9 @@ def test_decoding_in_processes_changes_no_row_and_no_reason(files, nano, tmp_pat
     damaged.write_bytes(Path(files[0]).read_bytes()[:2000])
     paths = [*files, str(damaged), missing]
     monkeypatch.setattr(encoding, "DECODE_THREADS", 2)
-    here, expected = encode(paths, nano, tmp_path / "a", decode_in_processes=False)
-    there, rows = encode(paths, nano, tmp_path / "b", decode_in_processes=True)
+    here, expected = encode(paths, nano, tmp_path / "a", decoder=encoding.audio)
+    with DecodeProcesses() as processes:
+        there, rows = encode(paths, nano, tmp_path / "b", decoder=processes)
     assert there.rows == here.rows
     assert len(rows) == len(files)
     assert there.skipped == here.skipped
@@ -318,7 +320,7 @@ def test_the_window_bounds_the_decoded_tracks_in_memory(tmp_path, monkeypatch, d
 
     monkeypatch.setattr(mel, "embed", slow_embed)
     monkeypatch.setattr(encoding, "DECODE_THREADS", threads)
-    report, _ = encode(paths, mel, tmp_path / "s", layers=[0], decode_in_processes=False)
+    report, _ = encode(paths, mel, tmp_path / "s", layers=[0], decoder=encoding.audio)
     assert report.encoded_tracks == len(paths)
     assert ahead[0] == threads + 2
     # The window, and the track just encoded until the next one takes its place.

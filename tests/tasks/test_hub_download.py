@@ -101,7 +101,9 @@ def test_gtzan_with_muq_first_second_and_offline_run_are_equal(hub, tmp_path, tr
             assert result[key] == results[0][key]
 
 
-@pytest.mark.parametrize("task", ["nsynth-pitch", "vocalset-singer"])
+@pytest.mark.parametrize(
+    "task", ["nsynth-pitch", "nsynth-instrument", "vocalset-singer", "vocalset-technique"]
+)
 def test_archives_first_second_and_offline_run_are_equal(tmp_path, train_probe, task, monkeypatch):
     source, asked = tmp_path / "source", []
     (vocalset_archive if "vocalset" in task else TREES[task])(source)

@@ -18,6 +18,8 @@ from tune.system.files import add_group_permissions
 
 log = logging.getLogger(__name__)
 
+LINE_BYTES = 32 + 1 + 64 + 1 + 16  # of the cache: stamp, hash and check, in hexadecimal
+
 
 def content_hash(path: str | Path) -> str:
     """Return the SHA-256 of a file's bytes in hexadecimal: what a track is known by in the store.
@@ -69,9 +71,10 @@ class HashCache:
         """Hash of a file, from the cache when the file hasn't changed since."""
         try:
             before = os.lstat(path)
-            real = self._real(path) if stat.S_ISREG(before.st_mode) else os.path.realpath(path)
-            if not stat.S_ISREG(before.st_mode):
-                before = os.stat(path)
+            if stat.S_ISREG(before.st_mode):
+                real = self._real(path)
+            else:
+                before, real = os.stat(path), os.path.realpath(path)
         except (OSError, ValueError):  # ValueError: a zero byte in the name
             return content_hash(path)  # raises with the reason
         times = f"{before.st_size} {before.st_mtime_ns} {before.st_ctime_ns} "
@@ -121,8 +124,6 @@ class HashCache:
             log.debug("hash cache %s: %s", self.path, error)
 
 
-LINE_BYTES = 32 + 1 + 64 + 1 + 16
-
-
 def _hex_digest(data: bytes, size: int) -> bytes:
+    """A digest of `size` bytes, in hexadecimal."""
     return hashlib.blake2b(data, digest_size=size).hexdigest().encode()

@@ -2,9 +2,8 @@
 
 While some tracks are encoded the next ones are hashed and decoded in threads (of many files, each
 with a process that decodes) and the last ones written in another; memory holds a few tracks,
-whatever the size of the data set. On a CPU a batch
-never holds segments of two tracks, on a GPU it does (`tune.store.batches`); segments of two lengths
-never meet, and nothing is padded.
+whatever the size of the data set. On a CPU a batch never holds segments of two tracks, on a GPU it
+does (`tune.store.batches`); segments of two lengths never meet, and nothing is padded.
 """
 
 import logging
@@ -104,7 +103,6 @@ def encode_tracks(
     strict: bool = False,
     on_track: Callable[[str], None] = lambda path: None,
     share_batches: bool | None = None,
-    decode_in_processes: bool | None = None,
     decoder=None,
 ) -> EncodeReport:
     """Make sure that every usable track has its row in the store.
@@ -123,11 +121,10 @@ def encode_tracks(
     on_track : called with each path that is done, for progress
     share_batches : bool, optional
         Whether segments of several tracks share batches; None: on a GPU (for tests).
-    decode_in_processes : bool, optional
-        Whether files are decoded in processes; None: when they are many and there are cores for it.
     decoder : optional
         Gives files' samples by its `decode(path, sample_rate, channels=)`, a
-        `tune.audio.decode.Sound`, where they were decoded elsewhere.
+        `tune.audio.decode.Sound`. None: `tune.audio.decode`, in processes when the files are many
+        and there are cores for it.
 
     Raises
     ------
@@ -146,11 +143,9 @@ def encode_tracks(
     passes, redone = encoder.passes, encoder.redone
     lookup, done = Lookup(store, collection, encoder, rule), _Done(strict, on_track)
     n_threads = decode_threads(encoder.device)
-    if decode_in_processes is None:
-        many = n_threads > 1 and MANY_FILES * n_threads <= len(paths)
-        decode_in_processes = many and decoder is None
+    many = n_threads > 1 and MANY_FILES * n_threads <= len(paths)
     with (
-        DecodeProcesses() if decode_in_processes else nullcontext(decoder or audio) as decoder,
+        DecodeProcesses() if many and decoder is None else nullcontext(decoder or audio) as decoder,
         ThreadPoolExecutor(n_threads, thread_name_prefix="decode") as pool,
         _Writer(lookup, done) as writer,
     ):
