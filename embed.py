@@ -145,11 +145,9 @@ args = read_arguments(parse_args) if __name__ == "__main__" else None
 import dataclasses
 import glob
 import logging
-from datetime import timedelta
 from functools import partial
 
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 
 from tune.aggregators.transformer import checkpoint as transformer
 from tune.audio.find_files import find_music, find_shard
@@ -160,6 +158,7 @@ from tune.embeddings.file_formats import Embeddings
 from tune.embeddings.strategy import Strategy, from_run
 from tune.embeddings.track_table import Kept, segment_rows, track_rows
 from tune.runs import result
+from tune.store.encode import PATIENCE
 from tune.system.files import hide_home
 
 log = logging.getLogger("tune.embed")
@@ -167,9 +166,7 @@ log = logging.getLogger("tune.embed")
 
 def main(args):
     """Embed: files, encoder, store, rows, output, and what is like a song."""
-    # A process that has done its share waits for the others, however long they take.
-    patient = InitProcessGroupKwargs(timeout=timedelta(days=30))
-    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[patient])
+    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[PATIENCE])
     is_main = accelerator.is_main_process
     set_up_logging(is_main)
     reading = not (args.music or args.merge)

@@ -105,6 +105,7 @@ from tune.aggregators.transformer.recipes import RECIPES, make_config, make_mode
 from tune.encoders.base import launched_precision, precision_on
 from tune.runs import result
 from tune.runs.tracking import Tracker, check_tracker
+from tune.store.encode import PATIENCE
 from tune.store.extractor import Extractor
 from tune.system.files import cache_folder
 from tune.system.progress import progress_bar
@@ -125,6 +126,7 @@ def main(args):
         mixed_precision=precision,
         log_with=trackers or None,
         project_dir=str(args.out.parent if args.out else FOLDER),
+        kwargs_handlers=[PATIENCE],
     )
     set_up_logging(accelerator.is_main_process)
     for name in args.tasks:

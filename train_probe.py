@@ -177,6 +177,7 @@ from tune.runs import result as results
 from tune.runs.lineage import data_manifest
 from tune.runs.outcome import audio_of_test, join_folds, score_test
 from tune.runs.tracking import Tracker, check_tracker
+from tune.store.encode import PATIENCE
 from tune.store.extractor import Extractor
 from tune.system.files import cache_folder
 from tune.tasks.load import SPLITS, check_task, check_whole, load_task, short_name
@@ -193,6 +194,7 @@ def main(args):
         log_with=trackers or None,
         project_dir=str(args.output_dir),
         dataloader_config=DataLoaderConfiguration(split_batches=True),
+        kwargs_handlers=[PATIENCE],
     )
     set_up_logging(accelerator.is_main_process)
     if args.tokens is None:

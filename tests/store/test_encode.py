@@ -11,12 +11,14 @@ import pytest
 import soundfile
 import torch
 from conftest import tone
+from torch.distributed import HashStore
 
 from tune.audio.processes import DecodeProcesses
 from tune.encoders.registry import load_encoder
 from tune.segments.rules import SegmentRule
 from tune.store import encode as encoding
 from tune.store.encode import EncodeReport, encode_segments, encode_tracks
+from tune.store.look_ahead import Share
 from tune.store.store import Store
 
 RULE = SegmentRule(1.0, min_tail_s=0.2)
@@ -228,6 +230,53 @@ def test_reports_of_several_processes_add_up():
     assert both.rows == {"x": 1, "y": 2}
     assert both.skipped == [1, 2]
     assert (both.encoder_passes, both.encode_seconds) == (7, 3.5)
+
+
+def test_processes_take_tracks_when_they_are_free_and_each_track_once(tmp_path, monkeypatch):
+    """Two that share a queue: one is held up by its first track until the other did the rest."""
+    mel, paths = load_encoder("mel"), []
+    for i in range(40):
+        paths.append(str(tmp_path / f"short {i}.wav"))
+        soundfile.write(paths[-1], tone(0.3, 100 + i, seed=i), 24_000)
+    _, expected = encode(paths, mel, tmp_path / "alone", layers=[0])
+    queue, others = HashStore(), threading.Event()
+    reports = [None, None]
+
+    def held_up(path):
+        others.wait(60)
+
+    def work(index, on_track):
+        share = Share(index, 2, queue)
+        reports[index], _ = encode(
+            paths, mel, tmp_path / "both", layers=[0], share=share, on_track=on_track
+        )
+
+    monkeypatch.setattr(encoding, "UNWRITTEN", 1)
+    monkeypatch.setattr(encoding, "DECODE_THREADS", 1)
+    slow = threading.Thread(target=work, args=(0, held_up))
+    slow.start()
+    work(1, lambda path: None)
+    others.set()
+    slow.join(60)
+    done = [set(report.rows) for report in reports]
+    assert done[0] | done[1] == set(paths)
+    assert not done[0] & done[1]
+    assert len(done[1]) > len(done[0]) > 0
+    report, rows = encode(paths, mel, tmp_path / "both", layers=[0])
+    assert report.encoded_tracks == 0
+    for path in paths:
+        assert rows[path].tokens.tobytes() == expected[path].tokens.tobytes()
+
+
+def test_a_report_is_in_the_order_of_the_tracks_whoever_was_done_first():
+    shares = [
+        EncodeReport(rows={"d": 1, "a": 2}, skipped=[{"path": "c"}], silent=["d"]),
+        EncodeReport(rows={"b": 3}, skipped=[{"path": "e"}, {"path": "b"}], silent=["a"]),
+    ]
+    report = EncodeReport.merged(shares).in_order({path: i for i, path in enumerate("abcde")})
+    assert list(report.rows) == ["a", "b", "d"]
+    assert [track["path"] for track in report.skipped] == ["b", "c", "e"]
+    assert report.silent == ["a", "d"]
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ whatever the size of the data set. On a CPU a batch never holds segments of two 
 does (`tune.store.batches`); segments of two lengths never meet, and nothing is padded.
 """
 
+import itertools
 import logging
 import math
 import os
@@ -15,12 +16,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 
 from tune.audio import decode as audio
 from tune.audio.decode import AudioError, is_silent, read_header
@@ -31,7 +33,7 @@ from tune.segments.rules import Rule
 from tune.store import spot_check
 from tune.store.batches import BATCH_SECONDS, SharedBatches, encode_segments
 from tune.store.collection import Collection, Row
-from tune.store.look_ahead import SPARE, Claimed, Lookup, claimed, look_up
+from tune.store.look_ahead import SPARE, Claimed, Lookup, Share, claimed, look_up
 from tune.store.store import Store
 from tune.system.memory import peak_memory_bytes, warn_if_low
 from tune.system.progress import progress_bar
@@ -41,6 +43,9 @@ log = logging.getLogger(__name__)
 DECODE_THREADS = min(8, max(1, (os.cpu_count() or 1) // 2))  # the encoder has the other half
 MANY_FILES = 4  # a thread: decoding them in processes is worth starting these
 UNWRITTEN = 8  # rows that wait to be written
+# For an Accelerator: a process that is done waits for the others, however long they take.
+PATIENCE = InitProcessGroupKwargs(timeout=timedelta(days=30))
+_CALLS = itertools.count()  # of encode_shared: the same in all processes
 
 
 @dataclass
@@ -90,6 +95,14 @@ class EncodeReport:
                 setattr(out, item.name, max(value, more) if "peak" in item.name else both)
         return out
 
+    def in_order(self, positions: dict[str, int]) -> "EncodeReport":
+        """The same, the tracks by their positions, whoever was done with them when."""
+        self.rows = dict(sorted(self.rows.items(), key=lambda row: positions[row[0]]))
+        self.silent.sort(key=positions.get)
+        for odd in (self.skipped, self.warned):
+            odd.sort(key=lambda track: positions[track["path"]])
+        return self
+
 
 def encode_tracks(
     paths: Sequence[str],
@@ -104,6 +117,7 @@ def encode_tracks(
     on_track: Callable[[str], None] = lambda path: None,
     share_batches: bool | None = None,
     decoder=None,
+    share: Share | None = None,
 ) -> EncodeReport:
     """Make sure that every usable track has its row in the store.
 
@@ -125,6 +139,8 @@ def encode_tracks(
         Gives files' samples by its `decode(path, sample_rate, channels=)`, a
         `tune.audio.decode.Sound`. None: `tune.audio.decode`, in processes when the files are many
         and there are cores for it.
+    share : optional
+        What this process does of the tracks, beside others; None: all.
 
     Raises
     ------
@@ -133,9 +149,11 @@ def encode_tracks(
         a piece is longer than the encoder takes (found before anything is encoded); or when an
         encoder with code of its own no longer reproduces its stored rows.
     """
-    check_lengths(rule, encoder, paths)
+    share = share or Share()
     paths = list(dict.fromkeys(paths))
-    for path in paths if strict else ():
+    dealt = share.dealt(paths)
+    check_lengths(rule, encoder, dealt)
+    for path in dealt if strict else ():
         try:
             audio.check_file(path)
         except AudioError as error:
@@ -143,7 +161,9 @@ def encode_tracks(
     passes, redone = encoder.passes, encoder.redone
     lookup, done = Lookup(store, collection, encoder, rule), _Done(strict, on_track)
     n_threads = decode_threads(encoder.device)
-    many = n_threads > 1 and MANY_FILES * n_threads <= len(paths)
+    many = n_threads > 1 and MANY_FILES * n_threads <= len(dealt)
+    # Of an encoder with code of its own all stored rows are found before anything is encoded.
+    parts = Share().taken(dealt) if encoder.own_code else share.taken(paths)
     with (
         DecodeProcesses() if many and decoder is None else nullcontext(decoder or audio) as decoder,
         ThreadPoolExecutor(n_threads, thread_name_prefix="decode") as pool,
@@ -153,7 +173,7 @@ def encode_tracks(
         def not_stored():
             """Paths and contents of the tracks without a row."""
             warned = False
-            for path, content, stored, reason in look_up(paths, lookup, pool):
+            for path, content, stored, reason in look_up(parts, lookup, pool):
                 if reason is not None:
                     done.skip(path, reason)
                 elif stored is not None:
@@ -171,7 +191,7 @@ def encode_tracks(
                     yield path, content
 
         todo = not_stored()
-        if encoder.own_code:  # its stored rows are compared before anything is encoded
+        if encoder.own_code:
             todo = iter(list(todo))
 
         def decode(path, content):
@@ -423,26 +443,32 @@ def check_lengths(rule: Rule, encoder: Encoder, paths: Sequence[str] = ()) -> No
 def encode_shared(
     accelerator: Accelerator, paths: Sequence[str], encode: Callable[..., EncodeReport], rule: Rule
 ) -> EncodeReport:
-    """Encode on all processes, each its share of the tracks, and return everybody's report.
+    """Encode on all processes, each what it comes to, and return everybody's report.
 
     Shows a progress bar on the main process. An error of one process is raised on all of them, so
     that none waits for the others.
 
     Parameters
     ----------
-    encode : `encode(rule, paths, on_track=...)` is `encode_tracks` with the rest of what it needs
+    encode : `encode(rule, paths, on_track=..., share=...)` is `encode_tracks` with the rest of what
+        it needs
     """
-    mine = list(dict.fromkeys(paths))[accelerator.process_index :: accelerator.num_processes]
+    positions = {path: i for i, path in enumerate(dict.fromkeys(paths), start=1)}
+    share = Share(accelerator.process_index, accelerator.num_processes, _counts(accelerator))
     report, failure = None, None
     with progress_bar(
-        total=len(mine),
+        total=len(positions),
         desc="encode",
         unit="track",
         leave=False,
         disable=not accelerator.is_main_process,
     ) as bar:
+
+        def on_track(path):  # all before it are done, or another process has them
+            bar.update(max(0, positions[path] - bar.n))
+
         try:
-            report = encode(rule, mine, on_track=lambda path: bar.update())
+            report = encode(rule, list(positions), on_track=on_track, share=share)
         except (ValueError, OSError) as error:
             failure = error
     shares = gather_object([(report, str(failure) if failure else None)])
@@ -451,7 +477,15 @@ def encode_shared(
     for _, message in shares:
         if message:
             raise ValueError(message)
-    return EncodeReport.merged([share for share, _ in shares])
+    return EncodeReport.merged([share for share, _ in shares]).in_order(positions)
+
+
+def _counts(accelerator: Accelerator):
+    """Counters that the processes share for one call of `encode_shared`; None for a single one."""
+    if accelerator.num_processes == 1:
+        return None
+    store = torch.distributed.distributed_c10d._get_default_store()
+    return torch.distributed.PrefixStore(f"tune/encode/{next(_CALLS)}", store)
 
 
 def check_rules_fit(

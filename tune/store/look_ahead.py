@@ -7,10 +7,9 @@ its disk once. What is stored already is never decoded.
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 
@@ -110,12 +109,48 @@ def without_tokens(row: Row) -> Row:
     return Row(NO_TOKENS, row.spans, row.counts, row.silent, row.seconds, row.peak_bytes, row.notes)
 
 
-def look_up(paths: Iterable[str], lookup: Lookup, pool: Executor) -> Iterator[tuple]:
+class Share:
+    """The tracks that are this process's, of those that several processes encode together.
+
+    Parameters
+    ----------
+    index, count : which of how many processes
+    store : torch.distributed.Store, optional
+        Where several processes count the tracks that are taken; for one call alone.
+    """
+
+    def __init__(self, index: int = 0, count: int = 1, store=None):
+        self.index, self.count, self._store = index, count, store
+
+    def dealt(self, paths: Sequence[str]) -> Sequence[str]:
+        """A share of the tracks that is known beforehand."""
+        return paths[self.index :: self.count]
+
+    def taken(self, paths: Sequence[str]) -> Iterator[Sequence[str]]:
+        """Some tracks at a time, whenever this process is free for them, until all are taken.
+
+        Towards the end there are ever fewer, so that processes end together, however long their
+        tracks are and however fast their devices.
+        """
+        parts, start = [], 0
+        while start < len(paths):
+            left = len(paths) - start
+            n = LOOKED_UP if self.count == 1 else min(LOOKED_UP, left // (4 * self.count))
+            parts.append(paths[start : start + max(1, n)])
+            start += max(1, n)
+        if self._store is None:
+            yield from parts
+            return
+        while (k := self._store.add("taken", 1) - 1) < len(parts):
+            yield parts[k]
+
+
+def look_up(parts: Iterator[Sequence[str]], lookup: Lookup, pool: Executor) -> Iterator[tuple]:
     """Look files up, some ahead of the caller, and yield what `lookup` gives, in their order."""
-    left, running = iter(paths), deque()
+    running = deque()
 
     def submit():
-        if some := list(islice(left, LOOKED_UP)):
+        if (some := next(parts, None)) is not None:
             running.append(pool.submit(lambda: [lookup(path) for path in some]))
 
     submit()

@@ -186,16 +186,12 @@ def load_extractor(args, device):
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     args = read_arguments(lambda: read(make_parser(), argv))
-    from datetime import timedelta
-
     from accelerate import Accelerator
-    from accelerate.utils import InitProcessGroupKwargs
 
     from tune.audio.find_files import find_shard
+    from tune.store.encode import PATIENCE
 
-    # A process that has done its share waits for the others, however long they take.
-    patient = InitProcessGroupKwargs(timeout=timedelta(days=30))
-    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[patient])
+    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[PATIENCE])
     set_up_logging(accelerator.is_main_process)
     with accelerator.main_process_first():  # only one process downloads or composes
         paths = find_paths(args)
