@@ -73,6 +73,7 @@ def test_every_flag_named_exists():
         "--array",  # sbatch
         "--quiet",
         "--no",  # pip install --no-deps
+        "--forward",  # wandb agent --forward-signals
         "--cpu",
         "--num_processes",
         "--num_machines",
