@@ -460,9 +460,10 @@ def _checked(
 
 
 def file_lock(path: Path) -> FileLock:
-    """A lock, whose file the group may open where it may write to the folder."""
+    """A lock of this process, whose file the group may open where it may write to the folder."""
     shared = path.parent.stat().st_mode & stat.S_IWGRP
-    return FileLock(path, mode=0o664) if shared else FileLock(path)
+    mode = {"mode": 0o664} if shared else {}
+    return FileLock(path, thread_local=False, **mode)  # one thread takes it, another releases it
 
 
 def _link(path: Path, target: Path) -> None:

@@ -8,10 +8,11 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
 
 import numpy as np
+from filelock import FileLock
 
 from tune.audio import decode as audio
 from tune.audio.decode import AudioError
@@ -168,19 +169,19 @@ class Claimed:
     Attributes
     ----------
     decoded : a future of what `decode` makes of it
-    lock : to be released when its row is stored
+    lock : to be released when its row is stored; None while another process has it
     """
 
     path: str
     content: str
-    decoded: Future
-    lock: object
+    decoded: Future | None = None
+    lock: FileLock | None = None
 
 
 def claimed(
     found: Iterator[tuple[str, str]], store: Store, decode: Callable, pool: Executor, ahead: int
 ) -> Iterator[Claimed | None]:
-    """Claim and decode tracks, and yield those that nobody else is encoding.
+    """Claim and decode tracks in the pool, and yield those that nobody else is encoding.
 
     Tracks that are held are put off and waited for at the end. None asks the caller to store and
     release all that it was given: this process may be the one that holds them.
@@ -188,41 +189,52 @@ def claimed(
     Parameters
     ----------
     found : (path, content) of each track
-    decode : of path and content; runs in the pool
+    decode : of path and content
     ahead : tracks that are decoded, or being decoded
     """
     put_off: deque = deque()
     window: deque[Claimed] = deque()
     told = False
 
-    def claim(path, content, timeout_s=0.0):
-        lock = store.claim(content, timeout_s=timeout_s)
-        if lock is None:
-            put_off.append((path, content))
-        else:
-            window.append(Claimed(path, content, pool.submit(decode, path, content), lock))
+    def work(track, timeout_s):
+        track.lock = store.claim(track.content, timeout_s=timeout_s)
+        return track.lock and decode(track.path, track.content)
+
+    def start(path, content, timeout_s=0.0):
+        track = Claimed(path, content)
+        track.decoded = pool.submit(work, track, timeout_s)
+        window.append(track)
+        return track
 
     try:
         while True:
             while len(window) < ahead and (item := next(found, None)):
-                claim(*item)
+                start(*item)
             if window:
-                yield window.popleft()
+                wait([window[0].decoded])
+                track = window.popleft()
+                if track.lock:
+                    yield track
+                else:
+                    track.decoded.result()  # the lock's own error, if there is one
+                    put_off.append((track.path, track.content))
             elif put_off:
                 yield None
-                claim(*put_off.popleft(), timeout_s=WAIT_S)
-                if window:  # the others may be free as well
+                track = start(*put_off.popleft(), timeout_s=WAIT_S)
+                wait([track.decoded])
+                if track.lock:  # the others may be free as well
                     found, put_off = iter(put_off), deque()
                 elif not told:
                     log.info(
                         "waiting for another process, which is encoding into %s: %d tracks left",
                         store.root,
-                        len(put_off),
+                        len(put_off) + 1,
                     )
                     told = True
             else:
                 return
     finally:
+        wait([track.decoded for track in window if not track.decoded.cancel()])
         for track in window:
-            track.decoded.cancel()
-            track.lock.release()
+            if track.lock:
+                track.lock.release()
