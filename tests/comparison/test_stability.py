@@ -111,12 +111,14 @@ def test_it_is_a_column_and_reasons_are_said(folder, tmp_path):
     found = call("compare.py", runs, *flags, "--baseline", "1:mean", cwd=folder)
     assert found.returncode == 0, found.stderr
     assert "moved, flips" in found.stdout
+    assert "mel, all: epochs 4" in found.stdout  # once, instead of in every name
     assert "stability: how far the embedding moves" in " ".join(found.stdout.split())
-    assert "no stability of mel 1 s mean (late fusion, epochs 4): " in found.stderr
+    assert "no stability of mel 1 s mean (late fusion): " in found.stderr
     table = pd.read_csv(tmp_path / "cells.csv").set_index("strategy")
+    assert set(table["shared_settings"]) == {"epochs 4"}
     moved = table[[f"moved, {change}" for change in CHANGES]]
-    assert moved.loc[["1 s mean (epochs 4)", "1 s whitened (epochs 4)"]].notna().all(axis=None)
-    assert moved.loc["1 s mean (late fusion, epochs 4)"].isna().all()
+    assert moved.loc[["1 s mean", "1 s whitened"]].notna().all(axis=None)
+    assert moved.loc["1 s mean (late fusion)"].isna().all()
     assert "moved, flips" in (tmp_path / "r.html").read_text()
 
 

@@ -294,18 +294,22 @@ def _encoder_view(
     alone = [
         configuration for configuration in configurations if configuration.duplicate_of is None
     ]
-    note = ""
+    notes = []
+    if configurations[0].shared:
+        notes.append(f"{name}, all: {', '.join(configurations[0].shared)}")
     if baseline is None:
         want = asked or "full"
-        note = f"{name}: no verdicts, because the baseline {want} was not run with this encoder"
+        notes.append(
+            f"{name}: no verdicts, because the baseline {want} was not run with this encoder"
+        )
     else:
         rows[baseline].is_baseline = True
         if asked is None and baseline.result["seg"] != "full":
-            note = f"{name}: the full track was not run, so the baseline is {baseline.label}"
+            notes.append(f"{name}: the full track was not run, so the baseline is {baseline.label}")
     if retain is not None:
         margin, why = _retained(baseline, rows, retain)
         if why:
-            note += f"{'; ' if note else ''}{name}: no verdicts: {why}"
+            notes.append(f"{name}: no verdicts: {why}")
     if baseline is not None and margin is not None:
         family = [configuration for configuration in alone if configuration is not baseline]
         for configuration, found in compare_to_baseline(
@@ -313,9 +317,9 @@ def _encoder_view(
         ).items():
             rows[configuration].difference = found
             if isinstance(found, str):
-                note += f"{'; ' if note else ''}{configuration.label}: {found}"
+                notes.append(f"{configuration.label}: {found}")
     if any(c.result.get("folds") for c in configurations):
-        note += f"{'; ' if note else ''}{name}: {FOLDS_NOTE}, and verdicts slightly too sure"
+        notes.append(f"{name}: {FOLDS_NOTE}, and verdicts slightly too sure")
     effects, advice = [], []
     if margin is not None:
         effects = main_effects(configurations, scores, correction, margin)
@@ -325,7 +329,7 @@ def _encoder_view(
         bool(configurations[0].result.get("encoder_untrained")),
         baseline,
         margin,
-        note,
+        "; ".join(notes),
         effects,
         advice,
     )

@@ -53,6 +53,7 @@ class Configuration:
     predictions : (S, n) or (S, n, C), all seeds
     groups : (n,) of a task whose tracks a column groups, else None
     label : its name, unique for a task and encoder
+    shared : settings that all of a task and encoder share, which their labels leave out
     memory_bytes, memory_kind, memory_source : peak while encoding, allocated on a GPU or resident,
         and where it was measured; None if no run encoded anything, so that the peak is unknown
     """
@@ -63,6 +64,7 @@ class Configuration:
     predictions: np.ndarray
     groups: list[str] | None = None
     label: str = ""
+    shared: tuple[str, ...] = ()
     memory_bytes: int | None = None
     memory_kind: str = ""
     memory_source: str = ""
@@ -263,10 +265,12 @@ def _name(configurations: Sequence[Configuration]) -> None:
     for group in groups.values():
         usual = Counter(layer_of(c.result) for c in group).most_common(1)[0][0]
         precisions = {c.result.get("precision") for c in group}
+        each = [details(configuration.runs[0]) for configuration in group]
+        shared = tuple(x for x in each[0] if len(each) > 1 and all(x in some for some in each))
 
-        def text(configuration, whole_path=False, usual=usual, precisions=precisions):
+        def text(configuration, whole_path=False, usual=usual, precisions=precisions, left=shared):
             r = configuration.result
-            parts = details(configuration.runs[0], whole_path)
+            parts = [x for x in details(configuration.runs[0], whole_path) if x not in left]
             layer = layer_of(r)
             parts += [f"layer {layer}"] if layer != usual else []
             parts += [r["tokens"]] if r["tokens"] != "segment" else []
@@ -275,6 +279,7 @@ def _name(configurations: Sequence[Configuration]) -> None:
 
         short = Counter(text(configuration) for configuration in group)
         for configuration in group:
+            configuration.shared = shared
             configuration.label = text(configuration, whole_path=short[text(configuration)] > 1)
 
 

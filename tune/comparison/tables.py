@@ -83,6 +83,7 @@ def frame(views: Sequence[TaskView]) -> pd.DataFrame:
                 "use_seconds": r.get("use_seconds"),
                 "pick": r.get("pick"),
                 "strategy": configuration.label,
+                "shared_settings": ", ".join(configuration.shared),
                 "seeds": " ".join(map(str, configuration.seeds)),
                 "n_seeds": len(configuration.seeds),
                 "n_test": len(configuration.ids),
