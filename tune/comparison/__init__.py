@@ -8,6 +8,7 @@ selection           choosing apart from scoring
 main_effects        of segments, aggregators and encoders
 recommend           advice, also within a budget
 fewest_seconds      quality against the seconds of each track that are used
+over_tasks          differences over several tasks, as a random effect
 stability           of embeddings and decisions under changes of the audio
 per_class           by class, by track, attention
 published_results   figures of the study and of papers beside ours

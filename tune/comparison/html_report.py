@@ -17,6 +17,8 @@ from tune import __version__
 from tune.comparison import figures, tables
 from tune.comparison.analysis import AXES, TableRow, TaskView
 from tune.comparison.configurations import Configuration
+from tune.comparison.over_tasks import HEADS as HEADS_OVER_TASKS
+from tune.comparison.over_tasks import over_tasks
 from tune.comparison.per_class import Attention, Breakdown
 from tune.comparison.published_results import STUDY_METRICS
 from tune.comparison.verdicts import Verdict
@@ -68,6 +70,8 @@ def render(
         tasks=[_task(i, view, drawn[i], correction) for i, view in enumerate(views)],
         n_configurations=sum(len(view.rows) for view in views),
         n_runs=sum(len(row.configuration.runs) for view in views for row in view.rows),
+        over_tasks=over_tasks(views, correction),
+        over_heads=HEADS_OVER_TASKS,
         left=left,
         correction=correction,
         command=command,

@@ -12,6 +12,8 @@ from tune.comparison.analysis import EncoderView, TableRow, TaskView
 from tune.comparison.configurations import layer_of
 from tune.comparison.fewest_seconds import SecondsCurve
 from tune.comparison.main_effects import EncoderPair
+from tune.comparison.over_tasks import HEADS as HEADS_OVER_TASKS
+from tune.comparison.over_tasks import over_tasks
 from tune.comparison.published_results import Published, metric_name, same_encoder
 from tune.comparison.stability import CHANGES, NOTE
 from tune.comparison.verdicts import (
@@ -363,6 +365,16 @@ def print_views(
             console.print(table)
             for text in (PUBLISHED_NOTE, *spread):
                 say(f"  {text}")
+    for found in over_tasks(views, correction):
+        say(f"\n{found.title}", "bold")
+        table = Table()
+        for i, head in enumerate(HEADS_OVER_TASKS):
+            table.add_column(head, justify="right" if 0 < i < 5 else "left", overflow="fold")
+        for effect in found.effects:
+            table.add_row(*map(Text, effect.texts()))
+        console.print(table)
+        for text in found.answers():
+            say(f"  {text}")
     if left:
         say(f"\n{len(left)} run{'s' * (len(left) > 1)} left out:")
         for item in left:
@@ -444,6 +456,11 @@ def write_markdown(views: Sequence[TaskView], correction: str, path: Path) -> No
             ]
             lines += [f"| {' | '.join(map(_md, row))} |" for row in rows]
             lines += ["", *(f"- {_md(text)}" for text in (PUBLISHED_NOTE, *spread)), ""]
+    for found in over_tasks(views, correction):
+        lines += [f"## {_md(found.title)}", "", f"| {' | '.join(HEADS_OVER_TASKS)} |"]
+        lines += ["|---|---:|---:|---:|---|---|---|"]
+        lines += [f"| {' | '.join(map(_md, effect.texts()))} |" for effect in found.effects]
+        lines += ["", *(f"- {_md(text)}" for text in found.answers()), ""]
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
