@@ -1,5 +1,7 @@
 """Differences over several tasks, from runs with known answers."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from compare_runs import write_run
@@ -22,23 +24,23 @@ GAINS = {
 }
 
 
-def views_of(root, tasks):
+def views_of(root, tasks, encoders=("muq-nano",)):
     """Runs of the mean, of a gate that is the mean to the bit, and of strategies by `GAINS`."""
     labels = np.random.default_rng(0).integers(0, 3, N)
-    for task in tasks:
+    for task, encoder in product(tasks, encoders):
 
-        def write(agg, n_right, task=task, **fields):
+        def write(agg, n_right, task=task, encoder=encoder, **fields):
             right = np.arange(N) < n_right
             predictions = np.tile(np.where(right, labels, (labels + 1) % 3), (2, 1))
             ids = [f"{i:04d}" for i in range(N)]
-            name = f"{task}-{agg}"
-            write_run(root, name, labels, predictions, ids=ids, task=task, agg=agg, **fields)
+            fields |= {"task": task, "agg": agg, "encoder": encoder}
+            write_run(root, f"{encoder}-{task}-{agg}", labels, predictions, ids=ids, **fields)
 
         write("mean", 120)
         write("gated", 120, same_as="mean")
         for agg, gains in GAINS.items():
             if task in gains:
-                write(agg, 120 + gains[task])
+                write(agg, 120 + gains[task] // (1 + encoders.index(encoder)))
     runs, left = read_folders([root])
     assert not left
     return analyse(merge(runs)[0], baseline="10:mean")
@@ -63,7 +65,7 @@ def test_tasks_are_draws_of_a_random_effect(views):
     assert effects["10 s whitened"].verdict.word == "better"
     assert effects["10 s stats"].verdict.word == "can't tell"
     assert "10 s max" not in effects  # on two tasks only
-    assert [e.strategy for e in found.effects][0] == "10 s whitened"  # the highest comes first
+    assert found.effects[0].strategy == "10 s whitened"  # the highest comes first
 
 
 def test_a_strategy_that_is_the_baseline_everywhere_counts_as_nothing(views):
@@ -77,8 +79,8 @@ def test_what_was_chosen_by_looking_is_scored_on_the_task_left_out(views):
     (found,) = over_tasks(views)
     assert set(found.picks.values()) == {"10 s whitened"}
     assert found.chosen.mean == pytest.approx(np.mean(list(GAINS["whitened"].values())) / N)
-    assert "chosen for each task by the other tasks: 10 s whitened (4): +0.085" in (
-        found.answers()[1]
+    assert (
+        "chosen for each task by the other tasks: 10 s whitened (4): +0.085" in (found.answers()[1])
     )
 
 
@@ -89,6 +91,17 @@ def test_the_chosen_one_is_no_better_than_by_luck(tmp_path, monkeypatch):
     (found,) = over_tasks(views_of(tmp_path, "abcd"))
     assert found.picks == {"a": "10 s whitened", **dict.fromkeys("bcd", "10 s stats")}
     assert found.chosen.mean == pytest.approx((1 - 20 * 3) / 4 / N)
+
+
+def test_of_several_encoders_the_means_count(tmp_path):
+    """The second encoder gains half of what the first does."""
+    first, second, both = over_tasks(views_of(tmp_path, "abcd", ("muq-nano", "mel")), "none")
+    assert (first.encoder, second.encoder) == ("mel", "muq-nano")
+    assert both.encoder == "mean of 2 encoders"
+    (of_both,) = (e for e in both.effects if e.strategy == "10 s whitened")
+    assert of_both.differences == pytest.approx(
+        {task: gain * 0.75 / N for task, gain in GAINS["whitened"].items()}
+    )
 
 
 def test_two_tasks_are_too_few(tmp_path):

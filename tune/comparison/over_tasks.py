@@ -106,7 +106,9 @@ class OverTasks:
 
 
 def over_tasks(views: Sequence, correction: str = "holm") -> list[OverTasks]:
-    """Put the tasks' verdicts together, for each encoder with three tasks or more.
+    """Put the tasks' verdicts together, for each encoder with three tasks or more, and for all.
+
+    Of several encoders, the last table has the means of their differences on each task.
 
     Parameters
     ----------
@@ -119,29 +121,50 @@ def over_tasks(views: Sequence, correction: str = "holm") -> list[OverTasks]:
         for encoder in view.encoders:
             if encoder.baseline is not None and encoder.margin is not None:
                 by_encoder.setdefault(encoder.name, []).append((view, encoder))
-    out = []
+    out, each = [], []
     for name, found in by_encoder.items():
         usual = Counter(encoder.baseline.label for _, encoder in found).most_common(1)[0][0]
         same = [pair for pair in found if pair[1].baseline.label == usual]
-        if len(same) >= FEWEST:
-            margin = min(encoder.margin for _, encoder in same)
-            out += _encoder(name, usual, [view for view, _ in same], margin, correction)
+        differences = _differences(name, [view for view, _ in same])
+        tasks, margin = [view.task for view, _ in same], min(encoder.margin for _, encoder in same)
+        out += _table(name, usual, tasks, differences, margin, correction)
+        each.append((usual, tasks, differences, margin))
+    if len({baseline for baseline, *_ in each}) == 1 and len(out) == len(each) > 1:
+        margin = min(margin for *_, margin in each)
+        tasks = [task for task in each[0][1] if all(task in some for _, some, *_ in each)]
+        differences = _means([found for _, _, found, _ in each])
+        name = f"mean of {len(each)} encoders"
+        out += _table(name, each[0][0], tasks, differences, margin, correction)
     return out
 
 
-def _encoder(name, baseline, views, margin, correction) -> list[OverTasks]:
-    """An encoder's table, or none where no strategy has enough tasks."""
-    differences: dict[str, dict[str, float]] = {}
+def _differences(encoder, views) -> dict[str, dict[str, float]]:
+    """Strategy -> task -> difference to the baseline."""
+    out: dict[str, dict[str, float]] = {}
     for view in views:
-        rows = {row.configuration: row for row in view.rows if row.encoder == name}
+        rows = {row.configuration: row for row in view.rows if row.encoder == encoder}
         for row in rows.values():
             value = _difference(row, rows)
             if value is not None:
-                differences.setdefault(row.configuration.label, {})[view.task] = value
+                out.setdefault(row.configuration.label, {})[view.task] = value
+    return out
+
+
+def _means(found) -> dict[str, dict[str, float]]:
+    """Means over encoders, of the strategies and tasks that all of them have."""
+    out: dict[str, dict[str, float]] = {}
+    for strategy in set.intersection(*map(set, found)):
+        for task in set.intersection(*(set(each[strategy]) for each in found)):
+            value = float(np.mean([each[strategy][task] for each in found]))
+            out.setdefault(strategy, {})[task] = value
+    return {strategy: dict(sorted(out[strategy].items())) for strategy in sorted(out)}
+
+
+def _table(name, baseline, tasks, differences, margin, correction) -> list[OverTasks]:
+    """A table over tasks, or none where no strategy has enough of them."""
     differences = {s: each for s, each in differences.items() if len(each) >= FEWEST}
     if not differences:
         return []
-    tasks = [view.task for view in views]
     effects = _effects(differences, margin, correction)
     everywhere = {s: each for s, each in differences.items() if len(each) == len(tasks)}
     picks, chosen = {}, None
