@@ -96,10 +96,10 @@ def test_every_flag_named_exists():
 
 
 def test_the_result_table_names_its_command_and_machine():
-    table = README.index("| encoder | segments |")
+    table = README.index("| `--agg` | mean difference |")
     section = README[README.rindex("\n## ", 0, table) : README.index("\n## ", table)]
     assert "accelerate launch train_probe.py" in section
-    assert "untrained" in section
+    assert "random-weights control" in section
     assert "cores" in section
 
 
