@@ -13,6 +13,7 @@ from tune.sweep.config import make_run, propose, read_sweep, swept, to_stop
 
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
 SIZES = {
+    "aggregators": 210,
     "composed": 189,
     "protocols": 72,
     "demo": 9,
