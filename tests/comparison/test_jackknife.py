@@ -6,7 +6,7 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, r2_score, roc_auc_score
 
 from tune.comparison import jackknife
-from tune.comparison.jackknife import average, estimates, leave_out, paired_difference
+from tune.comparison.jackknife import Estimate, average, estimates, leave_out, paired_difference
 
 
 def guesses(rng, labels, right, n_seeds):
@@ -127,3 +127,12 @@ def test_a_single_group_has_no_interval(rng):
     labels = rng.integers(0, 3, 10)
     found = estimates("classes", labels, guesses(rng, labels, 0.5, 2), groups=["song"] * 10)
     assert np.isnan(found["accuracy"].interval()).all()
+
+
+def test_seed_terms_that_cancel_leave_an_interval():
+    """Satterthwaite's formula alone gives 0.0004 degrees of freedom here: an endless interval."""
+    terms = ((0.0016, 19), (-0.0016, 19), (0.00001, 19))
+    found = Estimate(0.0, np.zeros(50), terms, 50, 50, 20, share=False)
+    low, high = found.interval()
+    assert found.degrees_of_freedom == 1
+    assert high == -low == pytest.approx(12.706 * found.standard_error, rel=1e-4)

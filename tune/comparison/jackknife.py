@@ -97,11 +97,14 @@ class Estimate:
 
     @property
     def degrees_of_freedom(self) -> float:
-        """Satterthwaite's, of the variance (Satterthwaite 1946)."""
+        """Satterthwaite's, of the variance (Satterthwaite 1946); at least 1.
+
+        Terms of opposite signs that cancel would leave next to none, and an interval without end.
+        """
         terms = [(self.track_variance, len(self.contributions) - 1)]
         terms += self.seed_terms if self.seed_variance else ()
         spread = sum(variance**2 / df for variance, df in terms)
-        return float(self.standard_error**4 / spread) if spread > 0 else float("nan")
+        return max(1.0, float(self.standard_error**4 / spread)) if spread > 0 else float("nan")
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """Both ends, each missed with the probability `level`; NaN where nothing varies."""
