@@ -1,7 +1,7 @@
 """The store under fire: kills, several writers, full disks, damage. Nothing wrong, nothing lost.
 
-The short form is part of every run of the tests; `python -m pytest -m slow tests/test_crash.py`
-is the long one, whose figures are in docs/reliability.md (it prints them with -s).
+The short form is part of every run of the tests. The long one prints the figures of
+docs/reliability.md: `python -m pytest -s -m slow tests/reliability/test_crash.py`.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Fuzzing: what any bytes make of the decoder and of the readers of jsonl, CSV and lists.
 
-A short form runs always; `python -m pytest -m slow tests/test_fuzz.py` is the long one (minutes;
-$TUNE_FUZZ_SECONDS says how many seconds each test takes).
+A short form runs always. The long one takes minutes ($TUNE_FUZZ_SECONDS says how many seconds each
+test takes): `python -m pytest -m slow tests/reliability/test_fuzz.py`.
 """
 
 import json

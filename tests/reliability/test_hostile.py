@@ -1,6 +1,6 @@
 """Hostile audio: a corpus of 400 files (hostile_files.py) through every script that reads music.
 
-In the test's process; `python -m pytest -m slow tests/test_hostile.py` does it in processes.
+In the test's process; in processes by `python -m pytest -m slow tests/reliability/test_hostile.py`.
 """
 
 import contextlib

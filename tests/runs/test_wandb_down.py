@@ -1,6 +1,6 @@
 """W&B's server dead, silent, slow, refusing the key, dying, its disk full: the run ends well.
 
-One of these runs always; `python -m pytest -m slow tests/test_wandb_down.py` does all.
+One of these runs always; `python -m pytest -m slow tests/runs/test_wandb_down.py` does all.
 """
 
 import contextlib
