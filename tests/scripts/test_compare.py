@@ -145,8 +145,8 @@ def test_checkpoints_of_the_same_name_are_told_apart(tmp_path, rng, labels):
             aggregator=aggregator,
         )
     assert set(configurations_below(tmp_path)) == {
-        "10 s transformer (x/tune, cls)",
-        "10 s transformer (y/tune, cls)",
+        "10 s transformer (x/tune)",
+        "10 s transformer (y/tune)",
     }
 
 

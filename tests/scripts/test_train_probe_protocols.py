@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -101,9 +102,11 @@ def test_compare_tells_protocols_apart(marble_runs):
     assert run_probe(*args, cwd=marble_runs).returncode == 0
     done = run(ROOT / "compare.py", "runs", "--csv=cells.csv", cwd=marble_runs)
     assert done.returncode == 0, done.stderr
-    text = (marble_runs / "cells.csv").read_text()
-    assert "30.2 s mean (epochs 3)" in text
-    assert "30.2 s mean (marble, epochs 3" in text
+    table = pd.read_csv(marble_runs / "cells.csv").query("task == 'gtzan'")
+    ours, theirs = sorted(table["strategy"])
+    assert ours == "30.2 s mean"
+    assert theirs.startswith("30.2 s mean (marble")
+    assert set(table["shared_settings"]) == {"epochs 3"}
 
 
 @pytest.fixture(scope="module")

@@ -315,6 +315,24 @@ def test_packing_beside_writers_and_readers_loses_nothing(filled, rows, rng):
     check(collection_in(filled.root), rows)
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["a new row", "a row that is packed"])
+def test_a_row_packed_the_moment_it_is_written_stays(filled, rows, monkeypatch, again):
+    """The writer looks at packs for the first time; another process packs right behind its file."""
+    content, row = next(iter(rows.items()))
+    if again:
+        filled.pack()
+    write = module.atomic_write
+
+    def write_and_pack(path, *args, **kwargs):
+        write(path, *args, **kwargs)
+        if path.suffix == ".safetensors":
+            collection_in(filled.root).pack()
+
+    monkeypatch.setattr(module, "atomic_write", write_and_pack)
+    collection_in(filled.root).write(content, 250, row)
+    check(collection_in(filled.root), rows)
+
+
 def test_rows_that_are_packed_already_are_not_packed_twice(filled, rows):
     copies = {path: path.read_bytes() for path in row_files(filled)}
     filled.pack()

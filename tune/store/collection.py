@@ -243,10 +243,14 @@ class Collection:
         """
         if not np.isfinite(row.tokens).all():
             raise ValueError(f"non-finite embeddings for {content}")
+        tokens = np.ascontiguousarray(row.tokens, np.float32)
+        # Looked up before the file is there: what is packed from then on may be this row itself.
+        packed = self.packs.find(content, cut_digest(row.spans))
+        if any(self._holds(place, content, row.spans, tokens) for place in packed):
+            return
         path = self._path(self.folder, content, row.spans)
         make_group_folder(path.parent)
         self._describe(self.folder, self.layers)
-        tokens = np.ascontiguousarray(row.tokens, np.float32)
         info = {
             "content": content,
             "spans": [list(map(int, span)) for span in row.spans],
@@ -266,8 +270,16 @@ class Collection:
         atomic_write(
             path, lambda aside: save_tensors({"tokens": tokens}, aside, meta), share_with_group=True
         )
-        for place in self.packs.find(content, cut_digest(row.spans)):  # replaced by the new one
+        for place in packed:  # replaced by the new one
             self.packs.delete(place)
+
+    def _holds(self, place: Place, content: str, spans: Sequence, tokens: np.ndarray) -> bool:
+        """Whether a pack has a track's sound row with these tokens."""
+        try:
+            found, meta = parse(self.packs.read(place))
+            return np.array_equal(_checked(found, meta, content, spans, place.n_samples)[0], tokens)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def pack(self) -> int:
         """Move the rows that have files of their own into packs.
