@@ -104,6 +104,12 @@ def test_of_several_encoders_the_means_count(tmp_path):
     )
 
 
+def test_an_encoder_with_too_few_tasks_takes_no_means_from_the_others(tmp_path):
+    views_of(tmp_path, "abcd", ("muq-nano", "mel"))
+    found = over_tasks(views_of(tmp_path, "e", ("musicnn",)))
+    assert [table.encoder for table in found] == ["mel", "muq-nano", "mean of 2 encoders"]
+
+
 def test_two_tasks_are_too_few(tmp_path):
     assert over_tasks(views_of(tmp_path, "ab")) == []
 

@@ -17,7 +17,6 @@ from tune import __version__
 from tune.comparison import figures, tables
 from tune.comparison.analysis import AXES, TableRow, TaskView
 from tune.comparison.configurations import Configuration
-from tune.comparison.over_tasks import HEADS as HEADS_OVER_TASKS
 from tune.comparison.over_tasks import over_tasks
 from tune.comparison.per_class import Attention, Breakdown
 from tune.comparison.published_results import STUDY_METRICS
@@ -71,7 +70,6 @@ def render(
         n_configurations=sum(len(view.rows) for view in views),
         n_runs=sum(len(row.configuration.runs) for view in views for row in view.rows),
         over_tasks=over_tasks(views, correction),
-        over_heads=HEADS_OVER_TASKS,
         left=left,
         correction=correction,
         command=command,

@@ -14,6 +14,7 @@ is scored on the one left out.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -43,7 +44,7 @@ class TaskEffect:
         return float(np.mean(list(self.differences.values())))
 
     def texts(self) -> list[str]:
-        """A row of the table, in the order of `HEADS`."""
+        """A row of the table, in the order of `OverTasks.HEADS`."""
         v = self.verdict
         by_size = sorted(self.differences, key=self.differences.get)
         return [
@@ -54,9 +55,6 @@ class TaskEffect:
             v.word if v else "= baseline",
             *(f"{self.differences[task]:+.3f} {task}" for task in (by_size[0], by_size[-1])),
         ]
-
-
-HEADS = ("strategy", "tasks", "mean difference", "95 % interval", "verdict", "lowest", "highest")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +68,16 @@ class OverTasks:
     picks : task -> the strategy that is highest on the other tasks
     chosen : what these picks gain on the tasks left out; None where nothing could be chosen
     """
+
+    HEADS: ClassVar = (
+        "strategy",
+        "tasks",
+        "mean difference",
+        "95 % interval",
+        "verdict",
+        "lowest",
+        "highest",
+    )
 
     encoder: str
     baseline: str
@@ -127,9 +135,10 @@ def over_tasks(views: Sequence, correction: str = "holm") -> list[OverTasks]:
         same = [pair for pair in found if pair[1].baseline.label == usual]
         differences = _differences(name, [view for view, _ in same])
         tasks, margin = [view.task for view, _ in same], min(encoder.margin for _, encoder in same)
-        out += _table(name, usual, tasks, differences, margin, correction)
-        each.append((usual, tasks, differences, margin))
-    if len({baseline for baseline, *_ in each}) == 1 and len(out) == len(each) > 1:
+        if table := _table(name, usual, tasks, differences, margin, correction):
+            out += table
+            each.append((usual, tasks, differences, margin))
+    if len(each) > 1 and len({baseline for baseline, *_ in each}) == 1:
         margin = min(margin for *_, margin in each)
         tasks = [task for task in each[0][1] if all(task in some for _, some, *_ in each)]
         differences = _means([found for _, _, found, _ in each])

@@ -12,7 +12,6 @@ from tune.comparison.analysis import EncoderView, TableRow, TaskView
 from tune.comparison.configurations import layer_of
 from tune.comparison.fewest_seconds import SecondsCurve
 from tune.comparison.main_effects import EncoderPair
-from tune.comparison.over_tasks import HEADS as HEADS_OVER_TASKS
 from tune.comparison.over_tasks import over_tasks
 from tune.comparison.published_results import Published, metric_name, same_encoder
 from tune.comparison.stability import CHANGES, NOTE
@@ -368,7 +367,7 @@ def print_views(
     for found in over_tasks(views, correction):
         say(f"\n{found.title}", "bold")
         table = Table()
-        for i, head in enumerate(HEADS_OVER_TASKS):
+        for i, head in enumerate(found.HEADS):
             table.add_column(head, justify="right" if 0 < i < 5 else "left", overflow="fold")
         for effect in found.effects:
             table.add_row(*map(Text, effect.texts()))
@@ -457,7 +456,7 @@ def write_markdown(views: Sequence[TaskView], correction: str, path: Path) -> No
             lines += [f"| {' | '.join(map(_md, row))} |" for row in rows]
             lines += ["", *(f"- {_md(text)}" for text in (PUBLISHED_NOTE, *spread)), ""]
     for found in over_tasks(views, correction):
-        lines += [f"## {_md(found.title)}", "", f"| {' | '.join(HEADS_OVER_TASKS)} |"]
+        lines += [f"## {_md(found.title)}", "", f"| {' | '.join(found.HEADS)} |"]
         lines += ["|---|---:|---:|---:|---|---|---|"]
         lines += [f"| {' | '.join(map(_md, effect.texts()))} |" for effect in found.effects]
         lines += ["", *(f"- {_md(text)}" for text in found.answers()), ""]

@@ -484,7 +484,7 @@ def _counts(accelerator: Accelerator):
     """Counters that the processes share for one call of `encode_shared`; None for a single one."""
     if accelerator.num_processes == 1:
         return None
-    store = torch.distributed.distributed_c10d._get_default_store()
+    store = torch.distributed.distributed_c10d._get_default_store()  # there is no public way to it
     return torch.distributed.PrefixStore(f"tune/encode/{next(_CALLS)}", store)
 
 
