@@ -272,6 +272,8 @@ REFUSED = {
     "genre.csv": (PLAIN.replace("label", "Genre"), "label missing.*is it --label_column Genre[?]"),
     "lable.csv": (PLAIN.replace("label", "lable"), "is it --label_column lable[?]"),
     "both.csv": ("file;genre\na;b\n", "is it --audio_column file --label_column genre[?]"),
+    "a blank.csv": (PLAIN.replace("path", "my path"), "is it --audio_column 'my path'[?]"),
+    "a line break in a name.csv": ('"pa\nth",label\n', "path missing [^\n]*'pa.nth'[^\n]*$"),
     "nothing near.csv": ("path,x\na.wav,b\n", r"label missing \(found: \['path', 'x'\]\)$"),
     "thousands.csv": (
         of_labels("1,200", "3,400"),

@@ -305,7 +305,11 @@ def _packed(frame):
     """
     resampler = av.AudioResampler(format="flt", layout=frame.layout, rate=frame.sample_rate)
     frame.pts = None
-    (packed,) = resampler.resample(frame)
+    try:
+        (packed,) = resampler.resample(frame)
+    except av.error.FFmpegError as error:  # of channels or a rate that a damaged header says
+        what = f"{frame.layout.nb_channels} channels of {frame.format.name}"
+        raise AudioError(f"can't be decoded: FFmpeg can't convert its {what}") from error
     return packed
 
 

@@ -19,7 +19,9 @@ class FileBytes:
         self._start, self._block = -1, b""
 
     def read(self, start: int, n: int) -> bytes:
-        """Up to n bytes from a position."""
+        """Up to n bytes from a position; none beyond the end, wherever a damaged size points."""
+        if start >= self.size:
+            return b""
         at = start - self._start
         if at < 0 or at + n > len(self._block):
             goes_on = 0 <= start - self._start <= len(self._block)
@@ -30,8 +32,7 @@ class FileBytes:
 
     def block_at(self, start: int) -> tuple[bytes, int]:
         """The block that holds a position, and where it begins: for many reads in a row."""
-        self.read(start, 1)
-        return self._block, self._start
+        return (self._block, self._start) if self.read(start, 1) else (b"", start)
 
     def find(self, pattern: bytes, start: int, end: int | None = None) -> int:
         """Position of a pattern's first occurrence that begins in [start, end), or -1."""

@@ -48,7 +48,7 @@ class SndfileReader(Reader):
     def blocks(self, first: int = 0, frames: int | None = None) -> Iterator[Block]:
         """Samples from a frame on; a block's memory is used again for the next one."""
         if first:
-            self.file.seek(first)
+            self._whole(self.file.seek, first)
         # Reading into memory of our own isn't stopped at the end: what is behind it is no audio.
         left = self.file.frames - first
         left = left if frames is None else min(left, frames)
@@ -59,19 +59,23 @@ class SndfileReader(Reader):
         shorts = self.file.subtype == "PCM_16" and self.file.format not in ("FLAC", "SDS")
         raw = np.empty(room.shape, np.int16) if shorts else room
         while left > 0:
-            try:
-                block = self.file.read(out=raw[: int(min(size, left))])
-            except soundfile.LibsndfileError as error:
-                announced = self.header.seconds
-                raise AudioError(
-                    f"damaged or truncated: can't be decoded up to the {announced:.2f} s announced"
-                ) from error
+            block = self._whole(self.file.read, out=raw[: int(min(size, left))])
             if not len(block):
                 return
             left -= len(block)
             if shorts:
                 block = np.multiply(block, FULL_SCALE_16, out=room[: len(block)])
             yield block.T, self.file.samplerate
+
+    def _whole(self, read, *args, **kwargs):
+        """What `read` gives; AudioError where the file isn't what its header says."""
+        try:
+            return read(*args, **kwargs)
+        except soundfile.LibsndfileError as error:
+            announced = self.header.seconds
+            raise AudioError(
+                f"damaged or truncated: can't be decoded up to the {announced:.2f} s announced"
+            ) from error
 
     def check(self, seconds: float | None = None) -> None:
         """Compare with the sizes in the header."""

@@ -9,6 +9,7 @@ import csv
 import difflib
 import io
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,7 +185,9 @@ def _no_columns(file, head: _Header, wanted) -> str:
         f"{' and '.join(sorted(missing.values()))} missing (found: {names or 'nothing'})"
     )
     hints = [
-        f"{FLAGS[key]} {near}" for key, name in missing.items() if (near := _near(name, names))
+        f"{FLAGS[key]} {shlex.quote(near)}"
+        for key, name in missing.items()
+        if (near := _near(name, names)) and near.isprintable()
     ]
     return f"{text}; is it {' '.join(hints)}?" if hints else text
 
