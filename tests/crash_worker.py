@@ -19,9 +19,9 @@ import torch
 from tune.cli.parser import run_script, set_up_logging
 from tune.encoders.base import Encoder
 from tune.segments.rules import SegmentRule
+from tune.store import collection
 from tune.store.encode import encode_tracks
 from tune.store.store import Store
-from tune.system import files
 
 RULE = SegmentRule(0.5, min_tail_s=0.2)
 LAYERS = [0, 1]
@@ -101,7 +101,7 @@ def die_at(k: int, root: str) -> None:
 
 def tear(k: int) -> None:
     """Be killed when the k-th row is half on disk."""
-    real, seen = files.save_file, [0]
+    real, seen = collection.save_tensors, [0]
 
     def save(tensors, path, metadata):
         real(tensors, path, metadata)
@@ -110,7 +110,7 @@ def tear(k: int) -> None:
             os.truncate(path, path.stat().st_size // 2)
             die()
 
-    files.save_file = save
+    collection.save_tensors = save
 
 
 def run(order: dict) -> None:

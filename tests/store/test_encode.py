@@ -4,6 +4,7 @@ import os
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ from torch.distributed import HashStore
 from tune.audio.processes import DecodeProcesses
 from tune.encoders.registry import load_encoder
 from tune.segments.rules import SegmentRule
+from tune.store import collection
 from tune.store import encode as encoding
 from tune.store.encode import EncodeReport, encode_segments, encode_tracks
-from tune.store.look_ahead import Share
+from tune.store.look_ahead import Lookup, Share
 from tune.store.store import Store
 
 RULE = SegmentRule(1.0, min_tail_s=0.2)
@@ -374,6 +376,74 @@ def test_the_window_bounds_the_decoded_tracks_in_memory(tmp_path, monkeypatch, d
     assert ahead[0] == threads + 2
     # The window, and the track just encoded until the next one takes its place.
     assert decodings["most"] <= threads + 3
+
+
+def test_rows_are_flushed_together(files, nano, tmp_path, monkeypatch):
+    """A slow disk, or a server, takes long to flush a row."""
+    met = threading.Barrier(2)
+
+    def slow_flush(path):
+        if ".safetensors." in path.name:
+            met.wait(60)
+
+    monkeypatch.setattr("tune.system.files.flush", slow_flush)
+    report, _ = encode(files[:4], nano, tmp_path / "s")
+    assert report.encoded_tracks == 4
+    assert not met.broken
+
+
+def test_a_look_up_does_not_wait_for_a_row_that_is_being_flushed(
+    files, nano, tmp_path, monkeypatch
+):
+    report, rows = encode(files[:1], nano, tmp_path / "s")
+    content, spans = report.rows[files[0]]
+    store = Store(tmp_path / "s")
+    lookup = Lookup(store, store.collection(nano, [0, 2, 4], None), nano, RULE)
+    flushing, go_on = threading.Event(), threading.Event()
+
+    def slow_flush(path):
+        flushing.set()
+        go_on.wait(60)
+
+    monkeypatch.setattr("tune.system.files.flush", slow_flush)
+    with ThreadPoolExecutor(2) as pool:
+        other = "ab" * 32
+        written = pool.submit(lookup.write, other, spans[-1][1], rows[files[0]])
+        assert flushing.wait(60)
+        found = pool.submit(lookup.find, content)
+        try:
+            assert found.result(60)[0] == spans
+        finally:
+            go_on.set()
+        written.result(60)
+        assert lookup.find(other)[0] == spans
+
+
+def test_a_row_that_was_replaced_while_it_was_read_is_not_deleted(
+    files, nano, tmp_path, monkeypatch
+):
+    """A damaged row is read a second time first: another process may have mended it."""
+    report, expected = encode(files[:1], nano, tmp_path / "s")
+    store = Store(tmp_path / "s")
+    mine = store.collection(nano, [0, 2, 4], None)
+    content, spans = report.rows[files[0]]
+    (path,) = mine.folder.glob("??/*.safetensors")
+    sound = path.read_bytes()
+    path.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    opened, reads = collection.safe_open, []
+
+    def read_and_mend(file, kind):
+        found = opened(file, kind)
+        if not reads:
+            path.unlink()  # what is read stays what it was
+            path.write_bytes(sound)
+        reads.append(file)
+        return found
+
+    monkeypatch.setattr(collection, "safe_open", read_and_mend)
+    row = mine.read(content, spans)
+    assert row.tokens.tobytes() == expected[files[0]].tokens.tobytes()
+    assert (path.exists(), mine.damaged, len(reads)) == (True, [], 2)
 
 
 def test_a_second_run_hashes_nothing_though_threads_hashed(files, nano, tmp_path, monkeypatch):

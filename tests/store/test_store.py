@@ -19,7 +19,7 @@ from tune.segments.rules import parse_rule
 from tune.store.collection import Row
 from tune.store.prune import boundaries, describe, prune
 from tune.store.store import Store, default_root
-from tune.system.files import cache_folder
+from tune.system.files import cache_folder, save_tensors
 
 RATE = 24_000
 CONTENT = "ab" * 32
@@ -144,7 +144,7 @@ def break_save(monkeypatch):
         path.write_bytes(b"half a row")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("tune.system.files.save_file", save)
+    monkeypatch.setattr("tune.store.collection.save_tensors", save)
 
 
 @pytest.mark.parametrize("breakage", [break_replace, break_flush, break_save])
@@ -168,15 +168,13 @@ def test_a_write_that_fails_midway_leaves_nothing(store, last, rng, monkeypatch,
 
 
 def test_a_row_is_not_seen_before_it_is_complete(last, rng, monkeypatch):
-    from safetensors.numpy import save_file
-
     seen = []
 
     def save(tensors, path, metadata):
-        save_file(tensors, path, metadata)
+        save_tensors(tensors, path, metadata)
         seen.append((last.has(CONTENT, SPANS), last.read(CONTENT, SPANS), last.length(CONTENT)))
 
-    monkeypatch.setattr("tune.system.files.save_file", save)
+    monkeypatch.setattr("tune.store.collection.save_tensors", save)
     last.write(CONTENT, 250, row_of(rng))
     assert seen == [(False, None, None)]
     assert last.has(CONTENT, SPANS)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from muq_nano.mel_tokens import CODES, STREAMS
 from tune.encoders.muq import nano_config, needed_weights
-from tune.system.files import apply_umask
+from tune.system.files import save_tensors
 
 PROJECTION_SIZE, TEMPERATURE = 64, 0.1
 HEADS = ("head.", "projection.", "order.")  # used in pretraining only
@@ -162,8 +162,7 @@ def write_model(model: MaskedMuQ, out: Path) -> None:
         if needed_weights(f"model.{k}") and not k.startswith(HEADS)
     }
     part = out / "model.tmp"
-    save_file(weights, part, metadata={"format": "pt"})
+    save_tensors(weights, part, {"format": "pt"}, save)
     text = json.dumps(nano_config(), indent=2) + "\n"
     (out / "config.json").write_text(text, encoding="utf-8")
-    apply_umask(part)
     part.replace(out / "model.safetensors")

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from tune import __version__
 from tune.aggregators.registry import readable_name
@@ -33,7 +33,7 @@ from tune.segments.rules import Rule, describe_counts, is_degenerate, seg_text
 from tune.segments.structure import MAX_S, MIN_S
 from tune.store.encode import EncodeReport
 from tune.store.extractor import Extractor
-from tune.system.files import apply_umask, hide_home, save_tensors, slug, write_csv
+from tune.system.files import hide_home, save_tensors, slug, write_csv
 from tune.system.memory import peak_memory_bytes
 from tune.tasks.label_kinds import label_kind
 from tune.tasks.registry import describe_partial
@@ -365,8 +365,7 @@ def write_run(
             (aside / f"{stem}.json").write_text(text + "\n", encoding="utf-8")
         pq.write_table(pa.table(outcome["predictions"]), aside / "predictions.parquet")
         meta = {k: json.dumps(result[k]) for k in ("classes", "targets", "agg", "seg", "layer")}
-        save_tensors(outcome["probe"], aside / "probe.safetensors", meta, save_file)
-        apply_umask(aside / "probe.safetensors")
+        save_tensors(outcome["probe"], aside / "probe.safetensors", meta, save)
         if outcome["attention"]:
             pq.write_table(pa.table(outcome["attention"]), aside / "attention.parquet")
         write_csv(aside / "history.csv", history)

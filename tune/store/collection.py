@@ -223,15 +223,17 @@ class Collection:
             with safe_open(path, "numpy") as file:
                 return file.get_tensor("tokens"), file.metadata()
 
-        try:
-            return _checked(*try_again(read), content, spans)
-        except FileNotFoundError:
-            return None
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            log.warning("damaged row %s (%s): it will be encoded again", path, error)
-            self.damaged.append(str(path))
-            remove_damaged(path)
-            return None
+        for last in (False, True):  # twice: another thread or process may just have replaced it
+            try:
+                return _checked(*try_again(read), content, spans)
+            except FileNotFoundError:
+                return None
+            except (SafetensorError, ValueError, KeyError, TypeError) as error:
+                if last:
+                    log.warning("damaged row %s (%s): it will be encoded again", path, error)
+                    self.damaged.append(str(path))
+                    remove_damaged(path)
+        return None
 
     def write(self, content: str, n_samples: int, row: Row) -> None:
         """Store a track's row, whole or not at all; a second writer changes nothing.

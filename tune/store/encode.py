@@ -42,7 +42,8 @@ log = logging.getLogger(__name__)
 
 DECODE_THREADS = min(8, max(1, (os.cpu_count() or 1) // 2))  # the encoder has the other half
 MANY_FILES = 4  # a thread: decoding them in processes is worth starting these
-UNWRITTEN = 8  # rows that wait to be written
+WRITERS = 4  # threads: a disk, or a server, flushes several rows at once
+UNWRITTEN = 8  # rows that are being written, or wait for it
 # For an Accelerator: a process that is done waits for the others, however long they take.
 PATIENCE = InitProcessGroupKwargs(timeout=timedelta(days=30))
 _CALLS = itertools.count()  # of encode_shared: the same in all processes
@@ -278,14 +279,14 @@ def _encode_shared(tracks, encoder, settings, writer, done) -> None:
 
 
 class _Writer:
-    """Stores rows in a thread of its own, and releases their tracks.
+    """Stores rows in threads of its own, and releases their tracks.
 
     Its context releases every track that it was given, however it ends.
     """
 
     def __init__(self, lookup: Lookup, done: "_Done"):
         self.lookup, self.done = lookup, done
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self.pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
         self.held: set[Claimed] = set()
         self.writing: deque = deque()
 

@@ -31,7 +31,9 @@ WAIT_S = 0.5  # between two looks at a track that another process is encoding
 
 
 class Lookup:
-    """A store's rows for one encoder and rule, to be used by several threads: one at a time.
+    """A store's rows for one encoder and rule, for several threads: they look up one at a time.
+
+    Rows are written beside that, as flushing one to its disk takes long on some.
 
     Parameters
     ----------
@@ -87,8 +89,7 @@ class Lookup:
 
     def write(self, content: str, n_samples: int, row: Row) -> None:
         """Store a track's row."""
-        with self._lock:
-            self.collection.write(content, n_samples, row)
+        self.collection.write(content, n_samples, row)
 
     def _adopt(self, content: str) -> None:
         """Take over what an older decoder's samples gave, of a file that it decoded alike."""

@@ -11,8 +11,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -35,13 +34,13 @@ def atomic_write(
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         write(aside)
-        apply_umask(aside)
         if share_with_group:
             add_group_permissions(aside)
         flush(aside)
         os.replace(aside, path)
-    finally:
+    except BaseException:
         aside.unlink(missing_ok=True)
+        raise
 
 
 def atomic_write_text(path: Path, text: str, *, share_with_group: bool = False) -> None:
@@ -59,24 +58,12 @@ def flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def save_tensors(tensors: dict, path: Path, metadata: dict, save=None) -> None:
-    """Write a safetensors file; a full disk raises an OSError that says so.
+def save_tensors(tensors: dict, path: Path, metadata: dict, save: Callable = save) -> None:
+    """Write a safetensors file with ordinary permissions; the library's own files are private.
 
-    `save` is the library's function for the tensors' kind; NumPy's by default.
+    `save` is the library's function for the tensors' kind, to bytes; NumPy's by default.
     """
-    try:
-        (save or save_file)(tensors, path, metadata)
-    except SafetensorError as error:
-        if (found := re.search(r"os error (\d+)", str(error))) is None:
-            raise
-        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
-
-
-def apply_umask(path: Path) -> None:
-    """Give a file the permissions of any new file: safetensors makes its files private."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
+    path.write_bytes(save(tensors, metadata))
 
 
 def add_group_permissions(path: Path) -> None:

@@ -18,10 +18,10 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import safetensors.torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
-from tune.system.files import apply_umask, flush, save_tensors, write_csv
+from tune.system.files import flush, save_tensors, write_csv
 
 STATE = "state"
 OURS = {
@@ -202,8 +202,7 @@ def save_model(model, out: Path) -> None:
     model.config.architectures = [type(model).__name__]
     aside = out / ".model.tmp"
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    save_tensors(weights, aside, {"format": "pt"}, save_file)
-    apply_umask(aside)
+    save_tensors(weights, aside, {"format": "pt"}, safetensors.torch.save)
     flush(aside)
     aside.replace(out / "model.safetensors")
     aside.write_text(model.config.to_json_string(use_diff=False), encoding="utf-8")

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from tune.audio.fingerprint import Landmarks, find_alike
-from tune.system.files import atomic_write, atomic_write_text, cache_folder
+from tune.system.files import atomic_write, atomic_write_text, cache_folder, save_tensors
 from tune.tasks.inspect_files import FILES_UNTHINNED, inspect_file, inspect_files, thinning
 
 log = logging.getLogger(__name__)
@@ -68,7 +67,7 @@ def write(folder: Path, paths: Sequence[str], store) -> None:
         "thin": thinning(len(found), FILES_UNTHINNED),
     }
     meta = {"trained_on": json.dumps(about)}
-    atomic_write(folder / FILE, lambda aside: save_file(tensors, aside, meta))
+    atomic_write(folder / FILE, lambda aside: save_tensors(tensors, aside, meta))
 
 
 def read(checkpoint: str) -> TrainedOn | None:
