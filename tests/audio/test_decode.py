@@ -403,6 +403,39 @@ def test_wav_of_unknown_size_is_read_to_its_end(tmp_path, rng, size):
     np.testing.assert_array_equal(read_audio(path, RATE), samples)
 
 
+@pytest.mark.parametrize("part", [(), (0.1, 0.3)], ids=["whole", "part"])
+def test_size_beyond_what_a_file_can_have_is_a_damaged_header(tmp_path, part):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, sine(1, RATE), RATE, format="RF64")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"ds64") + 16
+    data[at : at + 8] = b"\xff" * 8
+    path.write_bytes(data)
+    with pytest.raises(AudioError, match="its RF64 header is damaged"):
+        read_audio(path, RATE, *part)
+
+
+def test_part_behind_damage_that_libsndfile_cannot_pass_raises(tmp_path):
+    path = tmp_path / "a.aiff"
+    soundfile.write(path, sine(1, RATE), RATE, "DWVW_16", format="AIFF")
+    data = path.read_bytes()
+    path.write_bytes(data[:585] + bytes(len(data) - 585))
+    for part in ((), (0.1, 0.3)):
+        with pytest.raises(AudioError, match="damaged or truncated: can't be decoded up to the"):
+            read_audio(path, 16_000, *part)
+
+
+def test_channels_that_ffmpeg_cannot_convert_raise(tmp_path):
+    path, body = tmp_path / "a.wav", bytes(256 * 8 * 100)  # 256 channels of 64 bits
+    form = struct.pack("<HHIIHH", 1, 256, RATE, RATE * 2048, 2048, 64)
+    chunks = (
+        struct.pack("<4sI", b"fmt ", 16) + form + struct.pack("<4sI", b"data", len(body)) + body
+    )
+    path.write_bytes(struct.pack("<4sI4s", b"RIFF", len(chunks) + 4, b"WAVE") + chunks)
+    with pytest.raises(AudioError, match="FFmpeg can't convert its 256 channels of s64"):
+        read_audio(path, RATE)
+
+
 def test_header_that_lies_costs_no_memory(tmp_path):
     path = write(tmp_path, sine(1, RATE))
     data = bytearray(path.read_bytes())
