@@ -57,7 +57,7 @@ STEPS = [
     Step("small_card", "gpu_memory", 70, fresh=True),
     Step("where", "gpu_speed", 25, fresh=True),
     Step("variants", "gpu_speed", 60),
-    Step("compiled", "gpu_speed", 60),
+    Step("compiled", "gpu_speed", 90),
     Step("probe", "gpu_scripts", 120),
     Step("pretraining", "gpu_scripts", 45),
     Step("costs", "gpu_scripts", 100),

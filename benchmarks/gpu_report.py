@@ -188,9 +188,10 @@ def _flight(row: dict) -> str:
 
 
 def _compiled(result):
-    return (
-        f"{result['precision']}, {result['batch']} x 10 s: first {result['first_run_s']:.0f} s, "
-        f"then {result['median_s'] * 1e3:.3g} ms, cosine {result['cosine']:.6f}"
+    return "\n".join(
+        f"{name}: first {rows['first_run_s']:.0f} s, cosine {rows['cosine']:.6f}, "
+        + ", ".join(f"{v} {_flight(r)}" for v, r in rows.items() if isinstance(r, dict))
+        for name, rows in result["passes"].items()
     )
 
 

@@ -32,8 +32,8 @@ def pipeline(bench: Bench, record) -> None:
     """
     duration = bench.seconds(30, 3)
     for name, precision, batches, n in (
-        ("half", bench.halves[-1], "both", 100),
-        ("float32", "no", "auto", 50),
+        ("half", bench.halves[-1], "both", 300),
+        ("float32", "no", "auto", 100),
     ):
         n = 4 if bench.rehearse else n
         given = ["--encoder", bench.large, "--device", bench.device.type, "--rounds", 2]

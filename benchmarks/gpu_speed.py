@@ -288,18 +288,26 @@ def in_flight(bench: Bench, encoder, audio: np.ndarray, n: int = 8) -> float:
 def compiled(bench: Bench, record) -> None:
     """torch.compile of front end and layers: the first run, then as `variants` measures.
 
-    Not compiled in a rehearsal, where the compiler would take most of the time.
+    Alone, and recorded as CUDA graphs: then the launches that it saves count for nothing, and what
+    is left is what its kernels save of the pass. Not compiled in a rehearsal, where the compiler
+    would take most of the time.
     """
     p = bench.halves[-1]
     encoder = bench.encoder(bench.large, p, compile=not bench.rehearse)
-    audio = segments(6, bench.seconds(10, 1))
-
-    def embed(audio=audio):
-        return encoder.embed(audio, [encoder.n_layers])
-
-    out, first_s = common.clock(bench.device, embed)
-    record(first_run_s=first_s)
-    expected = bench.encoder(bench.large, p).embed(audio, [encoder.n_layers])
-    found = measure(bench, encoder, audio, common.matmul_rate(bench.device, DTYPES[p]))
-    found["cosine"] = float(cosines(out[:, 0], expected[:, 0]).min())
-    record(precision=p, batch=len(audio), **found, **profile(bench, embed))
+    rate, layers = common.matmul_rate(bench.device, DTYPES[p]), [encoder.n_layers]
+    passes: dict[str, dict] = {}
+    for n in (6, 24):
+        audio = segments(n, bench.seconds(10, 1))
+        out, first_s = common.clock(bench.device, lambda audio=audio: encoder.embed(audio, layers))
+        expected = bench.encoder(bench.large, p).embed(audio, layers)
+        found = passes[f"{p}, {n} x 10 s"] = {
+            "first_run_s": first_s,
+            "cosine": float(cosines(out[:, 0], expected[:, 0]).min()),
+        }
+        for name, here in (("without graphs", None), ("CUDA graph", new_graphs(bench))):
+            with graphs(encoder, here):
+                found[name] = measure(bench, encoder, audio, rate)
+                add_in_flight(found[name], bench, encoder, audio, rate)
+                record(precision=p, passes=passes)
+    with graphs(encoder, None):
+        record(profile=profile(bench, lambda: encoder.embed(audio, layers)))

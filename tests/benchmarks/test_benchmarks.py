@@ -173,6 +173,17 @@ def test_pipeline_compares_files_with_the_encoder_alone(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_clock_stands_in_for_a_card(tmp_path):
+    args = ("--tracks", "4", "--duration", "3", "--rounds", "1", "--seg", "1", "--card_speed", "6")
+    report, done = bench("pipeline", *args, cwd=tmp_path)
+    assert report["card_speed"] == 6
+    assert report["encoder_alone"]["median_s"] == pytest.approx(2, abs=0.2)  # 12 s at 6 x
+    assert report["pipeline"]["median_s"] > 2
+    assert report["batches"] == "shared by tracks"
+    assert "a card at 6 x real time" in done.stdout
+
+
+@pytest.mark.slow
 def test_scaling_measures_skips_and_counts(tmp_path):
     args = ("--durations", "1", "60", "--segs", "full", "--tracks", "5", "--max_memory", "40MB")
     report, done = bench("scaling", *args, cwd=tmp_path)
