@@ -43,6 +43,7 @@ def test_the_embedding_shown_is_what_comes_out(tmp_path, monkeypatch):
 
 def test_every_flag_named_exists():
     scripts = (
+        "benchmarks/pipeline.py",
         "train_probe.py",
         "pretrain_aggregator.py",
         "embed.py",
