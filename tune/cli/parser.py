@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 
 from tune.system.openmp_waiting import wait_without_spinning
-from tune.system.signals import Terminated, exit_on_signal, noted_signals
+from tune.system.signals import Terminated, end_interrupted, exit_on_signal, noted_signals
 
 # What the machine refuses: a message to the user, not a bug.
 ENVIRONMENT = {
@@ -301,6 +301,8 @@ def run_script(main) -> None:
             code = _ended_by(stop.error or error, is_main)
             if code is None:
                 raise
+            if stop.error is not None:
+                end_interrupted(code)
             sys.exit(code)
 
 

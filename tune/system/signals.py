@@ -14,13 +14,15 @@ first one on purpose.
 Child processes get signals once they can handle them (`block_signals`).
 """
 
+import atexit
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 BLOCKED = {signal.SIGINT, signal.SIGTERM}
 AGAIN_S = 1.0
@@ -114,6 +116,25 @@ def noted_signals() -> Iterator[Stop]:
         if stop.error is None:
             for number, handler in before.items():  # finished without a signal
                 signal.signal(number, signal.SIG_DFL if handler is _nothing_begun else handler)
+
+
+def end_interrupted(code: int) -> None:
+    """End after a signal without Python's teardown, once what was registered for it has run.
+
+    The signal may have fallen into a library that was being imported or starting a thread, and
+    taking such a library down has ended in a crash (code -11) when all was closed already. A child
+    of `multiprocessing` returns instead: it still hands its results over.
+    """
+    if multiprocessing.parent_process() is not None:
+        return
+    try:
+        threading._shutdown()  # waits for threads, as Python does
+        atexit._run_exitfuncs()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):  # closed, or a pipe nobody reads
+                stream.flush()
+        os._exit(code)
 
 
 @contextmanager
