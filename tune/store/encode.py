@@ -1,7 +1,7 @@
 """From files to rows of the store: hash, decode, cut, encode, write.
 
 While some tracks are encoded the next ones are hashed and decoded in threads (of many files, each
-with a process that decodes) and the last ones written in another; memory holds a few tracks,
+with a process that decodes) and the last ones written in others; memory holds a few tracks,
 whatever the size of the data set. On a CPU a batch never holds segments of two tracks, on a GPU it
 does (`tune.store.batches`); segments of two lengths never meet, and nothing is padded.
 """
