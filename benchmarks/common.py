@@ -254,11 +254,16 @@ def run_child(script: str, cell: dict) -> dict:
     return {"failed": lines[-1]}
 
 
-def write_report(name: str, args, device: torch.device, results: dict) -> Path:
-    """Write a benchmark's JSON with machine, versions, commit and command; return its path."""
+def write_report(
+    name: str, args, device: torch.device, results: dict, *, variant: str = ""
+) -> Path:
+    """Write a benchmark's JSON with machine, versions, commit and command; return its path.
+
+    Where a benchmark has a `variant`, its file's name says so.
+    """
     slug = "cpu" if device.type == "cpu" else device_name(device).lower().replace(" ", "-")
     nano = "-nano" if args.encoder == "muq-nano" else ""
-    path = args.out or RESULTS / f"{name}-{slug}{nano}.json"
+    path = args.out or RESULTS / f"{name}{variant}-{slug}{nano}.json"
     report = {
         "benchmark": name,
         "command": _command(name),

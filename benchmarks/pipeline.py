@@ -216,10 +216,11 @@ def main(args):
     usual = found[NAMES[kinds[-1]]]
     audio_s = sum(map(len, tracks)) / SAMPLE_RATE
     path = common.write_report(
-        f"{NAME}-card" if args.card_speed else NAME,
+        NAME,
         args,
         device,
         {
+            "encoder": encoder.name,
             "card_speed": args.card_speed,
             "tracks": args.tracks,
             "duration_s": args.duration,
@@ -236,6 +237,7 @@ def main(args):
             "decode_and_resample_in_processes": times["decode in processes"],
             "start_of_processes": times["start of processes"],
         },
+        variant="-card" if args.card_speed else "",
     )
     shown = {
         "decode": "decode and resample alone",
